@@ -1,0 +1,17 @@
+"""The circuits: ansatz templates in plain Qiskit, one short file each.
+
+``build("qrkt", num_qubits=6, layers=1)`` returns a :class:`CircuitTemplate`; ``names()`` lists what is registered;
+``register`` adds your own.
+"""
+
+if __name__ != "qrkt_hw.circuits":
+    raise ImportError("import qrkt_hw.circuits, not circuits: a second copy would be a second registry of templates")
+
+from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, reuploading, ry_rz_ring, rx_ring
+from qrkt_hw.circuits.registry import build, describe, names, register
+from qrkt_hw.circuits.template import CircuitTemplate
+
+__all__ = ["CircuitTemplate", "build", "describe", "names", "register"]
+
+for _module in (qrkt, rx_ring, ry_rz_ring, brickwork, reuploading, real_amplitudes, efficient_su2):
+    register(_module.NAME, _module.template)

@@ -1,0 +1,78 @@
+"""The simulator: one function over tensors, several methods behind it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from qrkt_hw.circuits.analysis import lower
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
+from qrkt_hw.simulator.methods import METHODS
+
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+
+class Simulator:
+    """Expectation values of a template's observables, exact and differentiable to any order.
+
+    Args:
+        template: the circuit.
+        dtype: ``torch.complex64`` or ``torch.complex128``.
+        method: a key of :data:`METHODS`, or ``auto`` for the cheapest that fits the template.
+
+    Raises:
+        UserError: unknown method, or one that cannot evaluate this template.
+        ValueError: another dtype, or a template that cannot be lowered.
+    """
+
+    def __init__(self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto") -> None:
+        if dtype not in REAL:
+            raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
+        self.template = template
+        self.dtype = dtype
+        self.real_dtype = REAL[dtype]
+        program = lower(template)
+        if method == "auto":
+            fitting = [m for m in METHODS.values() if m.supports(program, template.observables)]
+            chosen = min(fitting, key=lambda m: m.cost(program, template.observables))
+        elif method in METHODS:
+            chosen = METHODS[method]
+            if not chosen.supports(program, template.observables):
+                raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}")
+        else:
+            raise UserError(f"no simulation method {method!r}; there are auto, {', '.join(METHODS)}")
+        self.method = chosen.name
+        self._evaluate = chosen(program, template.observables, dtype)
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """Values ``(..., groups, observables)``, real.
+
+        Args:
+            inputs: ``(..., groups, inputs)``.
+            weights: ``(groups, weights)``: one weight set per group.
+
+        Raises:
+            ValueError: shapes that do not fit the template or each other.
+        """
+        self._check(inputs, weights)
+        lead, groups = inputs.shape[:-2], inputs.shape[-2]
+        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
+        values = self._evaluate(flat, weights.to(self.real_dtype))
+        return values.reshape(*lead, groups, len(self.template.observables))
+
+    def _check(self, inputs: Tensor, weights: Tensor) -> None:
+        if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_inputs:
+            raise ValueError(f"inputs must be (..., groups, {self.template.num_inputs}), not {tuple(inputs.shape)}")
+        if tuple(weights.shape) != (inputs.shape[-2], self.template.num_weights):
+            raise ValueError(
+                f"weights must be ({inputs.shape[-2]}, {self.template.num_weights}), not {tuple(weights.shape)}"
+            )
+
+
+@lru_cache(maxsize=256)
+def simulator(template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto") -> Simulator:
+    """A :class:`Simulator`, made once for the same arguments."""
+    return Simulator(template, dtype, method)
