@@ -53,7 +53,9 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"ansatz {name!r} cannot be built with {num_qubits} qubits, {layers} layers: {error}") from error
+        raise UserError(
+            f"ansatz {name!r} cannot be built with {num_qubits} qubits, {layers} layers: {error}"
+        ) from error
     if not isinstance(template, CircuitTemplate):
         raise UserError(f"ansatz {name!r} returned a {type(template).__name__}, not a CircuitTemplate")
     return template

@@ -11,9 +11,7 @@ from qiskit.quantum_info import Pauli, SparsePauliOp
 
 def z_observables(num_qubits: int) -> tuple[SparsePauliOp, ...]:
     """``<Z_j>`` for every qubit j, in order of j."""
-    return tuple(
-        SparsePauliOp.from_sparse_list([("Z", [j], 1.0)], num_qubits=num_qubits) for j in range(num_qubits)
-    )
+    return tuple(SparsePauliOp.from_sparse_list([("Z", [j], 1.0)], num_qubits=num_qubits) for j in range(num_qubits))
 
 
 @dataclass(frozen=True, eq=False)

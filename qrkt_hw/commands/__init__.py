@@ -1,1 +1,42 @@
-""""""
+"""The command line: one file per command. Modules load when their command is used, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from qrkt_hw.commands.lazy import LazyGroup
+
+COMMANDS = {
+    "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
+    "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
+    "circuits": ("qrkt_hw.commands.circuits:circuits", "List and show the circuit templates."),
+    "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),
+    "about": ("qrkt_hw.commands.about:about", "Versions and devices, for a bug report."),
+}
+
+
+@click.group(cls=LazyGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qrkt-hw", prog_name="qrkt-hw")
+def group() -> None:
+    """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
+    from qrkt_hw.errors import UserError
+
+    try:
+        sys.exit(group.main(args=arguments, prog_name="qrkt-hw", standalone_mode=False) or 0)
+    except UserError as error:
+        message = str(error)
+    except click.ClickException as error:
+        message = error.format_message()
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("qrkt-hw: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(0)
+    click.echo("qrkt-hw: " + " ".join(message.split()), err=True)
+    sys.exit(2)

@@ -1,1 +1,1 @@
-""""""
+"""What the bigger commands do."""

@@ -1,1 +1,1 @@
-""""""
+"""Building blocks: quantum layer, projections, attention, feed-forward, Runge-Kutta block, patches."""

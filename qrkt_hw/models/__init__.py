@@ -1,1 +1,1 @@
-""""""
+"""Models: the vision transformer and how options become one."""

@@ -1,1 +1,1 @@
-""""""
+"""Figures from recorded numbers."""

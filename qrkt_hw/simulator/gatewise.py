@@ -119,7 +119,9 @@ class Gatewise:
 
     @staticmethod
     def cost(program: Program, observables: Sequence[SparsePauliOp]) -> float:
-        return 2**program.num_qubits * sum(12 if isinstance(s, Rotation) else 8 * 2 ** len(s.qubits) for s in program.steps)
+        return 2**program.num_qubits * sum(
+            12 if isinstance(s, Rotation) else 8 * 2 ** len(s.qubits) for s in program.steps
+        )
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         batch, groups = inputs.shape[0], inputs.shape[1]

@@ -1,0 +1,3 @@
+from qrkt_hw.commands import main
+
+main()

@@ -1,0 +1,98 @@
+"""Click options generated from the pydantic models, and the merge of preset, file and flags."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.validation import flag, sentence
+
+
+def options_from(model: type[BaseModel], only: Sequence[str] | None = None) -> Callable[[Any], Any]:
+    """Decorate a command with an option per field; a flag that is not given arrives as None."""
+
+    def decorate(command: Any) -> Any:
+        for name, field in reversed(list(model.model_fields.items())):
+            if only is None or name in only:
+                command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> RunOptions:
+    """Defaults, then the preset, then the file, then the flags.
+
+    Raises:
+        UserError: unknown preset, unreadable file, unknown key, wrong type or value: names where it stood.
+    """
+    from qrkt_hw.experiments import presets
+
+    values: dict[str, Any] = {}
+    if preset is not None:
+        values.update(presets.load(preset))
+    if config is not None:
+        values.update(read_config(config))
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        return RunOptions.model_validate({**values, **given})
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
+        where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
+        raise UserError(f"{where}: {sentence(error)}") from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping of names.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config: {path} is not text") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise UserError(f"--config: {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"--config: {path} must hold keys and values, such as 'hidden: 16'")
+    return values
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Any], Any]:
+    kind, choices = _kind(field.annotation)
+    shown = "" if field.default is None else f"  [default: {_show(field.default)}]"
+    help_text = f"{field.description or ''}{shown}"
+    if kind is bool:
+        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=help_text)
+    return click.option(flag(name), name, type=choices or kind, default=None, help=help_text)
+
+
+def _kind(annotation: Any) -> tuple[Any, click.Choice | None]:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return str, click.Choice(list(get_args(annotation)))
+    if origin in (Union, types.UnionType):
+        (inner,) = (a for a in get_args(annotation) if a is not type(None))
+        return _kind(inner)
+    if annotation is Path:
+        return click.Path(path_type=Path), None
+    return annotation, None
+
+
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

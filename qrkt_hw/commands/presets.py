@@ -1,0 +1,29 @@
+"""``qrkt-hw presets list`` and ``show``."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def presets() -> None:
+    """List and show the presets."""
+
+
+@presets.command("list")
+def list_() -> None:
+    """Every preset with its first comment line."""
+    from qrkt_hw.experiments import presets as shipped
+
+    for name in shipped.names():
+        first = shipped.text(name).splitlines()[0].lstrip("# ")
+        click.echo(f"{name:28} {first}")
+
+
+@presets.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """The preset's YAML."""
+    from qrkt_hw.experiments import presets as shipped
+
+    click.echo(shipped.text(name), nl=False)

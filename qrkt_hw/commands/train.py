@@ -1,0 +1,53 @@
+"""``qrkt-hw train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qrkt_hw.commands.options import merge, options_from
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.run import RunOptions
+
+
+@click.command()
+@click.option("--preset", help="start from a preset (qrkt-hw presets list)")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
+@click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
+@click.option("--resume", type=click.Path(path_type=Path), help="go on with this run, with its own options")
+@options_from(RunOptions)
+def train(preset: str | None, config: Path | None, out: Path | None, resume: Path | None, **flags: Any) -> None:
+    """Train a model and leave a run folder.
+
+    Options stack: defaults, --preset, --config, flags. A YAML key is its flag with underscores.
+    """
+    from rich.console import Console
+
+    from qrkt_hw.runs import RunFolder
+    from qrkt_hw.runs.folder import read_json
+
+    console = Console(stderr=True)
+    if resume is not None:
+        given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
+        if given:
+            raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
+        from qrkt_hw.training import fit
+
+        run = fit.resume(RunFolder.open(resume), console)
+    else:
+        options = merge(preset, config, flags)
+        from qrkt_hw.training import fit
+
+        run = fit.start(options, out, console)
+    results = read_json(run.results)
+    test, count = results["test"], results["parameters"]
+    click.echo(
+        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {test['auroc']:.4f}  "
+        f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
+    )
+    click.echo(
+        f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
+    )
+    click.echo(str(run.path))

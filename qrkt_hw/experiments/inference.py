@@ -1,0 +1,67 @@
+"""Inference of a run on a split or on image files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qrkt_hw.data import load_data
+from qrkt_hw.data.batches import loader
+from qrkt_hw.data.images import read_image
+from qrkt_hw.experiments.loading import load
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.training.metrics import classification_metrics, logits_of
+
+BATCH = 256
+
+
+def infer_split(run: RunFolder, split: str, limit: int | None, backend: str) -> dict[str, Any]:
+    """Metrics on a split; the record is kept in the run.
+
+    Returns:
+        ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading).
+    """
+    model = load(run, backend)
+    data = load_data(run.options().model_copy(update={"limit": None}))
+    dataset: Any = data.splits[split]
+    count = min(limit or len(dataset), len(dataset))
+    if count < len(dataset):
+        dataset = torch.utils.data.TensorDataset(*dataset[list(range(count))])
+    started = time.perf_counter()
+    logits, labels = logits_of(model, loader(dataset, BATCH))
+    seconds = time.perf_counter() - started
+    metrics = classification_metrics(logits, labels)
+    record = {"split": split, "count": count, **metrics, "backend": backend, "seconds": round(seconds, 4)}
+    run.keep_inference(record)
+    return record
+
+
+def infer_images(run: RunFolder, paths: Sequence[Path], backend: str) -> dict[str, Any]:
+    """Class and probabilities of image files; the record is kept in the run.
+
+    Returns:
+        ``images``: per file ``file``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
+    """
+    description = run.description()
+    images = torch.stack([read_image(path, description) for path in paths])
+    model = load(run, backend)
+    started = time.perf_counter()
+    with torch.no_grad():
+        probabilities = model(images.to(next(model.parameters()).dtype)).softmax(-1)
+    seconds = time.perf_counter() - started
+    names = description["class_names"]
+    results = [
+        {
+            "file": str(path),
+            "class": names[int(row.argmax())],
+            "probabilities": {name: round(float(p), 6) for name, p in zip(names, row, strict=True)},
+        }
+        for path, row in zip(paths, probabilities, strict=True)
+    ]
+    record = {"images": results, "count": len(results), "backend": backend, "seconds": round(seconds, 4)}
+    run.keep_inference(record)
+    return record

@@ -1,0 +1,87 @@
+"""Transformer blocks: the ordinary pre-norm encoder block and the Runge-Kutta block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from qrkt_hw.layers.attention import Attention
+from qrkt_hw.layers.feedforward import FeedForward
+from qrkt_hw.layers.projection import project_together
+from qrkt_hw.layers.tableaus import Tableau
+
+
+class EncoderBlock(nn.Module):
+    """``y += attention(norm(y))``, then ``y += feed_forward(norm(y))``."""
+
+    def __init__(self, attention: Attention, feed_forward: FeedForward, *, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention = attention
+        self.feed_forward_norm = nn.LayerNorm(hidden)
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``(batch, tokens, hidden)``, same out."""
+        y = y + self.dropout(self.attention(self.attention_norm(y)))
+        return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+
+
+class TransformerField(nn.Module):
+    """The right-hand side ``F(y) = attention(norm(y)) + feed_forward(norm(y))`` in two rounds of circuits.
+
+    Query, key, value and the hidden layer of the feed-forward go together, then the output projection.
+    """
+
+    def __init__(self, norm: nn.Module, attention: Attention, feed_forward: FeedForward, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``(batch, tokens, hidden)``, same out."""
+        z = self.norm(y)
+        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(z)])
+        attended = self.attention.output(self.attention.mix(*qkv))
+        return self.dropout(attended + self.feed_forward.finish(hidden))
+
+
+class RungeKuttaBlock(nn.Module):
+    """One step of an explicit Runge-Kutta method for ``y' = F(y)``.
+
+    Args:
+        field: F, a module that keeps the shape; or one module per stage (the published code's unshared stages).
+        tableau: the method.
+        step: step size h.
+
+    Raises:
+        ValueError: a number of fields that is neither 1 nor the number of stages.
+    """
+
+    def __init__(self, field: nn.Module | Sequence[nn.Module], tableau: Tableau, step: float = 1.0) -> None:
+        super().__init__()
+        fields = [field] if isinstance(field, nn.Module) else list(field)
+        if len(fields) not in (1, tableau.stages):
+            raise ValueError(f"{tableau.name} has {tableau.stages} stages; {len(fields)} fields do not fit")
+        self.fields = nn.ModuleList(fields)
+        self.tableau = tableau
+        self.step = step
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Same shape as ``y``."""
+        slopes: list[Tensor] = []
+        for stage, row in enumerate(self.tableau.a):
+            field = self.fields[stage if len(self.fields) > 1 else 0]
+            slopes.append(field(_combine(y, slopes, row, self.step)))
+        return _combine(y, slopes, self.tableau.b, self.step)
+
+
+def _combine(y: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], step: float) -> Tensor:
+    for slope, weight in zip(slopes, weights, strict=True):
+        if weight:
+            y = y + (step * weight) * slope
+    return y

@@ -1,0 +1,61 @@
+"""Explicit Runge-Kutta methods as data: Butcher tableaus."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """Stage i is ``k_i = F(y + step * sum_j a[i][j] k_j)``; the step is ``y + step * sum_i b[i] k_i``.
+
+    Attributes:
+        name: as on the command line.
+        a: strictly lower triangular, row i with i entries.
+        b: weights of the stages; they sum to 1 for a consistent method.
+        order: order of convergence; None for a rule that is not consistent.
+        reference: its source.
+
+    Raises:
+        ValueError: rows of the wrong length, or weights that do not sum to 1 although an order is claimed.
+    """
+
+    name: str
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    order: int | None
+    reference: str
+
+    def __post_init__(self) -> None:
+        if len(self.a) != len(self.b):
+            raise ValueError(f"tableau {self.name!r}: {len(self.a)} stages but {len(self.b)} weights")
+        for i, row in enumerate(self.a):
+            if len(row) != i:
+                raise ValueError(f"tableau {self.name!r}: row {i} must have {i} entries (explicit), not {len(row)}")
+        if self.order is not None and abs(sum(self.b) - 1) > 1e-12:
+            raise ValueError(f"tableau {self.name!r}: weights sum to {sum(self.b)}, a consistent method needs 1")
+
+    @property
+    def stages(self) -> int:
+        return len(self.b)
+
+
+def _rows(*rows: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
+    return rows
+
+
+EULER = Tableau("rk1", _rows(()), (1.0,), 1, "Euler")
+HEUN = Tableau("rk2", _rows((), (1.0,)), (1 / 2, 1 / 2), 2, "Heun")
+BOGACKI_SHAMPINE = Tableau(
+    "rk3", _rows((), (1 / 2,), (0.0, 3 / 4)), (2 / 9, 3 / 9, 4 / 9), 3, "Bogacki and Shampine 1989, third-order weights"
+)
+CLASSICAL = Tableau(
+    "rk4", _rows((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 2 / 6, 2 / 6, 1 / 6), 4, "Kutta 1901"
+)
+# The thesis' empirical variant against vanishing gradients. Its weights sum to 2: not consistent, no order.
+ENHANCED = Tableau(
+    "rk4-enhanced", _rows((), (1.0,), (0.0, 1.0), (0.0, 0.0, 1.0)), (1.0, 0.0, 0.0, 1.0), None,
+    "QRKT-GAN thesis, 2024: an empirical rule, not a consistent method",
+)  # fmt: skip
+
+TABLEAUS: dict[str, Tableau] = {t.name: t for t in (EULER, HEUN, BOGACKI_SHAMPINE, CLASSICAL, ENHANCED)}

@@ -1,0 +1,112 @@
+"""From options and the shape of the data to a model."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import UserError
+from qrkt_hw.layers.attention import Attention
+from qrkt_hw.layers.blocks import EncoderBlock, RungeKuttaBlock, TransformerField
+from qrkt_hw.layers.feedforward import FeedForward
+from qrkt_hw.layers.projection import ProjectionFactory, QuantumProjection
+from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.layers.tableaus import TABLEAUS
+from qrkt_hw.models.vit import VisionTransformer
+from qrkt_hw.options.model import ModelOptions
+
+DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}
+
+
+def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
+    """The model of these options, freshly initialised from torch's generator.
+
+    Raises:
+        UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
+    """
+    _check(options, shape)
+    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else _linear
+    middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
+    make_attention = partial(
+        Attention, hidden=options.hidden, heads=options.heads, projection=attention, dropout=options.dropout
+    )
+    make_mlp = partial(FeedForward, hidden=options.hidden, size=options.mlp, projection=middle, dropout=options.dropout)
+    blocks: list[nn.Module] = []
+    for _ in range(options.encoder_blocks):
+        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=options.hidden, dropout=options.dropout))
+    tableau = TABLEAUS[options.rk]
+    for _ in range(options.rk_blocks):
+        norm = nn.LayerNorm(options.hidden)
+        count = 1 if options.share_stages else tableau.stages
+        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout) for _ in range(count)]
+        blocks.append(RungeKuttaBlock(fields, tableau))
+    model = VisionTransformer(
+        image_size=shape.image_size,
+        channels=shape.channels,
+        classes=shape.classes,
+        patch=options.patch,
+        hidden=options.hidden,
+        blocks=blocks,
+        positions=options.positions,
+        pool=options.pool,
+        dropout=options.dropout,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, QuantumLayer):
+            module.network.tag = name
+    return model.double() if options.dtype == "complex128" else model
+
+
+def quantum_layers(model: nn.Module) -> list[QuantumLayer]:
+    """All quantum layers of a model, in the order of its modules."""
+    return [m for m in model.modules() if isinstance(m, QuantumLayer)]
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters: ``quantum`` (circuit angles), ``classical`` (all others) and ``total``."""
+    quantum = sum(layer.weight.numel() for layer in quantum_layers(model))
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"quantum": quantum, "classical": total - quantum, "total": total}
+
+
+def largest_circuit(model: nn.Module) -> int:
+    """Qubits of the largest circuit; 0 for a classical model."""
+    return max((layer.template.num_qubits for layer in quantum_layers(model)), default=0)
+
+
+def _linear(features: int) -> nn.Module:
+    return nn.Linear(features, features)
+
+
+def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> ProjectionFactory:
+    def make(features: int) -> nn.Module:
+        layer = QuantumLayer(
+            features,
+            ansatz=options.ansatz,
+            qubits=qubits,
+            layers=options.layers,
+            backend=backend,
+            dtype=DTYPES[options.dtype],
+        )
+        return QuantumProjection(
+            layer, input_scale=options.input_scale, scale=options.output_scale, bias=options.output_bias
+        )
+
+    return make
+
+
+def _check(options: ModelOptions, shape: DataShape) -> None:
+    if shape.image_size % options.patch:
+        raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
+    if options.hidden % options.heads:
+        raise UserError(f"--heads: hidden size {options.hidden} is not divisible by {options.heads} heads")
+    if options.quantum_attention and options.hidden % options.qubits:
+        raise UserError(f"--qubits: hidden size {options.hidden} is not divisible by {options.qubits} qubits per group")
+    if options.quantum_mlp and options.mlp % options.circuit_mlp_qubits:
+        raise UserError(
+            f"--mlp-qubits: MLP size {options.mlp} is not divisible by {options.circuit_mlp_qubits} qubits per group"
+        )

@@ -1,0 +1,55 @@
+"""Options of the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]
+Rule = Literal["rk1", "rk2", "rk3", "rk4", "rk4-enhanced"]
+
+
+class ModelOptions(BaseModel):
+    """The shape of the transformer and of its circuits."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: Literal["vit"] = Field("vit", description="kind of model")
+    projection: Projection = Field("quantum", description="where circuits stand: everywhere, nowhere, or one of both")
+    ansatz: str = Field("ry_rz_ring", description="circuit template: a name, or path/to/file.py:function")
+    qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")
+    layers: int = Field(2, ge=1, le=64, description="layers of the ansatz")
+    hidden: int = Field(16, ge=1, description="width of the tokens")
+    heads: int = Field(4, ge=1, description="attention heads")
+    mlp: int = Field(8, ge=1, description="width of the MLP's hidden layer")
+    mlp_qubits: int | None = Field(
+        None, ge=1, le=28, description="qubits per group in the MLP [default: min(qubits, mlp)]"
+    )
+    patch: int = Field(4, ge=1, description="pixels along a side of a patch")
+    encoder_blocks: int = Field(0, ge=0, description="ordinary encoder blocks in front")
+    rk_blocks: int = Field(2, ge=0, description="Runge-Kutta blocks")
+    rk: Rule = Field("rk2", description="Runge-Kutta rule")
+    share_stages: bool = Field(True, description="all stages of a Runge-Kutta block use the same weights")
+    positions: Literal["learned", "sincos", "none"] = Field("learned", description="position embedding")
+    pool: Literal["mean", "class"] = Field(
+        "mean", description="what the head reads: the mean of the tokens, or a class token"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
+    input_scale: bool = Field(False, description="a learned factor per feature in front of each circuit")
+    output_scale: bool = Field(True, description="a learned factor per feature behind each circuit")
+    output_bias: bool = Field(False, description="a learned offset per feature behind each circuit")
+    dtype: Literal["complex64", "complex128"] = Field("complex64", description="precision of the simulator")
+
+    @property
+    def quantum_attention(self) -> bool:
+        return self.projection in ("quantum", "quantum-attention")
+
+    @property
+    def quantum_mlp(self) -> bool:
+        return self.projection in ("quantum", "quantum-mlp")
+
+    @property
+    def circuit_mlp_qubits(self) -> int:
+        """Qubits per group in the MLP, the default resolved."""
+        return self.mlp_qubits or min(self.qubits, self.mlp)

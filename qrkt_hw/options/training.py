@@ -1,0 +1,27 @@
+"""Options of the training."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainingOptions(BaseModel):
+    """Optimiser and schedule."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = Field(40, ge=1, description="passes over the training images")
+    learning_rate: float = Field(0.01, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay follows")
+    clip: float = Field(1.0, gt=0, description="gradient norm at which gradients are clipped")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of weights, batches and dropout")
+
+
+class BackendOptions(BaseModel):
+    """Where the circuits run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backend: str = Field("exact", description="backend by its name in backends.yaml")

@@ -1,0 +1,127 @@
+"""Train a model into a run folder, or go on where a run stopped."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+from safetensors.torch import load_file
+
+from qrkt_hw.data import Data, load_data
+from qrkt_hw.data.batches import loader
+from qrkt_hw.errors import UserError
+from qrkt_hw.models.build import build_model, count_parameters, largest_circuit
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.plots.training import plot_confusion, plot_curves
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.training.classifier import Classifier
+from qrkt_hw.training.metrics import classification_metrics, logits_of
+from qrkt_hw.training.progress import LiveProgress
+from qrkt_hw.training.recorder import Recorder
+
+EVALUATION_BATCH = 256
+
+
+def start(options: RunOptions, out: Path | None, console: Console) -> RunFolder:
+    """Train from scratch; returns the run.
+
+    Raises:
+        UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
+            behind then.
+    """
+    data = load_data(options)
+    model = _fresh_model(options, data)  # before the folder appears: impossible options leave nothing behind
+    run = RunFolder.create(options, data.describe(), out)
+    return _fit(run, options, data, model, console)
+
+
+def resume(run: RunFolder, console: Console) -> RunFolder:
+    """Go on with a run from its last whole epoch, with its own configuration.
+
+    Raises:
+        UserError: a damaged run.
+    """
+    options = run.options()
+    data = load_data(options)
+    return _fit(run, options, data, _fresh_model(options, data), console)
+
+
+def _fresh_model(options: RunOptions, data: Data) -> torch.nn.Module:
+    torch.manual_seed(options.seed)
+    return build_model(options, data.shape, options.backend)
+
+
+def _fit(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, console: Console) -> RunFolder:
+    train = loader(data.splits["train"], options.batch_size, options.seed)
+    validation = loader(data.splits["validation"], EVALUATION_BATCH)
+    console.print(f"run {run.path}", highlight=False)
+    recorder = Recorder(run)
+    quiet()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=options.epochs,
+        gradient_clip_val=options.clip,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
+        log_every_n_steps=1_000_000,
+        callbacks=[LiveProgress(console, len(train)), recorder],
+    )
+    checkpoint = run.checkpoint if run.checkpoint.is_file() else None
+    try:
+        trainer.fit(Classifier(model, options, len(train)), train, validation, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, KeyError, EOFError) as error:
+        if checkpoint is not None and trainer.global_step == 0:
+            raise UserError(f"{checkpoint} is damaged: {type(error).__name__}") from error
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if checkpoint is not None and not recorder.history:
+        raise UserError(f"{checkpoint} is damaged: it holds no history")
+    _conclude(run, options, data, model, recorder)
+    return run
+
+
+def _conclude(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder) -> None:
+    model.load_state_dict(load_file(run.model))
+    results: dict[str, Any] = {}
+    started = time.perf_counter()
+    for split in ("test", "validation"):
+        logits, labels = logits_of(model, loader(data.splits[split], EVALUATION_BATCH))
+        results[split] = classification_metrics(logits, labels)
+        if split == "test":
+            plot_confusion(logits.argmax(-1), labels, data.class_names, run.plots / "confusion.png")
+    plot_curves(recorder.history, recorder.best_epoch, run.plots / "curves.png")
+    write_json(
+        run.results,
+        {
+            **results,
+            "parameters": count_parameters(model),
+            "qubits": largest_circuit(model),
+            "train_seconds": round(recorder.train_seconds, 3),
+            "cpu_seconds": round(recorder.cpu_seconds, 3),
+            "evaluation_seconds": round(time.perf_counter() - started, 3),
+            "best_epoch": recorder.best_epoch,
+            "seed": options.seed,
+            "backend": options.backend,
+        },
+    )
+
+
+def quiet() -> None:
+    """Lightning's remarks about accelerators and workers say nothing to our user."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
