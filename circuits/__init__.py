@@ -7,7 +7,7 @@
 if __name__ != "qrkt_hw.circuits":
     raise ImportError("import qrkt_hw.circuits, not circuits: a second copy would be a second registry of templates")
 
-from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, reuploading, ry_rz_ring, rx_ring
+from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, reuploading, rx_ring, ry_rz_ring
 from qrkt_hw.circuits.registry import build, describe, names, register
 from qrkt_hw.circuits.template import CircuitTemplate
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qiskit.circuit.library import efficient_su2
-
 from qrkt_hw.circuits.library import behind_angle_encoding
 from qrkt_hw.circuits.template import CircuitTemplate
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from qrkt_hw.circuits.template import CircuitTemplate
+
 from qrkt_hw.errors import UserError
 
 Factory = Callable[[int, int], CircuitTemplate]

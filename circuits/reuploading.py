@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-
 from qrkt_hw.circuits.template import CircuitTemplate, ring
 
 NAME = "reuploading"

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import CircuitInstruction, Parameter, ParameterExpression, QuantumCircuit
 from qiskit.quantum_info import Operator
-
 from qrkt_hw.circuits.template import CircuitTemplate
 
 LARGEST_FIXED = 6  # qubits up to which an unknown gate is taken as one matrix
