@@ -22,6 +22,7 @@ def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path
     for axes, name in ((left, "cross-entropy"), (right, "validation")):
         axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch ({best_epoch})")
         tidy(axes, "epoch", name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False)
     return save(figure, path)
 
