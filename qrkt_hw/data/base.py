@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +41,7 @@ class Data:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    splits: dict[str, Dataset[Any]] = field(repr=False)
+    splits: Mapping[str, Dataset[Any]] = field(repr=False)
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps to use its model without the data (``data.json``)."""
