@@ -39,7 +39,7 @@ def split_encoding(program: Program) -> tuple[dict[int, Rotation], list[Step]]:
 
 
 def segments(steps: Sequence[Step], program: Program) -> list[tuple[bool, list[Step]]]:
-    """Runs of steps as ``(depends on inputs, steps)``; a step moves ahead of others on disjoint qubits to join a run."""
+    """Runs of steps as ``(depends on inputs, steps)``; a step may overtake others on disjoint qubits."""
     runs: list[tuple[bool, list[Step]]] = []
     for step in steps:
         data = program.uses_inputs(step)

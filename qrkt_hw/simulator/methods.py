@@ -1,6 +1,7 @@
 """The methods by name. A method is a class with ``name``, ``supports``, ``cost`` and ``__call__(inputs, weights)``.
 
-``inputs`` is ``(batch, groups, inputs)``, ``weights`` ``(groups, weights)``, the value ``(batch, groups, observables)``.
+``inputs`` is ``(batch, groups, inputs)``, ``weights`` ``(groups, weights)``, the result
+``(batch, groups, observables)``.
 """
 
 from __future__ import annotations
