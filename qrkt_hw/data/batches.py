@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 
@@ -31,4 +32,6 @@ class EpochBatches(Sampler[list[int]]):
 
 def loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> DataLoader[Any]:
     """Batches of a data set that takes index lists; in order without a seed."""
-    return DataLoader(dataset, batch_size=None, sampler=EpochBatches(len(dataset), batch_size, seed))  # type: ignore[arg-type]
+    batches = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
+    # a generator of its own: a new iterator would draw from torch's, and dropout depend on when it is made
+    return DataLoader(dataset, batch_size=None, sampler=batches, generator=torch.Generator())
