@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,26 @@ class RunFolder:
         if missing:
             raise UserError(f"{self.data} is damaged: it lacks {', '.join(sorted(missing))}")
         return value
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only process that trains into this run; clears away what a killed one left half-written.
+
+        Raises:
+            UserError: another process is training into it, or the folder cannot be written.
+        """
+        try:
+            handle = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"run: {self.path} cannot be written: {error.strerror}") from error
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"run: another process is training into {self.path}") from error
+            for leftover in self.path.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield
 
     def keep_inference(self, record: dict[str, Any]) -> Path:
         """Write an inference under a name of its own; returns the file."""

@@ -40,7 +40,8 @@ def start(options: RunOptions, out: Path | None, console: Console) -> RunFolder:
     data = load_data(options)
     model = _fresh_model(options, data)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
-    return _fit(run, options, data, model, console)
+    with run.writing():
+        return _fit(run, options, data, model, console)
 
 
 def resume(run: RunFolder, console: Console) -> RunFolder:
@@ -51,7 +52,8 @@ def resume(run: RunFolder, console: Console) -> RunFolder:
     """
     options = run.options()
     data = load_data(options)
-    return _fit(run, options, data, _fresh_model(options, data), console)
+    with run.writing():
+        return _fit(run, options, data, _fresh_model(options, data), console)
 
 
 def _fresh_model(options: RunOptions, data: Data) -> torch.nn.Module:
@@ -78,19 +80,30 @@ def _fit(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module
         log_every_n_steps=1_000_000,
         callbacks=[LiveProgress(console, len(train)), recorder],
     )
-    checkpoint = run.checkpoint if run.checkpoint.is_file() else None
-    try:
-        trainer.fit(Classifier(model, options, len(train)), train, validation, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, KeyError, EOFError) as error:
-        if checkpoint is not None and trainer.global_step == 0:
-            raise UserError(f"{checkpoint} is damaged: {type(error).__name__}") from error
-        raise
+    checkpoint = _whole_checkpoint(run)
+    trainer.fit(Classifier(model, options, len(train)), train, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    if checkpoint is not None and not recorder.history:
-        raise UserError(f"{checkpoint} is damaged: it holds no history")
     _conclude(run, options, data, model, recorder)
     return run
+
+
+def _whole_checkpoint(run: RunFolder) -> Path | None:
+    """The checkpoint to go on from; None where no epoch was finished yet.
+
+    Raises:
+        UserError: it cannot be read, or it is not one of ours.
+    """
+    if not run.checkpoint.is_file():
+        return None
+    try:
+        content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
+        content["callbacks"][Recorder.__qualname__]["history"][0]
+    except Exception as error:  # torch raises many kinds for a file that is not whole
+        raise UserError(
+            f"{run.checkpoint} is damaged ({type(error).__name__}); remove it to train this run from the start"
+        ) from error
+    return run.checkpoint
 
 
 def _conclude(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder) -> None:

@@ -1,0 +1,90 @@
+"""Run the command line and kill this very process (SIGKILL) at a named moment.
+
+Usage: ``python killing.py MOMENT arguments of qrkt-hw...``
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def before(owner: Any, name: str, nth: int) -> None:
+    """Die at the ``nth`` call of ``owner.name``, before it does anything."""
+    _wrap(owner, name, nth, lambda original, args, kwargs: die())
+
+
+def after(owner: Any, name: str, nth: int) -> None:
+    """Die when the ``nth`` call of ``owner.name`` has returned."""
+
+    def run(original: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        original(*args, **kwargs)
+        die()
+
+    _wrap(owner, name, nth, run)
+
+
+def _wrap(owner: Any, name: str, nth: int, action: Callable[..., None]) -> None:
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == nth:
+            action(original, args, kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def half_written_checkpoint(nth: int) -> None:
+    """Die while the ``nth`` checkpoint is written: half of its bytes are in the temporary file."""
+    from lightning.pytorch import Trainer
+
+    original, calls = Trainer.save_checkpoint, [0]
+
+    def save(self: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, path, *args, **kwargs)
+        calls[0] += 1
+        if calls[0] == nth:
+            os.truncate(path, os.path.getsize(path) // 2)  # noqa: PTH202
+            die()
+
+    Trainer.save_checkpoint = save  # type: ignore[method-assign]
+
+
+def arrange(moment: str) -> None:
+    from qrkt_hw.runs import RunFolder
+    from qrkt_hw.training import fit, recorder
+    from qrkt_hw.training.classifier import Classifier
+    from qrkt_hw.training.recorder import Recorder
+
+    moments: dict[str, Callable[[], None]] = {
+        "folder-made": lambda: after(RunFolder, "create", 1),
+        "first-step": lambda: before(Classifier, "training_step", 1),
+        "first-epoch": lambda: after(Classifier, "training_step", 3),
+        "first-validation": lambda: after(Classifier, "validation_step", 1),
+        "metrics-written-first-epoch": lambda: after(Recorder, "_write_metrics", 1),
+        "second-epoch": lambda: after(Classifier, "training_step", 6),
+        "later-validation": lambda: after(Classifier, "validation_step", 2),
+        "best-model-written": lambda: after(recorder, "save_file", 2),
+        "checkpoint-half-written": lambda: half_written_checkpoint(2),
+        "checkpoint-written": lambda: after(recorder, "replace_with", 4),
+        "last-epoch": lambda: before(Classifier, "training_step", 12),
+        "evaluation": lambda: before(fit, "plot_confusion", 1),
+        "before-results": lambda: before(fit, "write_json", 1),
+    }
+    moments[moment]()
+
+
+if __name__ == "__main__":
+    from qrkt_hw.commands import main
+
+    arrange(sys.argv[1])
+    main(sys.argv[2:])

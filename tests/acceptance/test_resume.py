@@ -1,0 +1,76 @@
+"""Training killed at any moment and resumed equals training that was never interrupted, bit for bit."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.acceptance
+KILLER = Path(__file__).with_name("killing.py")
+TRAIN = ["train", "--epochs", "3", "--limit", "200", "--batch-size", "50", "--rk", "rk1", "--rk-blocks", "1"]
+TRAIN += ["--warmup-steps", "2"]
+MOMENTS = [
+    "folder-made", "first-step", "first-epoch", "first-validation", "metrics-written-first-epoch", "second-epoch",
+    "later-validation", "best-model-written", "checkpoint-half-written", "checkpoint-written", "last-epoch",
+    "evaluation", "before-results",
+]  # fmt: skip
+QUICK = {"first-epoch", "best-model-written", "checkpoint-half-written"}
+
+
+def qrkt(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "qrkt_hw", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
+    )
+
+
+def trained(folder: Path):
+    """Weights, and metrics without the columns that hold times."""
+    with (folder / "metrics.csv").open() as handle:
+        rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(handle)]
+    results = json.loads((folder / "results.json").read_text())
+    return (folder / "model.safetensors").read_bytes(), rows, results["test"], results["best_epoch"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    finished = qrkt(*TRAIN, "--out", "run", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return trained(folder / "run")
+
+
+@pytest.mark.parametrize("moment", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
+def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path):
+    killed = subprocess.run(
+        [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    before = epochs_kept(tmp_path / "run")
+    resumed = qrkt("train", "--resume", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert trained(tmp_path / "run") == uninterrupted
+    # at most one epoch of work is repeated: what the metrics file had is at most one epoch ahead of the checkpoint
+    steps = [line for line in resumed.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(steps) <= 3 - before + 1
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+def epochs_kept(folder: Path) -> int:
+    metrics = folder / "metrics.csv"
+    return len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
+
+
+def test_the_same_seed_gives_the_same_weights(uninterrupted, tmp_path):
+    assert qrkt(*TRAIN, "--out", "again", cwd=tmp_path).returncode == 0
+    assert trained(tmp_path / "again")[0] == uninterrupted[0]
+    assert qrkt(*TRAIN, "--seed", "7", "--out", "other", cwd=tmp_path).returncode == 0
+    assert trained(tmp_path / "other")[0] != uninterrupted[0]
+
+
+def test_a_finished_run_resumes_to_itself(uninterrupted, tmp_path):
+    assert qrkt(*TRAIN, "--out", "run", cwd=tmp_path).returncode == 0
+    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert trained(tmp_path / "run") == uninterrupted
