@@ -13,17 +13,28 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.experiments.loading import load
+from qrkt_hw.layers.ablation import ablated
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
 
 
-def infer_split(run: RunFolder, split: str, limit: int | None, backend: str) -> dict[str, Any]:
+def infer_split(
+    run: RunFolder, split: str, limit: int | None, backend: str, ablate: Sequence[str] = ()
+) -> dict[str, Any]:
     """Metrics on a split; the record is kept in the run.
 
+    Args:
+        run: the run.
+        split: ``test`` or ``validation``.
+        limit: only the first images.
+        backend: where the circuits run.
+        ablate: names of :data:`qrkt_hw.layers.ablation.REPLACEMENTS` to evaluate beside the model itself.
+
     Returns:
-        ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading).
+        ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
+        with ablations ``ablations``: name to metrics.
     """
     model = load(run, backend)
     data = load_data(run.options().model_copy(update={"limit": None}))
@@ -36,6 +47,12 @@ def infer_split(run: RunFolder, split: str, limit: int | None, backend: str) -> 
     seconds = time.perf_counter() - started
     metrics = classification_metrics(logits, labels)
     record = {"split": split, "count": count, **metrics, "backend": backend, "seconds": round(seconds, 4)}
+    if ablate:
+        record["ablations"] = {}
+        for name in ablate:
+            with ablated(model, name):
+                found = classification_metrics(*logits_of(model, loader(dataset, BATCH)))
+            record["ablations"][name] = found
     run.keep_inference(record)
     return record
 

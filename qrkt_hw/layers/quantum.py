@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ class QuantumLayer(TorchConnector):
         else:
             self.weight.data = torch.as_tensor(initial_weights, dtype=real).detach().clone().reshape(-1)
         self.features = features
+        # for ablations (qrkt_hw.layers.ablation): what stands in for the circuit's values
+        self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
         self.groups = groups
         self.template = template
         self.dtype = dtype
@@ -144,4 +147,8 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
         parts = values.split([g[1].shape[0] for g in grouped], dim=-2)
         for place, part in zip(places, parts, strict=True):
             results[place] = part.flatten(-2)
-    return [r for r in results if r is not None]
+    return [
+        values if layer.replacement is None else layer.replacement(values, inputs)
+        for (layer, inputs), values in zip(jobs, results, strict=True)
+        if values is not None
+    ]

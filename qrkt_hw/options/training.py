@@ -10,12 +10,15 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: int = Field(40, ge=1, description="passes over the training images")
-    learning_rate: float = Field(0.01, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of AdamW")
+    epochs: int = Field(30, ge=1, description="passes over the training images")
+    learning_rate: float = Field(0.02, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of AdamW")
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay follows")
     clip: float = Field(1.0, gt=0, description="gradient norm at which gradients are clipped")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch [default: 1 where a batch is too small to share, else all cores]"
+    )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of weights, batches and dropout")
 
 

@@ -62,6 +62,7 @@ def _fresh_model(options: RunOptions, data: Data) -> torch.nn.Module:
 
 
 def _fit(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, console: Console) -> RunFolder:
+    torch.set_num_threads(options.threads or threads_for(options, data))
     train = loader(data.splits["train"], options.batch_size, options.seed)
     validation = loader(data.splits["validation"], EVALUATION_BATCH)
     console.print(f"run {run.path}", highlight=False)
@@ -130,6 +131,18 @@ def _conclude(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.M
             "backend": options.backend,
         },
     )
+
+
+# amplitudes in one projection of a batch below which waking a second thread costs more than it brings
+WORTH_SHARING = 200_000
+
+
+def threads_for(options: RunOptions, data: Data) -> int:
+    """1 where the largest tensors of a step are small, else torch's default."""
+    tokens = (data.shape.image_size // options.patch) ** 2
+    growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
+    amplitudes = options.batch_size * tokens * options.hidden * growth
+    return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()
 
 
 def quiet() -> None:

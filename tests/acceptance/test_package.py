@@ -1,0 +1,86 @@
+"""The wheel holds everything; the checkout has the names the user asked for; help is instant."""
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import qrkt_hw
+
+pytestmark = pytest.mark.acceptance
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd, capture_output=True, text=True, timeout=240, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_help_in_under_half_a_second(tmp_path):
+    python("-m", "qrkt_hw", "--help", cwd=tmp_path)  # compile and warm the disk
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert python("-m", "qrkt_hw", "--help", cwd=tmp_path).returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_the_root_holds_the_names_asked_for():
+    for name in ("qrkt_hw", "circuits", "tests"):
+        assert (ROOT / name).is_dir() and not (ROOT / name).is_symlink()
+    for name in ("backends.yaml", "cli.py", "pyproject.toml"):
+        assert (ROOT / name).is_file() and not (ROOT / name).is_symlink()
+    helped = python("cli.py", "--help", cwd=ROOT)
+    assert helped.returncode == 0 and "train" in helped.stdout
+
+
+def test_circuits_cannot_be_imported_twice():
+    result = python("-c", "import circuits", cwd=ROOT)
+    assert result.returncode == 1 and "qrkt_hw.circuits" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, installed into a folder of its own; the packages it needs come from this environment."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = python("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, ROOT, cwd=folder)
+    if built.returncode:  # an environment without setuptools builds in isolation
+        built = python("-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT, cwd=folder)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_holds_every_module_and_data_file(installed):
+    wanted = {p.relative_to(ROOT) for p in (ROOT / "qrkt_hw").rglob("*") if p.suffix in (".py", ".yaml", ".typed")}
+    wanted |= {Path("qrkt_hw") / p.relative_to(ROOT) for p in (ROOT / "circuits").rglob("*.py")}
+    missing = {str(p) for p in wanted if not (installed / p).is_file()}
+    assert not missing
+    assert (installed / "qrkt_hw" / "backends.yaml").read_text() == (ROOT / "backends.yaml").read_text()
+
+
+def test_the_wheel_works_from_any_folder(installed, tmp_path):
+    script = (
+        "import qrkt_hw, qrkt_hw.circuits as c, sys\n"
+        "from qrkt_hw.experiments import presets\n"
+        "from qrkt_hw import backends, QuantumLayer\n"
+        "print(qrkt_hw.__file__, len(c.names()), presets.names(), backends.get('exact').name)\n"
+    )
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(str(installed)) and "digits" in result.stdout
+
+
+def test_the_version_is_stated_once():
+    from importlib.metadata import version
+
+    assert version("qrkt-hw") == qrkt_hw.__version__
