@@ -61,6 +61,9 @@ class CircuitTemplate:
             if instruction.clbits or instruction.operation.name == "reset":
                 raise ValueError(f"template {self.name!r}: {instruction.operation.name} is not allowed in a template")
 
+    def __deepcopy__(self, memo: dict) -> CircuitTemplate:
+        return self  # never changed, and the key of everything that is compiled from it
+
     @property
     def num_qubits(self) -> int:
         return self.circuit.num_qubits

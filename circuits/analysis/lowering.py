@@ -137,7 +137,7 @@ def _lower(
     if not symbolic and (len(qubits) <= LARGEST_FIXED or gate.definition is None):
         yield Fixed(_matrix(gate), qubits, name, place)
         return
-    rotations = _rotations(name, [_affine(p, index, name) for p in gate.params] if symbolic else [], qubits)
+    rotations = _rotations(name, [affine(p, index, name) for p in gate.params] if symbolic else [], qubits)
     if rotations is None:
         yield from _definition(gate.definition, name, qubits, index, place)
         return
@@ -183,7 +183,12 @@ def _rotations(
     return None
 
 
-def _affine(value: ParameterExpression | float, index: dict[Parameter, int], gate: str) -> Affine:
+def affine(value: ParameterExpression | float, index: dict[Parameter, int], gate: str) -> Affine:
+    """A gate's parameter as an affine function of the template's parameters.
+
+    Raises:
+        ValueError: it is not linear, or complex.
+    """
     if not isinstance(value, ParameterExpression):
         return Affine(offset=float(np.real(value)))
     terms = []

@@ -1,6 +1,6 @@
 """Where circuits run: ``backends.yaml`` turned into :class:`Backend` objects."""
 
-from qrkt_hw.backends.base import Backend, Call, Counters
-from qrkt_hw.backends.registry import get
+from qrkt_hw.backends.base import Backend, Call, Counters, Gradient
+from qrkt_hw.backends.registry import BackendWarning, get, listing, resolve
 
-__all__ = ["Backend", "Call", "Counters", "get"]
+__all__ = ["Backend", "BackendWarning", "Call", "Counters", "Gradient", "get", "listing", "resolve"]

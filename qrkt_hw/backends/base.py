@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from qrkt_hw.circuits.template import CircuitTemplate
+
+Gradient = Literal["adjoint", "parameter_shift", "spsa"]
+
+
+class TensorFunction(Protocol):
+    """Evaluates a template on tensors: ``(..., groups, inputs)`` and ``(groups, weights)`` to ``(..., groups, values)``."""
+
+    method: Any
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +58,7 @@ class Counters:
 
     Attributes:
         rounds: calls of :meth:`Backend.run`; each waits for the one before it.
-        circuits: parameter sets evaluated.
+        circuits: circuits evaluated: parameter sets x measurement bases.
         executions: circuits x shots on a device; 0 without sampling.
         seconds: wall time spent inside the backend.
     """
@@ -61,20 +74,34 @@ class Backend(ABC):
 
     Attributes:
         name: its name in ``backends.yaml``.
+        kind: what it is, such as ``exact simulator``.
         shots: samples per circuit; None where values are exact.
-        differentiable: the torch simulator computes exactly the same values, so layers go straight through it.
+        gradient: how layers differentiate where they cannot go straight through :meth:`simulator`.
+        perturbation: size of the SPSA step in radians.
+        differentiable: :meth:`simulator` computes exactly what :meth:`run` returns, so layers go straight through it.
         target: what to transpile to; None where no transpilation is needed.
         counters: circuits, executions, rounds and seconds so far.
+        fell_back_from: the backend that was asked for and could not be used; None otherwise.
+        notice: what the user must be told about this backend; None where there is nothing.
     """
 
     name: str
+    kind: str = "backend"
     shots: int | None = None
+    gradient: Gradient = "adjoint"
+    perturbation: float = 0.1
     differentiable: bool = False
     target: Any = None
+    fell_back_from: str | None = None
+    notice: str | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.counters = Counters()
+        self._progress: Callable[[str], None] | None = None
+
+    def __deepcopy__(self, memo: dict) -> Backend:
+        return self  # a place, not a value: copies of a model run there too
 
     @abstractmethod
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
@@ -83,21 +110,83 @@ class Backend(ABC):
         Calls given together are independent of each other: a backend may pack, submit and await them together.
         """
 
+    def simulator(
+        self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
+    ) -> TensorFunction | None:
+        """A differentiable function with exactly the values of :meth:`run`; None where there is none for the template."""
+        return None
+
+    def about(self) -> dict[str, Any]:
+        """What a report says of it: ``name, kind, shots, gradient``; ``device`` and ``calibrated`` where it has them."""
+        found: dict[str, Any] = {
+            "name": self.name, "kind": self.kind, "shots": self.shots, "gradient": self.gradient,
+        }  # fmt: skip
+        if self.fell_back_from is not None:
+            found["fell_back_from"] = self.fell_back_from
+        return found
+
     @contextmanager
     def open(
         self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
     ) -> Iterator[Backend]:
-        """Hold what a run of many rounds needs (session, limits); here nothing is needed."""
-        yield self
+        """Hold what a run of many rounds needs.
+
+        Args:
+            journal: where finished work is kept so that it is not paid for twice; simulators repeat instead.
+            budget: limits in executions, seconds or money; simulators cost nothing.
+            progress: is told in a few words what is being waited for.
+        """
+        before, self._progress = self._progress, progress
+        try:
+            yield self
+        finally:
+            self._progress = before
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches what is being waited for."""
+        if self._progress is not None:
+            self._progress(text)
+
+
+class LocalBackend(Backend):
+    """Evaluates call after call on this machine and counts."""
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        started = time.perf_counter()
+        circuits = sum(call.samples * self._bases(call.template) for call in calls)
+        tags = ", ".join(call.tag for call in calls if call.tag)
+        self.say(f"round {self.counters.rounds + 1}: {circuits:,} circuits on {self.name}" + (f" ({tags})" if tags else ""))
+        values = [self._evaluate(call).reshape(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
+        self.counters.rounds += 1
+        self.counters.circuits += circuits
+        self.counters.executions += circuits * (self.shots or 0)
+        self.counters.seconds += time.perf_counter() - started
+        return values
+
+    def _bases(self, template: CircuitTemplate) -> int:
+        """How many circuits one parameter set takes."""
+        return 1
+
+    @abstractmethod
+    def _evaluate(self, call: Call) -> NDArray[np.float64]:
+        """Values ``(samples, observables)`` of a call."""
 
 
 @dataclass
 class Description:
-    """How a backend is shown in a listing."""
+    """How a backend is shown in a listing.
+
+    Attributes:
+        name, kind: of the backend.
+        qubits: the largest circuit it takes; None where memory decides.
+        shots: per circuit; None for exact values.
+        available: whether it can be used here.
+        remark: why not, or what else is to be said.
+    """
 
     name: str
     kind: str
     qubits: int | None = None
     shots: int | None = None
     available: bool = True
-    remark: str = field(default="")
+    remark: str = ""

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.base import Call, Gradient, LocalBackend, TensorFunction
+from qrkt_hw.backends.grouping import evaluate_by_weights
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import simulator
 
 
-class ExactBackend(Backend):
-    """Exact expectation values by the torch simulator in complex128; layers differentiate straight through it."""
+class ExactBackend(LocalBackend):
+    """Exact expectation values by the torch simulator; layers differentiate straight through it.
 
-    differentiable = True
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto``: layers compute where their tensors are, ``run`` on CUDA where there is one.
+        gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
 
-    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        started = time.perf_counter()
-        values = [self._evaluate(call) for call in calls]
-        self.counters.rounds += 1
-        self.counters.circuits += sum(call.samples for call in calls)
-        self.counters.seconds += time.perf_counter() - started
-        return values
+    Raises:
+        UserError: ``cuda`` where torch sees no GPU.
+    """
+
+    kind = "exact simulator"
+
+    def __init__(self, name: str, device: str = "auto", gradient: Gradient = "adjoint") -> None:
+        super().__init__(name)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"backend {name!r}: device is 'cuda', but torch sees no GPU here; device: auto or cpu works")
+        self.device = device
+        self.gradient = gradient
+        self.differentiable = gradient == "adjoint"
+
+    def simulator(
+        self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
+    ) -> TensorFunction:
+        function = simulator(template, dtype, method)
+        return function if self.device == "auto" else OnDevice(function, self.device)
+
+    def about(self) -> dict[str, Any]:
+        return {**super().about(), "device": self._device()}
+
+    def _device(self) -> str:
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
-        template = call.template
-        flat = torch.from_numpy(np.ascontiguousarray(call.values, dtype=np.float64).reshape(call.samples, -1))
-        weights = flat[:, template.num_inputs :]
-        sets, which = torch.unique(weights, dim=0, return_inverse=True)
-        evaluate = simulator(template, torch.complex128)
-        result = torch.empty(len(flat), template.num_outputs, dtype=torch.float64)
-        with torch.no_grad():
-            for k, weight_set in enumerate(sets):
-                chosen = which == k
-                result[chosen] = evaluate(flat[chosen, None, : template.num_inputs], weight_set[None])[:, 0]
-        return result.numpy().reshape(*call.values.shape[:-1], template.num_outputs)
+        function = simulator(call.template, torch.complex128)
+        return evaluate_by_weights(call, function, call.template.num_outputs, self._device())
+
+
+class OnDevice:
+    """A tensor function that computes on one device and returns where its input was."""
+
+    def __init__(self, function: TensorFunction, device: str) -> None:
+        self.function, self.device = function, device
+
+    @property
+    def method(self) -> str:
+        return self.function.method
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        return self.function(inputs.to(self.device), weights.to(self.device)).to(inputs.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnDevice) and (self.function, self.device) == (other.function, other.device)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.device))

@@ -1,55 +1,165 @@
-"""Reading ``backends.yaml`` and making backends by name."""
+"""Backends by name."""
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from qrkt_hw.backends.base import Backend
+from qrkt_hw.backends import ibm
+from qrkt_hw.backends.base import Backend, Description, Gradient
+from qrkt_hw.backends.files import layers
+from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.validation import sentence
 
 
-class Entry(BaseModel):
-    """One backend of ``backends.yaml``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    provider: str = Field(description="what runs the circuits: exact")
-    device: str = Field("auto", description="for the exact simulator: auto, cpu or cuda")
+class BackendWarning(UserWarning):
+    """The backend that was asked for cannot be used; its fallback takes its place."""
 
 
-@lru_cache(maxsize=1)
-def entries() -> dict[str, Entry]:
-    """The entries of the shipped file, with ``./backends.yaml`` laid over it by name."""
-    merged: dict[str, Any] = yaml.safe_load(resources.files("qrkt_hw").joinpath("backends.yaml").read_text())
-    local = Path("backends.yaml")
-    if local.is_file():
-        merged.update(yaml.safe_load(local.read_text()) or {})
-    found = {}
-    for name, value in merged.items():
-        try:
-            found[name] = Entry.model_validate(value)
-        except ValidationError as error:
-            raise UserError(f"backends.yaml: entry {name!r}: {sentence(error)}") from error
-    return found
+def get(name: str) -> Backend:
+    """The backend of that name as its entry says; the same object for the same name.
+
+    Raises:
+        UserError: no such backend, or one that cannot be used here.
+    """
+    return _shared(name, Path.cwd())
 
 
 @lru_cache(maxsize=16)
-def get(name: str) -> Backend:
-    """The backend of that name; the same object for the same name.
+def _shared(name: str, folder: Path) -> Backend:
+    return resolve(name)
+
+
+def resolve(
+    name: str,
+    *,
+    shots: int | None = None,
+    gradient: Gradient | None = None,
+    strict: bool = False,
+    file: Path | None = None,
+    seed: int | None = None,
+) -> Backend:
+    """A new backend by its entry.
+
+    Args:
+        name: in ``backends.yaml``, or any ``fake_NAME`` of the IBM runtime.
+        shots: instead of the entry's; 0 for exact values.
+        gradient: instead of the entry's.
+        strict: refuse where the fallback would have to serve.
+        file: another ``backends.yaml`` over all others.
+        seed: of the samples where the entry has none.
 
     Raises:
-        UserError: no such backend, or an entry that cannot be used.
+        UserError: no such backend, a broken file, or a backend that cannot be used here.
     """
-    from qrkt_hw.backends.exact import ExactBackend
+    known = {key: entry for key, (entry, _) in layers(file).items()}
+    entry = _entry(name, known)
+    asked, problem = name, unavailable(entry)
+    first = problem
+    while problem is not None:
+        following = getattr(entry, "fallback", None)
+        if strict or following is None:
+            why = " (--strict-backend: no fallback)" if strict and following is not None else ""
+            raise UserError(f"--backend: {name} cannot be used here: {problem}{why}")
+        name, entry = following, _entry(following, known)
+        problem = unavailable(entry)
+    backend = make(name, entry, shots, gradient, seed)
+    if name != asked:
+        backend.fell_back_from = asked
+        backend.notice = f"{asked} cannot be used here: {first}. Running on {name} instead; qrkt-hw doctor says what mends it."
+        warnings.warn(backend.notice, BackendWarning, stacklevel=2)
+    return backend
 
-    known = entries()
-    if name not in known:
-        raise UserError(f"--backend: no backend {name!r}; there are {', '.join(known)}")
-    return ExactBackend(name)
+
+def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
+    """The backend of an entry that can be used here."""
+    how: Gradient = gradient or entry.gradient
+    if isinstance(entry, ExactEntry):
+        from qrkt_hw.backends.exact import ExactBackend
+
+        if shots:
+            raise UserError(f"--shots: backend {name!r} gives exact values; aer_cpu and the fake devices sample")
+        backend: Backend = ExactBackend(name, entry.device, how)
+        backend.perturbation = entry.perturbation
+        return backend
+    if isinstance(entry, IBMEntry):
+        return ibm.make(name, entry)
+    count = entry.shots if shots is None else (shots or None)
+    common = {"shots": count, "seed": entry.seed if entry.seed is not None else seed, "gradient": how,
+              "optimization_level": entry.optimization_level, "perturbation": entry.perturbation}  # fmt: skip
+    if isinstance(entry, FakeEntry) or entry.noise != "none":
+        from qrkt_hw.backends.fake import FakeBackend
+
+        if isinstance(entry, FakeEntry):
+            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, **common)  # type: ignore[arg-type]
+        return FakeBackend(name, entry.noise, method="density_matrix", **common)  # type: ignore[arg-type]
+    from qrkt_hw.backends.aer import AerBackend
+
+    return AerBackend(name, device=entry.device, method=entry.method, **common)  # type: ignore[arg-type]
+
+
+def unavailable(entry: Entry) -> str | None:
+    """Why an entry cannot be used here; None where it can. Asks no network."""
+    if isinstance(entry, ExactEntry) and entry.device == "cuda":
+        import torch
+
+        return None if torch.cuda.is_available() else "torch sees no CUDA GPU"
+    if isinstance(entry, AerEntry):
+        try:
+            from qiskit_aer import AerSimulator
+        except ImportError as error:
+            return f"qiskit-aer cannot be imported ({error})"
+        if entry.device == "gpu" and "GPU" not in AerSimulator().available_devices():
+            return "Aer sees no GPU (it takes qiskit-aer-gpu, its CUDA libraries and an NVIDIA GPU)"
+        if entry.device == "gpu" and entry.noise != "none":
+            return "noise is simulated on the CPU only"
+    if isinstance(entry, IBMEntry):
+        return ibm.unavailable(entry)
+    return None
+
+
+def listing(file: Path | None = None) -> list[Description]:
+    """Every entry, as a table shows it."""
+    found = []
+    for name, (entry, where) in layers(file).items():
+        problem = unavailable(entry)
+        kind, qubits, remark = f"{entry.provider}", None, problem or ""
+        if isinstance(entry, ExactEntry):
+            kind = f"exact simulator ({entry.device})"
+        elif isinstance(entry, AerEntry):
+            kind = f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else f"Aer with noise of {entry.noise}"
+        elif isinstance(entry, FakeEntry):
+            kind = "device snapshot"
+            try:
+                qubits = _qubits(entry.name)
+            except UserError as error:
+                problem = remark = str(error)
+        else:
+            kind = "IBM Quantum"
+        if problem and getattr(entry, "fallback", None):
+            remark = f"{remark}; falls back to {entry.fallback}"  # type: ignore[union-attr]
+        if "shipped" not in where:
+            remark = f"{remark}; from {where}".removeprefix("; ")
+        found.append(Description(name, kind, qubits, getattr(entry, "shots", None), problem is None, remark))
+    return found
+
+
+def _qubits(name: str) -> int:
+    from qrkt_hw.execution.devices import fake_device
+
+    return fake_device(name).num_qubits
+
+
+def _entry(name: str, known: dict[str, Entry]) -> Entry:
+    if name in known:
+        return known[name]
+    if name.startswith("fake_"):
+        from qrkt_hw.execution.devices import fake_names
+
+        if name in fake_names():
+            return FakeEntry(provider="fake", name=name)
+        raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
+    if name.startswith("ibm_"):
+        return IBMEntry(provider="ibm", name=name) if name != "ibm_" else IBMEntry(provider="ibm", name="least_busy")
+    raise UserError(f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime")

@@ -9,7 +9,7 @@ from qiskit_machine_learning.neural_networks import NeuralNetwork
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.circuits.template import CircuitTemplate
-from qrkt_hw.simulator import simulator
+from qrkt_hw.layers.gradients import Wanted, rule_of, simulated_jacobian
 
 
 class TemplateNetwork(NeuralNetwork):
@@ -45,24 +45,21 @@ class TemplateNetwork(NeuralNetwork):
         return values.reshape(len(input_data), -1)
 
     def _backward(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray, NDArray]:
-        """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)``."""
+        """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's gradient rule."""
         assert input_data is not None and weights is not None
+        call, wanted = self.call(input_data, weights), Wanted()
+        evaluate = self.backend.simulator(self.template, torch.complex128) if self.backend.differentiable else None
+        if evaluate is not None:
+            jacobian = simulated_jacobian(call, evaluate, wanted)
+        else:
+            rule = rule_of(self.backend)
+            plan = rule.calls(call, wanted)
+            jacobian = rule.jacobian(call, wanted, self.backend.run(plan) if plan else [])
         samples, groups, template = len(input_data), self.groups, self.template
-        evaluate = simulator(template, torch.complex128)
-        features = torch.tensor(input_data).reshape(samples, groups, -1).requires_grad_()
-        # one weight set per sample, so that a summed output still has separate derivatives
-        shaped = torch.tensor(weights).reshape(1, groups, -1).expand(samples, -1, -1).contiguous().requires_grad_()
-        with torch.enable_grad():  # autograd.Function.backward runs without
-            values = evaluate(features.reshape(1, samples * groups, -1), shaped.reshape(samples * groups, -1))
-            outputs = values.reshape(samples * groups, -1).sum(0).unbind()
         by_input = np.zeros((samples, groups, template.num_outputs, groups, template.num_inputs))
         by_weight = np.zeros((samples, groups, template.num_outputs, groups, template.num_weights))
-        own = np.arange(groups)
-        for m in range(template.num_outputs):
-            slopes = torch.autograd.grad(
-                outputs[m], (features, shaped), retain_graph=True, allow_unused=True, materialize_grads=True
-            )
-            by_input[:, own, m, own] = slopes[0].numpy()
-            by_weight[:, own, m, own] = slopes[1].numpy()
+        own = np.arange(groups)  # a group's outputs depend on its own inputs and weights alone
+        by_input[:, own, :, own] = jacobian[..., : template.num_inputs].swapaxes(0, 1)
+        by_weight[:, own, :, own] = jacobian[..., template.num_inputs :].swapaxes(0, 1)
         size = groups * template.num_outputs
         return by_input.reshape(samples, size, -1), by_weight.reshape(samples, size, -1)

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from qrkt_hw import backends, circuits
 from qrkt_hw.backends import Backend
+from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.layers.network import TemplateNetwork
-from qrkt_hw.simulator import Simulator, simulator
+from qrkt_hw.layers.rounds import run_round
+from qrkt_hw.simulator import simulator
 
 
 class QuantumLayer(TorchConnector):
@@ -74,7 +76,8 @@ class QuantumLayer(TorchConnector):
         self.groups = groups
         self.template = template
         self.dtype = dtype
-        self.simulator: Simulator = simulator(template, dtype, method)
+        self.requested_method = method
+        simulator(template, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @property
     def backend(self) -> Backend:
@@ -89,6 +92,17 @@ class QuantumLayer(TorchConnector):
         network = self.neural_network
         assert isinstance(network, TemplateNetwork)
         return network
+
+    @property
+    def simulator(self) -> TensorFunction:
+        """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
+        found = self._differentiable()
+        return found if found is not None else simulator(self.template, self.dtype, self.requested_method)
+
+    def _differentiable(self) -> TensorFunction | None:
+        if not self.backend.differentiable:
+            return None
+        return self.backend.simulator(self.template, self.dtype, self.requested_method)
 
     @property
     def method(self) -> str:
@@ -132,12 +146,19 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
         For each job its values ``(..., groups * observables)``, in the order given.
     """
     results: list[Tensor | None] = [None] * len(jobs)
-    together: dict[tuple[Simulator, torch.Size, torch.device], list[int]] = {}
+    together: dict[tuple[TensorFunction, torch.Size, torch.device], list[int]] = {}
+    remote: list[int] = []
     for place, (layer, inputs) in enumerate(jobs):
-        if layer.backend.differentiable:
-            together.setdefault((layer.simulator, inputs.shape[:-1], inputs.device), []).append(place)
+        function = layer._differentiable()
+        if function is None:
+            remote.append(place)
         else:
-            results[place] = TorchConnector.forward(layer, inputs)
+            together.setdefault((function, inputs.shape[:-1], inputs.device), []).append(place)
+    if remote:
+        layers = [jobs[p][0] for p in remote]
+        found = run_round([x.network for x in layers], [jobs[p][1] for p in remote], [x.weight for x in layers])
+        for place, values in zip(remote, found, strict=True):
+            results[place] = values
     for (simulate, _, _), places in together.items():
         grouped = [jobs[p][0].grouped(jobs[p][1]) for p in places]
         if len(places) == 1:

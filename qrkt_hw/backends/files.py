@@ -1,0 +1,110 @@
+"""The layers of ``backends.yaml``: shipped, config folder, working folder, ``--backends-file``; later ones win by name."""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.events import AliasEvent
+
+from qrkt_hw.backends.schema import Entry, parse_entry
+from qrkt_hw.errors import UserError
+
+LARGEST = 256 * 1024  # bytes
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML only: no aliases (a few lines of them expand to gigabytes), no key twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen if isinstance(key.value, str) else False:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_entries(text: str, where: str) -> dict[str, Entry]:
+    """All entries of a file.
+
+    Raises:
+        UserError: not YAML, aliases, too large, or an entry that is wrong.
+    """
+    if len(text) > LARGEST:
+        raise UserError(f"{where}: {len(text):,} characters are too many for a list of backends (at most {LARGEST:,})")
+    try:
+        value = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise UserError(f"{where}{line}: not a list of backends in YAML: {problem}") from error
+    except (RecursionError, ValueError) as error:
+        problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{where}: not a list of backends in YAML: {problem}") from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must hold backends by name, such as 'mine: {{provider: aer}}'")
+    return {name: parse_entry(name, entry, where) for name, entry in value.items()}
+
+
+def config_file() -> Path:
+    """``$XDG_CONFIG_HOME/qrkt-hw/backends.yaml``, by default under ``~/.config``."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qrkt-hw" / "backends.yaml"
+
+
+def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
+    """All entries with the file each comes from.
+
+    Raises:
+        UserError: a file that cannot be read or is wrong; a fallback that loops or names nothing.
+    """
+    shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
+    merged = {name: (entry, "backends.yaml (shipped)") for name, entry in read_entries(shipped, "backends.yaml").items()}
+    if named is not None and not named.is_file():
+        raise UserError(f"--backends-file: no file {named}")
+    for path in (config_file(), Path("backends.yaml"), named):
+        if path is not None and path.is_file():
+            merged.update({name: (e, str(path)) for name, e in read_entries(_text(path), str(path)).items()})
+    for name in merged:
+        _check_fallback(name, merged)
+    return merged
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes are too many for a list of backends")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a list of backends in YAML: it is not text") from error
+
+
+def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
+    chain = [name]
+    while True:
+        entry, where = entries[chain[-1]]
+        following = getattr(entry, "fallback", None)
+        if following is None:
+            return
+        if following in chain:
+            raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}: it loops ({' -> '.join([*chain, following])})")
+        if following not in entries and following.startswith("fake_"):
+            return  # a snapshot needs no entry; a wrong name is refused when it is made
+        if following not in entries:
+            raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}, which names no backend; there are {', '.join(entries)}")
+        chain.append(following)

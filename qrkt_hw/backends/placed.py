@@ -1,0 +1,157 @@
+"""A circuit transpiled to a device and cut down to the qubits it touches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit.circuit import QuantumCircuit
+from qiskit.quantum_info import SuperOp
+
+from qrkt_hw.backends.measurement import Basis
+from qrkt_hw.backends.noise import DeviceNoise
+from qrkt_hw.circuits.analysis import Fixed, lower
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
+from qrkt_hw.simulator.paulis import Channel, transfer_matrix, unitary_transfer
+from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
+
+SEED = 7  # of the transpiler: the same template lands on the same qubits every time
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedCircuit:
+    """An ISA circuit on its active qubits only.
+
+    Attributes:
+        circuit: on ``len(physical)`` qubits, in the device's gates.
+        physical: the device's qubit behind each.
+        measured: for every qubit of the template the qubit of ``circuit`` that carries it at the end.
+    """
+
+    circuit: QuantumCircuit
+    physical: tuple[int, ...]
+    measured: tuple[int, ...]
+
+
+def place(circuit: QuantumCircuit, device: Any, level: int) -> PlacedCircuit:
+    """Transpile to a device and keep the active qubits.
+
+    Raises:
+        UserError: the circuit has more qubits than the device.
+    """
+    from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
+
+    if circuit.num_qubits > device.num_qubits:
+        raise UserError(f"a circuit of {circuit.num_qubits} qubits does not fit {device.name} ({device.num_qubits} qubits)")
+    manager = generate_preset_pass_manager(optimization_level=level, target=device.target, seed_transpiler=SEED)
+    isa = manager.run(circuit)
+    layout = isa.layout
+    final = list(layout.final_index_layout(filter_ancillas=True)) if layout else list(range(circuit.num_qubits))
+    active = sorted({isa.find_bit(q).index for i in isa.data for q in i.qubits} | set(final))
+    place_of = {q: k for k, q in enumerate(active)}
+    small = QuantumCircuit(len(active))
+    for instruction in isa.data:
+        if instruction.operation.name not in ("barrier", "delay"):
+            small.append(instruction.operation, [place_of[isa.find_bit(q).index] for q in instruction.qubits])
+    return PlacedCircuit(small, tuple(active), tuple(place_of[q] for q in final))
+
+
+@dataclass(frozen=True, eq=False)
+class _Lowerable:
+    """What :func:`lower` reads; a transpiler may drop parameters that no longer matter, which a template may not."""
+
+    circuit: QuantumCircuit
+    parameters: list[Any]
+    num_qubits: int
+    num_inputs: int
+    num_weights: int
+
+
+def noisy_circuit(
+    template: CircuitTemplate, placed: PlacedCircuit, noise: DeviceNoise | None, effects: NDArray[np.float64]
+) -> NoisyCircuit:
+    """The placed circuit as rotations and channels; behind every gate its noise."""
+    shape = (len(placed.physical), template.num_inputs, template.num_weights)
+    program = lower(_Lowerable(placed.circuit, template.parameters, *shape))  # type: ignore[arg-type]
+    by_instruction: dict[int, list[NoisyStep]] = {}
+    for step in program.steps:
+        lowered = Channel(unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
+        by_instruction.setdefault(step.instruction, []).append(lowered)
+    steps: list[NoisyStep] = []
+    for index, instruction in enumerate(placed.circuit.data):
+        steps.extend(by_instruction.get(index, []))
+        qubits = tuple(placed.circuit.find_bit(q).index for q in instruction.qubits)
+        error = _error(instruction.operation.name, qubits, placed, noise)
+        if error is not None:
+            steps.append(Channel(transfer_matrix(error), qubits))
+    return NoisyCircuit(tuple(fuse(steps)), len(placed.physical), effects)
+
+
+def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> QuantumCircuit:
+    """The placed circuit with a superoperator instruction behind every noisy gate, as Aer's density matrix takes it."""
+    circuit = placed.circuit.copy_empty_like()
+    for instruction in placed.circuit.data:
+        circuit.append(instruction)
+        qubits = tuple(placed.circuit.find_bit(q).index for q in instruction.qubits)
+        error = _error(instruction.operation.name, qubits, placed, noise)
+        if error is not None:
+            circuit.append(SuperOp(error).to_instruction(), qubits)
+    return circuit
+
+
+def _error(
+    name: str, qubits: tuple[int, ...], placed: PlacedCircuit, noise: DeviceNoise | None
+) -> NDArray[np.complex128] | None:
+    if noise is None:
+        return None
+    return noise.gates.get((name, tuple(placed.physical[q] for q in qubits)))
+
+
+def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
+    """Confusion ``[state, read]`` for every qubit of the template."""
+    if noise is None:
+        return [np.eye(2)] * len(placed.measured)
+    return [noise.readout[placed.physical[q]] for q in placed.measured]
+
+
+def observable_effects(
+    basis: Basis, observables: int, placed: PlacedCircuit, noise: DeviceNoise | None
+) -> NDArray[np.float64]:
+    """``(4^n, observables)``: what measuring the basis reads, readout errors included, over Pauli strings."""
+    confusion = readout(placed, noise)
+    total = np.zeros((4 ** len(placed.physical), observables))
+    for row, coefficient, mask in basis.terms:
+        factors = {}
+        for qubit, matrix in enumerate(confusion):
+            if mask >> qubit & 1:
+                read = matrix[:, 0] - matrix[:, 1]  # mean sign read in each state
+                factors[placed.measured[qubit]] = ((read[0] + read[1]) / 2, (read[0] - read[1]) / 2)
+        total[:, row] += coefficient * _diagonal(factors, len(placed.physical))
+    return total
+
+
+def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray[np.float64]:
+    """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
+    confusion = readout(placed, noise)
+    columns = []
+    for outcome in range(2 ** len(confusion)):
+        factors = {}
+        for qubit, matrix in enumerate(confusion):
+            read = matrix[:, outcome >> qubit & 1]
+            factors[placed.measured[qubit]] = ((read[0] + read[1]) / 2, (read[0] - read[1]) / 2)
+        columns.append(_diagonal(factors, len(placed.physical)))
+    return np.stack(columns, axis=1)
+
+
+def _diagonal(factors: dict[int, tuple[float, float]], qubits: int) -> NDArray[np.float64]:
+    """The product of ``a I + b Z`` on the qubits named, the identity on others, as ``(4^qubits,)``."""
+    vector = np.ones(1)
+    for qubit in range(qubits):
+        identity, z = factors.get(qubit, (1.0, 0.0))
+        vector = np.kron(np.array([identity, 0.0, z, 0.0]), vector)
+    return vector
+
+

@@ -1,0 +1,108 @@
+"""The entries of ``backends.yaml``, one model per provider."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from qrkt_hw.backends.base import Gradient
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.validation import sentence
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
+Level = Annotated[int, Field(ge=0, le=3, strict=True)]
+Shots = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    gradient: Gradient = "adjoint"
+    perturbation: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class ExactEntry(_Entry):
+    """The torch simulator."""
+
+    provider: Literal["exact"]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    fallback: str | None = None
+
+
+class _Sampling(_Entry):
+    shots: Shots | None = None
+    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    fallback: str | None = None
+
+
+class AerEntry(_Sampling):
+    """Qiskit Aer."""
+
+    provider: Literal["aer"]
+    device: Literal["cpu", "gpu"] = "cpu"
+    method: Literal["statevector", "density_matrix", "matrix_product_state", "automatic"] = "statevector"
+    optimization_level: Level = 1
+    noise: FakeName | Literal["none"] = "none"
+
+
+class FakeEntry(_Sampling):
+    """A device snapshot of the IBM runtime."""
+
+    provider: Literal["fake"]
+    name: FakeName
+    method: Literal["auto", "superoperator", "density_matrix"] = "auto"
+    optimization_level: Level = 3
+    noise: FakeName | Literal["none"] | None = None
+
+
+class IBMEntry(_Entry):
+    """A device of IBM Quantum; never simulated in its stead, so it has no fallback."""
+
+    provider: Literal["ibm"]
+    name: Annotated[str, StringConstraints(pattern=r"^(least_busy|ibm_[a-z0-9_]+)$")]
+    shots: Shots = 1024
+    seed: Annotated[int, Field(ge=0, strict=True)] | None = None
+    optimization_level: Level = 3
+    mode: Literal["job", "batch", "session"] = "batch"
+    instance: str | None = None
+    max_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
+
+
+Entry = ExactEntry | AerEntry | FakeEntry | IBMEntry
+PROVIDERS: dict[str, type[_Entry]] = {"exact": ExactEntry, "aer": AerEntry, "fake": FakeEntry, "ibm": IBMEntry}
+
+
+def parse_entry(name: str, value: Any, where: str) -> Entry:
+    """The entry ``name`` of the file ``where``.
+
+    Raises:
+        UserError: names file, entry, key, the value found and what is allowed.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UserError(f"{where}: {name!r} is not a name for a backend (letters, digits, _, - and .)")
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {name} must hold keys such as 'provider: aer', not {_short(value)}")
+    provider = value.get("provider")
+    if not isinstance(provider, str) or provider not in PROVIDERS:
+        found = "is missing" if "provider" not in value else f"is {_short(provider)}"
+        raise UserError(f"{where}: {name}.provider {found}; it must be one of {', '.join(PROVIDERS)}")
+    if provider == "ibm" and "fallback" in value:
+        raise UserError(f"{where}: {name}.fallback is not allowed: an IBM device is never replaced by a simulator")
+    model = PROVIDERS[provider]
+    try:
+        return TypeAdapter(model).validate_python(value)  # type: ignore[return-value]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        if problem["type"] == "extra_forbidden":
+            allowed = ", ".join(model.model_fields)
+            key = str(problem["loc"][0])
+            raise UserError(f"{where}: {name}.{key} is an unknown key; provider {provider} takes {allowed}") from error
+        raise UserError(f"{where}: {name}.{sentence(error)}") from error
+
+
+def _short(value: Any) -> str:
+    shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"a {type(value).__name__}"
+    return shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,0 +1,184 @@
+"""Noisy circuits of few qubits, exactly and differentiably.
+
+The rotations by data at the head of the circuit act on single qubits, so the state behind them is a product of one-qubit
+vectors. Everything behind the last rotation by data depends on the weights alone: it is applied once, backwards, to what is
+measured. The whole batch then meets it in one matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qrkt_hw.circuits.analysis import Program, Rotation
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.simulator.core import REAL
+from qrkt_hw.simulator.paulis import Channel, PauliSteps
+from qrkt_hw.simulator.tables import Tables
+
+LARGEST = 8  # qubits; beyond, a pulled-back observable has more than 65,536 entries
+CHUNK = 2**23  # numbers an intermediate result may hold where no gradient is needed
+NoisyStep = Channel | Rotation
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyCircuit:
+    """A noisy circuit and what is read at its end.
+
+    Attributes:
+        steps: in the order of time.
+        num_qubits: all qubits, routing helpers included; each starts in ``|0>``.
+        effects: real ``(4^n, rows)``: the value of row k is ``sum_Q effects[Q, k] tr(Q rho)``.
+    """
+
+    steps: tuple[NoisyStep, ...]
+    num_qubits: int
+    effects: NDArray[np.float64]
+
+
+def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
+    """Multiply neighbouring fixed channels on the same qubits into one; the order on every qubit is kept."""
+    done: list[NoisyStep | None] = []
+    last: dict[int, int] = {}
+    for step in steps:
+        if isinstance(step, Channel):
+            places = {last.get(q) for q in step.qubits}
+            place = places.pop() if len(places) == 1 else None
+            before = done[place] if place is not None else None
+            if place is not None and isinstance(before, Channel) and set(before.qubits) >= set(step.qubits):
+                done[place] = Channel(_embedded(step, before.qubits) @ before.transfer, before.qubits)
+                continue
+            for q in step.qubits:
+                place = last.get(q)
+                before = done[place] if place is not None else None
+                if place is not None and isinstance(before, Channel) and before.qubits == (q,):
+                    step = Channel(step.transfer @ _embedded(before, step.qubits), step.qubits)
+                    done[place] = None
+        for q in step.qubits:
+            last[q] = len(done)
+        done.append(step)
+    return [s for s in done if s is not None]
+
+
+def _embedded(channel: Channel, qubits: tuple[int, ...]) -> NDArray[np.float64]:
+    """The transfer matrix of a channel on more qubits, the identity on the others."""
+    n, k = len(qubits), len(channel.qubits)
+    axes = [n - 1 - qubits.index(q) for q in reversed(channel.qubits)]
+    cube = np.eye(4**n).reshape([4] * n + [4**n])
+    front = np.moveaxis(cube, axes, range(k))
+    turned = (channel.transfer @ front.reshape(4**k, -1)).reshape(front.shape)
+    return np.moveaxis(turned, range(k), axes).reshape(4**n, 4**n)
+
+
+class PulledBack(Tables):
+    """Evaluates the rows of one noisy circuit: inputs ``(batch, groups, inputs)`` to ``(batch, groups, rows)``."""
+
+    def __init__(self, circuit: NoisyCircuit, num_inputs: int, num_weights: int, real: torch.dtype) -> None:
+        super().__init__()
+        self.num_qubits, self.real = circuit.num_qubits, real
+        program = Program((), circuit.num_qubits, num_inputs, num_weights)
+        single = Program((), 1, num_inputs, num_weights)
+        steps = fuse(circuit.steps)
+        heads, rest = _heads(steps, program)
+        self.heads = {
+            q: PauliSteps([_moved(s, (0,)) for s in head], single, real, pulling=False) for q, head in heads.items()
+        }
+        middle = max((i + 1 for i, s in enumerate(rest) if program.uses_inputs(s)), default=0)  # type: ignore[arg-type]
+        self.middle = PauliSteps(rest[:middle], program, real, pulling=False) if middle else None
+        self.tail = PauliSteps(rest[middle:], program, real, pulling=True)
+        self.add("effects", circuit.effects, real)
+        self.add("ground", np.array([1.0, 0.0, 1.0, 0.0])[None, :, None], real)
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        tables = self.on(inputs.device)
+        effects = tables["effects"]
+        pulled = self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
+        per_sample = effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
+        chunk = max(1, CHUNK // (per_sample * max(1, weights.shape[0])))
+        if torch.is_grad_enabled() or len(inputs) <= chunk:
+            return self._meet(inputs, weights, pulled)
+        return torch.cat([self._meet(part, weights, pulled) for part in inputs.split(chunk)])
+
+    def _meet(self, inputs: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
+        batch, groups, rows = inputs.shape[0], inputs.shape[1], pulled.shape[-1]
+        ground = self.on(inputs.device)["ground"].expand(groups, -1, batch)
+        states = [self.heads[q](ground, inputs, weights) if q in self.heads else ground for q in range(self.num_qubits)]
+        half = self.num_qubits // 2
+        low, high = _product(states[:half], ground), _product(states[half:], ground)
+        if self.middle is not None:
+            state = self.middle((high.unsqueeze(2) * low.unsqueeze(1)).flatten(1, 2), inputs, weights)
+            return torch.matmul(pulled.transpose(1, 2), state).permute(2, 0, 1)
+        split = pulled.reshape(groups, 4 ** (self.num_qubits - half), 4**half, rows)
+        met = torch.matmul(split.permute(0, 3, 1, 2).reshape(groups, -1, 4**half), low)
+        met = met.reshape(groups, rows, -1, batch) * high.unsqueeze(1)
+        return met.sum(2).permute(2, 0, 1)
+
+
+class NoisySimulator:
+    """Expectation values of a template on a noisy device, called like :class:`~qrkt_hw.simulator.Simulator`.
+
+    Args:
+        template: the circuit.
+        circuits: noisy circuits whose rows are the template's observables; their values are added.
+        dtype: ``torch.complex64`` or ``torch.complex128``; the arithmetic is real, in float32 or float64.
+
+    Raises:
+        ValueError: a circuit with more than :data:`LARGEST` qubits.
+    """
+
+    method: ClassVar[str] = "superoperator"
+
+    def __init__(self, template: CircuitTemplate, circuits: Sequence[NoisyCircuit], dtype: torch.dtype) -> None:
+        for circuit in circuits:
+            if circuit.num_qubits > LARGEST:
+                raise ValueError(f"superoperators fit {LARGEST} qubits, not {circuit.num_qubits}")
+        self.template = template
+        self.dtype = dtype
+        self.real_dtype = REAL[dtype]
+        self._parts = [PulledBack(c, template.num_inputs, template.num_weights, self.real_dtype) for c in circuits]
+
+    def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        """Values ``(..., groups, rows)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``."""
+        lead, groups = inputs.shape[:-2], inputs.shape[-2]
+        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
+        values = torch.stack([part(flat, weights.to(self.real_dtype)) for part in self._parts]).sum(0)
+        return values.reshape(*lead, groups, values.shape[-1])
+
+
+def _heads(steps: Sequence[NoisyStep], program: Program) -> tuple[dict[int, list[NoisyStep]], list[NoisyStep]]:
+    """For each qubit its one-qubit steps up to the last rotation by data in front of its first wider step; the rest."""
+    leading: dict[int, list[int]] = {q: [] for q in range(program.num_qubits)}
+    closed: set[int] = set()
+    for place, step in enumerate(steps):
+        if len(step.qubits) == 1 and step.qubits[0] not in closed:
+            leading[step.qubits[0]].append(place)
+        else:
+            closed.update(step.qubits)
+    heads: dict[int, list[NoisyStep]] = {}
+    taken: set[int] = set()
+    for qubit, places in leading.items():
+        data = [i for i, p in enumerate(places) if program.uses_inputs(steps[p])]  # type: ignore[arg-type]
+        if data:
+            heads[qubit] = [steps[p] for p in places[: data[-1] + 1]]
+            taken.update(places[: data[-1] + 1])
+    return heads, [s for place, s in enumerate(steps) if place not in taken]
+
+
+def _moved(step: NoisyStep, qubits: tuple[int, ...]) -> NoisyStep:
+    if isinstance(step, Channel):
+        return Channel(step.transfer, qubits)
+    return Rotation(step.pauli, qubits, step.angle, step.instruction)
+
+
+def _product(states: Sequence[Tensor], ground: Tensor) -> Tensor:
+    """``(groups, 4^k, batch)`` of one-qubit vectors ``(groups, 4, batch)``, the first least significant; k may be 0."""
+    product = torch.ones_like(ground[:, :1])
+    for state in states:
+        product = (state.unsqueeze(2) * product.unsqueeze(1)).flatten(1, 2)
+    return product
