@@ -1,8 +1,9 @@
 """Lowering a template to two kinds of steps: fixed unitaries and Pauli rotations.
 
 Every parameterised gate of Qiskit's standard library is a product of rotations ``exp(-i angle/2 P)`` about Pauli
-strings P up to a global phase, which no expectation value sees. A controlled rotation is two that commute:
-``CRX(a) = exp(-i a/4 X_t) exp(+i a/4 Z_c X_t)``. What simulates, shifts or pulls back a template needs only these.
+strings P up to a global phase, which no expectation value sees. A controlled rotation, for example, is two commuting
+rotations: ``CRX(a) = exp(-i a/4 X_t) exp(+i a/4 Z_c X_t)``. What simulates, shifts or pulls back a template needs only
+these.
 """
 
 from __future__ import annotations

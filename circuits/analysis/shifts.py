@@ -1,8 +1,9 @@
 """Parameter-shift rules: the circuit with an angle of its own for every parameter slot, and the shifts of each slot.
 
 A slot is one parameter of one gate. As a function of a slot's angle an expectation value is a trigonometric polynomial;
-its frequencies follow from the Pauli rotations the gate lowers to. One frequency takes the familiar two terms; a controlled
-rotation has two frequencies, 1/2 and 1, and takes four. The general rule: Wierichs, Izaac, Wang, Lin, Quantum 6, 677 (2022).
+its frequencies follow from the Pauli rotations the gate lowers to. One frequency takes the familiar two terms; a
+controlled rotation has two frequencies, 1/2 and 1, and takes four. The general rule: Wierichs, Izaac, Wang, Lin,
+Quantum 6, 677 (2022).
 """
 
 from __future__ import annotations
@@ -15,7 +16,17 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import Gate, Parameter, ParameterExpression, QuantumCircuit
-from qiskit.circuit.library import PauliEvolutionGate, RXGate, RXXGate, RYGate, RYYGate, RZGate, RZXGate, RZZGate, UnitaryGate
+from qiskit.circuit.library import (
+    PauliEvolutionGate,
+    RXGate,
+    RXXGate,
+    RYGate,
+    RYYGate,
+    RZGate,
+    RZXGate,
+    RZZGate,
+    UnitaryGate,
+)
 from qiskit.quantum_info import Pauli, SparsePauliOp
 from qrkt_hw.circuits.analysis.lowering import Fixed, Rotation, affine, lower
 from qrkt_hw.circuits.template import CircuitTemplate
@@ -102,7 +113,13 @@ def split(template: CircuitTemplate) -> Split:
                     angle = slot(step.angle.terms, step.angle.offset, rule_for((1.0,)))
                     circuit.append(_rotation(step.pauli, angle), step.qubits)
     copy = CircuitTemplate(
-        f"{template.name} (angles)", circuit, tuple(slots), (), template.observables, template.topology, template.reference
+        f"{template.name} (angles)",
+        circuit,
+        tuple(slots),
+        (),
+        template.observables,
+        template.topology,
+        template.reference,
     )
     return Split(copy, np.array(slopes).reshape(len(slots), size), np.array(offsets), tuple(rules))
 
@@ -117,7 +134,9 @@ def rule_for(frequencies: tuple[float, ...]) -> Rule:
     count, lowest = len(frequencies), frequencies[0]
     shifts = np.array([(2 * k + 1) * np.pi / (2 * count * lowest) for k in range(count)])
     if not np.allclose(np.array(frequencies) / lowest, np.arange(1, count + 1)):
-        shifts = np.array([(2 * k + 1) * np.pi / (2 * count * frequencies[-1]) for k in range(count)]) * (count + 1) / count
+        shifts = (
+            np.array([(2 * k + 1) * np.pi / (2 * count * frequencies[-1]) for k in range(count)]) * (count + 1) / count
+        )
     matrix = 2 * np.sin(np.outer(frequencies, shifts))
     if np.linalg.cond(matrix) > 1e8:
         raise ValueError(f"no stable shift rule for frequencies {frequencies}")
@@ -133,20 +152,30 @@ def _gate_rules(gate: Gate) -> list[Rule]:
     alone.params = list(fresh)
     circuit.append(alone, range(gate.num_qubits))
     rotations = lower(CircuitTemplate(gate.name, circuit, tuple(fresh), ())).rotations
-    return [rule_for(_frequencies([(r, dict(r.angle.terms)[k]) for r in rotations if k in dict(r.angle.terms)]))
-            for k in range(len(fresh))]  # fmt: skip
+    rules = []
+    for k in range(len(fresh)):
+        own = [(r, dict(r.angle.terms)[k]) for r in rotations if k in dict(r.angle.terms)]
+        rules.append(rule_for(_frequencies(own, one_generator=len(own) == len(rotations))))
+    return rules
 
 
-def _frequencies(rotations: list[tuple[Rotation, float]]) -> tuple[float, ...]:
-    """Frequencies of expectation values in an angle that turns several rotations, each by its factor."""
+def _frequencies(rotations: list[tuple[Rotation, float]], one_generator: bool) -> tuple[float, ...]:
+    """Frequencies of expectation values in an angle that turns several rotations, each by its factor.
+
+    Where nothing stands between commuting rotations they are one generator, and its level spacings are all there is.
+    """
     size = 1 + max(q for r, _ in rotations for q in r.qubits)
     words = [SparsePauliOp.from_sparse_list([(r.pauli, list(r.qubits), c)], num_qubits=size) for r, c in rotations]
     generator = sum(words[1:], start=words[0]) / 2
-    if all((a @ b - b @ a).simplify().coeffs.any() == np.False_ for a, b in itertools.combinations(words, 2)):
+    if one_generator and all(
+        (a @ b - b @ a).simplify().coeffs.any() == np.False_ for a, b in itertools.combinations(words, 2)
+    ):
         levels = np.linalg.eigvalsh(generator.to_matrix())
         gaps = np.abs(levels[:, None] - levels[None, :]).ravel()
     else:  # not one generator: every rotation adds or removes its own frequency
-        gaps = np.abs([np.dot(s, [c for _, c in rotations]) for s in itertools.product((-1, 0, 1), repeat=len(rotations))])
+        gaps = np.abs(
+            [np.dot(s, [c for _, c in rotations]) for s in itertools.product((-1, 0, 1), repeat=len(rotations))]
+        )
     return tuple(sorted({round(float(g), 9) for g in gaps if g > 1e-9}))
 
 

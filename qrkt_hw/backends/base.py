@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.options.training import Gradient
 
-Gradient = Literal["adjoint", "parameter_shift", "spsa"]
+__all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
 
 
 class TensorFunction(Protocol):
-    """Evaluates a template on tensors: ``(..., groups, inputs)`` and ``(groups, weights)`` to ``(..., groups, values)``."""
+    """A template on tensors: ``(..., groups, inputs)`` and ``(groups, weights)`` to ``(..., groups, values)``."""
 
     method: Any
 
@@ -113,11 +114,11 @@ class Backend(ABC):
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
     ) -> TensorFunction | None:
-        """A differentiable function with exactly the values of :meth:`run`; None where there is none for the template."""
+        """A differentiable function with exactly the values of :meth:`run`; None where the template has none."""
         return None
 
     def about(self) -> dict[str, Any]:
-        """What a report says of it: ``name, kind, shots, gradient``; ``device`` and ``calibrated`` where it has them."""
+        """What a report says: ``name, kind, shots, gradient``; ``device`` and ``calibrated`` where it has them."""
         found: dict[str, Any] = {
             "name": self.name, "kind": self.kind, "shots": self.shots, "gradient": self.gradient,
         }  # fmt: skip
@@ -142,10 +143,18 @@ class Backend(ABC):
         finally:
             self._progress = before
 
-    def say(self, text: str) -> None:
-        """Tell whoever watches what is being waited for."""
+    def circuits_for(self, template: CircuitTemplate) -> int:
+        """How many circuits one parameter set takes: one per measurement basis."""
+        return 1
+
+    def begin_round(self, circuits: int, tags: Sequence[str]) -> None:
+        """Count a round and tell whoever watches what is being waited for."""
+        self.counters.rounds += 1
+        self.counters.circuits += circuits
+        self.counters.executions += circuits * (self.shots or 0)
         if self._progress is not None:
-            self._progress(text)
+            named = ", ".join(tag for tag in tags if tag)
+            self._progress(f"{circuits:,} circuits on {self.name}" + (f": {named}" if named else ""))
 
 
 class LocalBackend(Backend):
@@ -153,19 +162,14 @@ class LocalBackend(Backend):
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         started = time.perf_counter()
-        circuits = sum(call.samples * self._bases(call.template) for call in calls)
-        tags = ", ".join(call.tag for call in calls if call.tag)
-        self.say(f"round {self.counters.rounds + 1}: {circuits:,} circuits on {self.name}" + (f" ({tags})" if tags else ""))
-        values = [self._evaluate(call).reshape(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
-        self.counters.rounds += 1
-        self.counters.circuits += circuits
-        self.counters.executions += circuits * (self.shots or 0)
+        circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)
+        self.begin_round(circuits, [call.tag for call in calls])
+        values = []
+        for call in calls:
+            shape = (*call.values.shape[:-1], call.template.num_outputs)
+            values.append(self._evaluate(call).reshape(shape) if call.samples else np.zeros(shape))
         self.counters.seconds += time.perf_counter() - started
         return values
-
-    def _bases(self, template: CircuitTemplate) -> int:
-        """How many circuits one parameter set takes."""
-        return 1
 
     @abstractmethod
     def _evaluate(self, call: Call) -> NDArray[np.float64]:

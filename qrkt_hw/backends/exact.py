@@ -20,8 +20,8 @@ class ExactBackend(LocalBackend):
     """Exact expectation values by the torch simulator; layers differentiate straight through it.
 
     Args:
-        device: ``cpu``, ``cuda``, or ``auto``: layers compute where their tensors are, ``run`` on CUDA where there is one.
-        gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
+        device: ``cpu``, ``cuda``, or ``auto``: layers compute where their tensors are, ``run`` on CUDA where there is
+        one. gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
 
     Raises:
         UserError: ``cuda`` where torch sees no GPU.
@@ -32,7 +32,9 @@ class ExactBackend(LocalBackend):
     def __init__(self, name: str, device: str = "auto", gradient: Gradient = "adjoint") -> None:
         super().__init__(name)
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"backend {name!r}: device is 'cuda', but torch sees no GPU here; device: auto or cpu works")
+            raise UserError(
+                f"backend {name!r}: device is 'cuda', but torch sees no GPU here; device: auto or cpu works"
+            )
         self.device = device
         self.gradient = gradient
         self.differentiable = gradient == "adjoint"

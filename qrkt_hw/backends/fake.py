@@ -68,9 +68,16 @@ class FakeBackend(AerBackend):
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: dict[CircuitTemplate, list[NoisySimulator]] = {}
         if self.noise_name not in (device, "none"):
-            missing = set(self.snapshot.target.operation_names) - set(fake_device(self.noise_name).target.operation_names)
-            if missing & {"cx", "cz", "ecr", "sx", "x"} or fake_device(self.noise_name).num_qubits < self.snapshot.num_qubits:
-                raise UserError(f"backend {name!r}: noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}")
+            missing = set(self.snapshot.target.operation_names) - set(
+                fake_device(self.noise_name).target.operation_names
+            )
+            if (
+                missing & {"cx", "cz", "ecr", "sx", "x"}
+                or fake_device(self.noise_name).num_qubits < self.snapshot.num_qubits
+            ):
+                raise UserError(
+                    f"backend {name!r}: noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}"
+                )
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
@@ -154,6 +161,8 @@ class FakeBackend(AerBackend):
             for basis in bases(template):
                 placed = self.placed(template, basis)
                 effects = outcome_effects(placed, self.noise)
-                made.append(NoisySimulator(template, [noisy_circuit(template, placed, self.noise, effects)], torch.complex128))
+                made.append(
+                    NoisySimulator(template, [noisy_circuit(template, placed, self.noise, effects)], torch.complex128)
+                )
             self._tables[template] = made
         return self._tables[template]

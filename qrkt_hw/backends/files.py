@@ -1,4 +1,4 @@
-"""The layers of ``backends.yaml``: shipped, config folder, working folder, ``--backends-file``; later ones win by name."""
+"""The layers of ``backends.yaml``: shipped, config folder, working folder, ``--backends-file``; later ones win."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
         UserError: a file that cannot be read or is wrong; a fallback that loops or names nothing.
     """
     shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
-    merged = {name: (entry, "backends.yaml (shipped)") for name, entry in read_entries(shipped, "backends.yaml").items()}
+    merged = {
+        name: (entry, "backends.yaml (shipped)") for name, entry in read_entries(shipped, "backends.yaml").items()
+    }
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
     for path in (config_file(), Path("backends.yaml"), named):
@@ -102,9 +104,14 @@ def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
         if following is None:
             return
         if following in chain:
-            raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}: it loops ({' -> '.join([*chain, following])})")
+            raise UserError(
+                f"{where}: {chain[-1]}.fallback is {following!r}: it loops ({' -> '.join([*chain, following])})"
+            )
         if following not in entries and following.startswith("fake_"):
             return  # a snapshot needs no entry; a wrong name is refused when it is made
         if following not in entries:
-            raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}, which names no backend; there are {', '.join(entries)}")
+            raise UserError(
+                f"{where}: {chain[-1]}.fallback is {following!r}, which names no backend; "
+                f"there are {', '.join(entries)}"
+            )
         chain.append(following)

@@ -52,7 +52,7 @@ def bases(template: CircuitTemplate) -> tuple[Basis, ...]:
         for label, qubits, coefficient in operator.to_sparse_list():
             wanted = dict(zip(qubits, label, strict=True))
             mask = sum(1 << q for q in qubits)
-            for letters, terms in found:
+            for letters, terms in found:  # noqa: B007 (both are used behind the loop)
                 if all(letters.get(q, letter) == letter for q, letter in wanted.items()):
                     break
             else:

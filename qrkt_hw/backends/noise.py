@@ -1,7 +1,7 @@
 """The noise of a device as superoperators, from its calibration, built once and kept in the user's cache folder.
 
-The models are qiskit-aer's (depolarising plus thermal relaxation per gate, confusion per readout). The cache holds plain
-arrays (npz, read without pickle); a damaged or outdated file is built anew.
+The models are qiskit-aer's (depolarising plus thermal relaxation per gate, confusion per readout). The cache holds
+plain arrays (npz, read without pickle); a damaged or outdated file is built anew.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from qiskit.quantum_info import SuperOp
 
 from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix
 
 FORMAT = 1
 
@@ -83,13 +86,41 @@ def _build(device: Any) -> DeviceNoise:
     from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
     gates = {}
-    for name, qubits, error in basic_device_gate_errors(target=device.target, warnings=False):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # calibrations that break T2 <= 2 T1 are cut to it, with a remark each
+        errors = basic_device_gate_errors(target=device.target)
+    for name, qubits, error in errors:
         if name not in ("reset", "measure", "delay"):
-            gates[(name, tuple(qubits))] = np.asarray(error.to_quantumchannel().data, dtype=complex)
+            gates[(name, tuple(qubits))] = error_superoperator(error)
     readout = np.tile(np.eye(2), (device.num_qubits, 1, 1))
     for qubits, error in basic_device_readout_errors(target=device.target):
         readout[qubits[0]] = error.probabilities
     return DeviceNoise(gates, readout)
+
+
+def error_superoperator(error: Any) -> NDArray[np.complex128]:
+    """What ``error.to_quantumchannel()`` returns, ``(4^k, 4^k)``, some twenty times faster for device errors."""
+    total = np.zeros((4**error.num_qubits, 4**error.num_qubits))
+    for circuit, probability in zip(error.circuits, error.probabilities, strict=True):
+        transfer = np.eye(len(total))
+        for instruction in circuit.data:
+            qubits = tuple(circuit.find_bit(q).index for q in instruction.qubits)
+            channel = Channel(_transfer(instruction.operation), qubits)
+            transfer = embedded(channel, tuple(range(error.num_qubits))) @ transfer
+        total += probability * transfer
+    return superoperator(total)
+
+
+def _transfer(operation: Any) -> NDArray[np.float64]:
+    key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
+    if operation.name == "kraus":
+        return transfer_matrix(np.asarray(SuperOp(operation).data))
+    if key not in _KNOWN:
+        _KNOWN[key] = transfer_matrix(np.asarray(SuperOp(operation).data))
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, NDArray[np.float64]] = {}
 
 
 def _write(path: Path, noise: DeviceNoise) -> None:

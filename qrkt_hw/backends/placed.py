@@ -45,7 +45,9 @@ def place(circuit: QuantumCircuit, device: Any, level: int) -> PlacedCircuit:
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
     if circuit.num_qubits > device.num_qubits:
-        raise UserError(f"a circuit of {circuit.num_qubits} qubits does not fit {device.name} ({device.num_qubits} qubits)")
+        raise UserError(
+            f"a circuit of {circuit.num_qubits} qubits does not fit {device.name} ({device.num_qubits} qubits)"
+        )
     manager = generate_preset_pass_manager(optimization_level=level, target=device.target, seed_transpiler=SEED)
     isa = manager.run(circuit)
     layout = isa.layout
@@ -153,5 +155,3 @@ def _diagonal(factors: dict[int, tuple[float, float]], qubits: int) -> NDArray[n
         identity, z = factors.get(qubit, (1.0, 0.0))
         vector = np.kron(np.array([identity, 0.0, z, 0.0]), vector)
     return vector
-
-

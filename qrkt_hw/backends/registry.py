@@ -11,6 +11,7 @@ from qrkt_hw.backends.base import Backend, Description, Gradient
 from qrkt_hw.backends.files import layers
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
+from qrkt_hw.options.training import BackendOptions
 
 
 class BackendWarning(UserWarning):
@@ -67,9 +68,27 @@ def resolve(
     backend = make(name, entry, shots, gradient, seed)
     if name != asked:
         backend.fell_back_from = asked
-        backend.notice = f"{asked} cannot be used here: {first}. Running on {name} instead; qrkt-hw doctor says what mends it."
+        backend.notice = (
+            f"{asked} cannot be used here: {first}. Running on {name} instead; qrkt-hw doctor says what mends it."
+        )
         warnings.warn(backend.notice, BackendWarning, stacklevel=2)
     return backend
+
+
+def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
+    """The backend of a run's options.
+
+    Raises:
+        UserError: see :func:`resolve`.
+    """
+    return resolve(
+        options.backend,
+        shots=options.shots,
+        gradient=options.gradient,
+        strict=options.strict_backend,
+        file=options.backends_file,
+        seed=seed,
+    )
 
 
 def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
@@ -128,7 +147,9 @@ def listing(file: Path | None = None) -> list[Description]:
         if isinstance(entry, ExactEntry):
             kind = f"exact simulator ({entry.device})"
         elif isinstance(entry, AerEntry):
-            kind = f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else f"Aer with noise of {entry.noise}"
+            kind = (
+                f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else f"Aer with noise of {entry.noise}"
+            )
         elif isinstance(entry, FakeEntry):
             kind = "device snapshot"
             try:
@@ -162,4 +183,6 @@ def _entry(name: str, known: dict[str, Entry]) -> Entry:
         raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name) if name != "ibm_" else IBMEntry(provider="ibm", name="least_busy")
-    raise UserError(f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime")
+    raise UserError(
+        f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime"
+    )

@@ -13,6 +13,8 @@ COMMANDS = {
     "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
     "circuits": ("qrkt_hw.commands.circuits:circuits", "List and show the circuit templates."),
     "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),
+    "backends": ("qrkt_hw.commands.backends:backends", "List the backends and try one."),
+    "doctor": ("qrkt_hw.commands.doctor:doctor", "What is wrong with this installation, and what mends it."),
     "about": ("qrkt_hw.commands.about:about", "Versions and devices, for a bug report."),
 }
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from qrkt_hw.commands.options import backend_options, options_from
 from qrkt_hw.errors import UserError
+from qrkt_hw.options.training import BackendOptions
 
 
 @click.command()
@@ -17,7 +20,7 @@ from qrkt_hw.errors import UserError
     "--image", "images", multiple=True, type=click.Path(path_type=Path), help="an image file; repeat for more"
 )
 @click.option("--limit", type=click.IntRange(min=1), help="only the first images of the split")
-@click.option("--backend", default="exact", show_default=True, help="where the circuits run")
+@options_from(BackendOptions)
 @click.option(
     "--ablate",
     multiple=True,
@@ -30,26 +33,35 @@ def infer(
     split: str | None,
     images: tuple[Path, ...],
     limit: int | None,
-    backend: str,
     ablate: tuple[str, ...],
     as_json: bool,
+    **flags: Any,
 ) -> None:
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files.
 
+    On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
+    same everywhere; where the run was trained does not matter.
+
     Without RUN, the newest run under runs/, named on the first line.
     """
+    from rich.console import Console
+
     from qrkt_hw.runs import RunFolder, newest
 
+    console = Console(stderr=True)
     if images and (split or limit or ablate):
         raise UserError("--image brings its own images; leave out --split, --limit and --ablate")
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}", err=as_json)
+    seed = folder.options().seed
     from qrkt_hw.experiments import inference
+    from qrkt_hw.training.fit import announce, open_backend
 
+    backend = open_backend(backend_options(flags), seed, console)
     if images:
         record = inference.infer_images(folder, images, backend)
     else:
-        record = inference.infer_split(folder, split or "test", limit, backend, ablate)
+        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console)
     if as_json:
         click.echo(json.dumps(record))
     elif images:
@@ -64,3 +76,25 @@ def infer(
         )
         for name, found in record.get("ablations", {}).items():
             click.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
+        if "exact_accuracy" in record:
+            for line in _report(record):
+                click.echo(line)
+    announce(backend, console)
+
+
+def _report(record: dict[str, Any]) -> list[str]:
+    there, low, high = record["backend_details"], *record["interval"]
+    shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
+    rows = [
+        ("accuracy there", f"{record['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f} (bootstrap)"),
+        ("exact, same images", f"{record['exact_accuracy']:.4f}   95 % interval {record['exact_interval'][0]:.4f} to "
+                               f"{record['exact_interval'][1]:.4f}; {record['agreement']:.1%} classified alike"),
+        ("sampling", shots),
+        ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions, {record['rounds']} rounds"),
+        ("wall time", f"{record['wall_seconds']:.1f} s"),
+        ("device", f"{there.get('device', there['name'])} ({there['kind']})"),
+        ("calibrated", there.get("calibrated") or "no calibration: noiseless"),
+    ]  # fmt: skip
+    if "fell_back_from" in there:
+        rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
+    return [f"  {name:20}{text}" for name, text in rows]

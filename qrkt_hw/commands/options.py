@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.options.validation import flag, sentence
 
 
@@ -49,6 +50,19 @@ def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Run
         key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
         raise UserError(f"{where}: {sentence(error)}") from error
+
+
+def backend_options(flags: dict[str, Any]) -> BackendOptions:
+    """The backend flags of a command that takes no preset.
+
+    Raises:
+        UserError: a wrong value.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    try:
+        return BackendOptions.model_validate(given)
+    except ValidationError as error:
+        raise UserError(f"{flag(str(error.errors()[0]['loc'][0]))}: {sentence(error)}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:

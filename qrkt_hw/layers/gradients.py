@@ -1,8 +1,8 @@
 """Derivatives on backends that can only be evaluated: which calls to make, and what to make of their values.
 
-``parameter_shift`` is exact up to sampling noise; ``spsa`` takes two evaluations however many parameters there are (Spall
-1992, IEEE Trans. Automatic Control 37, 332); ``adjoint`` differentiates the noiseless simulator, which on a noisy backend is
-a biased surrogate: it points where the ideal circuit would improve.
+``parameter_shift`` is exact up to sampling noise; ``spsa`` takes two evaluations however many parameters there are
+(Spall 1992, IEEE Trans. Automatic Control 37, 332); ``adjoint`` differentiates the noiseless simulator, which on a
+noisy backend is a biased surrogate: it points where the ideal circuit would improve.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ParameterShift:
     """The shift rules of every gate parameter, as one broadcast call per layer."""
 
     def calls(self, call: Call, wanted: Wanted) -> list[Call]:
-        """One call with all shifted angles, ``(..., evaluations, slots)``; none where nothing depends on a parameter."""
+        """One call with all shifted angles ``(..., evaluations, slots)``; none where no derivative is wanted."""
         parts = split(call.template)
         slots = self._slots(call, wanted)
         if not slots:
@@ -61,9 +61,13 @@ class ParameterShift:
             column += len(coefficients)
         slopes = parts.slopes[slots]
         if not wanted.inputs:
-            slopes = np.concatenate([np.zeros_like(slopes[:, : call.template.num_inputs]), slopes[:, call.template.num_inputs :]], 1)
+            slopes = np.concatenate(
+                [np.zeros_like(slopes[:, : call.template.num_inputs]), slopes[:, call.template.num_inputs :]], 1
+            )
         if not wanted.weights:
-            slopes = np.concatenate([slopes[:, : call.template.num_inputs], np.zeros_like(slopes[:, call.template.num_inputs :])], 1)
+            slopes = np.concatenate(
+                [slopes[:, : call.template.num_inputs], np.zeros_like(slopes[:, call.template.num_inputs :])], 1
+            )
         return np.einsum("...ko,sk,sp->...op", pairs, by_slot, slopes, optimize=True)
 
     def _slots(self, call: Call, wanted: Wanted) -> list[int]:
@@ -148,7 +152,9 @@ def simulated_jacobian(call: Call, evaluate, wanted: Wanted) -> NDArray[np.float
     for m, output in enumerate(outputs):
         if not output.requires_grad:
             continue
-        slopes = torch.autograd.grad(output, (features, weights), retain_graph=True, allow_unused=True, materialize_grads=True)
+        slopes = torch.autograd.grad(
+            output, (features, weights), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         result[:, m, : template.num_inputs] = slopes[0].numpy() * wanted.inputs
         result[:, m, template.num_inputs :] = slopes[1].numpy() * wanted.weights
     return result.reshape(*call.values.shape[:-1], template.num_outputs, -1)

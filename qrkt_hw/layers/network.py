@@ -32,6 +32,11 @@ class TemplateNetwork(NeuralNetwork):
             input_gradients=True,
         )
 
+    @property
+    def outputs(self) -> int:
+        """Size of the last axis of the result."""
+        return self.groups * self.template.num_outputs
+
     def call(self, inputs: NDArray[np.float64], weights: NDArray[np.float64]) -> Call:
         """The call that evaluates ``inputs (samples, groups * inputs)``; its values are ``(samples, groups, ...)``."""
         samples = inputs.shape[0]
@@ -45,7 +50,7 @@ class TemplateNetwork(NeuralNetwork):
         return values.reshape(len(input_data), -1)
 
     def _backward(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray, NDArray]:
-        """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's gradient rule."""
+        """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's rule."""
         assert input_data is not None and weights is not None
         call, wanted = self.call(input_data, weights), Wanted()
         evaluate = self.backend.simulator(self.template, torch.complex128) if self.backend.differentiable else None

@@ -112,7 +112,7 @@ class QuantumLayer(TorchConnector):
     @property
     def outputs(self) -> int:
         """Size of the last axis of the result."""
-        return self.groups * self.template.num_outputs
+        return self.network.outputs
 
     def forward(self, input_data: Tensor | None = None) -> Tensor:
         """``(..., features)`` to ``(..., groups * observables)``.
@@ -154,6 +154,7 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
             remote.append(place)
         else:
             together.setdefault((function, inputs.shape[:-1], inputs.device), []).append(place)
+    _count([jobs[p] for places in together.values() for p in places])
     if remote:
         layers = [jobs[p][0] for p in remote]
         found = run_round([x.network for x in layers], [jobs[p][1] for p in remote], [x.weight for x in layers])
@@ -173,3 +174,11 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
         for (layer, inputs), values in zip(jobs, results, strict=True)
         if values is not None
     ]
+
+
+def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
+    """Let each backend know of the round it would have been asked for; its simulator evaluates it."""
+    for backend in dict.fromkeys(layer.backend for layer, _ in jobs):
+        own = [(layer, x) for layer, x in jobs if layer.backend is backend]
+        circuits = sum(x[..., 0].numel() * layer.groups * backend.circuits_for(layer.template) for layer, x in own)
+        backend.begin_round(circuits, [layer.network.tag for layer, _ in own])

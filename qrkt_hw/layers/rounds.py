@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.layers.gradients import Adjoint, Wanted, rule_of
@@ -31,8 +30,8 @@ def run_round(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
 class _Round(torch.autograd.Function):
     """Forward on the backend in double precision; backward a vector-Jacobian product by the backend's gradient rule.
 
-    Only derivatives that are needed are evaluated, and those of all layers go together as one round. Values and gradients
-    come back in the precision and on the device of the tensors. It is not twice differentiable, and says so.
+    Only derivatives that are needed are evaluated, and those of all layers go together as one round. Values and
+    gradients come back in the precision and on the device of the tensors. It is not twice differentiable, and says so.
     """
 
     @staticmethod
@@ -46,13 +45,17 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         values = run_together([n.backend for n in networks], calls)
         return tuple(
-            torch.as_tensor(v.reshape(*x.shape[:-1], -1), dtype=x.dtype, device=x.device)
-            for v, x in zip(values, inputs, strict=True)
+            torch.as_tensor(v.reshape(*x.shape[:-1], n.outputs), dtype=x.dtype, device=x.device)
+            for v, x, n in zip(values, inputs, networks, strict=True)
         )
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True: a gradient penalty would silently be taken for a constant
+            names = ", ".join(sorted({network.backend.name for network in ctx.networks}))
+            raise RuntimeError(
+                f"circuits on {names} are not twice differentiable; train on exact for gradient penalties"
+            )
         count, tensors = len(ctx.networks), ctx.saved_tensors
         needs = ctx.needs_input_grad[1:]
         wanted = [Wanted(needs[k], needs[count + k]) for k in range(count)]
@@ -95,7 +98,9 @@ def _adjoint_product(call: Call, cotangent: NDArray[np.float64]) -> NDArray[np.f
     """``(samples, groups, inputs + weights)`` by reverse differentiation of the noiseless simulator."""
     inputs = call.template.num_inputs
     features = torch.tensor(call.values[..., :inputs]).requires_grad_()
-    weights = torch.tensor(call.values[0, :, inputs:] if len(call.values) else np.zeros((call.values.shape[1], 0))).requires_grad_()
+    weights = torch.tensor(
+        call.values[0, :, inputs:] if len(call.values) else np.zeros((call.values.shape[1], 0))
+    ).requires_grad_()
     with torch.enable_grad():
         values = simulator(call.template, torch.complex128)(features, weights)
         by_inputs, by_weights = torch.autograd.grad(

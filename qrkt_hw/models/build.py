@@ -66,6 +66,12 @@ def quantum_layers(model: nn.Module) -> list[QuantumLayer]:
     return [m for m in model.modules() if isinstance(m, QuantumLayer)]
 
 
+def set_backend(model: nn.Module, backend: str | Backend) -> None:
+    """Let all circuits of a model run elsewhere; its weights stay."""
+    for layer in quantum_layers(model):
+        layer.backend = backend  # type: ignore[assignment]
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Trainable parameters: ``quantum`` (circuit angles), ``classical`` (all others) and ``total``."""
     quantum = sum(layer.weight.numel() for layer in quantum_layers(model))

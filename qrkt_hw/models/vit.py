@@ -55,7 +55,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``(batch, classes)``."""
-        y = self.embedding(images)
+        y = self.embedding(images.to(self.head.weight.dtype))
         if self.positions is not None:
             y = y + self.positions
         if self.class_token is not None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 
 
 class TrainingOptions(BaseModel):
@@ -27,4 +32,10 @@ class BackendOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    backend: str = Field("exact", description="backend by its name in backends.yaml")
+    backend: str = Field("exact", description="backend by its name in backends.yaml (qrkt-hw backends list)")
+    shots: int | None = Field(
+        None, ge=0, le=10_000_000, description="samples per circuit, 0 for exact values [default: the backend's]"
+    )
+    gradient: Gradient | None = Field(None, description="how circuits are differentiated [default: the backend's]")
+    strict_backend: bool = Field(False, description="refuse a backend that is not available instead of its fallback")
+    backends_file: Path | None = Field(None, description="a backends.yaml over all others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import torch
@@ -59,7 +60,7 @@ class Simulator:
         """
         self._check(inputs, weights)
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
-        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
+        flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
         values = self._evaluate(flat, weights.to(self.real_dtype))
         return values.reshape(*lead, groups, len(self.template.observables))
 

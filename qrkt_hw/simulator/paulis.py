@@ -1,13 +1,14 @@
 """Vectors over Pauli strings: how rotations and channels move ``<Q>``, and how an observable is pulled back.
 
-A state of n qubits is the real vector ``r[Q] = tr(Q rho)`` over all ``4^n`` Pauli strings. Digit q of the index, base 4,
-is the letter on qubit q: I=0, X=1, Z=2, Y=3 (x bit + 2 * z bit), so that a product of strings is an exclusive or.
+A state of n qubits is the real vector ``r[Q] = tr(Q rho)`` over all ``4^n`` Pauli strings. Digit q of the index, base
+4, is the letter on qubit q: I=0, X=1, Z=2, Y=3 (x bit + 2 * z bit), so that a product of strings is an exclusive or.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ _PHASES = np.array([[np.trace(_MATRICES[a ^ b] @ _MATRICES[a] @ _MATRICES[b]) / 
 
 @dataclass(frozen=True, eq=False)
 class Channel:
-    """A fixed map of density matrices: ``transfer`` is real ``(4^k, 4^k)``; ``qubits[0]`` is the least significant digit."""
+    """A fixed map of states: ``transfer`` is real ``(4^k, 4^k)``, ``qubits[0]`` the least significant digit."""
 
     transfer: NDArray[np.float64]
     qubits: tuple[int, ...]
@@ -36,13 +37,33 @@ class Channel:
 
 def transfer_matrix(superoperator: NDArray[np.complex128]) -> NDArray[np.float64]:
     """The Pauli transfer matrix ``(4^k, 4^k)`` of a superoperator in Qiskit's column-stacking convention."""
-    size = len(superoperator)
-    qubits = round(np.log2(size) / 2)
+    columns = _vectors(round(np.log2(len(superoperator)) / 2))
+    return np.real(columns.conj().T @ superoperator @ columns) / len(columns) ** 0.5
+
+
+def superoperator(transfer: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """The superoperator ``(4^k, 4^k)``, column-stacking, of a Pauli transfer matrix."""
+    columns = _vectors(round(np.log2(len(transfer)) / 2))
+    return columns @ transfer @ columns.conj().T / len(columns) ** 0.5
+
+
+@lru_cache(maxsize=8)
+def _vectors(qubits: int) -> NDArray[np.complex128]:
+    """Column-stacked Pauli strings, one a column."""
     words = [np.eye(1, dtype=complex)]
     for _ in range(qubits):  # the last factor added is the most significant digit
         words = [np.kron(_MATRICES[letter], word) for letter in range(4) for word in words]
-    columns = np.stack([word.flatten(order="F") for word in words], axis=1)
-    return np.real(columns.conj().T @ superoperator @ columns) / 2**qubits
+    return np.stack([word.flatten(order="F") for word in words], axis=1)
+
+
+def embedded(channel: Channel, qubits: tuple[int, ...]) -> NDArray[np.float64]:
+    """The transfer matrix of a channel on more qubits, the identity on the others."""
+    n, k = len(qubits), len(channel.qubits)
+    axes = [n - 1 - qubits.index(q) for q in reversed(channel.qubits)]
+    cube = np.eye(4**n).reshape([4] * n + [4**n])
+    front = np.moveaxis(cube, axes, range(k))
+    turned = (channel.transfer @ front.reshape(4**k, -1)).reshape(front.shape)
+    return np.moveaxis(turned, range(k), axes).reshape(4**n, 4**n)
 
 
 def unitary_transfer(matrix: NDArray[np.complex128]) -> NDArray[np.float64]:

@@ -1,12 +1,13 @@
 """Noisy circuits of few qubits, exactly and differentiably.
 
-The rotations by data at the head of the circuit act on single qubits, so the state behind them is a product of one-qubit
-vectors. Everything behind the last rotation by data depends on the weights alone: it is applied once, backwards, to what is
-measured. The whole batch then meets it in one matrix product.
+The rotations by data at the head of the circuit act on single qubits, so the state behind them is a product of
+one-qubit vectors. Everything behind the last rotation by data depends on the weights alone: it is applied once,
+backwards, to what is measured. The whole batch then meets it in one matrix product.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,7 +20,7 @@ from torch import Tensor
 from qrkt_hw.circuits.analysis import Program, Rotation
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.simulator.core import REAL
-from qrkt_hw.simulator.paulis import Channel, PauliSteps
+from qrkt_hw.simulator.paulis import Channel, PauliSteps, embedded
 from qrkt_hw.simulator.tables import Tables
 
 LARGEST = 8  # qubits; beyond, a pulled-back observable has more than 65,536 entries
@@ -52,28 +53,18 @@ def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
             place = places.pop() if len(places) == 1 else None
             before = done[place] if place is not None else None
             if place is not None and isinstance(before, Channel) and set(before.qubits) >= set(step.qubits):
-                done[place] = Channel(_embedded(step, before.qubits) @ before.transfer, before.qubits)
+                done[place] = Channel(embedded(step, before.qubits) @ before.transfer, before.qubits)
                 continue
             for q in step.qubits:
                 place = last.get(q)
                 before = done[place] if place is not None else None
                 if place is not None and isinstance(before, Channel) and before.qubits == (q,):
-                    step = Channel(step.transfer @ _embedded(before, step.qubits), step.qubits)
+                    step = Channel(step.transfer @ embedded(before, step.qubits), step.qubits)
                     done[place] = None
         for q in step.qubits:
             last[q] = len(done)
         done.append(step)
     return [s for s in done if s is not None]
-
-
-def _embedded(channel: Channel, qubits: tuple[int, ...]) -> NDArray[np.float64]:
-    """The transfer matrix of a channel on more qubits, the identity on the others."""
-    n, k = len(qubits), len(channel.qubits)
-    axes = [n - 1 - qubits.index(q) for q in reversed(channel.qubits)]
-    cube = np.eye(4**n).reshape([4] * n + [4**n])
-    front = np.moveaxis(cube, axes, range(k))
-    turned = (channel.transfer @ front.reshape(4**k, -1)).reshape(front.shape)
-    return np.moveaxis(turned, range(k), axes).reshape(4**n, 4**n)
 
 
 class PulledBack(Tables):
@@ -99,7 +90,9 @@ class PulledBack(Tables):
         tables = self.on(inputs.device)
         effects = tables["effects"]
         pulled = self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
-        per_sample = effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
+        per_sample = (
+            effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
+        )
         chunk = max(1, CHUNK // (per_sample * max(1, weights.shape[0])))
         if torch.is_grad_enabled() or len(inputs) <= chunk:
             return self._meet(inputs, weights, pulled)
@@ -146,7 +139,7 @@ class NoisySimulator:
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(..., groups, rows)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``."""
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
-        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
+        flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
         values = torch.stack([part(flat, weights.to(self.real_dtype)) for part in self._parts]).sum(0)
         return values.reshape(*lead, groups, values.shape[-1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.panel import Panel
 from safetensors.torch import load_file
 
+from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model, count_parameters, largest_circuit
 from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.plots.training import plot_confusion, plot_curves
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -38,10 +42,11 @@ def start(options: RunOptions, out: Path | None, console: Console) -> RunFolder:
             behind then.
     """
     data = load_data(options)
-    model = _fresh_model(options, data)  # before the folder appears: impossible options leave nothing behind
+    backend = open_backend(options, options.seed, console)
+    model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
     with run.writing():
-        return _fit(run, options, data, model, console)
+        return _fit(run, options, data, model, console, backend)
 
 
 def resume(run: RunFolder, console: Console) -> RunFolder:
@@ -52,20 +57,39 @@ def resume(run: RunFolder, console: Console) -> RunFolder:
     """
     options = run.options()
     data = load_data(options)
+    backend = open_backend(options, options.seed, console)
     with run.writing():
-        return _fit(run, options, data, _fresh_model(options, data), console)
+        return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
 
 
-def _fresh_model(options: RunOptions, data: Data) -> torch.nn.Module:
+def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
+    """The backend of these options; a fallback is announced where nobody misses it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BackendWarning)
+        backend = from_options(options, seed)
+    announce(backend, console)
+    return backend
+
+
+def announce(backend: Backend, console: Console) -> None:
+    """Print what the user must know of a backend, framed."""
+    if backend.notice is not None:
+        console.print(Panel(backend.notice, title="WARNING: another backend", border_style="bold red"))
+
+
+def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:
     torch.manual_seed(options.seed)
-    return build_model(options, data.shape, options.backend)
+    return build_model(options, data.shape, backend)
 
 
-def _fit(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, console: Console) -> RunFolder:
+def _fit(
+    run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, console: Console, backend: Backend
+) -> RunFolder:
     torch.set_num_threads(options.threads or threads_for(options, data))
     train = loader(data.splits["train"], options.batch_size, options.seed)
     validation = loader(data.splits["validation"], EVALUATION_BATCH)
     console.print(f"run {run.path}", highlight=False)
+    write_json(run.path / "backend.json", backend.about())
     recorder = Recorder(run)
     quiet()
     trainer = Trainer(
@@ -85,7 +109,8 @@ def _fit(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module
     trainer.fit(Classifier(model, options, len(train)), train, validation, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    _conclude(run, options, data, model, recorder)
+    _conclude(run, options, data, model, recorder, backend)
+    announce(backend, console)
     return run
 
 
@@ -107,7 +132,9 @@ def _whole_checkpoint(run: RunFolder) -> Path | None:
     return run.checkpoint
 
 
-def _conclude(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder) -> None:
+def _conclude(
+    run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
+) -> None:
     model.load_state_dict(load_file(run.model))
     results: dict[str, Any] = {}
     started = time.perf_counter()
@@ -128,7 +155,8 @@ def _conclude(run: RunFolder, options: RunOptions, data: Data, model: torch.nn.M
             "evaluation_seconds": round(time.perf_counter() - started, 3),
             "best_epoch": recorder.best_epoch,
             "seed": options.seed,
-            "backend": options.backend,
+            "backend": backend.name,
+            "backend_details": {**backend.about(), **asdict(backend.counters)},
         },
     )
 

@@ -1,0 +1,80 @@
+"""``qrkt-hw backends list`` and ``check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def backends() -> None:
+    """List the backends and try one."""
+
+
+FILE = click.option("--backends-file", type=click.Path(path_type=Path), help="a backends.yaml over all others")
+
+
+@backends.command("list")
+@FILE
+def list_(backends_file: Path | None) -> None:
+    """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrkt_hw.backends import listing
+    from qrkt_hw.execution.devices import fake_names
+
+    table = Table("name", "kind", "qubits", "values", "here", box=None, header_style="bold")
+    for found in listing(backends_file):
+        here = "[green]yes[/]" if found.available else "[red]no[/]"
+        remark = f": {found.remark}" if found.remark else ""
+        qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
+        table.add_row(found.name, found.kind, qubits, f"{found.shots} shots" if found.shots else "exact", here + remark)
+    Console().print(table)
+    click.echo(f"and {len(fake_names())} snapshots by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+
+
+@backends.command()
+@click.argument("name")
+@click.option("--shots", type=click.IntRange(0, 10_000_000), help="instead of the entry's; 0 for exact values")
+@click.option("--strict-backend", is_flag=True, help="refuse the fallback")
+@FILE
+def check(name: str, shots: int | None, strict_backend: bool, backends_file: Path | None) -> None:
+    """Run a tiny circuit on NAME and say what it saw."""
+    import math
+    import time
+    import warnings
+
+    import numpy as np
+
+    from qrkt_hw import circuits
+    from qrkt_hw.backends import BackendWarning, Call, resolve
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BackendWarning)
+        backend = resolve(name, shots=shots, strict=strict_backend, file=backends_file, seed=1)
+    if backend.notice:
+        click.secho(f"WARNING: {backend.notice}", fg="red", bold=True, err=True)
+    template = circuits.build("brickwork", 2, 1)
+    values = np.linspace(0.3, 1.5, template.num_inputs + template.num_weights)[None]
+    ideal = resolve("exact").run([Call(template, values)])[0][0]
+    started = time.perf_counter()
+    seen = backend.run([Call(template, values, "check")])[0][0]
+    seconds = time.perf_counter() - started
+    for key, value in backend.about().items():
+        click.echo(f"{key:14} {value if value is not None else 'none'}")
+    click.echo(
+        f"{'circuit':14} {template.name}, 2 qubits, {backend.counters.executions or 'no'} executions, {seconds:.2f} s"
+    )
+    click.echo(f"{'saw':14} <Z0> {seen[0]:+.4f}  <Z1> {seen[1]:+.4f}")
+    click.echo(f"{'ideal':14} <Z0> {ideal[0]:+.4f}  <Z1> {ideal[1]:+.4f}")
+    error = float(np.abs(seen - ideal).max())
+    allowed = 5 / math.sqrt(backend.shots) if backend.shots else 1e-6
+    noisy = "calibrated" in backend.about()
+    verdict = "as it should be" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
+    click.echo(f"{'difference':14} {error:.1e} ({verdict})")
+    if error > allowed and not noisy:
+        from qrkt_hw.errors import UserError
+
+        raise UserError(f"backend {name!r} is off by {error:.1e} where {allowed:.1e} is allowed; run qrkt-hw doctor")

@@ -1,0 +1,117 @@
+"""Inference on a backend beside the exact simulator: accuracy of both, what it took, and a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from qrkt_hw import backends
+from qrkt_hw.backends import Backend
+from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.training.metrics import logits_of
+
+RESAMPLES = 10_000
+
+
+def bootstrap_interval(correct: Tensor, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of ``correct (images,)`` over the images: lower and upper end.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. Resampling a 0/1 list n times is a
+    binomial draw.
+    """
+    count = len(correct)
+    rng = np.random.default_rng(seed)
+    means = rng.binomial(count, float(correct.double().mean()), size=RESAMPLES) / count
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
+    """Rounds of circuits in one forward pass; device latency is counted in these."""
+    if not quantum_layers(model):
+        return 0
+    own = [layer.backend for layer in quantum_layers(model)]
+    counter = backends.resolve("exact")
+    set_backend(model, counter)
+    with torch.no_grad():
+        model(inputs)
+    for layer, backend in zip(quantum_layers(model), own, strict=True):
+        layer.backend = backend  # type: ignore[assignment]
+    return counter.counters.rounds
+
+
+def on_backend(
+    model: torch.nn.Module, batches: Any, backend: Backend, console: Console | None
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits on the backend, labels, and a report beside the exact simulator.
+
+    Args:
+        model: in evaluation mode; its circuits are moved to the backend and stay there.
+        batches: a sized iterable of inputs and labels.
+        backend: where the circuits run.
+        console: for the progress bar; None shows nothing.
+
+    Returns:
+        Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
+        calibration date), ``circuits``, ``executions``, ``rounds``, ``wall_seconds``, ``interval`` (95 %),
+        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike).
+    """
+    set_backend(model, backends.resolve("exact"))
+    exact, labels = logits_of(model, batches)
+    total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
+    set_backend(model, backend)
+    before = asdict(backend.counters)
+    started = time.perf_counter()
+    with _progress(console, total) as tell, backend.open(progress=tell):
+        logits, _ = logits_of(model, batches)
+    wall = time.perf_counter() - started
+    used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
+    right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
+    return logits, labels, {
+        "backend_details": backend.about(),
+        "circuits": used["circuits"],
+        "executions": used["executions"],
+        "rounds": used["rounds"],
+        "wall_seconds": round(wall, 3),
+        "interval": [round(v, 4) for v in bootstrap_interval(right)],
+        "exact_accuracy": right_exact.double().mean().item(),
+        "exact_interval": [round(v, 4) for v in bootstrap_interval(right_exact)],
+        "agreement": (logits.argmax(-1) == exact.argmax(-1)).double().mean().item(),
+    }  # fmt: skip
+
+
+class _progress:
+    """A bar over rounds that names the round being waited for; lines now and then where there is no terminal."""
+
+    def __init__(self, console: Console | None, total: int) -> None:
+        self.console, self.total, self.done = console, total, 0
+        live = console is not None and console.is_terminal
+        columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
+        self.bar = Progress(*columns, console=console, disable=not live, transient=True)
+        self.every = max(1, total // 5)
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.bar.start()
+        self.task = self.bar.add_task("starting", total=self.total)
+        return self.tell
+
+    def tell(self, text: str) -> None:
+        shown = text if len(text) <= 90 else text[:87] + "..."
+        self.bar.update(self.task, description=f"waiting for {shown}", completed=self.done)
+        if self.console is not None and not self.console.is_terminal and self.done % self.every == 0:
+            self.console.print(
+                f"round {self.done + 1} of {self.total}: waiting for {shown}", highlight=False, soft_wrap=True
+            )
+        self.done += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
