@@ -49,9 +49,10 @@ def test_parameter_shift_is_the_derivative_on_every_template(ansatz):
 def controlled():
     w = ParameterVector("w", 1)
     circuit = QuantumCircuit(2)
-    circuit.ry(0.4, 0)
-    circuit.h(1)
+    circuit.ry(0.9, 0)
+    circuit.ry(0.5, 1)
     circuit.crx(2 * w[0] + 0.3, 0, 1)
+    circuit.h(0)  # the control's coherence turns with half the angle
     return CircuitTemplate("controlled", circuit, (), w)
 
 
