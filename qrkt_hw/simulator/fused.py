@@ -14,7 +14,7 @@ from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qrkt_hw.circuits.analysis import Fixed, Program, Rotation
-from qrkt_hw.simulator.gatewise import Angles, StepsOnState
+from qrkt_hw.simulator.gatewise import Angles, StepsOnState, step_cost
 from qrkt_hw.simulator.readout import Readout
 from qrkt_hw.simulator.tables import Tables
 
@@ -110,11 +110,11 @@ class FusedUnitaries:
     def cost(program: Program, observables: Sequence[SparsePauliOp]) -> float:
         size = 2**program.num_qubits
         _, rest = split_encoding(program)
-        total = 2.0 * size
+        total = 1e5 + 3e4 * program.num_qubits + 20.0 * size * 256
         for data, steps in segments(rest, program):
-            gates = sum(12 if isinstance(s, Rotation) else 8 * 2 ** len(s.qubits) for s in steps)
-            # a matrix product runs several times faster per multiplication than element-wise kernels
-            total += gates * size if data else size * size / 2 + gates * size * size / 256
+            columns = size * (256 if data else size)
+            total += sum(step_cost(s, columns) for s in steps)
+            total += 0.0 if data else 5e4 + 0.4 * size * size * 256
         return total
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:

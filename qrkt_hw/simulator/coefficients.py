@@ -1,0 +1,125 @@
+"""What a batch shares: polynomials in cosines and sines of the weights, computed once per weight set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qrkt_hw.circuits.analysis import Program
+from qrkt_hw.circuits.analysis.lowering import Affine, Rotation
+from qrkt_hw.circuits.analysis.pullback import Monomial
+from qrkt_hw.simulator.gatewise import Angles
+from qrkt_hw.simulator.products import ONE, Products
+from qrkt_hw.simulator.tables import Tables
+
+LARGEST_PLACE = 2**20  # entries of a dense summation matrix
+Part = tuple[int, float, Monomial]  # position, coefficient, factors
+
+
+class Coefficients(Tables):
+    """``out[position] += coefficient * prod(factors)`` over all parts.
+
+    Takes weights ``(groups, weights)`` to ``(positions, groups)``.
+
+    Args:
+        parts: what is summed; a factor is 2a for the cosine, 2a + 1 for the sine of ``angles[a]``.
+        positions: how many.
+        angles: affine in the weights alone wherever a part uses them.
+        program: the angles' program.
+        real_dtype: of the result.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        positions: int,
+        angles: Sequence[Affine],
+        program: Program,
+        real_dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        parts = parts or [(0, 0.0, ())] * min(positions, 1)
+        used = sorted({f // 2 for _, _, monomial in parts for f in monomial})
+        place = {angle: k for k, angle in enumerate(used)}
+        rotations = [Rotation("Z", (0,), angles[a]) for a in used]
+        self.angles = Angles(rotations, program, real_dtype) if used else None
+        monomials = {monomial: k for k, monomial in enumerate(dict.fromkeys([*(m for _, _, m in parts)] or [()]))}
+        lists = [[1 + place[f // 2] + len(used) * (f % 2) for f in monomial] for monomial in monomials]
+        self.products = Products(lists, 1 + 2 * len(used), real_dtype) if used else None
+        self.positions = positions
+        self.dense = positions * len(monomials) <= LARGEST_PLACE
+        self.parts = len(parts)
+        if self.dense:
+            matrix = np.zeros((positions, len(monomials)))
+            for position, coefficient, monomial in parts:
+                matrix[position, monomials[monomial]] += coefficient
+            self.add("sum", matrix, real_dtype)
+        else:
+            self.add("position", np.array([p for p, _, _ in parts]), torch.long)
+            self.add("source", np.array([monomials[m] for _, _, m in parts]), torch.long)
+            self.add("factor", np.array([c for _, c, _ in parts])[:, None], real_dtype)
+
+    def forward(self, weights: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        """``(positions, groups)``; ``kept`` collects what :meth:`pull` needs."""
+        tables = self.on(weights.device)
+        if self.angles is None or self.products is None:
+            values = weights.new_ones(1, weights.shape[0])
+        else:
+            angles = self.angles(None, weights).squeeze(-1)
+            cosines, sines = angles.cos(), angles.sin()
+            if kept is not None:
+                kept += [cosines, sines]
+            values = self.products.forward(torch.cat([torch.ones_like(angles[:1]), cosines, sines]), kept)
+        if self.dense:
+            return tables["sum"] @ values
+        picked = values.index_select(0, tables["source"]) * tables["factor"]
+        return picked.new_zeros(self.positions, picked.shape[1]).index_add(0, tables["position"], picked)
+
+    def pull(self, cotangent: Tensor, kept: Sequence[Tensor]) -> Tensor | None:
+        """The cotangent of the weights; None where nothing depends on them."""
+        if self.angles is None or self.products is None:
+            return None
+        tables = self.on(cotangent.device)
+        if self.dense:
+            by_value = tables["sum"].t() @ cotangent
+        else:
+            picked = cotangent.index_select(0, tables["position"]) * tables["factor"]
+            by_value = picked.new_zeros(self.products.rows, picked.shape[1]).index_add_(0, tables["source"], picked)
+        by_row = self.products.pull(by_value, kept[2:])
+        cosines, sines = kept[0], kept[1]
+        count = len(cosines)
+        by_angle = by_row[1 + count :] * cosines - by_row[1 : 1 + count] * sines
+        return (self.angles.on(cotangent.device)["to_weights"] @ by_angle).t()
+
+    def __call__(self, weights: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and weights.requires_grad):
+            return self.forward(weights)
+        return _Shared.apply(weights, self)
+
+
+class _Shared(torch.autograd.Function):
+    """One node of the graph; differentiated again it goes through the plain operations."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, coefficients: Coefficients) -> Tensor:
+        kept: list[Tensor] = []
+        result = coefficients.forward(weights, kept)
+        ctx.coefficients = coefficients
+        ctx.save_for_backward(weights, *kept)
+        return result
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor):  # type: ignore[override]
+        weights, *kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            value = ctx.coefficients.forward(weights)
+            if not value.requires_grad:
+                return None, None
+            return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0], None
+        return ctx.coefficients.pull(cotangent, kept), None
+
+
+__all__ = ["ONE", "Coefficients", "Part"]
