@@ -11,7 +11,8 @@ from qrkt_hw.commands.lazy import LazyGroup
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
     "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
-    "circuits": ("qrkt_hw.commands.circuits:circuits", "List and show the circuit templates."),
+    "circuits": ("qrkt_hw.commands.circuits:circuits", "List, show and analyze the circuit templates."),
+    "resources": ("qrkt_hw.commands.resources:resources", "What a model costs on a device, and whether it is quantum."),
     "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),
     "backends": ("qrkt_hw.commands.backends:backends", "List the backends and try one."),
     "doctor": ("qrkt_hw.commands.doctor:doctor", "What is wrong with this installation, and what mends it."),

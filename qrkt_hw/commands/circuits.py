@@ -1,4 +1,4 @@
-"""``qrkt-hw circuits list`` and ``show``."""
+"""``qrkt-hw circuits list``, ``show`` and ``analyze``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qrkt_hw.errors import UserError
 
 @click.group()
 def circuits() -> None:
-    """List and show the circuit templates."""
+    """List, show and analyze the circuit templates."""
 
 
 @circuits.command("list")
@@ -62,3 +62,87 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
         except OSError as error:
             raise UserError(f"--draw: {draw} cannot be written: {error.strerror}") from error
         click.echo(f"drawn to {draw}")
+
+
+@circuits.command()
+@click.argument("name")
+@click.option("--qubits", default="4", show_default=True, help="numbers and ranges, such as 2,4 or 2-6")
+@click.option("--layers", default="1", show_default=True, help="numbers and ranges, such as 1,2 or 1-3")
+@click.option("--pairs", type=click.IntRange(min=2), default=5000, show_default=True, help="pairs of states compared")
+@click.option(
+    "--samples", type=click.IntRange(min=2), default=200, show_default=True, help="parameter sets of the gradient"
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path), help="draw the figures over qubits and layers (.png)")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+def analyze(
+    name: str, qubits: str, layers: str, pairs: int, samples: int, seed: int, plot: Path | None, as_json: bool
+) -> None:
+    """How much a template reaches, entangles and trains: expressibility, entanglement, gradient variance.
+
+    Inputs and weights are drawn alike, uniform in [0, 2 pi).
+    """
+    import dataclasses
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrkt_hw.circuits import build
+    from qrkt_hw.circuits.analysis import cones
+    from qrkt_hw.circuits.analysis.measures import LARGEST, measure
+
+    widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
+    if max(widths) > LARGEST:
+        raise UserError(f"--qubits: {max(widths)} qubits are too many states to sample; at most {LARGEST}")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UserError(f"--plot: {plot} must end in .png")
+    rows = []
+    for width in widths:
+        for depth in depths:
+            template = build(name, width, depth)
+            found = dataclasses.asdict(measure(template, pairs=pairs, samples=samples, seed=seed))
+            sizes = [len(cone.inputs) for cone in cones(template)]
+            rows.append(
+                {"qubits": width, "layers": depth, "weights": template.num_weights, **found, "inputs_seen": sizes}
+            )
+    if as_json:
+        click.echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
+    else:
+        table = Table("qubits", "layers", "weights", box=None, header_style="bold")
+        for title in ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output"):
+            table.add_column(title, justify="right")
+        for row in rows:
+            seen = row["inputs_seen"]
+            table.add_row(
+                str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
+                f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
+                f"{min(seen)} to {max(seen)}",
+            )  # fmt: skip
+        Console(width=100).print(table)
+        click.echo(
+            "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most"
+        )
+    if plot is not None:
+        from qrkt_hw.plots.analysis import plot_analysis
+
+        try:
+            plot_analysis(name, rows, plot)
+        except OSError as error:
+            raise UserError(f"--plot: {plot} cannot be written: {error.strerror}") from error
+        click.echo(f"drawn to {plot}", err=as_json)
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """``2,4-6`` as 2, 4, 5, 6.
+
+    Raises:
+        UserError: not such a list.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()) or int(first) < 1 or int(last or first) < int(first):
+            raise UserError(f"{flag}: {text!r} is not a list of whole numbers, such as 2,4 or 2-6")
+        found.update(range(int(first), int(last or first) + 1))
+    return sorted(found)

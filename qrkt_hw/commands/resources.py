@@ -1,0 +1,120 @@
+"""``qrkt-hw resources``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from qrkt_hw.commands.options import merge
+from qrkt_hw.errors import UserError
+
+PLANS = ("open", "payg", "flex", "premium")
+
+
+@click.command()
+@click.argument("run", nargs=-1)
+@click.option("--preset", "presets", multiple=True, help="a preset instead of a run; repeat with --compare")
+@click.option("--ansatz", help="a lone circuit instead of a run, with --qubits and --layers")
+@click.option("--qubits", type=click.IntRange(1, 1000), help="qubits of the lone circuit  [default: 4]")
+@click.option("--layers", type=click.IntRange(1, 1000), help="layers of the lone circuit  [default: 1]")
+@click.option(
+    "--backend", "backends", multiple=True, help="what it would cost there, such as fake_torino; repeat for more"
+)
+@click.option(
+    "--optimization-level",
+    "levels",
+    multiple=True,
+    type=click.IntRange(0, 3),
+    help="of the transpiler; repeat to compare  [default: 3]",
+)
+@click.option("--shots", type=click.IntRange(min=1), default=1024, show_default=True, help="samples per circuit")
+@click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="images to infer")
+@click.option("--training-steps", type=click.IntRange(min=0), default=1, show_default=True, help="steps of training")
+@click.option(
+    "--plan", type=click.Choice(PLANS), default="payg", show_default=True, help="whose prices the table shows"
+)
+@click.option(
+    "--compare", is_flag=True, help="several runs, presets or ANSATZ:QUBITS:LAYERS in one table, cheapest first"
+)
+@click.option("--format", "style", type=click.Choice(["table", "json", "markdown"]), default="table", show_default=True)
+@click.option("--plot", type=click.Path(path_type=Path), help="draw the layout on the chip (.png)")
+@click.option("--schema", is_flag=True, help="print the JSON schema of --format json")
+def resources(
+    run: tuple[str, ...],
+    presets: tuple[str, ...],
+    ansatz: str | None,
+    qubits: int | None,
+    layers: int | None,
+    backends: tuple[str, ...],
+    levels: tuple[int, ...],
+    shots: int,
+    images: int,
+    training_steps: int,
+    plan: str,
+    compare: bool,
+    style: str,
+    plot: Path | None,
+    schema: bool,
+) -> None:
+    """What RUN, a preset or a circuit costs on a device, and whether it is quantum at all.
+
+    Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
+    run or paid. Without RUN, the newest run under runs/.
+    """
+    from qrkt_hw.resources.schema import Report
+
+    if schema:
+        click.echo(json.dumps(Report.model_json_schema(), indent=2))
+        return
+    if ansatz is None and (qubits is not None or layers is not None):
+        raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UserError(f"--plot: {plot} must end in .png")
+    names = [*run, *(f"preset:{p}" for p in presets), *([f"{ansatz}:{qubits or 4}:{layers or 1}"] if ansatz else [])]
+    if len(names) > 1 and not compare:
+        raise UserError(f"one run, preset or ansatz at a time, not {len(names)}; --compare puts several into one table")
+    from qrkt_hw.resources.report import make
+    from qrkt_hw.resources.tables import text
+
+    subjects = [_subject(name) for name in names or [""]]
+    reports = [
+        make(s, backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
+    ]
+    if style == "json":
+        found = [report.model_dump(mode="json") for report in reports]
+        click.echo(json.dumps(found if compare else found[0]))
+    elif compare:
+        from qrkt_hw.resources.compare import comparison
+
+        click.echo(comparison(reports, plan, style))
+    else:
+        click.echo(text(reports[0], plan, style))
+    if plot is not None:
+        from qrkt_hw.resources.picture import draw
+
+        draw(reports, plot)
+        click.echo(f"drawn to {plot}", err=style == "json")
+
+
+def _subject(name: str):
+    """A run folder, ``preset:NAME``, or ``ANSATZ:QUBITS:LAYERS``; the newest run for an empty name."""
+    from qrkt_hw.resources.subject import of_options, of_template
+
+    if name.startswith("preset:"):
+        preset = name.removeprefix("preset:")
+        return of_options(f"preset {preset}", merge(preset, None, {}))
+    head, *rest = name.rsplit(":", 2)
+    if len(rest) == 2 and all(part.isdigit() and int(part) > 0 for part in rest):
+        return of_template(head, int(rest[0]), int(rest[1]))
+    from qrkt_hw.experiments import presets
+
+    if name in presets.names() and not Path(name).is_dir():
+        return of_options(f"preset {name}", merge(name, None, {}))
+    from qrkt_hw.runs import RunFolder, newest
+
+    folder = RunFolder.open(Path(name)) if name else RunFolder.open(newest())
+    data = folder.description()
+    shape = (data["channels"], data["image_size"], len(data["class_names"]))
+    return of_options(f"run {folder.path}", folder.options(), shape)

@@ -1,0 +1,134 @@
+"""Circuits on a device: transpiled, timed, judged by the calibration; kept in the user's cache folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qiskit.circuit import QuantumCircuit
+
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
+from qrkt_hw.execution.cache import digest, remember, versions
+from qrkt_hw.resources.schema import Device, Placed
+from qrkt_hw.resources.subject import Subject
+
+SEED = 7  # of the transpiler
+
+
+def on_device(subject: Subject, name: str, levels: tuple[int, ...], seed: int = SEED) -> Device:
+    """Part 2 of the report: every circuit of the subject on a device.
+
+    Args:
+        subject: what is reported on.
+        name: of a backend.
+        levels: optimisation levels of the transpiler.
+        seed: of the transpiler.
+
+    Raises:
+        UserError: no such device, or a circuit that does not fit it.
+    """
+    snapshot = snapshot_name(name)
+    if snapshot is None:
+        return Device(name=name, qubits=None, calibrated=None, rep_delay=None, simulated=True, circuits=[])
+    live = not snapshot.startswith("fake_")
+
+    def keep(kind: str, key: Any, compute):  # a live device is calibrated anew every day
+        return compute() if live else remember(kind, digest(snapshot, key, versions()), compute)
+
+    facts = keep("devices", "facts", lambda: _facts(device_of(snapshot)))
+    placed = []
+    for place, circuit in enumerate(subject.description.logical.circuits):
+        if circuit.qubits > facts["qubits"]:
+            raise UserError(
+                f"--backend: {name} has {facts['qubits']} qubits; ansatz {circuit.template!r} takes {circuit.qubits}"
+            )
+        for level in levels:
+            found = keep(
+                "transpiled",
+                [circuit.fingerprint, level, seed],
+                lambda c=place, v=level: place_circuit(subject.template(c), device_of(snapshot), v, seed).model_dump(
+                    mode="json"
+                ),
+            )
+            placed.append(Placed.model_validate({**found, "circuit": place}))
+    return Device(name=name, **facts, simulated=False, circuits=placed)
+
+
+def snapshot_name(name: str) -> str | None:
+    """The device behind a backend's name; None for a simulator that takes circuits as written.
+
+    Raises:
+        UserError: no such backend.
+    """
+    if name.startswith("fake_"):
+        return name
+    from qrkt_hw.backends.registry import resolve
+
+    backend = resolve(name)
+    target = getattr(backend, "target", None)
+    snapshot = getattr(backend, "snapshot", None)
+    if snapshot is not None:
+        return snapshot.name
+    return None if target is None else name
+
+
+def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int = SEED) -> Placed:
+    """A template on a device, all its qubits measured, by Qiskit's preset pass manager."""
+    from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
+
+    from qrkt_hw.execution.calibration import cone_success, success
+    from qrkt_hw.execution.placement import active_qubits, couplings, good_copies, place_copies
+    from qrkt_hw.resources.logical import two_qubit_figures
+
+    target = device.target
+    manager = generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed)
+    isa = manager.run(measured(template))
+    layout = [int(q) for q in isa.layout.final_index_layout(filter_ancillas=True)]
+    reads = [sorted({layout[q] for _, qubits, _ in o.to_sparse_list() for q in qubits}) for o in template.observables]
+    copies = place_copies(isa, target)
+    return Placed(
+        circuit=0,
+        level=level,
+        seed=seed,
+        physical=list(active_qubits(isa)),
+        layout=layout,
+        couplings=[list(pair) for pair in couplings(isa)],
+        gates={str(name): int(count) for name, count in isa.count_ops().items() if name != "barrier"},
+        duration=float(isa.estimate_duration(target)),
+        success=success(isa, target),
+        output_success=cone_success(isa, target, reads),
+        copies=len(copies),
+        good_copies=len(good_copies(copies)) if copies else 0,
+        copy_success=[round(copy.success, 9) for copy in copies],
+        copy_qubits=[list(copy.physical) for copy in copies],
+        **two_qubit_figures(isa),
+    )
+
+
+def measured(template: CircuitTemplate) -> QuantumCircuit:
+    """The template's circuit with every qubit measured at its end."""
+    circuit = template.circuit.copy()
+    circuit.measure_all()
+    return circuit
+
+
+def device_of(name: str) -> Any:
+    """The device behind a name, with its ``target``."""
+    from qrkt_hw.execution.devices import fake_device
+
+    if name.startswith("fake_"):
+        return fake_device(name)
+    from qrkt_hw.backends.registry import resolve
+
+    return resolve(name)
+
+
+def _facts(device: Any) -> dict[str, Any]:
+    properties = device.properties() if callable(getattr(device, "properties", None)) else None
+    date = getattr(properties, "last_update_date", None)
+    delay = getattr(device, "default_rep_delay", None)
+    return {
+        "qubits": device.num_qubits,
+        "calibrated": None if date is None else date.isoformat(),
+        "rep_delay": None if delay is None else float(delay),
+    }

@@ -1,0 +1,154 @@
+"""The report as data. ``qrkt-hw resources --format json`` prints it, ``--schema`` its JSON schema."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+
+class Part(BaseModel):
+    """A part of the report."""
+
+
+class Circuit(Part):
+    """A distinct template of the model, as written, before transpiling."""
+
+    fingerprint: str = Field(description="of gates, parameters and observables; the same circuit has the same one")
+    template: str = Field(description="name of the ansatz")
+    topology: str
+    qubits: int
+    inputs: int
+    weights: int = Field(description="trainable angles of one circuit")
+    outputs: int = Field(description="observables")
+    bases: int = Field(description="circuits it takes to measure all observables once")
+    depth: int
+    two_qubit_depth: int = Field(description="depth counting only gates on two or more qubits")
+    two_qubit_gates: int = Field(description="gates on two or more qubits")
+    gates: dict[str, int]
+    shifts: int = Field(description="circuits of one parameter-shift derivative by all inputs and weights")
+
+
+class LayerRow(Part):
+    """Quantum layers of the same shape."""
+
+    layers: list[str] = Field(description="their names in the model")
+    circuit: int = Field(description="place in `circuits`")
+    groups: int = Field(description="circuits a layer's features are split into")
+    weights: int = Field(description="trainable angles of one layer")
+    calls_per_image: int = Field(description="circuits of all these layers for one image")
+
+
+class Request(Part):
+    """Circuits of one kind within a round."""
+
+    circuit: int
+    layers: int = Field(description="layers that ask")
+    circuits: int = Field(description="circuits for one image")
+
+
+class Logical(Part):
+    """Part 1: the circuits as written and how often they run."""
+
+    circuits: list[Circuit]
+    layers: list[LayerRow]
+    qubits: int = Field(description="of the largest circuit; 0 for a classical model")
+    qubits_summed: int = Field(description="over all layers and groups, the count published for such models")
+    calls_per_image: int = Field(description="circuits one image takes")
+    rounds: list[list[Request]] = Field(description="dependent calls, each of which waits for the one before")
+
+
+class Output(Part):
+    """What one observable depends on."""
+
+    observable: str
+    inputs: list[int]
+    weights: list[int]
+    exact: bool = Field(description="true: each of these moves it; false: at most these")
+    strings: int = Field(description="Pauli strings it becomes when pulled back; 0 where there are too many")
+
+
+class Verdict(Part):
+    """Part 4: what a circuit can do that a formula cannot."""
+
+    circuit: int
+    outputs: list[Output]
+    elementwise: int = Field(description="outputs that depend on at most one input")
+    dead_weights: int = Field(description="weights that move no output")
+    sentence: str
+    method: str = Field(description="the simulation method this package would take")
+    multiplications: float | None = Field(
+        description="real multiplications per circuit of that method; null: none fits"
+    )
+    hardness: str
+
+
+class Parameters(Part):
+    """Part 5: trainable parameters, beside those of the classical twin."""
+
+    quantum: int
+    classical: int
+    total: int
+    twin: int | None = Field(description="total of the same model with linear projections; null for a lone template")
+
+
+class Placed(Part):
+    """A circuit transpiled to a device, with all qubits measured."""
+
+    circuit: int
+    level: int = Field(description="optimisation level of Qiskit's preset pass manager")
+    seed: int = Field(description="of the transpiler")
+    physical: list[int] = Field(description="the device's qubits it uses")
+    layout: list[int] = Field(description="for every qubit of the circuit the physical qubit that is measured")
+    couplings: list[list[int]] = Field(description="pairs of physical qubits joined by two-qubit gates")
+    depth: int
+    two_qubit_gates: int
+    two_qubit_depth: int
+    gates: dict[str, int]
+    duration: float = Field(description="seconds, measurement included")
+    success: float = Field(description="estimated success probability: no gate and no readout fails")
+    output_success: list[float] = Field(description="the same within the causal cone of each observable")
+    copies: int = Field(description="disjoint copies that fit the device")
+    good_copies: int = Field(description="those with at least half the success probability of the best")
+    copy_success: list[float] = Field(description="of every copy, best first")
+    copy_qubits: list[list[int]] = Field(description="physical qubits of every copy")
+
+
+class Device(Part):
+    """Part 2: a device and every circuit on it."""
+
+    name: str
+    qubits: int | None
+    calibrated: str | None = Field(description="date of the calibration, ISO 8601")
+    rep_delay: float | None = Field(description="seconds between two executions")
+    simulated: bool = Field(description="true: circuits run on this machine as written; nothing is transpiled or paid")
+    circuits: list[Placed]
+
+
+class Cost(Part):
+    """Part 3: a task on a device in one way of submitting it."""
+
+    device: str
+    level: int
+    task: str
+    way: str = Field(
+        description="estimator: one PUB per observable; broadcast: one PUB per layer; packed: disjoint copies"
+    )
+    rounds: int
+    jobs: int
+    circuits: int = Field(description="circuits submitted; a packed one holds several copies")
+    executions: int
+    seconds: float = Field(description="QPU seconds: 2 per job + (rep_delay + duration) x executions")
+    seconds_quick: float = Field(description="QPU seconds by the short form: 2 per job + 0.00035 x executions")
+    usd: dict[str, float] = Field(description="price by plan, of `seconds`; the open plan has none")
+
+
+class Report(Part):
+    """Everything ``qrkt-hw resources`` knows of a run, preset or template."""
+
+    subject: str
+    shots: int
+    logical: Logical
+    devices: list[Device] = []
+    costs: list[Cost] = []
+    verdicts: list[Verdict]
+    parameters: Parameters
+    prices: str = Field("", description="date and source of the prices")

@@ -1,0 +1,148 @@
+"""What a report is about: a model or a lone template, with the parts of the report that need no device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qrkt_hw.execution.cache import digest, remember, versions
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
+
+if TYPE_CHECKING:
+    from qrkt_hw.circuits.template import CircuitTemplate
+    from qrkt_hw.data.base import DataShape
+
+BUILT_IN = Path(__file__).parents[2] / "circuits"
+# channels, pixels along a side, classes: what a preset's model is built for when its images are not at hand
+SHAPES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+
+
+class Description(Part):
+    """The parts of a report that do not depend on a device."""
+
+    logical: Logical
+    verdicts: list[Verdict]
+    parameters: Parameters
+
+
+@dataclass
+class Subject:
+    """A model or a template to report on.
+
+    Attributes:
+        name: how it is called in the report.
+        description: the parts without a device.
+        batch: images of a training step.
+        make: builds the distinct templates in the order of ``description.logical.circuits``.
+    """
+
+    name: str
+    description: Description
+    batch: int
+    make: Callable[[], list[CircuitTemplate]]
+    _templates: list[CircuitTemplate] | None = field(default=None, repr=False)
+
+    def template(self, circuit: int) -> CircuitTemplate:
+        """The template of a circuit of the description; built on first use."""
+        if self._templates is None:
+            self._templates = self.make()
+        return self._templates[circuit]
+
+
+def of_options(name: str, options: RunOptions, shape: tuple[int, int, int] | None = None) -> Subject:
+    """The model of these options.
+
+    Args:
+        name: how it is called in the report.
+        options: of a run or a preset.
+        shape: channels, image size and classes of its data; default: those of the data set.
+
+    Raises:
+        UserError: options that do not fit each other or the data.
+    """
+    size = shape or SHAPES.get(options.dataset)
+
+    def traced() -> tuple[Description, list[CircuitTemplate]]:
+        return _describe_model(options, _shape(options, size))
+
+    found: list[list[CircuitTemplate]] = []
+
+    def compute() -> dict[str, Any]:
+        description, templates = traced()
+        found.append(templates)
+        return description.model_dump(mode="json")
+
+    fixed = [options.model_dump(mode="json"), list(size or [])]
+    kept = (
+        compute()
+        if not _cacheable(options.ansatz) or size is None
+        else remember("subjects", digest(fixed, versions()), compute)
+    )
+    return Subject(
+        name,
+        Description.model_validate(kept),
+        options.batch_size,
+        lambda: found[0] if found else traced()[1],
+    )
+
+
+def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
+    """A lone template, evaluated once for an "image".
+
+    Raises:
+        UserError: no such ansatz, or a size it does not accept.
+    """
+
+    def make() -> list[CircuitTemplate]:
+        from qrkt_hw.circuits import build
+
+        return [build(ansatz, qubits, layers)]
+
+    def compute() -> dict[str, Any]:
+        from qrkt_hw.resources.logical import logical
+        from qrkt_hw.resources.trace import Asked
+        from qrkt_hw.resources.verdict import verdict
+
+        (template,) = make()
+        part, _ = logical([[Asked("circuit", template, 1, 1)]])
+        parameters = Parameters(quantum=template.num_weights, classical=0, total=template.num_weights, twin=None)
+        return Description(logical=part, verdicts=[verdict(template, 0)], parameters=parameters).model_dump(mode="json")
+
+    key = digest(ansatz, qubits, layers, versions())
+    kept = remember("subjects", key, compute) if _cacheable(ansatz) else compute()
+    return Subject(f"{ansatz}:{qubits}:{layers}", Description.model_validate(kept), 64, make)
+
+
+def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description, list[CircuitTemplate]]:
+    from qrkt_hw.models.build import build_model, count_parameters
+    from qrkt_hw.resources.logical import logical
+    from qrkt_hw.resources.trace import CountingBackend, trace
+    from qrkt_hw.resources.verdict import verdict
+
+    backend = CountingBackend()
+    model = build_model(options, shape, backend)
+    part, templates = logical(trace(model, backend, shape))
+    twin = build_model(options.model_copy(update={"projection": "classical"}), shape)
+    counts = count_parameters(model)
+    return (
+        Description(
+            logical=part,
+            verdicts=[verdict(template, place) for place, template in enumerate(templates)],
+            parameters=Parameters(**counts, twin=count_parameters(twin)["total"]),
+        ),
+        templates,
+    )
+
+
+def _shape(options: RunOptions, size: tuple[int, int, int] | None) -> DataShape:
+    from qrkt_hw.data import DataShape, load_data
+
+    return DataShape(*size) if size is not None else load_data(options).shape
+
+
+def _cacheable(ansatz: str) -> bool:
+    """Whether the circuits are ours: a user's own file or package may change without notice."""
+    return (BUILT_IN / f"{ansatz}.py").is_file()

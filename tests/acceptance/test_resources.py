@@ -1,0 +1,185 @@
+"""The reporter's figures against Qiskit's own, and against what is counted where circuits really run."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from qiskit import QuantumCircuit
+from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
+from qrkt_hw.circuits import build, names
+
+from qrkt_hw.backends import aer
+from qrkt_hw.backends.registry import resolve
+from qrkt_hw.commands import group
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.execution.pricing import usage
+from qrkt_hw.models.build import build_model
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.resources import devices as reporter
+from qrkt_hw.resources.report import make
+from qrkt_hw.resources.subject import of_options, of_template
+
+pytestmark = pytest.mark.acceptance
+DEVICES = ["fake_torino", "fake_marrakesh", "fake_miami"]
+SMALL = {"hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "layers": 1, "rk_blocks": 1, "encoder_blocks": 1}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def by_hand(template, device, level):
+    """Depth, gates, two-qubit gates and depth, duration and success of Qiskit's transpiled circuit."""
+    circuit = QuantumCircuit(template.num_qubits, template.num_qubits)
+    circuit.compose(template.circuit, inplace=True)
+    whole = template.circuit.copy()
+    whole.measure_all()
+    manager = generate_preset_pass_manager(optimization_level=level, backend=device, seed_transpiler=reporter.SEED)
+    isa = manager.run(whole)
+    success = 1.0
+    for instruction in isa.data:
+        if instruction.operation.name != "barrier":
+            qubits = tuple(isa.find_bit(q).index for q in instruction.qubits)
+            success *= 1 - (device.target[instruction.operation.name][qubits].error or 0.0)
+    return {
+        "depth": isa.depth(),
+        "two_qubit_depth": isa.depth(lambda i: i.operation.name == "cz"),
+        "two_qubit_gates": isa.count_ops().get("cz", 0),
+        "gates": {k: v for k, v in isa.count_ops().items() if k != "barrier"},
+        "duration": isa.estimate_duration(device.target),
+        "success": success,
+    }
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("device", DEVICES)
+def test_transpile_figures_are_those_of_the_preset_pass_manager(device, level):
+    for name in names():
+        template = build(name, 4, 1)
+        found = reporter.place_circuit(template, fake_device(device), level)
+        expected = by_hand(template, fake_device(device), level)
+        success = expected.pop("success")
+        assert {key: getattr(found, key) for key in expected} == expected, name
+        assert found.success == pytest.approx(success, rel=1e-9)
+        assert all(found.success <= s <= 1 for s in found.output_success)
+
+
+@pytest.fixture
+def aer_counts(monkeypatch):
+    """Experiments, shots and jobs that Aer reports; every circuit sampled by Aer itself."""
+    from qiskit_aer import AerSimulator
+
+    counted = {"circuits": 0, "executions": 0}
+    original = AerSimulator.run
+
+    def run(self, *args, **kwargs):
+        job = original(self, *args, **kwargs)
+        for experiment in job.result().results:
+            counted["circuits"] += 1
+            counted["executions"] += experiment.shots
+        return job
+
+    monkeypatch.setattr(AerSimulator, "run", run)
+    monkeypatch.setattr(aer, "LARGEST_TABLE", 0)
+    return counted
+
+
+def model_and_report(ansatz, images, steps):
+    options = RunOptions(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
+    report = make(
+        of_options("small", options, (1, 8, 10)), ["fake_torino"], [1], shots=5, images=images, training_steps=steps
+    )
+    return options, {(c.task, c.way): c for c in report.costs}
+
+
+@pytest.mark.parametrize("ansatz", ["qrkt", "ry_rz_ring", "reuploading"])
+def test_executions_of_inference_are_those_in_aers_results(ansatz, aer_counts):
+    options, costs = model_and_report(ansatz, images=7, steps=0)
+    backend = resolve("aer_cpu", shots=5)
+    with torch.no_grad():
+        build_model(options, DataShape(1, 8, 10), backend).eval()(torch.randn(7, 1, 8, 8))
+    predicted = costs["infer 7", "broadcast"]
+    assert (predicted.circuits, predicted.executions) == (aer_counts["circuits"], aer_counts["executions"])
+    assert predicted.rounds == backend.counters.rounds
+
+
+@pytest.mark.parametrize("method", ["adjoint", "parameter_shift", "spsa"])
+def test_executions_of_a_training_step_are_those_in_aers_results(method, aer_counts):
+    options, costs = model_and_report("ry_rz_ring", images=1, steps=1)
+    backend = resolve("aer_cpu", shots=5, gradient=method)
+    torch.manual_seed(0)
+    model = build_model(options, DataShape(1, 8, 10), backend).train()
+    torch.nn.functional.cross_entropy(model(torch.randn(3, 1, 8, 8)), torch.tensor([0, 1, 2])).backward()
+    predicted = costs[f"train 1 {method}", "broadcast"]
+    assert (predicted.circuits, predicted.executions) == (aer_counts["circuits"], aer_counts["executions"])
+    assert predicted.rounds == backend.counters.rounds
+
+
+def test_estimator_column_is_what_estimator_qnn_does(aer_counts):
+    from qiskit.primitives import BackendEstimatorV2
+    from qiskit_aer import AerSimulator
+    from qiskit_machine_learning.neural_networks import EstimatorQNN
+
+    template, samples = build("ry_rz_ring", 3, 1), 4
+    estimator = BackendEstimatorV2(backend=AerSimulator(), options={"default_precision": 1 / 8})
+    network = EstimatorQNN(
+        circuit=template.circuit,
+        estimator=estimator,
+        observables=list(template.observables),
+        input_params=list(template.inputs),
+        weight_params=list(template.weights),
+        default_precision=1 / 8,
+    )
+    rng = np.random.default_rng(0)
+    network.forward(rng.normal(size=(samples, 3)), rng.normal(size=template.num_weights))
+    report = make(of_template("ry_rz_ring", 3, 1), ["fake_torino"], [1], shots=64, images=samples, training_steps=0)
+    (predicted,) = [c for c in report.costs if c.way == "estimator"]
+    assert predicted.executions == aer_counts["executions"]
+
+
+def test_time_formulas_give_the_published_examples():
+    """260 samples x 1,024 shots of a circuit with 6 outputs: 561 s, 95 s and 8 s by the quick form."""
+    assert usage(260 * 6 * 1024, 250e-6, 3e-6).seconds_quick == pytest.approx(561.1, abs=0.1)
+    assert usage(260 * 1024, 250e-6, 3e-6).seconds_quick == pytest.approx(95.2, abs=0.1)
+    assert usage(16 * 1024, 250e-6, 3e-6).seconds_quick == pytest.approx(7.7, abs=0.1)
+    assert usage(1000, 4e-3, 5e-6).seconds == pytest.approx(2 + 1000 * 4.005e-3)
+    assert usage(25_000_000, 0, 0).jobs == 3
+
+
+def test_packed_executions_follow_from_the_copies():
+    subject = of_template("brickwork", 6, 1)
+    report = make(subject, ["fake_torino"], [3], shots=1024, images=260, training_steps=0)
+    copies = report.devices[0].circuits[0].good_copies
+    (packed,) = [c for c in report.costs if c.way == "packed"]
+    assert copies > 1 and packed.circuits == math.ceil(260 / copies) and packed.executions == packed.circuits * 1024
+
+
+@pytest.mark.parametrize("style", ["table", "json", "markdown"])
+def test_command_line(style):
+    arguments = ["resources", "--ansatz", "qrkt", "--qubits", "12", "--backend", "fake_torino", "--format", style]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    verdict = "11 of 12 outputs depend on one input each: an element-wise function"
+    if style == "json":
+        assert json.loads(result.output)["verdicts"][0]["sentence"].startswith(verdict)
+    else:
+        assert verdict in " ".join(result.output.split())
+    if style == "table":
+        assert max(map(len, result.output.splitlines())) <= 100
+
+
+def test_second_call_builds_nothing(monkeypatch):
+    arguments = ["resources", "--preset", "digits", "--backend", "fake_miami", "--format", "json"]
+    first = CliRunner().invoke(group, arguments, catch_exceptions=False).output
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("transpiled again")
+
+    monkeypatch.setattr(reporter, "place_circuit", refuse)
+    monkeypatch.setattr(reporter, "device_of", refuse)
+    assert CliRunner().invoke(group, arguments, catch_exceptions=False).output == first
