@@ -21,6 +21,9 @@ class TrainingOptions(BaseModel):
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay follows")
     clip: float = Field(1.0, gt=0, description="gradient norm at which gradients are clipped")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
+    ema: float = Field(
+        0.99, ge=0, lt=1, description="decay per step of the averaged weights that are validated and kept; 0: none"
+    )
     threads: int | None = Field(
         None, ge=1, description="CPU threads of torch [default: 1 where a batch is too small to share, else all cores]"
     )

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.metrics import classification_metrics
 from qrkt_hw.training.schedule import warmup_cosine
+
+
+def warm_average(decay: float) -> Callable[..., None]:
+    """An exponential moving average that follows quickly at first: decay ``min(decay, (1 + n) / (10 + n))``."""
+
+    @torch.no_grad()
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - now)
+
+    return update
 
 
 class Classifier(LightningModule):
@@ -27,13 +40,24 @@ class Classifier(LightningModule):
         super().__init__()
         self.model = model
         self.options = options
+        self.averaged = AveragedModel(model, multi_avg_fn=warm_average(options.ema)) if options.ema else None
         self.total_steps = options.epochs * steps_per_epoch
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
         self.epoch_metrics: dict[str, float] = {}
 
+    @property
+    def kept(self) -> nn.Module:
+        """The model that is validated and kept: the averaged one where weights are averaged."""
+        return self.model if self.averaged is None else self.averaged.module
+
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.model(inputs)
+        return self.kept(inputs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model)
 
     def on_train_epoch_start(self) -> None:
         # dropout depends on seed and epoch alone, so that a resumed run draws what an uninterrupted one drew
@@ -51,7 +75,7 @@ class Classifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         inputs, labels = batch
-        self._seen.append((self.model(inputs), labels))
+        self._seen.append((self.kept(inputs), labels))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -64,7 +88,7 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         o = self.options
-        optimizer = torch.optim.AdamW(self.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, o.warmup_steps, self.total_steps)
         )

@@ -61,7 +61,7 @@ class Recorder(Callback):
         score = (metrics["val_auroc"], -metrics["val_loss"])
         if score > self.best:
             self.best, self.best_epoch = score, epoch
-            state = {name: value.contiguous() for name, value in pl_module.model.state_dict().items()}  # type: ignore[union-attr, operator]
+            state = {name: value.contiguous() for name, value in pl_module.kept.state_dict().items()}  # type: ignore[union-attr, operator]
             replace_with(self.run.model, lambda path: save_file(state, path, {"epoch": str(epoch)}))
         replace_with(self.run.checkpoint, lambda path: trainer.save_checkpoint(path))
 
