@@ -59,7 +59,14 @@ def plot_layout(
         axes.scatter([], [], s=90, color="white", edgecolor="#e53e3e", linewidth=1.8, label="reads out worse than 5 %"),
         axes.plot([], [], color="#e53e3e", linestyle=":", linewidth=2, label="gate error above 5 %")[0],
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=4 if wide > 13 else 2, frameon=False, fontsize=8)
+    axes.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.01),
+        ncols=4 if wide > 13 else 2,
+        frameon=False,
+        fontsize=8,
+    )
     axes.set_title(title, color=BLUE, fontsize=11)
     axes.set_aspect("equal")
     axes.axis("off")
