@@ -64,9 +64,6 @@ class CircuitTemplate:
     def __deepcopy__(self, memo: dict) -> CircuitTemplate:
         return self  # never changed, and the key of everything that is compiled from it
 
-    def __deepcopy__(self, memo: dict) -> CircuitTemplate:
-        return self  # frozen, and caches know it by identity
-
     @property
     def num_qubits(self) -> int:
         return self.circuit.num_qubits
