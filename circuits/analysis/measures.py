@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from qrkt_hw.circuits.analysis.lowering import lower
-from qrkt_hw.circuits.analysis.states import jacobian, states
+from qrkt_hw.circuits.analysis.states import expectations, jacobian, states
 from qrkt_hw.circuits.template import CircuitTemplate
 
 PAIRS, BINS = 5000, 75  # as published
@@ -83,6 +83,12 @@ def gradients(template: CircuitTemplate, samples: int, seed: int = 0) -> NDArray
     program = lower(template)
     slopes = jacobian(program, template.observables, _draw(template, samples, seed))
     return slopes[..., program.num_inputs :]
+
+
+def typical_values(template: CircuitTemplate, samples: int = 40, seed: int = 11) -> NDArray[np.float64]:
+    """Root mean square of every observable over random inputs and weights, ``(observables,)``."""
+    psi = states(lower(template), _draw(template, samples, seed))
+    return np.sqrt((expectations(template.observables, psi) ** 2).mean(axis=0))
 
 
 def divergence_from_haar(fidelities: NDArray[np.float64], num_qubits: int, bins: int = BINS) -> float:

@@ -58,6 +58,7 @@ def infer(
     from qrkt_hw.training.fit import announce, open_backend
 
     backend = open_backend(backend_options(flags), seed, console)
+    _summarize(folder, backend, console)
     if images:
         record = inference.infer_images(folder, images, backend)
     else:
@@ -80,6 +81,15 @@ def infer(
             for line in _report(record):
                 click.echo(line)
     announce(backend, console)
+
+
+def _summarize(folder: Any, backend: Any, console: Any) -> None:
+    """Two lines on the circuits, before anything runs."""
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.resources.subject import shape_of, summarize
+
+    for line in summarize(folder.options(), DataShape(**shape_of(folder.description())), backend.shots):
+        console.print(line, highlight=False)
 
 
 def _report(record: dict[str, Any]) -> list[str]:

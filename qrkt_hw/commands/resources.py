@@ -100,7 +100,7 @@ def resources(
 
 def _subject(name: str):
     """A run folder, ``preset:NAME``, or ``ANSATZ:QUBITS:LAYERS``; the newest run for an empty name."""
-    from qrkt_hw.resources.subject import of_options, of_template
+    from qrkt_hw.resources.subject import of_options, of_run, of_template
 
     if name.startswith("preset:"):
         preset = name.removeprefix("preset:")
@@ -115,6 +115,4 @@ def _subject(name: str):
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(Path(name)) if name else RunFolder.open(newest())
-    data = folder.description()
-    shape = (data["channels"], data["image_size"], len(data["class_names"]))
-    return of_options(f"run {folder.path}", folder.options(), shape)
+    return of_run(f"run {folder.path}", folder.options(), folder.description())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.circuits.template import CircuitTemplate
@@ -85,6 +87,7 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
     isa = manager.run(measured(template))
     layout = [int(q) for q in isa.layout.final_index_layout(filter_ancillas=True)]
     reads = [sorted({layout[q] for _, qubits, _ in o.to_sparse_list() for q in qubits}) for o in template.observables]
+    outputs = cone_success(isa, target, reads)
     copies = place_copies(isa, target)
     return Placed(
         circuit=0,
@@ -96,13 +99,28 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
         gates={str(name): int(count) for name, count in isa.count_ops().items() if name != "barrier"},
         duration=float(isa.estimate_duration(target)),
         success=success(isa, target),
-        output_success=cone_success(isa, target, reads),
+        output_success=outputs,
+        predicted_error=predicted_error(template, outputs),
         copies=len(copies),
         good_copies=len(good_copies(copies)) if copies else 0,
         copy_success=[round(copy.success, 9) for copy in copies],
         copy_qubits=[list(copy.physical) for copy in copies],
         **two_qubit_figures(isa),
     )
+
+
+def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) -> float | None:
+    """Root mean square of the error that noise is expected to make, over outputs and random parameters.
+
+    Noise draws an expectation value towards zero, so it loses about the chance of a failure in its causal cone times
+    its own size. ``benchmarks/predicted_error.py`` says how well that ranks circuits. None where states are too large.
+    """
+    from qrkt_hw.circuits.analysis.measures import LARGEST, typical_values
+
+    if template.num_qubits > LARGEST:
+        return None
+    lost = (1 - np.asarray(output_success)) * typical_values(template)
+    return float(np.sqrt((lost**2).mean()))
 
 
 def measured(template: CircuitTemplate) -> QuantumCircuit:

@@ -106,6 +106,10 @@ class Placed(Part):
     duration: float = Field(description="seconds, measurement included")
     success: float = Field(description="estimated success probability: no gate and no readout fails")
     output_success: list[float] = Field(description="the same within the causal cone of each observable")
+    predicted_error: float | None = Field(
+        description="root mean square error of the expectation values that the noise is expected to make: the failure "
+        "within each causal cone times the typical size of the value; null beyond 14 qubits"
+    )
     copies: int = Field(description="disjoint copies that fit the device")
     good_copies: int = Field(description="those with at least half the success probability of the best")
     copy_success: list[float] = Field(description="of every copy, best first")

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
     from qrkt_hw.data.base import DataShape
 
 BUILT_IN = Path(__file__).parents[2] / "circuits"
-# channels, pixels along a side, classes: what a preset's model is built for when its images are not at hand
-SHAPES = {"digits": (1, 8, 10), "mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
+# what a preset's model is built for when its images are not at hand
+SHAPES = {
+    "digits": {"channels": 1, "image_size": 8, "classes": 10},
+    "mnist": {"channels": 1, "image_size": 28, "classes": 10},
+    "cifar10": {"channels": 3, "image_size": 32, "classes": 10},
+    "cifar100": {"channels": 3, "image_size": 32, "classes": 100},
+}
 
 
 class Description(Part):
@@ -52,13 +57,13 @@ class Subject:
         return self._templates[circuit]
 
 
-def of_options(name: str, options: RunOptions, shape: tuple[int, int, int] | None = None) -> Subject:
+def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = None) -> Subject:
     """The model of these options.
 
     Args:
         name: how it is called in the report.
         options: of a run or a preset.
-        shape: channels, image size and classes of its data; default: those of the data set.
+        shape: fields of the data's ``DataShape``; default: those of the data set.
 
     Raises:
         UserError: options that do not fit each other or the data.
@@ -75,7 +80,7 @@ def of_options(name: str, options: RunOptions, shape: tuple[int, int, int] | Non
         found.append(templates)
         return description.model_dump(mode="json")
 
-    fixed = [options.model_dump(mode="json"), list(size or [])]
+    fixed = [options.model_dump(mode="json"), size]
     kept = (
         compute()
         if not _cacheable(options.ansatz) or size is None
@@ -87,6 +92,35 @@ def of_options(name: str, options: RunOptions, shape: tuple[int, int, int] | Non
         options.batch_size,
         lambda: found[0] if found else traced()[1],
     )
+
+
+def of_run(name: str, options: RunOptions, description: dict[str, Any]) -> Subject:
+    """The model of a run, by its options and its ``data.json``."""
+    return of_options(name, options, shape_of(description))
+
+
+def shape_of(description: dict[str, Any]) -> dict[str, int]:
+    """Fields of the ``DataShape`` that a run's ``data.json`` describes."""
+    shape = {key: description[key] for key in ("channels", "image_size")}
+    shape["classes"] = len(description["class_names"])
+    if description.get("vocabulary"):
+        shape.update(vocabulary=len(description["vocabulary"]), length=description["length"])
+    return shape
+
+
+def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[str]:
+    """Two lines on the circuits of these options for the start of a command; leaves torch's generator alone."""
+    import torch
+
+    from qrkt_hw.models.build import build_model
+    from qrkt_hw.resources.logical import logical
+    from qrkt_hw.resources.tables import summary
+    from qrkt_hw.resources.trace import CountingBackend, trace
+
+    with torch.random.fork_rng(devices=[]):
+        backend = CountingBackend()
+        part, _ = logical(trace(build_model(options, shape, backend), backend, shape))
+    return summary(part, shots)
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
@@ -137,10 +171,10 @@ def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description,
     )
 
 
-def _shape(options: RunOptions, size: tuple[int, int, int] | None) -> DataShape:
+def _shape(options: RunOptions, size: dict[str, int] | None) -> DataShape:
     from qrkt_hw.data import DataShape, load_data
 
-    return DataShape(*size) if size is not None else load_data(options).shape
+    return DataShape(**size) if size is not None else load_data(options).shape
 
 
 def _cacheable(ansatz: str) -> bool:

@@ -98,7 +98,8 @@ def _device(device: Device, part: Logical) -> Rows:
         [
             f"{part.circuits[p.circuit].template} {part.circuits[p.circuit].qubits}q", str(p.level), str(p.depth),
             str(p.two_qubit_gates), str(p.two_qubit_depth), f"{p.duration * 1e6:.2f} us", f"{p.success:.3f}",
-            f"{_mean(p.output_success):.3f}", f"{p.good_copies}/{p.copies}", _runs(p.physical),
+            f"{_mean(p.output_success):.3f}", "-" if p.predicted_error is None else f"{p.predicted_error:.3f}",
+            f"{p.good_copies}/{p.copies}", _runs(p.physical),
         ]
         for p in device.circuits
     ]  # fmt: skip
@@ -111,11 +112,13 @@ def _device(device: Device, part: Logical) -> Rows:
         "duration",
         "success",
         "per output",
+        "error",
         "copies",
         "qubits used",
     ]
     notes = [
-        "success: no gate and no readout fails; per output: within its causal cone, mean; copies: good/all that fit."
+        "success: no gate and no readout fails; per output: within its causal cone, mean; error: expected of a value;",
+        "copies: good/all that fit, good ones having half the success of the best.",
     ]
     return title, header, rows, notes if rows else ["No quantum layer."]
 
@@ -169,21 +172,20 @@ def _parameters(report: Report) -> Rows:
     )
 
 
-def summary(part: Logical) -> list[str]:
-    """Two lines for the start of a command."""
+def summary(part: Logical, shots: int | None) -> list[str]:
+    """Two lines for the start of a command; ``shots`` of each circuit where the backend samples."""
     if not part.layers:
-        return ["no quantum layer"]
+        return ["no quantum layer: nothing runs on a backend"]
     rows = []
     for place, circuit in enumerate(part.circuits):
         layers = sum(len(row.layers) for row in part.layers if row.circuit == place)
         rows.append(
-            f"{layers} quantum layers of {circuit.template} on {circuit.qubits} qubits (depth {circuit.depth}, "
-            f"{circuit.two_qubit_gates} two-qubit gates)"
+            f"{_many(layers, 'quantum layer')} of {circuit.template} on {circuit.qubits} qubits "
+            f"(depth {circuit.depth}, {circuit.two_qubit_gates} two-qubit gates)"
         )
-    return [
-        "; ".join(rows),
-        f"per image {_many(part.calls_per_image, 'circuit')} in {_many(len(part.rounds), 'round')}",
-    ]
+    sampled = "" if shots is None else f" of {shots:,} shots: {part.calls_per_image * shots:,} executions"
+    calls = f"per image {_many(part.calls_per_image, 'circuit')} in {_many(len(part.rounds), 'round')}{sampled}"
+    return ["; ".join(rows), calls]
 
 
 def _many(count: int, noun: str) -> str:

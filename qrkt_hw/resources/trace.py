@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.circuits.template import CircuitTemplate
@@ -48,12 +48,19 @@ class CountingBackend(Backend):
         return [np.zeros((*call.values.shape[:-1], call.template.num_outputs)) for call in calls]
 
 
+def example(shape: DataShape, kind: torch.dtype) -> Tensor:
+    """One input of that shape: a black image, or the longest text."""
+    if getattr(shape, "vocabulary", 0):
+        return torch.ones(1, shape.length, dtype=torch.int64)  # type: ignore[attr-defined]
+    return torch.zeros(1, shape.channels, shape.image_size, shape.image_size, dtype=kind)
+
+
 def trace(model: nn.Module, backend: CountingBackend, shape: DataShape) -> list[list[Asked]]:
     """The rounds one image takes through a model that was built on ``backend``."""
     training = model.training
     backend.rounds.clear()
     kind = next(model.parameters()).dtype
     with torch.no_grad():
-        model.eval()(torch.zeros(1, shape.channels, shape.image_size, shape.image_size, dtype=kind))
+        model.eval()(example(shape, kind))
     model.train(training)
     return list(backend.rounds)

@@ -24,6 +24,7 @@ from qrkt_hw.models.build import build_model, count_parameters, largest_circuit
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.plots.training import plot_confusion, plot_curves
+from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training.classifier import Classifier
@@ -89,6 +90,8 @@ def _fit(
     train = loader(data.splits["train"], options.batch_size, options.seed)
     validation = loader(data.splits["validation"], EVALUATION_BATCH)
     console.print(f"run {run.path}", highlight=False)
+    for line in summarize(options, data.shape, backend.shots):
+        console.print(line, highlight=False)
     write_json(run.path / "backend.json", backend.about())
     recorder = Recorder(run)
     quiet()

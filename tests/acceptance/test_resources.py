@@ -92,7 +92,12 @@ def aer_counts(monkeypatch):
 def model_and_report(ansatz, images, steps):
     options = RunOptions(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
     report = make(
-        of_options("small", options, (1, 8, 10)), ["fake_torino"], [1], shots=5, images=images, training_steps=steps
+        of_options("small", options, {"channels": 1, "image_size": 8, "classes": 10}),
+        ["fake_torino"],
+        [1],
+        shots=5,
+        images=images,
+        training_steps=steps,
     )
     return options, {(c.task, c.way): c for c in report.costs}
 
@@ -183,3 +188,93 @@ def test_second_call_builds_nothing(monkeypatch):
     monkeypatch.setattr(reporter, "place_circuit", refuse)
     monkeypatch.setattr(reporter, "device_of", refuse)
     assert CliRunner().invoke(group, arguments, catch_exceptions=False).output == first
+
+
+def test_train_and_infer_say_what_they_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items()]
+    result = CliRunner().invoke(group, ["train", *small, "--epochs=1", "--limit=20", "--out=r"], catch_exceptions=False)
+    assert "10 quantum layers of ry_rz_ring on 2 qubits" in result.stderr
+    assert "per image 108 circuits in 7 rounds" in result.stderr
+    result = CliRunner().invoke(group, ["infer", "r", "--limit=2", "--json", "--backend=aer_cpu", "--shots=4"])
+    assert "per image 108 circuits in 7 rounds of 4 shots: 432 executions" in result.stderr
+    record = json.loads(result.stdout)
+    assert record["executions"] == 2 * 432
+
+
+def test_summary_does_not_touch_the_random_numbers_of_training():
+    from qrkt_hw.resources.subject import summarize
+
+    torch.manual_seed(1)
+    before = torch.rand(1)
+    torch.manual_seed(1)
+    summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)
+    assert torch.rand(1) == before
+
+
+def test_predicted_error_ranks_circuits_by_their_true_noisy_error():
+    """Short form of benchmarks/predicted_error.py: every template on 3 and 4 qubits with one and two layers."""
+    import importlib.util
+    from pathlib import Path
+
+    from scipy.stats import spearmanr
+
+    path = Path(__file__).parents[2] / "benchmarks" / "predicted_error.py"
+    spec = importlib.util.spec_from_file_location("predicted_error", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    templates = [build(name, qubits, layers) for name in names() for qubits in (3, 4) for layers in (1, 2)]
+    truth = [benchmark.true_error(t, "fake_torino", 3, 20)[0] for t in templates]
+    predicted = [reporter.place_circuit(t, fake_device("fake_torino"), 3).predicted_error for t in templates]
+    assert spearmanr(predicted, truth).statistic > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ansatz", "qrkt", "--qubits", "6", "--backend", "fake_nowhere"], ["fake_nowhere", "fake_torino"]),
+        (["--ansatz", "nothing"], ["nothing", "qrkt"]),
+        (["--qubits", "6"], ["--ansatz"]),
+        (["--preset", "nothing"], ["nothing", "digits"]),
+        (["--ansatz", "qrkt", "--plot", "x.jpg"], ["x.jpg", ".png"]),
+        (["--ansatz", "qrkt", "--plot", "x.png"], ["--backend"]),
+        (["--ansatz", "qrkt", "--qubits", "200", "--backend", "fake_torino"], ["200", "133", "fake_torino"]),
+        (["qrkt:4:1", "qrkt:4:2"], ["--compare"]),
+    ],
+)
+def test_wrong_use_is_one_sentence(arguments, words, capsys, tmp_path, monkeypatch):
+    from qrkt_hw.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["resources", *arguments])
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.count("\n") == 1
+    assert all(word in message for word in words), message
+
+
+def test_comparison_is_sorted_by_cost_and_fits_the_screen():
+    arguments = [
+        "resources",
+        "--compare",
+        "qrkt:4:1",
+        "ry_rz_ring:4:3",
+        "--backend",
+        "fake_torino",
+        "--backend",
+        "fake_miami",
+    ]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert max(map(len, result.output.splitlines())) <= 100
+    rows = [line for line in result.output.splitlines() if " O3 " in line]
+    prices = [float(line.split()[-1].replace(",", "")) for line in rows]
+    assert len(rows) == 4 and prices == sorted(prices)
+
+
+def test_schema_describes_the_json():
+    schema = json.loads(CliRunner().invoke(group, ["resources", "--schema"]).output)
+    arguments = ["resources", "--ansatz", "qrkt", "--backend", "fake_miami", "--format", "json"]
+    report = json.loads(CliRunner().invoke(group, arguments, catch_exceptions=False).output)
+    assert set(report) == set(schema["properties"])
+    for key, name in {"costs": "Cost", "verdicts": "Verdict", "devices": "Device"}.items():
+        assert set(report[key][0]) == set(schema["$defs"][name]["properties"])
