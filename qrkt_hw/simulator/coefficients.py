@@ -22,7 +22,7 @@ Part = tuple[int, float, Monomial]  # position, coefficient, factors
 class Coefficients(Tables):
     """``out[position] += coefficient * prod(factors)`` over all parts.
 
-    Takes weights ``(groups, weights)`` to ``(positions, groups)``.
+    Takes weights ``(groups, weights)`` to ``(groups, positions)``.
 
     Args:
         parts: what is summed; a factor is 2a for the cosine, 2a + 1 for the sine of ``angles[a]``.
@@ -53,9 +53,9 @@ class Coefficients(Tables):
         self.dense = positions * len(monomials) <= LARGEST_PLACE
         self.parts = len(parts)
         if self.dense:
-            matrix = np.zeros((positions, len(monomials)))
+            matrix = np.zeros((len(monomials), positions))
             for position, coefficient, monomial in parts:
-                matrix[position, monomials[monomial]] += coefficient
+                matrix[monomials[monomial], position] += coefficient
             self.add("sum", matrix, real_dtype)
         else:
             self.add("position", np.array([p for p, _, _ in parts]), torch.long)
@@ -63,7 +63,7 @@ class Coefficients(Tables):
             self.add("factor", np.array([c for _, c, _ in parts])[:, None], real_dtype)
 
     def forward(self, weights: Tensor, kept: list[Tensor] | None = None) -> Tensor:
-        """``(positions, groups)``; ``kept`` collects what :meth:`pull` needs."""
+        """``(groups, positions)``; ``kept`` collects what :meth:`pull` needs."""
         tables = self.on(weights.device)
         if self.angles is None or self.products is None:
             values = weights.new_ones(1, weights.shape[0])
@@ -74,9 +74,11 @@ class Coefficients(Tables):
                 kept += [cosines, sines]
             values = self.products.forward(torch.cat([torch.ones_like(angles[:1]), cosines, sines]), kept)
         if self.dense:
-            return tables["sum"] @ values
+            return values.t() @ tables["sum"]
         picked = values.index_select(0, tables["source"]) * tables["factor"]
-        return picked.new_zeros(self.positions, picked.shape[1]).index_add(0, tables["position"], picked)
+        return (
+            picked.new_zeros(self.positions, picked.shape[1]).index_add(0, tables["position"], picked).t().contiguous()
+        )
 
     def pull(self, cotangent: Tensor, kept: Sequence[Tensor]) -> Tensor | None:
         """The cotangent of the weights; None where nothing depends on them."""
@@ -84,9 +86,9 @@ class Coefficients(Tables):
             return None
         tables = self.on(cotangent.device)
         if self.dense:
-            by_value = tables["sum"].t() @ cotangent
+            by_value = tables["sum"] @ cotangent.t()
         else:
-            picked = cotangent.index_select(0, tables["position"]) * tables["factor"]
+            picked = cotangent.t().index_select(0, tables["position"]) * tables["factor"]
             by_value = picked.new_zeros(self.products.rows, picked.shape[1]).index_add_(0, tables["source"], picked)
         by_row = self.products.pull(by_value, kept[2:])
         cosines, sines = kept[0], kept[1]

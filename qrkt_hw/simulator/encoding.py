@@ -15,7 +15,7 @@ from qrkt_hw.simulator.tables import Tables
 
 
 class Encoding(Tables):
-    """``(1 + 2 * angles, groups, batch)``: a row of ones, the cosines, the sines.
+    """``(groups, 1 + 2 * angles, batch)``: a row of ones, the cosines, the sines.
 
     Args:
         angles: affine in inputs and weights.
@@ -26,6 +26,7 @@ class Encoding(Tables):
     def __init__(self, angles: Sequence[Affine], program: Program, real_dtype: torch.dtype) -> None:
         super().__init__()
         self.num_inputs = program.num_inputs
+        self.num_weights = program.num_weights
         self.rows = 1 + 2 * len(angles)
         self.uses_weights = any(i >= program.num_inputs for angle in angles for i, _ in angle.terms)
         # the usual encoding: angle k is an input as it is
@@ -36,37 +37,43 @@ class Encoding(Tables):
         self.add("chosen", np.array(chosen, dtype=int), torch.long)
         self.angles = Angles([Rotation("Z", (0,), a) for a in angles], program, real_dtype) if angles else None
 
-    def forward(self, inputs: Tensor, weights: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, weights: Tensor | None, kept: list[Tensor] | None = None) -> Tensor:
         """The table from inputs ``(batch, groups, inputs)`` and weights ``(groups, weights)``."""
         count = (self.rows - 1) // 2
         if self.plain:
-            angles = inputs.permute(2, 1, 0)
-            angles = angles.contiguous() if self.in_order else angles.index_select(0, self.on(inputs.device)["chosen"])
+            angles = inputs.permute(1, 2, 0)
+            if not self.in_order:
+                angles = angles.index_select(1, self.on(inputs.device)["chosen"])
         elif self.angles is not None:
-            angles = self.angles(inputs, weights)
+            if weights is None:  # only where no angle depends on them
+                weights = inputs.new_zeros(inputs.shape[1], self.num_weights)
+            angles = self.angles(inputs, weights).transpose(0, 1)
         else:
-            return inputs.new_ones(1, inputs.shape[1], inputs.shape[0])
+            table = inputs.new_ones(inputs.shape[1], 1, inputs.shape[0])
+            if kept is not None:
+                kept.append(table)
+            return table
         if kept is None:
-            return torch.cat([torch.ones_like(angles[:1]), angles.cos(), angles.sin()])
-        table = angles.new_empty(self.rows, *angles.shape[1:])
-        table[0] = 1
-        torch.cos(angles, out=table[1 : 1 + count])
-        torch.sin(angles, out=table[1 + count :])
+            return torch.cat([torch.ones_like(angles[:, :1]), angles.cos(), angles.sin()], dim=1)
+        table = inputs.new_empty(inputs.shape[1], self.rows, inputs.shape[0])
+        table[:, 0] = 1
+        angles = angles.contiguous()
+        torch.cos(angles, out=table[:, 1 : 1 + count])
+        torch.sin(angles, out=table[:, 1 + count :])
         kept.append(table)
         return table
 
-    def pull(self, cotangent: Tensor, kept: Sequence[Tensor]) -> Tensor:
+    def pull(self, cotangent: Tensor, table: Tensor) -> Tensor:
         """The cotangent of the inputs ``(batch, groups, inputs)``."""
         count = (self.rows - 1) // 2
         if not count:
-            return cotangent.new_zeros(cotangent.shape[2], cotangent.shape[1], self.num_inputs)
-        table = kept[0]
-        slopes = cotangent[1 + count :] * table[1 : 1 + count]
-        slopes.addcmul_(cotangent[1 : 1 + count], table[1 + count :], value=-1)
+            return cotangent.new_zeros(cotangent.shape[2], cotangent.shape[0], self.num_inputs)
+        slopes = cotangent[:, 1 + count :] * table[:, 1 : 1 + count]
+        slopes.addcmul_(cotangent[:, 1 : 1 + count], table[:, 1 + count :], value=-1)
         if self.plain:
             if not self.in_order:
-                full = slopes.new_zeros(self.num_inputs, *slopes.shape[1:])
-                slopes = full.index_add_(0, self.on(slopes.device)["chosen"], slopes)
-            return slopes.permute(2, 1, 0)
+                full = slopes.new_zeros(len(slopes), self.num_inputs, slopes.shape[2])
+                slopes = full.index_add_(1, self.on(slopes.device)["chosen"], slopes)
+            return slopes.permute(2, 0, 1)
         assert self.angles is not None
-        return slopes.permute(2, 1, 0) @ self.angles.on(slopes.device)["to_inputs"].t()
+        return slopes.permute(2, 0, 1) @ self.angles.on(slopes.device)["to_inputs"].t()

@@ -42,8 +42,11 @@ class Products(Tables):
             self._add_level(ends, rows, real_dtype)
             rows, current = len(ends), following
         self.rows = rows
+        self.depth = 2 * len(self.levels)  # tensors that forward keeps
         # a single level whose second factors are all one is a mere choice of rows
         self.choice = len(self.levels) == 1 and bool((self._made["b0"] == ONE).all())
+        if self.choice:
+            self.depth = 0
 
     def _add_level(self, pairs: Sequence[tuple[int, int]], rows: int, real_dtype: torch.dtype) -> None:
         level = len(self.levels)
@@ -73,13 +76,11 @@ class Products(Tables):
 
     def pull(self, cotangent: Tensor, kept: Sequence[Tensor]) -> Tensor:
         """The cotangent of the table."""
-        tables = self.on(cotangent.device)
         if self.choice:
             return self._spread(cotangent, 0, "a")
         for level in reversed(range(len(self.levels))):
             left, right = kept[2 * level], kept[2 * level + 1]
             cotangent = self._spread(cotangent * right, level, "a").add_(self._spread(cotangent * left, level, "b"))
-        del tables
         return cotangent
 
     def _spread(self, values: Tensor, level: int, side: str) -> Tensor:

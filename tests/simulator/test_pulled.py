@@ -10,7 +10,7 @@ from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.analysis.pullback import pull_back
 
 from qrkt_hw import QuantumLayer, circuits
-from qrkt_hw.simulator import Simulator
+from qrkt_hw.simulator import Simulator, pulled
 from qrkt_hw.simulator.products import Products
 
 
@@ -41,25 +41,27 @@ def test_384_qubits_on_4096_tokens_take_less_than_a_second():
     assert min(seconds) < 1.0, seconds
 
 
-@pytest.mark.parametrize("absorb", [True, False])
 @pytest.mark.parametrize("name", ["qrkt", "ry_rz_ring", "rx_ring", "efficient_su2", "real_amplitudes", "brickwork"])
-def test_both_expansions_equal_gatewise(name, absorb, monkeypatch):
-    from qrkt_hw.simulator import pulled
-
+def test_every_plan_equals_gatewise(name, monkeypatch):
     template = circuits.build(name, 4, 2)
     program = lower(template)
-    expansion = pull_back(program, template.observables, absorb)
-    assert expansion is not None
-    monkeypatch.setitem(pulled._plans, program, (template.observables, pulled.Plan(expansion, 0.0)))
+    every = pulled.plans(program, template.observables)
+    assert {plan.kind for plan in every} >= {"gathered", "split"}
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, template.num_weights, dtype=torch.float64, requires_grad=True)
-    ours, gatewise = (Simulator(template, torch.complex128, method) for method in ("pauli", "gatewise"))
-    torch.testing.assert_close(ours(x, w), gatewise(x, w))
     cotangent = torch.randn(3, 2, 4, dtype=torch.float64)
-    found = torch.autograd.grad(ours(x, w), (x, w), cotangent)
+    gatewise = Simulator(template, torch.complex128, "gatewise")
     wanted = torch.autograd.grad(gatewise(x, w), (x, w), cotangent)
-    for a, b in zip(found, wanted, strict=True):
-        torch.testing.assert_close(a, b)
+    for plan in every:
+        monkeypatch.setitem(pulled._plans, program, (template.observables, plan))
+        ours = Simulator(template, torch.complex128, "pauli")
+        torch.testing.assert_close(ours(x, w), gatewise(x, w))
+        for leaf, slope in zip((x, w), wanted, strict=True):  # each alone, then both
+            torch.testing.assert_close(torch.autograd.grad(ours(x, w), leaf, cotangent)[0], slope)
+        torch.testing.assert_close(torch.autograd.grad(ours(x.detach(), w), w, cotangent)[0], wanted[1])
+        torch.testing.assert_close(torch.autograd.grad(ours(x, w.detach()), x, cotangent)[0], wanted[0])
+        few = torch.randn(2, 1, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradgradcheck(ours, (few, w[:1].detach().requires_grad_()))
 
 
 def test_a_gradient_penalty_reaches_the_weights():
