@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qrkt_hw.layers.attention import Attention
 from qrkt_hw.layers.feedforward import FeedForward
 from qrkt_hw.layers.projection import project_together
+from qrkt_hw.layers.sharing import shared_weights
 from qrkt_hw.layers.tableaus import Tableau
 
 
@@ -74,9 +75,10 @@ class RungeKuttaBlock(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         """Same shape as ``y``."""
         slopes: list[Tensor] = []
-        for stage, row in enumerate(self.tableau.a):
-            field = self.fields[stage if len(self.fields) > 1 else 0]
-            slopes.append(field(_combine(y, slopes, row, self.step)))
+        with shared_weights(self):
+            for stage, row in enumerate(self.tableau.a):
+                field = self.fields[stage if len(self.fields) > 1 else 0]
+                slopes.append(field(_combine(y, slopes, row, self.step)))
         return _combine(y, slopes, self.tableau.b, self.step)
 
 

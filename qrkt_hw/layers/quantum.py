@@ -15,9 +15,10 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
+from qrkt_hw.layers import sharing
 from qrkt_hw.layers.network import TemplateNetwork
 from qrkt_hw.layers.rounds import run_round
-from qrkt_hw.simulator import simulator
+from qrkt_hw.simulator import Simulator, simulator
 
 
 class QuantumLayer(TorchConnector):
@@ -96,10 +97,11 @@ class QuantumLayer(TorchConnector):
     @property
     def simulator(self) -> TensorFunction:
         """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
-        found = self._differentiable()
+        found = self.evaluator()
         return found if found is not None else simulator(self.template, self.dtype, self.requested_method)
 
-    def _differentiable(self) -> TensorFunction | None:
+    def evaluator(self) -> TensorFunction | None:
+        """What evaluates the circuits on tensors; None where the backend is not differentiable."""
         if not self.backend.differentiable:
             return None
         return self.backend.simulator(self.template, self.dtype, self.requested_method)
@@ -149,7 +151,7 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
     together: dict[tuple[TensorFunction, torch.Size, torch.device], list[int]] = {}
     remote: list[int] = []
     for place, (layer, inputs) in enumerate(jobs):
-        function = layer._differentiable()
+        function = layer.evaluator()
         if function is None:
             remote.append(place)
         else:
@@ -160,13 +162,15 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
         found = run_round([x.network for x in layers], [jobs[p][1] for p in remote], [x.weight for x in layers])
         for place, values in zip(remote, found, strict=True):
             results[place] = values
+    under_way = sharing.current()
     for (simulate, _, _), places in together.items():
-        grouped = [jobs[p][0].grouped(jobs[p][1]) for p in places]
-        if len(places) == 1:
-            results[places[0]] = simulate(*grouped[0]).flatten(-2)
-            continue
-        values = simulate(torch.cat([g[0] for g in grouped], dim=-2), torch.cat([g[1] for g in grouped]))
-        parts = values.split([g[1].shape[0] for g in grouped], dim=-2)
+        layers = [jobs[p][0] for p in places]
+        inputs = _join([jobs[p][1].unflatten(-1, (jobs[p][0].groups, -1)) for p in places], dim=-2)
+        if under_way is not None and isinstance(simulate, Simulator) and simulate.shares:
+            values = simulate.with_prepared(inputs, under_way.coefficients(simulate, layers))
+        else:
+            values = simulate(inputs, _join([layer.weight.view(layer.groups, -1) for layer in layers], dim=0))
+        parts = values.split([layer.groups for layer in layers], dim=-2) if len(layers) > 1 else [values]
         for place, part in zip(places, parts, strict=True):
             results[place] = part.flatten(-2)
     return [
@@ -174,6 +178,10 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
         for (layer, inputs), values in zip(jobs, results, strict=True)
         if values is not None
     ]
+
+
+def _join(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
 
 
 def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:

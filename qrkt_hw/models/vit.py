@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qrkt_hw.layers.patches import PatchEmbedding, sincos_positions
+from qrkt_hw.layers.sharing import shared_weights
 
 
 class VisionTransformer(nn.Module):
@@ -61,8 +62,9 @@ class VisionTransformer(nn.Module):
         if self.class_token is not None:
             y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
         y = self.dropout(y)
-        for block in self.blocks:
-            y = block(y)
+        with shared_weights(self.blocks):
+            for block in self.blocks:
+                y = block(y)
         y = self.norm(y)
         pooled = y[:, 0] if self.class_token is not None else y.mean(dim=1)
         return self.head(pooled)

@@ -12,6 +12,7 @@ from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator.methods import METHODS
+from qrkt_hw.simulator.pulled import PulledBackObservables
 
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -62,6 +63,31 @@ class Simulator:
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
         flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
         values = self._evaluate(flat, weights.to(self.real_dtype))
+        return values.reshape(*lead, groups, len(self.template.observables))
+
+    @property
+    def shares(self) -> bool:
+        """Whether :meth:`prepare` holds all that the weights contribute."""
+        return isinstance(self._evaluate, PulledBackObservables) and not self._evaluate.encoding.uses_weights
+
+    def prepare(self, weights: Tensor) -> Tensor:
+        """``(groups, ...)``: what every call with these weights ``(groups, weights)`` shares; see :attr:`shares`.
+
+        Raises:
+            TypeError: the method shares nothing.
+        """
+        if not isinstance(self._evaluate, PulledBackObservables):
+            raise TypeError(f"simulation method {self.method!r} prepares nothing")
+        return self._evaluate.prepare(weights.to(self.real_dtype))
+
+    def with_prepared(self, inputs: Tensor, prepared: Tensor) -> Tensor:
+        """As a call, with what :meth:`prepare` made of the weights."""
+        assert isinstance(self._evaluate, PulledBackObservables)
+        lead, groups = inputs.shape[:-2], inputs.shape[-2]
+        if inputs.shape[-1] != self.template.num_inputs or len(prepared) != groups:
+            raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
+        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
+        values = self._evaluate(flat, None, prepared)
         return values.reshape(*lead, groups, len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:

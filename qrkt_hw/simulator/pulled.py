@@ -98,8 +98,11 @@ class PulledBackObservables:
         """``(groups, positions)``: what calls with the same weights share."""
         return self.coefficients(weights)
 
-    def __call__(self, inputs: Tensor, weights: Tensor, prepared: Tensor | None = None) -> Tensor:
-        shared = self.prepare(weights) if prepared is None else prepared
+    def __call__(self, inputs: Tensor, weights: Tensor | None, prepared: Tensor | None = None) -> Tensor:
+        if prepared is None:
+            assert weights is not None
+            prepared = self.prepare(weights)
+        shared = prepared
         differentiable = torch.is_grad_enabled() and (inputs.requires_grad or shared.requires_grad)
         if not differentiable or self.encoding.uses_weights:
             return self.forward(inputs, weights, shared)
