@@ -2,8 +2,8 @@
 
     python benchmarks/noise_training.py --seeds 5 --epochs 20 --device fake_torino --out results/noise_training.json
 
-Both models of a seed start from the same weights and see the same batches; only the backend differs. Accuracy is that of
-the test set; "device" is the noisy expectation value without sampling, "shots" the same with 1,024 shots a circuit.
+Both models of a seed start from the same weights and see the same batches; only the backend differs. Accuracy is that
+of the test set; "device" is the noisy expectation value without sampling, "shots" the same with 1,024 shots a circuit.
 """
 
 from __future__ import annotations
