@@ -15,7 +15,9 @@ PLANS = ("open", "payg", "flex", "premium")
 
 @click.command()
 @click.argument("run", nargs=-1)
-@click.option("--preset", "presets", multiple=True, help="a preset instead of a run; repeat with --compare")
+@click.option(
+    "--preset", "presets", multiple=True, help="a preset instead of a run; repeat, or 'thesis-*', with --compare"
+)
 @click.option("--ansatz", help="a lone circuit instead of a run, with --qubits and --layers")
 @click.option("--qubits", type=click.IntRange(1, 1000), help="qubits of the lone circuit  [default: 4]")
 @click.option("--layers", type=click.IntRange(1, 1000), help="layers of the lone circuit  [default: 1]")
@@ -72,7 +74,11 @@ def resources(
         raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UserError(f"--plot: {plot} must end in .png")
-    names = [*run, *(f"preset:{p}" for p in presets), *([f"{ansatz}:{qubits or 4}:{layers or 1}"] if ansatz else [])]
+    names = [
+        *run,
+        *(f"preset:{p}" for p in matching(presets)),
+        *([f"{ansatz}:{qubits or 4}:{layers or 1}"] if ansatz else []),
+    ]
     if len(names) > 1 and not compare:
         raise UserError(f"one run, preset or ansatz at a time, not {len(names)}; --compare puts several into one table")
     from qrkt_hw.resources.report import make
@@ -98,20 +104,32 @@ def resources(
         click.echo(f"drawn to {plot}", err=style == "json")
 
 
+def matching(patterns: tuple[str, ...]) -> list[str]:
+    """The presets of these names, in which ``*`` stands for anything; a name without a match is kept as it is."""
+    from fnmatch import fnmatch
+
+    from qrkt_hw.experiments import presets
+
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        found.update(dict.fromkeys([n for n in presets.names() if fnmatch(n, pattern)] or [pattern]))
+    return list(found)
+
+
 def _subject(name: str):
     """A run folder, ``preset:NAME``, or ``ANSATZ:QUBITS:LAYERS``; the newest run for an empty name."""
     from qrkt_hw.resources.subject import of_options, of_run, of_template
 
     if name.startswith("preset:"):
         preset = name.removeprefix("preset:")
-        return of_options(f"preset {preset}", merge(preset, None, {}))
+        return of_options(preset, merge(preset, None, {}))
     head, *rest = name.rsplit(":", 2)
     if len(rest) == 2 and all(part.isdigit() and int(part) > 0 for part in rest):
         return of_template(head, int(rest[0]), int(rest[1]))
     from qrkt_hw.experiments import presets
 
     if name in presets.names() and not Path(name).is_dir():
-        return of_options(f"preset {name}", merge(name, None, {}))
+        return of_options(name, merge(name, None, {}))
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(Path(name)) if name else RunFolder.open(newest())

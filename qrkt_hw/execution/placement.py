@@ -21,7 +21,8 @@ from qiskit.circuit import QuantumCircuit
 from qrkt_hw.execution.calibration import IGNORED, failure
 
 GOOD = 0.5  # share of the best copy's success probability
-LARGEST_SEARCH = 40_000  # embeddings that are looked at
+LARGEST_SEARCH = 24_000  # embeddings that are looked at at once
+SMALL = 8  # qubits; larger circuits are searched in smaller portions
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,21 @@ def place_copies(isa: QuantumCircuit, target: Any, most: int | None = None) -> l
     device = device_graph(target)
     if not active:
         return []
-    maps = _embeddings(active, pairs, device)
-    if not len(maps):
-        return []
-    costs = _costs(isa, active, maps, target)
-    attempts = [_greedy(maps, costs, device, compact) for compact in (0.0, 0.02, 0.1, 1.0, 10.0)]
-    best = max(attempts, key=lambda rows: _worth(costs[rows]))
-    ranked = sorted(best, key=lambda row: costs[row])[:most]
-    return [Copy(tuple(int(q) for q in maps[row]), math.exp(-costs[row])) for row in ranked]
+    limit = LARGEST_SEARCH if len(active) <= SMALL else LARGEST_SEARCH // 4
+    found: list[Copy] = []
+    free = list(range(len(device)))
+    while len(free) >= len(active):
+        maps = _embeddings(active, pairs, device, free, limit)
+        if not len(maps):
+            break
+        costs = _costs(isa, active, maps, target)
+        attempts = [_greedy(maps, costs, device, compact) for compact in (0.0, 0.02, 0.1, 1.0, 10.0)]
+        best = max(attempts, key=lambda rows: _worth(costs[rows]))
+        found += [Copy(tuple(int(q) for q in maps[row]), math.exp(-costs[row])) for row in best]
+        if len(maps) < limit:
+            break  # all were seen; else go on where qubits are left
+        free = sorted(set(free) - {q for copy in found for q in copy.physical})
+    return sorted(found, key=lambda copy: -copy.success)[:most]
 
 
 def good_copies(copies: Sequence[Copy]) -> list[Copy]:
@@ -94,21 +102,24 @@ def device_graph(target: Any) -> rx.PyGraph:
     return graph
 
 
-def _embeddings(active: Sequence[int], pairs: Sequence[tuple[int, int]], device: rx.PyGraph) -> NDArray[np.int64]:
-    """``(embeddings, active qubits)``: every way (up to a limit) to lay the circuit's couplings on the chip."""
+def _embeddings(
+    active: Sequence[int], pairs: Sequence[tuple[int, int]], device: rx.PyGraph, free: Sequence[int], limit: int
+) -> NDArray[np.int64]:
+    """``(embeddings, active qubits)``: every way (up to a limit) to lay the circuit's couplings on free qubits."""
     place = {qubit: k for k, qubit in enumerate(active)}
     pattern: rx.PyGraph = rx.PyGraph(multigraph=False)
     pattern.add_nodes_from(range(len(active)))
     pattern.add_edges_from([(place[a], place[b], None) for a, b in pairs])
     if not pairs:
-        return np.array(
-            [[q + k for k in range(len(active))] for q in range(0, len(device) - len(active) + 1, len(active))]
-        )
+        size = len(active)
+        return np.array([free[k : k + size] for k in range(0, len(free) - size + 1, size)])
     rows = []
-    for mapping in itertools.islice(rx.vf2_mapping(device, pattern, subgraph=True, induced=False), LARGEST_SEARCH):
+    for mapping in itertools.islice(
+        rx.vf2_mapping(device.subgraph(list(free)), pattern, subgraph=True, induced=False), limit
+    ):
         row = [0] * len(active)
         for physical, own in mapping.items():
-            row[own] = physical
+            row[own] = free[physical]
         rows.append(row)
     return np.array(rows, dtype=np.int64).reshape(-1, len(active))
 

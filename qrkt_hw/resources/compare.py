@@ -57,7 +57,7 @@ def matrix(reports: Sequence[Report], plan: str) -> Rows:
     ]
     task = next((c.task for r in reports for c in r.costs), "")
     notes = [
-        "weights: all trainable parameters; calls: circuits per image; 1-input: outputs of at most one input;",
+        "calls: circuits per image; 1-input: outputs of at most one input;",
         "2q gates: of one circuit of each kind; success: of the worst circuit.",
     ]
     if task:

@@ -68,7 +68,7 @@ def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = No
     Raises:
         UserError: options that do not fit each other or the data.
     """
-    size = shape or SHAPES.get(options.dataset)
+    size = shape or _usual_shape(options)
 
     def traced() -> tuple[Description, list[CircuitTemplate]]:
         return _describe_model(options, _shape(options, size))
@@ -169,6 +169,13 @@ def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description,
         ),
         templates,
     )
+
+
+def _usual_shape(options: RunOptions) -> dict[str, int] | None:
+    if options.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
+        words, length = getattr(options, "vocabulary", 0), getattr(options, "text_length", 0)
+        return {"channels": 0, "image_size": 0, "classes": 2, "vocabulary": words, "length": length}
+    return SHAPES.get(options.dataset)
 
 
 def _shape(options: RunOptions, size: dict[str, int] | None) -> DataShape:

@@ -30,7 +30,6 @@ def text(report: Report, plan: str, style: str = "table") -> str:
 
 def render(section: Rows, style: str) -> str:
     title, header, rows, notes = section
-    notes = [part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
     if style == "markdown":
         lines = [f"## {title}", ""]
         if rows:
@@ -38,6 +37,7 @@ def render(section: Rows, style: str) -> str:
             lines += ["| " + " | ".join(row) + " |" for row in rows]
             lines.append("")
         return "\n".join([*lines, *notes])
+    notes = [part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
     from io import StringIO
 
     from rich.console import Console

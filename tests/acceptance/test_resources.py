@@ -271,6 +271,15 @@ def test_comparison_is_sorted_by_cost_and_fits_the_screen():
     assert len(rows) == 4 and prices == sorted(prices)
 
 
+def test_table_of_the_docs_on_a_small_case():
+    """The command that makes the table of docs/resources.md, with one preset instead of the thesis' ones."""
+    arguments = ["resources", "--compare", "--preset", "dig*ts", "--format", "markdown"]
+    arguments += [part for name in DEVICES for part in ("--backend", name)]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    rows = [line for line in result.output.splitlines() if line.startswith("| digits")]
+    assert {row.split("|")[6].strip() for row in rows} == {"torino O3", "marrakesh O3", "miami O3"}
+
+
 def test_schema_describes_the_json():
     schema = json.loads(CliRunner().invoke(group, ["resources", "--schema"]).output)
     arguments = ["resources", "--ansatz", "qrkt", "--backend", "fake_miami", "--format", "json"]

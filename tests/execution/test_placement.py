@@ -10,10 +10,13 @@ from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.execution.placement import active_qubits, place_copies
 
 
-@pytest.mark.parametrize(("device", "least"), [("fake_torino", 17), ("fake_marrakesh", 19), ("fake_miami", 18)])
-def test_copies_are_disjoint_run_as_they_are_and_are_ranked(device, least):
+@pytest.mark.parametrize(
+    ("device", "qubits", "least"),
+    [("fake_torino", 6, 17), ("fake_marrakesh", 6, 19), ("fake_miami", 6, 18), ("fake_miami", 12, 6)],
+)
+def test_copies_are_disjoint_run_as_they_are_and_are_ranked(device, qubits, least):
     target = fake_device(device).target
-    circuit = build("brickwork", 6, 1).circuit.copy()
+    circuit = build("brickwork", qubits, 1).circuit.copy()
     circuit.measure_all()
     isa = generate_preset_pass_manager(optimization_level=3, target=target, seed_transpiler=1).run(circuit)
     copies = place_copies(isa, target)
