@@ -75,8 +75,8 @@ class Verdict(Part):
     dead_weights: int = Field(description="weights that move no output")
     sentence: str
     method: str = Field(description="the simulation method this package would take")
-    multiplications: float | None = Field(
-        description="real multiplications per circuit of that method; null: none fits"
+    microseconds: float | None = Field(
+        description="estimated time of a circuit by that method, forward and backward in a large batch; null: none fits"
     )
     hardness: str
 

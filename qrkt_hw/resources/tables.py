@@ -125,7 +125,7 @@ def _device(device: Device, part: Logical) -> Rows:
 
 def _costs(report: Report, plan: str) -> list[Rows]:
     """A table per device, at the highest optimisation level that was asked for."""
-    found = []
+    found: list[Rows] = []
     for name in dict.fromkeys(c.device for c in report.costs):
         level = max(c.level for c in report.costs if c.device == name)
         rows = [
@@ -151,13 +151,9 @@ def _verdicts(report: Report) -> Rows:
     notes = []
     for verdict in report.verdicts:
         circuit = report.logical.circuits[verdict.circuit]
-        count = (
-            ""
-            if verdict.multiplications is None
-            else f", about {verdict.multiplications:,.0f} multiplications a circuit"
-        )
+        time = "" if verdict.microseconds is None else f", about {verdict.microseconds:.2g} us a circuit"
         notes.append(f"{circuit.template} on {circuit.qubits} qubits: {verdict.sentence}.")
-        notes.append(f"  Without a quantum computer: {verdict.hardness}. Simulated here by {verdict.method!r}{count}.")
+        notes.append(f"  Without a quantum computer: {verdict.hardness}. Simulated here by {verdict.method!r}{time}.")
     return "How quantum it is", [], [], notes or ["Not at all: no quantum layer."]
 
 

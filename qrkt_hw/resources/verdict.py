@@ -6,6 +6,7 @@ from qrkt_hw.circuits.analysis import cones, lower
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.resources.schema import Output, Verdict
 
+BATCH = 256  # circuits for which the methods of the simulator state their cost, in nanoseconds
 LARGEST_SHOWN = 60  # letters of an observable's name
 
 
@@ -22,7 +23,7 @@ def verdict(template: CircuitTemplate, place: int) -> Verdict:
         for k, c in enumerate(cones(template))
     ]
     used = {w for output in outputs for w in output.weights}
-    method, multiplications = _method(template)
+    method, microseconds = _method(template)
     return Verdict(
         circuit=place,
         outputs=outputs,
@@ -30,8 +31,8 @@ def verdict(template: CircuitTemplate, place: int) -> Verdict:
         dead_weights=template.num_weights - len(used),
         sentence=sentence(outputs, template.num_inputs, template.num_weights - len(used)),
         method=method,
-        multiplications=multiplications,
-        hardness=_hardness(outputs, template.num_qubits, method, multiplications),
+        microseconds=microseconds,
+        hardness=_hardness(outputs, template.num_qubits, method, microseconds),
     )
 
 
@@ -67,7 +68,7 @@ def sentence(outputs: list[Output], inputs: int, dead: int) -> str:
     return text
 
 
-def _hardness(outputs: list[Output], qubits: int, method: str, multiplications: float | None) -> str:
+def _hardness(outputs: list[Output], qubits: int, method: str, microseconds: float | None) -> str:
     if outputs and all(o.strings for o in outputs):
         most = max(o.strings for o in outputs)
         return f"easy: every output is a sum of at most {most:,} Pauli string{'' if most == 1 else 's'}"
@@ -75,8 +76,8 @@ def _hardness(outputs: list[Output], qubits: int, method: str, multiplications: 
         return f"easy: a statevector of 2^{qubits} amplitudes ({_bytes(16 * 2**qubits)})"
     if qubits <= 32:
         return f"moderate: a statevector of 2^{qubits} amplitudes ({_bytes(16 * 2**qubits)})"
-    if multiplications is not None:
-        return f"a matter of {multiplications:.1e} multiplications a circuit by method {method!r}"
+    if microseconds is not None:
+        return f"possible: about {microseconds:,.0f} us a circuit by method {method!r}"
     return f"hard: 2^{qubits} amplitudes do not fit a computer, and its observables spread over too many Pauli strings"
 
 
@@ -88,7 +89,7 @@ def _method(template: CircuitTemplate) -> tuple[str, float | None]:
     if not fitting:
         return "none", None
     best = min(fitting, key=lambda m: m.cost(program, template.observables))
-    return best.name, float(best.cost(program, template.observables))
+    return best.name, best.cost(program, template.observables) / BATCH / 1000
 
 
 def _name(template: CircuitTemplate, place: int) -> str:
