@@ -31,7 +31,7 @@ def qrkt(*arguments, cwd):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    small = ["--epochs", "1", "--limit", "64", "--rk", "rk1", "--rk-blocks", "1"]
+    small = ["--hidden", "16", "--mlp", "8", "--epochs", "1", "--limit", "64", "--rk", "rk1", "--rk-blocks", "1"]
     assert qrkt("train", *small, "--out", "run", cwd=folder).returncode == 0
     return folder / "run"
 
@@ -52,8 +52,8 @@ CASES = {
     "dataset": ("train --dataset nope", ["--dataset", "nope", "digits"]),
     "backend": ("train --backend nope", ["--backend", "nope", "exact"]),
     "infer-backend": ("infer {run} --backend nope", ["--backend", "nope", "exact"]),
-    "heads": ("train --heads 3", ["--heads", "16", "3"]),
-    "qubits": ("train --qubits 5", ["--qubits", "16", "5"]),
+    "heads": ("train --hidden 16 --heads 3", ["--heads", "16", "3"]),
+    "qubits": ("train --hidden 16 --qubits 5", ["--qubits", "16", "5"]),
     "mlp-qubits": ("train --mlp-qubits 3", ["--mlp-qubits", "3"]),
     "patch": ("train --patch 3", ["--patch", "8", "3"]),
     "rule": ("train --rk rk9", ["--rk", "rk9", "rk4-enhanced"]),
