@@ -15,7 +15,7 @@ class TrainingOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: int = Field(40, ge=1, description="passes over the training images")
+    epochs: int = Field(30, ge=1, description="passes over the training images")
     learning_rate: float = Field(0.02, gt=0, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.1, ge=0, description="weight decay of AdamW")
     warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay follows")
