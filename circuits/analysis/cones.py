@@ -54,15 +54,15 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     rng = np.random.default_rng(20)
     points = rng.uniform(-np.pi, np.pi, (POINTS, program.num_inputs + program.num_weights))
     found: list[Cone] = []
-    by_state: NDArray[np.bool_] | None = None
+    by_state: NDArray[np.bool_] = np.zeros((0, 0), dtype=bool)
     for place, observable in enumerate(template.observables):
         pulled = pull_back(program, observable, points)
         if pulled is not None:
             moves, strings, exact = (np.abs(pulled[0][:, 1:]) > TOLERANCE).any(0), pulled[1], True
         elif program.num_qubits <= LARGEST_STATE:
-            if by_state is None:
+            if not by_state.size:
                 slopes = jacobian(program, template.observables, points)
-                by_state = (np.abs(slopes) > TOLERANCE).any(0)
+                by_state = np.asarray((np.abs(slopes) > TOLERANCE).any(axis=0))
             moves, strings, exact = by_state[place], 0, True
         else:
             moves, strings, exact = causal_cone(program, observable), 0, False
