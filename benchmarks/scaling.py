@@ -1,0 +1,94 @@
+"""Processor time and memory of a layer step over qubits, layers, batch and groups; JSON and a figure.
+
+python benchmarks/scaling.py --figure docs/scaling.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+from timing import save
+
+from qrkt_hw import circuits
+from qrkt_hw.simulator import Simulator
+
+matplotlib.use("Agg")
+# axis: values; the others stay at their first value
+BASE = {"qubits": 6, "layers": 1, "batch": 260, "groups": 1}
+AXES = {
+    "qubits": [2, 4, 6, 8, 10, 12, 16, 20, 64, 384],
+    "layers": [1, 2, 3],
+    "batch": [16, 64, 256, 1024, 4096],
+    "groups": [1, 4, 16, 64],
+}
+
+
+def measure(ansatz: str, qubits: int, layers: int, batch: int, groups: int) -> dict | None:
+    template = circuits.build(ansatz, qubits, layers)
+    simulate = Simulator(template)
+    if simulate.method != "pauli" and batch * groups * 2**qubits > 2**21:
+        return None  # beyond a minute or the memory of a small machine
+    kept = 0
+
+    def pack(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    seconds = []
+    for _ in range(5):
+        x = torch.randn(batch, groups, qubits, requires_grad=True)
+        w = torch.randn(groups, template.num_weights, requires_grad=True)
+        kept = 0
+        started = time.thread_time()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = simulate(x, w).square().sum()
+        loss.backward()
+        seconds.append(time.thread_time() - started)
+    return {"method": simulate.method, "processor_ms": 1e3 * sorted(seconds)[2], "kept_MB": kept / 1e6}
+
+
+def draw(rows: list[dict], file: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, len(AXES), figsize=(14, 6.5), sharey="row", layout="constrained")
+    for column, axis in enumerate(AXES):
+        for ansatz in ("qrkt", "ry_rz_ring", "reuploading"):
+            own = [r for r in rows if r["axis"] == axis and r["ansatz"] == ansatz]
+            for row, key in enumerate(("processor_ms", "kept_MB")):
+                axes[row][column].loglog([r[axis] for r in own], [r[key] for r in own], "o-", label=ansatz)
+                axes[row][column].grid(alpha=0.3)
+        axes[1][column].set_xlabel(axis)
+    axes[0][0].set_ylabel("processor time of a step (ms)")
+    axes[1][0].set_ylabel("kept for the backward pass (MB)")
+    axes[0][0].legend()
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for axis, values in AXES.items():
+        for ansatz in ("qrkt", "ry_rz_ring", "reuploading"):
+            for value in values:
+                if value > 20 and axis == "qubits" and ansatz != "qrkt":
+                    continue
+                point = BASE | {axis: value}
+                found = measure(ansatz, **point)
+                if found is not None:
+                    rows.append({"axis": axis, "ansatz": ansatz} | point | found)
+    save(options.json, rows)
+    if options.figure is not None:
+        draw(rows, options.figure)
+
+
+if __name__ == "__main__":
+    main()
