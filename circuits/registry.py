@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -91,6 +92,7 @@ def _from_file(name: str) -> Factory:
     if spec is None or spec.loader is None:
         raise UserError(f"--ansatz: {path!r} is not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look a class's module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:

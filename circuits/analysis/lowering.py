@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import CircuitInstruction, Parameter, ParameterExpression, QuantumCircuit
+from qiskit.circuit import Barrier, CircuitInstruction, Delay, Operation, Parameter, ParameterExpression, QuantumCircuit
 from qiskit.quantum_info import Operator
 from qrkt_hw.circuits.template import CircuitTemplate
 
@@ -132,19 +132,26 @@ def _lower(
 ) -> Iterator[Step]:
     gate = instruction.operation
     name = gate.name
-    if name in _IGNORED:
+    # a user's gate may be called "rx" and be something else
+    known = name if _is_standard(gate) else ""
+    if known in _IGNORED:
         return
     symbolic = any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params)
     if not symbolic and (len(qubits) <= LARGEST_FIXED or gate.definition is None):
         yield Fixed(_matrix(gate), qubits, name, place)
         return
-    rotations = _rotations(name, [affine(p, index, name) for p in gate.params] if symbolic else [], qubits)
+    rotations = _rotations(known, [affine(p, index, name) for p in gate.params] if symbolic else [], qubits)
     if rotations is None:
         yield from _definition(gate.definition, name, qubits, index, place)
         return
     for word, on, angle in rotations:
         step = Rotation(word, on, angle, place)
         yield step if angle.terms else Fixed(step.matrix(), on, f"r{word.lower()}", place)
+
+
+def _is_standard(gate: Operation) -> bool:
+    kind = getattr(gate, "base_class", type(gate))  # the class of a singleton has no module
+    return isinstance(gate, (Barrier, Delay)) or kind.__module__.startswith("qiskit.circuit.library")
 
 
 def _definition(

@@ -40,19 +40,20 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
     from qrkt_hw.circuits import build
 
     template = build(name, qubits, layers)
+    circuit = template.circuit
     if qasm:
         from qiskit import qasm3
 
         click.echo(qasm3.dumps(template.circuit))
-        return
-    circuit = template.circuit
-    two = sum(1 for i in circuit.data if len(i.qubits) == 2)
-    click.echo(circuit.draw("text", fold=100))
-    click.echo(
-        f"{template.name}: {template.num_qubits} qubits, {template.num_inputs} inputs, {template.num_weights} weights, "
-        f"{template.num_outputs} observables, depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
-    )
-    click.echo(f"source: {template.reference}")
+    else:
+        two = sum(1 for i in circuit.data if len(i.qubits) == 2)
+        click.echo(circuit.draw("text", fold=100))
+        click.echo(
+            f"{template.name}: {template.num_qubits} qubits, {template.num_inputs} inputs, "
+            f"{template.num_weights} weights, {template.num_outputs} observables, "
+            f"depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
+        )
+        click.echo(f"source: {template.reference}")
     if draw is not None:
         if draw.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UserError(f"--draw: {draw} must end in .png, .pdf or .svg")
@@ -61,7 +62,7 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
             figure.savefig(draw, dpi=150, bbox_inches="tight")
         except OSError as error:
             raise UserError(f"--draw: {draw} cannot be written: {error.strerror}") from error
-        click.echo(f"drawn to {draw}")
+        click.echo(f"drawn to {draw}", err=qasm)
 
 
 @circuits.command()

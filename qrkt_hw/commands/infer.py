@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ def infer(
     from rich.console import Console
 
     from qrkt_hw.runs import RunFolder, newest
+    from qrkt_hw.runs.atomic import to_json
 
     console = Console(stderr=True)
     if images and (split or limit or ablate):
@@ -64,7 +64,7 @@ def infer(
     else:
         record = inference.infer_split(folder, split or "test", limit, backend, ablate, console)
     if as_json:
-        click.echo(json.dumps(record))
+        click.echo(to_json(record))
     elif images:
         for result in record["images"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]

@@ -45,11 +45,15 @@ def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Run
         values.update(read_config(config))
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return RunOptions.model_validate({**values, **given})
+        options = RunOptions.model_validate({**values, **given})
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
         raise UserError(f"{where}: {sentence(error)}") from error
+    file, colon, function = options.ansatz.rpartition(":")
+    if colon and Path(file).is_file():  # so that the run works from every folder
+        return options.model_copy(update={"ansatz": f"{Path(file).resolve()}:{function}"})
+    return options
 
 
 def backend_options(flags: dict[str, Any]) -> BackendOptions:
@@ -77,6 +81,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"--config: {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config: {path} is not text") from error
+    except RecursionError as error:
+        raise UserError(f"--config: {path} is nested too deeply") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"--config: {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from error

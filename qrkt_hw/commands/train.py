@@ -43,8 +43,9 @@ def train(preset: str | None, config: Path | None, out: Path | None, resume: Pat
         run = fit.start(options, out, console)
     results = read_json(run.results)
     test, count = results["test"], results["parameters"]
+    auroc = "undefined" if test["auroc"] is None else f"{test['auroc']:.4f}"
     click.echo(
-        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {test['auroc']:.4f}  "
+        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {auroc}  "
         f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
     )
     click.echo(

@@ -49,6 +49,7 @@ def infer_split(
         :func:`qrkt_hw.experiments.device.on_backend` reports.
     """
     model = load(run, backend)
+    run.check_inference()
     data = load_data(run.options().model_copy(update={"limit": None}))
     dataset: Any = data.splits[split]
     count = min(limit or len(dataset), len(dataset))
@@ -90,6 +91,7 @@ def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dic
     description = run.description()
     images = torch.stack([read_image(path, description) for path in paths])
     model = load(run, backend)
+    run.check_inference()
     started = time.perf_counter()
     with torch.no_grad():
         probabilities = model(images.to(next(model.parameters()).dtype)).softmax(-1)

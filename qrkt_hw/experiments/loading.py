@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model
+from qrkt_hw.models.weights import load_weights
 from qrkt_hw.runs import RunFolder, newest
 
 
@@ -34,10 +33,5 @@ def load(run: str | Path | RunFolder | None = None, backend: str | Backend = "ex
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
         )
-    try:
-        model.load_state_dict(load_file(folder.model))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{folder.model} is damaged: it is not a safetensors file") from error
-    except RuntimeError as error:
-        raise UserError(f"{folder.model} is damaged: its tensors do not fit the run's configuration") from error
+    load_weights(model, folder.model)
     return model.eval()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.errors import UserError
 from qrkt_hw.layers.quantum import QuantumLayer, evaluate_round
 
 # features -> module that maps (..., features) to (..., features)
@@ -29,7 +30,10 @@ class QuantumProjection(nn.Module):
         super().__init__()
         size = layer.features
         if layer.outputs != size:
-            raise ValueError(f"a projection needs as many outputs as features, not {layer.outputs} for {size}")
+            raise UserError(
+                f"--ansatz: {layer.template.name!r} gives {layer.template.num_outputs} values for "
+                f"{layer.template.num_inputs} inputs; a projection needs as many observables as inputs"
+            )
         self.layer = layer
         self.input_scale = nn.Parameter(torch.ones(size)) if input_scale else None
         self.scale = nn.Parameter(torch.ones(size)) if scale else None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import ConfigDict, ValidationInfo, field_validator
+
 from qrkt_hw.options.data import DataOptions
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.options.training import BackendOptions, TrainingOptions
@@ -9,3 +13,13 @@ from qrkt_hw.options.training import BackendOptions, TrainingOptions
 
 class RunOptions(BackendOptions, TrainingOptions, ModelOptions, DataOptions):
     """What ``qrkt-hw train`` takes and what a run folder's ``config.yaml`` holds."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads `hidden: yes` as true, and Python takes true for 1
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("yes and no (true and false) are not allowed here")
+        return value

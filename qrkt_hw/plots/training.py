@@ -30,6 +30,7 @@ def plot_curves(history: Sequence[dict[str, float]], best_epoch: int, path: Path
 def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> Path:
     """Counts of predicted against true classes on the test split."""
     size = len(names)
+    names = [name.replace("$", r"\$") for name in names]  # a dollar sign would begin a formula
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
     figure, axes = new(width=5.6, height=5.2)

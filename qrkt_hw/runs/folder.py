@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +24,25 @@ from qrkt_hw.runs.atomic import write_json, write_text
 from qrkt_hw.runs.environment import environment
 
 RUNS = Path("runs")
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and _number(value) and value > 0
+
+
+# what data.json must hold under a key, where it holds the key
+_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
+    "channels": _count,
+    "image_size": _count,
+    "class_names": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(name, str) for name in v),
+    "mean": lambda v: isinstance(v, list) and all(map(_number, v)),
+    "std": lambda v: isinstance(v, list) and all(_number(x) and x > 0 for x in v),
+}
 
 
 class RunFolder:
@@ -48,9 +69,13 @@ class RunFolder:
             UserError: the folder exists and is not empty, or cannot be written.
         """
         path = path or _fresh_name(options)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(f"--out: {path} exists already; name another folder, or go on with --resume {path}")
         try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"--out: {str(path)!a} is not a name in UTF-8") from error
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise UserError(f"--out: {path} exists already; name another folder, or go on with --resume {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         except OSError as error:
@@ -91,7 +116,9 @@ class RunFolder:
         try:
             values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
             return RunOptions.model_validate(values)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise UserError(f"{self.config} is damaged: it is not YAML") from error
         except ValidationError as error:
             raise UserError(f"{self.config} is damaged: {sentence(error)}") from error
@@ -106,6 +133,9 @@ class RunFolder:
         missing = {"dataset", "channels", "image_size", "class_names", "mean", "std"} - set(value)
         if missing:
             raise UserError(f"{self.data} is damaged: it lacks {', '.join(sorted(missing))}")
+        for key, wanted in _DESCRIPTION.items():
+            if key in value and not wanted(value[key]):
+                raise UserError(f"{self.data} is damaged: its {key} is {str(value[key])[:40]!r}")
         return value
 
     @contextmanager
@@ -124,13 +154,31 @@ class RunFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"run: another process is training into {self.path}") from error
-            for leftover in self.path.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
-            yield
+            try:
+                for leftover in self.path.glob(".*.tmp"):
+                    leftover.unlink(missing_ok=True)
+                yield
+            except OSError as error:
+                where = Path(os.fsdecode(error.filename)).absolute() if error.filename is not None else Path("/")
+                if self.path.absolute() not in where.parents and error.errno not in _DISK:
+                    raise
+                raise UserError(f"run: {error.filename or self.path} cannot be written: {error.strerror}") from error
+
+    def check_inference(self) -> None:
+        """Make sure that an inference can be kept, before its work is done.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            self.inference.mkdir(exist_ok=True)
+            tempfile.TemporaryFile(dir=self.inference).close()
+        except OSError as error:
+            raise UserError(f"run: {self.inference} cannot be written: {error.strerror}") from error
 
     def keep_inference(self, record: dict[str, Any]) -> Path:
         """Write an inference under a name of its own; returns the file."""
-        self.inference.mkdir(exist_ok=True)
+        self.check_inference()
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         path = self.inference / f"{stamp}-{record['backend']}.json"
         write_json(path, record)
@@ -147,7 +195,9 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no object")

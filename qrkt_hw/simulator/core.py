@@ -26,8 +26,8 @@ class Simulator:
         method: a key of :data:`METHODS`, or ``auto`` for the cheapest that fits the template.
 
     Raises:
-        UserError: unknown method, or one that cannot evaluate this template.
-        ValueError: another dtype, or a template that cannot be lowered.
+        UserError: unknown method, one that cannot evaluate this template, or a template that cannot be lowered.
+        ValueError: another dtype.
     """
 
     def __init__(self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto") -> None:
@@ -36,7 +36,10 @@ class Simulator:
         self.template = template
         self.dtype = dtype
         self.real_dtype = REAL[dtype]
-        program = lower(template)
+        try:
+            program = lower(template)
+        except ValueError as error:
+            raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
         if method == "auto":
             fitting = [m for m in METHODS.values() if m.supports(program, template.observables)]
             chosen = min(fitting, key=lambda m: m.cost(program, template.observables))

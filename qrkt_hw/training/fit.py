@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 import warnings
 from dataclasses import asdict
@@ -14,13 +15,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.panel import Panel
-from safetensors.torch import load_file
 
 from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model, count_parameters, largest_circuit
+from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.plots.training import plot_confusion, plot_curves
@@ -89,7 +90,8 @@ def _fit(
     torch.set_num_threads(options.threads or threads_for(options, data))
     train = loader(data.splits["train"], options.batch_size, options.seed)
     validation = loader(data.splits["validation"], EVALUATION_BATCH)
-    console.print(f"run {run.path}", highlight=False)
+    # a path may hold brackets, and must stay one line
+    console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
     for line in summarize(options, data.shape, backend.shots):
         console.print(line, highlight=False)
     write_json(run.path / "backend.json", backend.about())
@@ -108,37 +110,49 @@ def _fit(
         log_every_n_steps=1_000_000,
         callbacks=[LiveProgress(console, len(train)), recorder],
     )
-    checkpoint = _whole_checkpoint(run)
-    trainer.fit(Classifier(model, options, len(train)), train, validation, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    classifier = Classifier(model, options, len(train))
+    checkpoint = _whole_checkpoint(run, classifier)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(classifier, train, validation, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
+        signal.signal(signal.SIGINT, before)
+        console.print(f"go on with: qrkt-hw train --resume {run.path}", highlight=False, markup=False, soft_wrap=True)
+        raise KeyboardInterrupt from stop
     _conclude(run, options, data, model, recorder, backend)
     announce(backend, console)
     return run
 
 
-def _whole_checkpoint(run: RunFolder) -> Path | None:
+def _whole_checkpoint(run: RunFolder, classifier: Classifier) -> Path | None:
     """The checkpoint to go on from; None where no epoch was finished yet.
 
     Raises:
-        UserError: it cannot be read, or it is not one of ours.
+        UserError: it cannot be read, is not one of ours, or does not belong to the run's configuration.
     """
     if not run.checkpoint.is_file():
         return None
     try:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-        content["callbacks"][Recorder.__qualname__]["history"][0]
+        epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
+        shapes = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
+        for key in ("optimizer_states", "lr_schedulers", "loops"):
+            content[key]
     except Exception as error:  # torch raises many kinds for a file that is not whole
         raise UserError(
             f"{run.checkpoint} is damaged ({type(error).__name__}); remove it to train this run from the start"
         ) from error
+    if shapes != {name: tuple(tensor.shape) for name, tensor in classifier.state_dict().items()}:
+        raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if epochs > classifier.options.epochs:
+        raise UserError(f"{run.config}: epochs is {classifier.options.epochs}, but {run.checkpoint} holds {epochs}")
     return run.checkpoint
 
 
 def _conclude(
     run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
 ) -> None:
-    model.load_state_dict(load_file(run.model))
+    load_weights(model, run.model)
     results: dict[str, Any] = {}
     started = time.perf_counter()
     for split in ("test", "validation"):

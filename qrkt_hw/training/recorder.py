@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
+from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
 
@@ -54,11 +56,17 @@ class Recorder(Callback):
         self._clock = now
         metrics: dict[str, float] = pl_module.epoch_metrics  # type: ignore[assignment]
         epoch = trainer.current_epoch + 1
+        if not (math.isfinite(metrics["train_loss"]) and math.isfinite(metrics["val_loss"])):
+            raise UserError(
+                f"--learning-rate: training diverged in epoch {epoch} (training loss {metrics['train_loss']}, "
+                f"validation loss {metrics['val_loss']}); try a lower rate or --clip"
+            )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         self.history.append({"epoch": epoch, **metrics, "learning_rate": rate, "seconds": self.train_seconds})
         self._write_metrics()
         # equal AUROC (often 1.0 on easy data) is decided by the loss
-        score = (metrics["val_auroc"], -metrics["val_loss"])
+        # with a class missing from the validation images the AUROC may not exist
+        score = (metrics["val_auroc"] if math.isfinite(metrics["val_auroc"]) else 0.0, -metrics["val_loss"])
         if score > self.best:
             self.best, self.best_epoch = score, epoch
             state = {name: value.contiguous() for name, value in pl_module.kept.state_dict().items()}  # type: ignore[union-attr, operator]

@@ -1,6 +1,6 @@
 """Run the command line and kill this very process (SIGKILL) at a named moment.
 
-Usage: ``python killing.py MOMENT arguments of qrkt-hw...``
+Usage: ``python killing.py MOMENT arguments of qrkt-hw...``; with ``MOMENT@SIGINT`` as by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+SIGNALS = [signal.SIGKILL]
+
 
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), SIGNALS[0])
 
 
 def before(owner: Any, name: str, nth: int) -> None:
@@ -86,5 +88,9 @@ def arrange(moment: str) -> None:
 if __name__ == "__main__":
     from qrkt_hw.commands import main
 
-    arrange(sys.argv[1])
+    moment, _, name = sys.argv[1].partition("@")
+    if name:
+        SIGNALS[0] = signal.Signals[name]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
+    arrange(moment)
     main(sys.argv[2:])

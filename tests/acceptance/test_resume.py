@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from tests.command_line import qrkt as here
 
 pytestmark = pytest.mark.acceptance
 KILLER = Path(__file__).with_name("killing.py")
@@ -17,6 +20,11 @@ MOMENTS = [
     "later-validation", "best-model-written", "checkpoint-half-written", "checkpoint-written", "last-epoch",
     "evaluation", "before-results",
 ]  # fmt: skip
+# the epoch that was under way, where it is not the last one in metrics.csv
+EPOCH = {
+    "folder-made": 1, "first-step": 1, "first-epoch": 1, "first-validation": 1, "second-epoch": 2,
+    "later-validation": 2, "checkpoint-half-written": 2, "last-epoch": 3, "evaluation": 4, "before-results": 4,
+}  # fmt: skip
 QUICK = {"first-epoch", "best-model-written", "checkpoint-half-written"}
 
 
@@ -48,29 +56,48 @@ def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path
         [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
     )
     assert killed.returncode == -9, killed.stderr.decode()
-    before = epochs_kept(tmp_path / "run")
+    kept = whole_epochs(tmp_path / "run")
+    assert kept >= EPOCH.get(moment, rows_written(tmp_path / "run")) - 1
     resumed = qrkt("train", "--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert trained(tmp_path / "run") == uninterrupted
-    # at most one epoch of work is repeated: what the metrics file had is at most one epoch ahead of the checkpoint
-    steps = [line for line in resumed.stderr.splitlines() if line.startswith("epoch ")]
-    assert len(steps) <= 3 - before + 1
+    # what was whole is not done again
+    assert len([line for line in resumed.stderr.splitlines() if line.startswith("epoch ")]) == 3 - kept
     assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
-def epochs_kept(folder: Path) -> int:
+def whole_epochs(folder: Path) -> int:
+    if not (folder / "last.ckpt").is_file():
+        return 0
+    return len(torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]["Recorder"]["history"])
+
+
+def rows_written(folder: Path) -> int:
     metrics = folder / "metrics.csv"
     return len(metrics.read_text().splitlines()) - 1 if metrics.is_file() else 0
 
 
 def test_the_same_seed_gives_the_same_weights(uninterrupted, tmp_path):
-    assert qrkt(*TRAIN, "--out", "again", cwd=tmp_path).returncode == 0
+    assert here(*TRAIN, "--out", "again", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "again")[0] == uninterrupted[0]
-    assert qrkt(*TRAIN, "--seed", "7", "--out", "other", cwd=tmp_path).returncode == 0
+    assert here(*TRAIN, "--seed", "7", "--out", "other", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "other")[0] != uninterrupted[0]
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted, tmp_path):
-    assert qrkt(*TRAIN, "--out", "run", cwd=tmp_path).returncode == 0
-    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert here(*TRAIN, "--out", "run", cwd=tmp_path).returncode == 0
+    assert here("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert trained(tmp_path / "run") == uninterrupted
+
+
+@pytest.mark.parametrize("moment", ["first-epoch", pytest.param("later-validation", marks=pytest.mark.slow),
+                                    pytest.param("evaluation", marks=pytest.mark.slow)])  # fmt: skip
+def test_ctrl_c_leaves_a_run_that_goes_on(moment, uninterrupted, tmp_path):
+    stopped = subprocess.run(
+        [sys.executable, str(KILLER), f"{moment}@SIGINT", *TRAIN, "--out", "run"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert here("train", "--resume", "run", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "run") == uninterrupted

@@ -1,31 +1,22 @@
 """What a user can do wrong: one sentence on standard error, exit status 2, nothing half-written."""
 
-import io
 import json
 import os
-from contextlib import redirect_stderr, redirect_stdout
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from qrkt_hw.commands import main
+from qrkt_hw.runs import RunFolder
+from tests.command_line import qrkt, refused
 
 pytestmark = pytest.mark.acceptance
-
-
-def qrkt(*arguments, cwd):
-    """The command line in this process: what a subprocess would do, without importing torch sixty times."""
-    out, err, here = io.StringIO(), io.StringIO(), Path.cwd()
-    os.chdir(cwd)
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            main([str(a) for a in arguments])
-    finally:
-        os.chdir(here)
-    return SimpleNamespace(returncode=stop.value.code or 0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +25,6 @@ def run(tmp_path_factory):
     small = ["--hidden", "16", "--mlp", "8", "--epochs", "1", "--limit", "64", "--rk", "rk1", "--rk-blocks", "1"]
     assert qrkt("train", *small, "--out", "run", cwd=folder).returncode == 0
     return folder / "run"
-
-
-def refused(result, *words):
-    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
-    complaint = [line for line in result.stderr.splitlines() if line.startswith("qrkt-hw: ")]
-    assert len(complaint) == 1, result.stderr
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in complaint[0], complaint[0]
 
 
 CASES = {
@@ -59,6 +41,23 @@ CASES = {
     "rule": ("train --rk rk9", ["--rk", "rk9", "rk4-enhanced"]),
     "number": ("train --hidden many", ["--hidden", "many"]),
     "negative": ("train --epochs -1", ["--epochs", "-1"]),
+    "infinite": ("train --learning-rate inf", ["--learning-rate", "inf"]),
+    "wide": ("train --hidden 1000000000", ["--hidden", "1000000000", "16384"]),
+    "config-yes": ("train --config yes.yaml", ["yes.yaml", "hidden", "True"]),
+    "config-deep": ("train --config deep.yaml", ["deep.yaml"]),
+    "config-bomb": ("train --config bomb.yaml", ["bomb.yaml", "hidden", "list"]),
+    "config-cycle": ("train --config cycle.yaml", ["cycle.yaml", "hidden", "list"]),
+    "ansatz-nonlinear": ("train --ansatz mine.py:nonlinear", ["not linear", "x[0]"]),
+    "ansatz-outputs": ("train --ansatz mine.py:one", ["--ansatz", "mine", "1 values", "4 inputs"]),
+    "ansatz-crash": ("train --ansatz mine.py:crash", ["mine.py:crash", "division"]),
+    "ansatz-nothing": ("train --ansatz mine.py:nothing", ["mine.py:nothing", "NoneType"]),
+    "ansatz-missing": ("train --ansatz mine.py:missing", ["mine.py", "missing"]),
+    "ansatz-broken": ("train --ansatz broken.py:f", ["broken.py"]),
+    "image-bomb": ("infer {run} --image bomb.png", ["--image", "bomb.png"]),
+    "image-huge": ("infer {run} --image huge.png", ["--image", "huge.png", "10000x10000", "8x8"]),
+    "image-device": ("infer {run} --image /dev/null", ["--image", "/dev/null"]),
+    "out-long": ("train --epochs 1 --out " + "x" * 300, ["--out", "cannot be written"]),
+    "out-not-utf8": ("train --out bad\udcff", ["--out", "UTF-8"]),
     "dropout": ("train --dropout 1.5", ["--dropout", "1.5"]),
     "nan": ("train --learning-rate nan", ["--learning-rate", "nan"]),
     "command": ("trian", ["trian"]),
@@ -101,19 +100,55 @@ def test_is_refused_in_one_sentence(case, run, tmp_path):
     (tmp_path / "type.yaml").write_text("hidden: wide\n")
     (tmp_path / "list.yaml").write_text("- hidden\n")
     (tmp_path / "broken.yaml").write_text("hidden: [1,\n: :")
+    (tmp_path / "yes.yaml").write_text("hidden: yes\n")
+    (tmp_path / "deep.yaml").write_text("hidden: " + "[" * 20_000)
+    doubled = "".join(f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 30))
+    (tmp_path / "bomb.yaml").write_text(f"a0: &a0 [x, x]\n{doubled}hidden: *a29\n")
+    (tmp_path / "cycle.yaml").write_text("hidden: &h [*h]\n")
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "bomb.png").write_bytes(png_header(60_000))
+    (tmp_path / "huge.png").write_bytes(png_header(10_000))
     before = contents(tmp_path)
     line, words = CASES[case]
     refused(qrkt(*line.format(run=run).split(), cwd=tmp_path), *words)
     assert contents(tmp_path) == before
 
 
+MINE = """
+from qiskit.circuit import ParameterVector, QuantumCircuit
+from qrkt_hw.circuits import CircuitTemplate
+
+def make(n, change, observables=()):
+    x, w = ParameterVector("x", n), ParameterVector("w", 1)
+    circuit = QuantumCircuit(n)
+    for j in range(n):
+        circuit.ry(change(x[j]), j)
+    circuit.rx(w[0], 0)
+    return CircuitTemplate("mine", circuit, x, w, observables)
+
+def nonlinear(n, layers): return make(n, lambda x: x.sin())
+def one(n, layers): return make(n, lambda x: x, ("Z" * n,))
+def crash(n, layers): return 1 / 0
+def nothing(n, layers): return None
+"""
+
+
+def png_header(side: int) -> bytes:
+    """A picture file that claims to be large: a header and no pixels."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return start + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
 def contents(folder: Path) -> set[str]:
-    return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if "__pycache__" not in p.parts}
 
 
+CHANGED = b"(a value of another type)"
 DAMAGES = {
     "config.yaml": [b"", b"\x00\xff", b"hidden: [", b"hidden: 16\nnope: 1\n"],
-    "data.json": [b"", b"{", b"[]", b"{}"],
+    "data.json": [b"", b"{", b"[]", b"{}", b"[" * 50_000, CHANGED],
     "model.safetensors": [b"", b"junk" * 100],
 }
 
@@ -124,6 +159,8 @@ def test_a_damaged_run_is_named(file, content, run, tmp_path):
     copy.mkdir()
     for name in ("config.yaml", "data.json", "model.safetensors", "results.json"):
         (copy / name).write_bytes((run / name).read_bytes())
+    if content == CHANGED:
+        content = (run / file).read_bytes().replace(b'"image_size": 8', b'"image_size": "eight"')
     (copy / file).write_bytes(content)
     refused(qrkt("infer", copy, cwd=tmp_path), file)
 
@@ -174,3 +211,108 @@ def test_infer_of_an_image_names_its_class(run, tmp_path):
     (image,) = json.loads(result.stdout)["images"]
     assert image["class"] in image["probabilities"]
     assert sum(image["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+def copied(run: Path, place: Path) -> Path:
+    shutil.copytree(run, place)
+    return place
+
+
+def test_a_configuration_changed_after_training_is_named(run, tmp_path):
+    copy = copied(run, tmp_path / "run")
+    (copy / "config.yaml").write_text((run / "config.yaml").read_text().replace("hidden: 16", "hidden: 8"))
+    refused(qrkt("train", "--resume", copy, cwd=tmp_path), "last.ckpt", "config.yaml")
+
+
+def test_a_missing_model_is_named(run, tmp_path):
+    copy = copied(run, tmp_path / "run")
+    (copy / "model.safetensors").unlink()
+    refused(qrkt("train", "--resume", copy, cwd=tmp_path), "model.safetensors")
+    refused(qrkt("infer", copy, cwd=tmp_path), "--resume")
+
+
+def test_an_inference_that_cannot_be_kept_is_refused_before_its_work(run, tmp_path):
+    copy = copied(run, tmp_path / "run")
+    shutil.rmtree(copy / "inference", ignore_errors=True)
+    (copy / "inference").write_text("a file where the folder should be")
+    refused(qrkt("infer", copy, cwd=tmp_path), "inference", "cannot be written")
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    result = qrkt(
+        "train", "--epochs", 3, "--limit", 64, "--batch-size", 16, "--rk", "rk1", "--rk-blocks", 1, "--warmup-steps", 0,
+        "--learning-rate", 1e30, "--out", "run", cwd=tmp_path,
+    )  # fmt: skip
+    refused(result, "--learning-rate", "diverged", "epoch")
+
+
+SMALL = ["--epochs", 1, "--limit", 3, "--rk", "rk1", "--rk-blocks", 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--limit", 1, "--warmup-steps", 1000],
+        ["--limit", 100_000, "--batch-size", 100_000],
+        ["--batch-size", 1],
+        ["--dtype", "complex128"],
+        ["--hidden", 1, "--heads", 1, "--qubits", 1, "--mlp", 1, "--layers", 1],
+        ["--encoder-blocks", 0, "--rk-blocks", 0],
+        ["--out", "[/red] ünï cødé 数"],
+        ["--patch", 8, "--positions", "sincos", "--pool", "class", "--encoder-blocks", 1],
+    ],
+    ids=[
+        "one-image",
+        "more-than-there-is",
+        "batches-of-one",
+        "double",
+        "all-ones",
+        "no-blocks",
+        "odd-name",
+        "one-patch",
+    ],
+)
+def test_odd_settings_train_and_infer(options, tmp_path):
+    trained = qrkt("train", *SMALL, "--out", "run", *options, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    (config,) = tmp_path.rglob("config.yaml")
+    folder = config.parent
+    assert str(folder.relative_to(tmp_path)) in trained.stderr.splitlines()[0]
+    result = qrkt("infer", folder, "--limit", 100_000, "--json", cwd=tmp_path)
+    assert json.loads(result.stdout)["count"] == 360
+
+
+def test_one_image_has_no_auroc_and_still_is_json(run, tmp_path):
+    def no_constants(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    record = json.loads(qrkt("infer", run, "--limit", 1, "--json", cwd=tmp_path).stdout, parse_constant=no_constants)
+    assert record["count"] == 1 and record["auroc"] is None and record["accuracy"] in (0.0, 1.0)
+
+
+def test_runs_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "runs").write_text("")
+    refused(qrkt("train", *SMALL, cwd=tmp_path), "--out", "runs")
+    refused(qrkt("infer", cwd=tmp_path), "runs/")
+
+
+def test_one_process_at_a_time_trains_into_a_run(run, tmp_path):
+    copy = copied(run, tmp_path / "run")
+    with RunFolder(copy).writing():
+        refused(qrkt("train", "--resume", copy, cwd=tmp_path), "another process", "run")
+
+
+def test_a_run_with_a_circuit_of_ones_own_works_from_any_folder(tmp_path):
+    (tmp_path / "mine.py").write_text(f"{MINE}\ndef all_z(n, layers): return make(n, lambda x: x)\n")
+    assert qrkt("train", *SMALL, "--ansatz", "mine.py:all_z", "--out", "run", cwd=tmp_path).returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = qrkt("infer", "../run", "--limit", 5, cwd=elsewhere)
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(run, tmp_path):
+    program = f"{sys.executable} -m qrkt_hw"
+    command = f"{program} circuits show qrkt --qasm | head -c 10; {program} about >&-"
+    result = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr, result.stderr

@@ -1,0 +1,92 @@
+"""Projections, attention and feed-forward."""
+
+import pytest
+import torch
+from torch import nn
+
+from qrkt_hw import QuantumLayer
+from qrkt_hw.errors import UserError
+from qrkt_hw.layers.attention import Attention
+from qrkt_hw.layers.feedforward import FeedForward
+from qrkt_hw.layers.patches import PatchEmbedding, sincos_positions
+from qrkt_hw.layers.projection import QuantumProjection, project_together
+
+
+def quantum(features):
+    return QuantumProjection(QuantumLayer(features, qubits=2), input_scale=True, scale=True, bias=True)
+
+
+def test_a_projection_is_scale_times_circuit_plus_bias():
+    module = quantum(4)
+    with torch.no_grad():
+        for parameter in (module.input_scale, module.scale, module.bias):
+            parameter.uniform_(0.5, 2)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(module(x), module.scale * module.layer(module.input_scale * x) + module.bias)
+    assert all(p.ndim == 1 for p in module.parameters())
+
+
+def test_projected_together_equals_projected_alone():
+    modules = [quantum(4), nn.Linear(4, 4), quantum(4), nn.Identity()]
+    inputs = [torch.randn(2, 5, 4) for _ in modules]
+    for module, x, found in zip(
+        modules, inputs, project_together(list(zip(modules, inputs, strict=True))), strict=True
+    ):
+        torch.testing.assert_close(found, module(x))
+
+
+def test_outputs_must_match_features():
+    from qiskit.circuit import ParameterVector, QuantumCircuit
+    from qrkt_hw.circuits import CircuitTemplate
+
+    x, w = ParameterVector("x", 2), ParameterVector("w", 1)
+    circuit = QuantumCircuit(2)
+    circuit.ry(x[0], 0)
+    circuit.ry(x[1], 1)
+    circuit.rx(w[0], 0)
+    with pytest.raises(UserError, match="as many observables"):
+        QuantumProjection(QuantumLayer(4, CircuitTemplate("mine", circuit, x, w, ("ZZ",))))
+
+
+def test_attention_equals_torchs_multi_head_attention():
+    torch.manual_seed(0)
+    ours = Attention(hidden=8, heads=2, projection=lambda n: nn.Linear(n, n)).eval()
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([m.weight for m in (ours.query, ours.key, ours.value)]))
+        theirs.in_proj_bias.copy_(torch.cat([m.bias for m in (ours.query, ours.key, ours.value)]))
+        theirs.out_proj.weight.copy_(ours.output.weight)
+        theirs.out_proj.bias.copy_(ours.output.bias)
+    y = torch.randn(3, 5, 8)
+    torch.testing.assert_close(ours(y), theirs(y, y, y, need_weights=False)[0])
+
+
+def test_attention_does_not_care_for_the_order_of_tokens():
+    torch.manual_seed(0)
+    attention = Attention(hidden=4, heads=2, projection=quantum).eval()
+    y = torch.randn(2, 6, 4)
+    order = torch.randperm(6)
+    torch.testing.assert_close(attention(y)[:, order], attention(y[:, order]), atol=1e-5, rtol=1e-5)
+
+
+def test_feed_forward_without_a_projection_is_the_classical_mlp():
+    torch.manual_seed(0)
+    mlp = FeedForward(hidden=4, size=6, projection=None)
+    y = torch.randn(2, 3, 4)
+    torch.testing.assert_close(mlp(y), mlp.leave(nn.functional.gelu(mlp.enter(y))))
+
+
+def test_a_patch_becomes_the_token_at_its_place():
+    embedding = PatchEmbedding(channels=1, hidden=5, patch=2)
+    images = torch.randn(3, 1, 6, 6)
+    tokens = embedding(images)
+    assert tokens.shape == (3, 9, 5)
+    torch.testing.assert_close(tokens[:, 5], embedding(images[:, :, 2:4, 4:6])[:, 0])
+
+
+@pytest.mark.parametrize("hidden", [1, 3, 4, 6, 8, 16])
+def test_sincos_positions_tell_places_apart(hidden):
+    table = sincos_positions(3, 4, hidden)
+    assert table.shape == (12, hidden) and table.abs().max() <= 1
+    if hidden >= 4:
+        assert len({tuple(row.tolist()) for row in table}) == 12
