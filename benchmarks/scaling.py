@@ -1,6 +1,6 @@
 """Processor time and memory of a layer step over qubits, layers, batch and groups; JSON and a figure.
 
-python benchmarks/scaling.py --figure docs/scaling.png
+python benchmarks/scaling.py --figure docs/images/scaling.png
 """
 
 from __future__ import annotations
