@@ -80,7 +80,7 @@ def arrange(moment: str) -> None:
         "checkpoint-written": lambda: after(recorder, "replace_with", 4),
         "last-epoch": lambda: before(Classifier, "training_step", 12),
         "evaluation": lambda: before(fit, "plot_confusion", 1),
-        "before-results": lambda: before(fit, "write_json", 1),
+        "before-results": lambda: before(fit, "write_json", 2),  # the first is backend.json
     }
     moments[moment]()
 
