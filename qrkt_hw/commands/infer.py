@@ -93,7 +93,8 @@ def _summarize(folder: Any, backend: Any, console: Any) -> None:
 
 
 def _report(record: dict[str, Any]) -> list[str]:
-    there, low, high = record["backend_details"], *record["interval"]
+    there = record["backend_details"]
+    low, high = record["interval"]
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f} (bootstrap)"),
