@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+
+from qrkt_hw.data.augment import augmented
+from qrkt_hw.data.stream import Stream
+from qrkt_hw.errors import UserError
 
 
-class EpochBatches(Sampler[list[int]]):
-    """Lists of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``."""
+class Draw(NamedTuple):
+    """One batch: which samples, and what its random numbers depend on (the order of loading does not count)."""
+
+    indices: list[int]
+    seed: int | None
+    epoch: int
+    number: int
+
+
+class EpochBatches(Sampler[Draw]):
+    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``.
+
+    A stream is not shuffled here: its batches are named by their number alone.
+    """
 
     def __init__(self, size: int, batch_size: int, seed: int | None = None) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
@@ -22,16 +39,65 @@ class EpochBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Draw]:
         order = np.arange(self.size)
         if self.seed is not None:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-        for start in range(0, self.size, self.batch_size):
-            yield order[start : start + self.batch_size].tolist()
+        for number, start in enumerate(range(0, self.size, self.batch_size)):
+            yield Draw(order[start : start + self.batch_size].tolist(), self.seed, self.epoch, number)
 
 
-def loader(dataset: Dataset[Any], batch_size: int, seed: int | None = None) -> DataLoader[Any]:
-    """Batches of a data set that takes index lists; in order without a seed."""
-    batches = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
+class _Fetched(Dataset[Any]):
+    """Batches of a data set; runs in the worker processes. A user's error travels as a value, whole and short."""
+
+    def __init__(self, dataset: Dataset[Any], batch_size: int, augment: str) -> None:
+        self.dataset, self.batch_size, self.augment = dataset, batch_size, augment
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | UserError:
+        try:
+            if isinstance(self.dataset, Stream):
+                inputs, labels = self.dataset.batch(draw.seed, draw.epoch, draw.number, self.batch_size)
+            else:
+                inputs, labels = self.dataset[draw.indices]
+        except UserError as error:
+            return error
+        if self.augment != "none":
+            # the 1 keeps these numbers apart from the order of the samples
+            random = np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
+            inputs = augmented(inputs, self.augment, random)
+        return inputs, labels
+
+
+class Batches(DataLoader[Any]):
+    """A DataLoader that raises a worker's UserError as it was."""
+
+    def __iter__(self) -> Any:
+        for batch in super().__iter__():
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def loader(
+    dataset: Dataset[Any], batch_size: int, seed: int | None = None, workers: int = 0, augment: str = "none"
+) -> DataLoader[Any]:
+    """Batches of a data set that takes index lists, or of a stream; in order without a seed.
+
+    The batches, augmentation included, are the same for any number of workers.
+    """
+    draws = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
     # a generator of its own: a new iterator would draw from torch's, and dropout depend on when it is made
-    return DataLoader(dataset, batch_size=None, sampler=batches, generator=torch.Generator())
+    return Batches(
+        _Fetched(dataset, batch_size, augment),
+        batch_size=None,
+        sampler=draws,
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+
+
+def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:
+    """The first ``count`` samples; all where that is None or more than there are."""
+    if count is None or count >= len(dataset):  # type: ignore[arg-type]
+        return dataset
+    return dataset.first(count) if isinstance(dataset, Stream) else Subset(dataset, range(count))

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qrkt_hw.data import digits
+from qrkt_hw.data import cifar, digits, folder, imagenet, imdb, mnist
 from qrkt_hw.data.base import Data
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
-DATASETS: dict[str, Callable[[DataOptions], Data]] = {"digits": digits.load}
+DATASETS: dict[str, Callable[[DataOptions], Data]] = {
+    "digits": digits.load,
+    "mnist": mnist.load,
+    "cifar10": cifar.load,
+    "cifar100": cifar.load,
+    "imagenet": imagenet.load,
+    "imdb": imdb.load,
+    "folder": folder.load,
+}
 
 
 def load_data(options: DataOptions) -> Data:
@@ -18,6 +26,8 @@ def load_data(options: DataOptions) -> Data:
     Raises:
         UserError: unknown data set, or files that are missing or damaged.
     """
-    if options.dataset not in DATASETS:
-        raise UserError(f"--dataset: no data set {options.dataset!r}; there are {', '.join(DATASETS)}")
-    return DATASETS[options.dataset](options)
+    name, colon, _ = options.dataset.partition(":")
+    if name not in DATASETS or bool(colon) != (name == "folder"):
+        known = ", ".join("folder:PATH" if name == "folder" else name for name in DATASETS)
+        raise UserError(f"--dataset: no data set {options.dataset!r}; there are {known}")
+    return DATASETS[name](options)

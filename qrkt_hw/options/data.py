@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class DataOptions(BaseModel):
-    """Which images, and how many."""
+    """Which images or texts, and how many."""
 
     model_config = ConfigDict(extra="forbid")
 
-    dataset: str = Field("digits", description="data set")
-    data_dir: Path | None = Field(None, description="folder with the data set's files")
-    limit: int | None = Field(None, ge=1, description="use only this many training images")
-    batch_size: int = Field(64, ge=1, description="images in a batch")
+    dataset: str = Field(
+        "digits", description="digits, mnist, cifar10, cifar100, imagenet, imdb, or folder:PATH (one folder per class)"
+    )
+    data_dir: Path | None = Field(None, description="folder with the data set's files [default: data]")
+    download: bool = Field(False, description="fetch the data set into the data folder where it is missing")
+    limit: int | None = Field(None, ge=1, description="use only this many training samples")
+    batch_size: int = Field(64, ge=1, description="samples in a batch")
+    image_size: int | None = Field(
+        None, ge=1, description="scale and crop images to this side [default: their own; 64 for folders and imagenet]"
+    )
+    augment: Literal["none", "flip", "crop", "crop-flip"] = Field("none", description="augmentation of training images")
+    text_length: int = Field(512, ge=1, description="tokens of a text that are read")
+    vocabulary: int = Field(20_000, ge=3, description="size of the vocabulary, padding and unknown included")
+    workers: int = Field(0, ge=0, description="processes that prepare batches")

@@ -15,7 +15,7 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Literal["vit"] = Field("vit", description="kind of model")
+    model: Literal["vit", "text"] = Field("vit", description="kind of model")
     projection: Projection = Field("quantum", description="where circuits stand: everywhere, nowhere, or one of both")
     ansatz: str = Field("ry_rz_ring", description="circuit template: a name, or path/to/file.py:function")
     qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")

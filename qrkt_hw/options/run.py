@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, ValidationInfo, field_validator
+from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 
 from qrkt_hw.options.data import DataOptions
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.options.training import BackendOptions, TrainingOptions
+
+TEXT_SETS = ("imdb",)
 
 
 class RunOptions(BackendOptions, TrainingOptions, ModelOptions, DataOptions):
@@ -23,3 +25,11 @@ class RunOptions(BackendOptions, TrainingOptions, ModelOptions, DataOptions):
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("yes and no (true and false) are not allowed here")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _model_of_the_data(cls, values: Any) -> Any:
+        # a text data set needs no --model text
+        if isinstance(values, dict) and values.get("dataset") in TEXT_SETS:
+            return {"model": "text", **values}
+        return values

@@ -1,0 +1,42 @@
+"""Finding a data set's files, and saying where they were looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import DataOptions
+
+DEFAULT = Path("data")
+
+
+def root(options: DataOptions) -> Path:
+    """The folder of the data files."""
+    return options.data_dir or DEFAULT
+
+
+def places(options: DataOptions, *names: str) -> list[Path]:
+    """Folders a data set may lie in: ``DIR/name`` for each name, then ``DIR`` itself."""
+    return [*(root(options) / name for name in names), root(options)]
+
+
+def missing(options: DataOptions, looked: Sequence[Path], what: str, where: str) -> UserError:
+    """The one sentence for a data set that is not there."""
+    name = options.dataset.partition(":")[0]
+    advice = "" if options.download or name == "folder" else ", or add --download"
+    folders = ", ".join(str(path) for path in looked)
+    return UserError(
+        f"--dataset {name}: no {what} in {folders}; get it from {where} and name its folder with --data-dir{advice}"
+    )
+
+
+def parquet_files(folders: Sequence[Path], split: str) -> list[Path]:
+    """Parquet files of a split in the hub's layout (``train-00000-of-00001.parquet``), sorted; in the first folder
+    that has any, or in its ``data`` or ``plain_text`` sub-folder."""
+    for folder in folders:
+        for inner in (folder, folder / "data", folder / "plain_text", folder / "cifar100"):
+            found = sorted(inner.glob(f"{split}-*.parquet")) or sorted(inner.glob(f"{split}.parquet"))
+            if found:
+                return found
+    return []

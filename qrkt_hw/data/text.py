@@ -1,0 +1,60 @@
+"""From a text to token ids."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+PADDING, UNKNOWN = "<pad>", "<unk>"
+_MARKUP = re.compile(r"<[^<>]{1,40}>")
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[!?.,;:()\"]")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and marks of punctuation; HTML tags are dropped."""
+    return _WORD.findall(_MARKUP.sub(" ", text).lower())
+
+
+def vocabulary_of(texts: Iterable[str], size: int) -> tuple[str, ...]:
+    """Padding, unknown, then the most frequent words (equal counts in the order of the alphabet), ``size`` in all."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(words(text))
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return (PADDING, UNKNOWN, *(word for word, _ in ranked[: size - 2]))
+
+
+def encode(texts: Sequence[str], vocabulary: Sequence[str], length: int) -> Tensor:
+    """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown."""
+    place = {word: k for k, word in enumerate(vocabulary)}
+    ids = np.zeros((len(texts), length), dtype=np.int32)
+    for k, text in enumerate(texts):
+        found = [place.get(word, 1) for word in words(text)[:length]] or [1]
+        ids[k, : len(found)] = found
+    return torch.from_numpy(ids)
+
+
+class Texts(Dataset[Any]):
+    """Token ids in memory; a batch is cut to its longest text."""
+
+    def __init__(self, ids: Tensor, labels: Tensor) -> None:
+        self.ids, self.labels = ids, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return trimmed(self.ids[indices]), self.labels[indices]
+
+
+def trimmed(ids: Tensor) -> Tensor:
+    """Ids int64 without the columns that are padding in every text."""
+    longest = int((ids != 0).sum(1).max()) if len(ids) else 1
+    return ids[:, :longest].long()
