@@ -11,6 +11,9 @@ from qrkt_hw.commands.lazy import LazyGroup
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
     "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
+    "compare": ("qrkt_hw.commands.compare:compare", "Several runs in one table and one picture."),
+    "twin": ("qrkt_hw.commands.twin:twin", "Train the classical twins of a run and compare."),
+    "tune": ("qrkt_hw.commands.tune:tune", "Search over any options; resumable, shared by machines."),
     "circuits": ("qrkt_hw.commands.circuits:circuits", "List, show and analyze the circuit templates."),
     "resources": ("qrkt_hw.commands.resources:resources", "What a model costs on a device, and whether it is quantum."),
     "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),

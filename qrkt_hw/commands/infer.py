@@ -18,7 +18,8 @@ from qrkt_hw.options.training import BackendOptions
 @click.option(
     "--image", "images", multiple=True, type=click.Path(path_type=Path), help="an image file; repeat for more"
 )
-@click.option("--limit", type=click.IntRange(min=1), help="only the first images of the split")
+@click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
+@click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
 @options_from(BackendOptions)
 @click.option(
     "--ablate",
@@ -31,12 +32,13 @@ def infer(
     run: Path | None,
     split: str | None,
     images: tuple[Path, ...],
+    texts: tuple[str, ...],
     limit: int | None,
     ablate: tuple[str, ...],
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files.
+    """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
 
     On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
     same everywhere; where the run was trained does not matter.
@@ -49,8 +51,10 @@ def infer(
     from qrkt_hw.runs.atomic import to_json
 
     console = Console(stderr=True)
-    if images and (split or limit or ablate):
-        raise UserError("--image brings its own images; leave out --split, --limit and --ablate")
+    if images and (split or limit or ablate or texts):
+        raise UserError("--image brings its own images; leave out --split, --limit, --ablate and --text")
+    if texts and (split or limit or ablate):
+        raise UserError("--text brings its own texts; leave out --split, --limit and --ablate")
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}", err=as_json)
     seed = folder.options().seed
@@ -61,18 +65,21 @@ def infer(
     _summarize(folder, backend, console)
     if images:
         record = inference.infer_images(folder, images, backend)
+    elif texts:
+        record = inference.infer_texts(folder, texts, backend)
     else:
         record = inference.infer_split(folder, split or "test", limit, backend, ablate, console)
     if as_json:
         click.echo(to_json(record))
-    elif images:
-        for result in record["images"]:
+    elif images or texts:
+        for result in record["images" if images else "texts"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
-            click.echo(f"{result['file']}: {result['class']}   ({shown})")
+            name = result["file"] if images else result["text"][:60]
+            click.echo(f"{name}: {result['class']}   ({shown})")
     else:
         click.echo(
-            f"{record['split']}, {record['count']} images on {record['backend']}: accuracy {record['accuracy']:.4f}  "
+            f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
             f"F1 {record['f1']:.4f}  AUROC {record['auroc']:.4f}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():

@@ -104,6 +104,8 @@ def _option(name: str, field: FieldInfo) -> Callable[[Any], Any]:
 
 def _kind(annotation: Any) -> tuple[Any, click.Choice | None]:
     origin = get_origin(annotation)
+    if origin is Literal and all(isinstance(a, int) for a in get_args(annotation)):
+        return int, None
     if origin is Literal:
         return str, click.Choice(list(get_args(annotation)))
     if origin in (Union, types.UnionType):

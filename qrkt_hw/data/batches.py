@@ -69,13 +69,25 @@ class _Fetched(Dataset[Any]):
 
 
 class Batches(DataLoader[Any]):
-    """A DataLoader that raises a worker's UserError as it was."""
+    """A DataLoader that raises a worker's UserError as it was and leaves no worker behind."""
 
     def __iter__(self) -> Any:
-        for batch in super().__iter__():
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        batches = super().__iter__()
+        workers = list(getattr(batches, "_workers", ()))
+        try:
+            for batch in batches:
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            if workers:
+                batches._shutdown_workers()
+            for worker in workers:
+                # one that read parquet can hang in arrow's threads when it ends
+                worker.join(1)
+                if worker.is_alive():
+                    worker.kill()
+                    worker.join()
 
 
 def loader(

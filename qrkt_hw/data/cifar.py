@@ -183,5 +183,6 @@ def _download(options: DataOptions) -> None:
         (CIFAR10 if options.dataset == "cifar10" else CIFAR100)(folder, download=True)
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"--download: {options.dataset} could not be fetched into {folder} ({type(error).__name__}); get it from {HUB[options.dataset]}"
+            f"--download: {options.dataset} could not be fetched into {folder} ({type(error).__name__}); "
+            f"get it from {HUB[options.dataset]}"
         ) from error

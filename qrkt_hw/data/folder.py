@@ -35,7 +35,7 @@ def load(options: DataOptions) -> Data:
 
 
 def from_folder(options: DataOptions, path: Path) -> Data:
-    """``PATH/train/CLASS/*`` and ``PATH/test`` (or ``val``), or ``PATH/CLASS/*``, of which a tenth becomes the test split.
+    """``PATH/train/CLASS/*`` and ``PATH/test`` (or ``val``), or ``PATH/CLASS/*``, of which a tenth becomes test.
 
     A ``val`` folder without a ``test`` folder is the test split, as ImageNet is used; validation is a tenth of the
     training part.

@@ -23,7 +23,7 @@ SAMPLED = 1_000
 
 def load(options: DataOptions) -> Data:
     """``DIR/imagenet`` with ``train`` and ``val`` folders or with parquet in the hub's layout; with --download streamed
-    from the hub, nothing kept. The labelled validation files are the test split; the hub's own test files bear no labels.
+    from the hub, nothing kept. The labelled validation files are the test split; the hub's test files bear no labels.
 
     Raises:
         UserError: missing or damaged files.

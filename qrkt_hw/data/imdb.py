@@ -20,7 +20,7 @@ Part = tuple[list[str], np.ndarray]
 
 
 def load(options: DataOptions) -> Data:
-    """From parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is that of the training part.
+    """From parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's.
 
     Raises:
         UserError: missing or damaged files.

@@ -16,8 +16,8 @@ from qrkt_hw.options.data import DataOptions
 
 
 def held_out(labels: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion, the same for every
-    seed; ``limit`` keeps a fixed, proportional part of the first.
+    """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion, whatever
+    the seed; ``limit`` keeps a fixed, proportional part of the first.
 
     Raises:
         UserError: fewer than two samples.
@@ -48,7 +48,7 @@ def in_memory(
     """
     pixels, labels = train
     for part in (labels, test[1]):
-        if len(part) and not (0 <= int(part.min()) and int(part.max()) < len(names)):
+        if len(part) and not (int(part.min()) >= 0 and int(part.max()) < len(names)):
             raise UserError(
                 f"--dataset {options.dataset}: label {int(part.max())} found; there are {len(names)} classes"
             )

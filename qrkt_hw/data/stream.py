@@ -28,8 +28,8 @@ class Shard:
     rows: int
 
     def members(self, split: str) -> np.ndarray:
-        """Which rows belong to ``train`` (nine tenths), ``validation`` (one tenth), or ``all``; a function of the file's
-        name and the row alone, so that nothing has to be remembered."""
+        """Which rows belong to ``train`` (nine tenths), ``validation`` (one tenth), or ``all``; a function of the
+        file's name and the row alone, so that nothing has to be remembered."""
         if split == "all":
             return np.ones(self.rows, dtype=bool)
         name = zlib.crc32(self.file.replace("\\", "/").rpartition("/")[2].encode())
@@ -63,6 +63,10 @@ class Stream(Dataset[Any]):
         self._key: tuple[Any, ...] = ()
         self._next = 0
         self._samples: Iterator[tuple[bytes, int, str]] = iter(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # where a reader stands is its own affair, and no file handle goes to another process
+        return {**self.__dict__, "_key": (), "_next": 0, "_samples": iter(())}
 
     def __len__(self) -> int:
         count = sum(int(shard.members(self.split).sum()) for shard in self.shards)

@@ -13,8 +13,11 @@ from rich.console import Console
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import load_data
-from qrkt_hw.data.batches import loader
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.images import read_image
+from qrkt_hw.data.text import encode, trimmed
+from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.layers.ablation import ablated
@@ -38,7 +41,7 @@ def infer_split(
     Args:
         run: the run.
         split: ``test`` or ``validation``.
-        limit: only the first images.
+        limit: only the first samples.
         backend: where the circuits run.
         ablate: names of :data:`qrkt_hw.layers.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
@@ -52,9 +55,8 @@ def infer_split(
     run.check_inference()
     data = load_data(run.options().model_copy(update={"limit": None}))
     dataset: Any = data.splits[split]
-    count = min(limit or len(dataset), len(dataset))
-    if count < len(dataset):
-        dataset = torch.utils.data.TensorDataset(*dataset[list(range(count))])
+    dataset = first(dataset, limit)
+    count = len(dataset)
     started = time.perf_counter()
     report: dict[str, Any] = {}
     if isinstance(backend, ExactBackend) or not quantum_layers(model):
@@ -87,24 +89,47 @@ def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dic
 
     Returns:
         ``images``: per file ``file``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
+
+    Raises:
+        UserError: a file that cannot be read, or a run that reads texts.
     """
     description = run.description()
+    if DataShape.of(description).vocabulary:
+        raise UserError(f"--image: the model of {run.path} reads texts; use --text")
     images = torch.stack([read_image(path, description) for path in paths])
+    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend)
+
+
+def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
+    """Class and probabilities of texts; the record is kept in the run.
+
+    Returns:
+        ``texts``: per text ``text``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
+
+    Raises:
+        UserError: a run that reads images.
+    """
+    description = run.description()
+    shape = DataShape.of(description)
+    if not shape.vocabulary:
+        raise UserError(f"--text: the model of {run.path} reads images; use --image")
+    ids = trimmed(encode(texts, description["vocabulary"], shape.length))
+    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend)
+
+
+def _classified(
+    run: RunFolder, inputs: torch.Tensor, kind: str, items: list[dict[str, Any]], backend: Backend
+) -> dict[str, Any]:
     model = load(run, backend)
     run.check_inference()
     started = time.perf_counter()
     with torch.no_grad():
-        probabilities = model(images.to(next(model.parameters()).dtype)).softmax(-1)
+        probabilities = model(inputs).softmax(-1)
     seconds = time.perf_counter() - started
-    names = description["class_names"]
-    results = [
-        {
-            "file": str(path),
-            "class": names[int(row.argmax())],
-            "probabilities": {name: round(float(p), 6) for name, p in zip(names, row, strict=True)},
-        }
-        for path, row in zip(paths, probabilities, strict=True)
-    ]
-    record = {"images": results, "count": len(results), "backend": backend.name, "seconds": round(seconds, 4)}
+    names = run.description()["class_names"]
+    for item, row in zip(items, probabilities, strict=True):
+        item["class"] = names[int(row.argmax())]
+        item["probabilities"] = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+    record = {kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     run.keep_inference(record)
     return record

@@ -25,10 +25,7 @@ def load(run: str | Path | RunFolder | None = None, backend: str | Backend = "ex
         UserError: not a run, a damaged one, or one without a trained model yet.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest())
-    shape = folder.description()
-    model = build_model(
-        folder.options(), DataShape(shape["channels"], shape["image_size"], len(shape["class_names"])), backend
-    )
+    model = build_model(folder.options(), DataShape.of(folder.description()), backend)
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"

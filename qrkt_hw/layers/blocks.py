@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,9 +25,9 @@ class EncoderBlock(nn.Module):
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """``(batch, tokens, hidden)``, same out."""
-        y = y + self.dropout(self.attention(self.attention_norm(y)))
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
+        y = y + self.dropout(self.attention(self.attention_norm(y), mask))
         return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
 
 
@@ -34,20 +35,35 @@ class TransformerField(nn.Module):
     """The right-hand side ``F(y) = attention(norm(y)) + feed_forward(norm(y))`` in two rounds of circuits.
 
     Query, key, value and the hidden layer of the feed-forward go together, then the output projection.
+
+    Args:
+        norm: stands before both.
+        attention, feed_forward: what F is made of.
+        dropout: on F.
+        feed_forward_norm: stands before the feed-forward instead of ``norm``.
     """
 
-    def __init__(self, norm: nn.Module, attention: Attention, feed_forward: FeedForward, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        norm: nn.Module,
+        attention: Attention,
+        feed_forward: FeedForward,
+        dropout: float = 0.0,
+        feed_forward_norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
+        self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, y: Tensor) -> Tensor:
-        """``(batch, tokens, hidden)``, same out."""
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
         z = self.norm(y)
-        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(z)])
-        attended = self.attention.output(self.attention.mix(*qkv))
+        other = z if self.feed_forward_norm is None else self.feed_forward_norm(y)
+        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(other)])
+        attended = self.attention.output(self.attention.mix(*qkv, mask=mask))
         return self.dropout(attended + self.feed_forward.finish(hidden))
 
 
@@ -72,13 +88,13 @@ class RungeKuttaBlock(nn.Module):
         self.tableau = tableau
         self.step = step
 
-    def forward(self, y: Tensor) -> Tensor:
-        """Same shape as ``y``."""
+    def forward(self, y: Tensor, *context: Any) -> Tensor:
+        """Same shape as ``y``; F is given ``context`` (such as a mask) in every stage."""
         slopes: list[Tensor] = []
         with shared_weights(self):
             for stage, row in enumerate(self.tableau.a):
                 field = self.fields[stage if len(self.fields) > 1 else 0]
-                slopes.append(field(_combine(y, slopes, row, self.step)))
+                slopes.append(field(_combine(y, slopes, row, self.step), *context))
         return _combine(y, slopes, self.tableau.b, self.step)
 
 

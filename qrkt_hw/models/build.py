@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +11,16 @@ from torch import nn
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.attention import Attention
+from qrkt_hw.layers.attention import Attention, CrossAttention
 from qrkt_hw.layers.blocks import EncoderBlock, RungeKuttaBlock, TransformerField
+from qrkt_hw.layers.decoder import Decoder, DecoderBlock
 from qrkt_hw.layers.feedforward import FeedForward
+from qrkt_hw.layers.patches import ImageTokens
 from qrkt_hw.layers.projection import ProjectionFactory, QuantumProjection
 from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.layers.tableaus import TABLEAUS
+from qrkt_hw.layers.texts import TextTokens
+from qrkt_hw.models.text import TextTransformer
 from qrkt_hw.models.vit import VisionTransformer
 from qrkt_hw.options.model import ModelOptions
 
@@ -29,32 +34,42 @@ def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend 
         UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
     """
     _check(options, shape)
-    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else _linear
+    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else None
     middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
-    make_attention = partial(
-        Attention, hidden=options.hidden, heads=options.heads, projection=attention, dropout=options.dropout
-    )
+    sizes = {"hidden": options.hidden, "heads": options.heads, "dropout": options.dropout}
+    make_attention = partial(Attention, **sizes, projection=attention)  # type: ignore[arg-type]
     make_mlp = partial(FeedForward, hidden=options.hidden, size=options.mlp, projection=middle, dropout=options.dropout)
+    width = {"hidden": options.hidden, "dropout": options.dropout}
     blocks: list[nn.Module] = []
     for _ in range(options.encoder_blocks):
-        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=options.hidden, dropout=options.dropout))
+        blocks.append(EncoderBlock(make_attention(), make_mlp(), **width))  # type: ignore[arg-type]
     tableau = TABLEAUS[options.rk]
     for _ in range(options.rk_blocks):
         norm = nn.LayerNorm(options.hidden)
+        second = nn.LayerNorm(options.hidden) if options.field_norms == 2 else None
         count = 1 if options.share_stages else tableau.stages
-        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout) for _ in range(count)]
+        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout, second) for _ in range(count)]
         blocks.append(RungeKuttaBlock(fields, tableau))
-    model = VisionTransformer(
-        image_size=shape.image_size,
-        channels=shape.channels,
-        classes=shape.classes,
-        patch=options.patch,
-        hidden=options.hidden,
-        blocks=blocks,
-        positions=options.positions,
-        pool=options.pool,
-        dropout=options.dropout,
-    )
+    tokens = _tokens(options, shape)
+    decoder = None
+    if options.decoder_blocks:
+        only = options.cross_attention == "output"
+        decoding = [
+            DecoderBlock(
+                make_attention(),
+                CrossAttention(**sizes, projection=attention, output_only=only),  # type: ignore[arg-type]
+                make_mlp(),
+                **width,  # type: ignore[arg-type]
+            )
+            for _ in range(options.decoder_blocks)
+        ]
+        decoder = Decoder(_tokens(options, shape), decoding, hidden=options.hidden)
+    outline: dict[str, Any] = {"hidden": options.hidden, "classes": shape.classes, "decoder": decoder}
+    model: nn.Module
+    if isinstance(tokens, TextTokens):
+        model = TextTransformer(tokens, blocks, **outline)
+    else:
+        model = VisionTransformer(tokens, blocks, **outline)
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
@@ -84,8 +99,38 @@ def largest_circuit(model: nn.Module) -> int:
     return max((layer.template.num_qubits for layer in quantum_layers(model)), default=0)
 
 
-def _linear(features: int) -> nn.Module:
-    return nn.Linear(features, features)
+def summed_qubits(model: nn.Module) -> int:
+    """Qubits of all circuits of a model added up, as the thesis counts them; no device needs that many."""
+    return sum(layer.groups * layer.template.num_qubits for layer in quantum_layers(model))
+
+
+def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model by name, from the input to the output."""
+    found = {f"block_{k}": block for k, block in enumerate(getattr(model, "blocks", ()), start=1)}
+    decoder = getattr(model, "decoder", None)
+    if decoder is not None:
+        found.update({f"decoder_{k}": block for k, block in enumerate(decoder.blocks, start=1)})
+    return found
+
+
+def field_evaluations(model: nn.Module) -> int:
+    """How often a forward pass evaluates attention and feed-forward: once for each ordinary block, once for each stage
+    of a Runge-Kutta block."""
+    return sum(
+        block.tableau.stages if isinstance(block, RungeKuttaBlock) else 1 for block in named_blocks(model).values()
+    )
+
+
+def _tokens(options: ModelOptions, shape: DataShape) -> ImageTokens | TextTokens:
+    common: dict[str, Any] = {
+        "hidden": options.hidden,
+        "positions": options.positions,
+        "class_token": options.pool == "class",
+        "dropout": options.dropout,
+    }
+    if shape.vocabulary:
+        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
+    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.patch, **common)
 
 
 def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> ProjectionFactory:
@@ -106,6 +151,9 @@ def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> Proj
 
 
 def _check(options: ModelOptions, shape: DataShape) -> None:
+    if (options.model == "text") != bool(shape.vocabulary):
+        fitting = "text" if shape.vocabulary else "vit"
+        raise UserError(f"--model: {options.model} does not read this data set; take --model {fitting}")
     if shape.image_size % options.patch:
         raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
     if options.hidden % options.heads:

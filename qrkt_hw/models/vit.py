@@ -1,70 +1,51 @@
-"""The vision transformer; quantum or classical by the projections it is given."""
+"""The vision transformer; quantum or classical by the blocks it is given."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from qrkt_hw.layers.patches import PatchEmbedding, sincos_positions
+from qrkt_hw.layers.decoder import Decoder
+from qrkt_hw.layers.patches import ImageTokens
 from qrkt_hw.layers.sharing import shared_weights
 
 
 class VisionTransformer(nn.Module):
-    """Patches, positions, blocks, LayerNorm, pooling, linear head: ``(batch, channels, size, size)`` to logits.
+    """Tokens, blocks, LayerNorm, decoder or none, pooling, linear head: ``(batch, channels, size, size)`` to logits.
 
     Args:
-        image_size: pixels along a side; a multiple of ``patch``.
-        channels: 1 or 3.
-        classes: size of the logits.
-        patch: pixels along a side of a patch.
+        tokens: image to tokens ``(batch, tokens, hidden)``.
+        blocks: modules that keep their shape.
         hidden: width of the tokens.
-        blocks: modules that keep ``(batch, tokens, hidden)``.
-        positions: ``learned``, ``sincos`` or ``none``.
-        pool: ``mean`` over tokens, or ``class`` for a class token.
-        dropout: on the embedded tokens.
+        classes: size of the logits.
+        decoder: reads image and encoded tokens; the head then reads its tokens.
     """
 
     def __init__(
         self,
-        *,
-        image_size: int,
-        channels: int,
-        classes: int,
-        patch: int,
-        hidden: int,
+        tokens: ImageTokens,
         blocks: Sequence[nn.Module],
-        positions: str = "learned",
-        pool: str = "mean",
-        dropout: float = 0.0,
+        *,
+        hidden: int,
+        classes: int,
+        decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
-        side = image_size // patch
-        self.embedding = PatchEmbedding(channels=channels, hidden=hidden, patch=patch)
-        self.class_token = nn.Parameter(torch.randn(1, 1, hidden) * 0.02) if pool == "class" else None
-        if positions == "learned":
-            self.positions: Tensor | None = nn.Parameter(torch.randn(1, side * side, hidden) * 0.02)
-        elif positions == "sincos":
-            self.register_buffer("positions", sincos_positions(side, side, hidden)[None], persistent=False)
-        else:
-            self.positions = None
-        self.dropout = nn.Dropout(dropout)
+        self.tokens = tokens
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden)
+        self.decoder = decoder
         self.head = nn.Linear(hidden, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """``(batch, classes)``."""
-        y = self.embedding(images.to(self.head.weight.dtype))
-        if self.positions is not None:
-            y = y + self.positions
-        if self.class_token is not None:
-            y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
-        y = self.dropout(y)
+        images = images.to(self.head.weight.dtype)
+        y = self.tokens(images)
         with shared_weights(self.blocks):
             for block in self.blocks:
                 y = block(y)
         y = self.norm(y)
-        pooled = y[:, 0] if self.class_token is not None else y.mean(dim=1)
-        return self.head(pooled)
+        if self.decoder is not None:
+            y = self.decoder(images, y)
+        return self.head(y[:, 0] if self.tokens.class_token is not None else y.mean(dim=1))

@@ -15,7 +15,7 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Literal["vit", "text"] = Field("vit", description="kind of model")
+    model: Literal["vit", "text"] = Field("vit", description="kind of model; text for a text data set")
     projection: Projection = Field("quantum", description="where circuits stand: everywhere, nowhere, or one of both")
     ansatz: str = Field("ry_rz_ring", description="circuit template: a name, or path/to/file.py:function")
     qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")
@@ -31,6 +31,13 @@ class ModelOptions(BaseModel):
     rk_blocks: int = Field(3, ge=0, le=256, description="Runge-Kutta blocks")
     rk: Rule = Field("rk2", description="Runge-Kutta rule")
     share_stages: bool = Field(True, description="all stages of a Runge-Kutta block use the same weights")
+    field_norms: Literal[1, 2] = Field(
+        1, description="LayerNorms of a Runge-Kutta block: one before F, or one each before attention and MLP"
+    )
+    decoder_blocks: int = Field(0, ge=0, description="decoder blocks behind, on a second embedding of the input")
+    cross_attention: Literal["full", "output"] = Field(
+        "full", description="projections of the decoder's cross-attention: all four, or the output's only"
+    )
     positions: Literal["learned", "sincos", "none"] = Field("learned", description="position embedding")
     pool: Literal["mean", "class"] = Field(
         "mean", description="what the head reads: the mean of the tokens, or a class token"

@@ -11,9 +11,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from qrkt_hw.models.build import named_blocks
 from qrkt_hw.options.run import RunOptions
+from qrkt_hw.training.measures import gradient_norms
 from qrkt_hw.training.metrics import classification_metrics
 from qrkt_hw.training.schedule import warmup_cosine
+
+NORMS_EVERY = 10
 
 
 def warm_average(decay: float) -> Callable[..., None]:
@@ -44,6 +48,8 @@ class Classifier(LightningModule):
         self.total_steps = options.epochs * steps_per_epoch
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._block_names = list(named_blocks(model))
         self.epoch_metrics: dict[str, float] = {}
 
     @property
@@ -62,13 +68,18 @@ class Classifier(LightningModule):
     def on_train_epoch_start(self) -> None:
         # dropout depends on seed and epoch alone, so that a resumed run draws what an uninterrupted one drew
         torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
-        self._losses = []
+        self._losses, self._norms = [], []
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         inputs, labels = batch
         loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.options.label_smoothing)
         self._losses.append(loss.detach())
         return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # before clipping; every tenth step is enough for a mean
+        if (len(self._losses) - 1) % NORMS_EVERY == 0:
+            self._norms.append(gradient_norms(named_blocks(self.model).values()))
 
     def on_validation_epoch_start(self) -> None:
         self._seen = []
@@ -84,6 +95,9 @@ class Classifier(LightningModule):
         # validation closes the epoch, so the training loss is complete here
         self.epoch_metrics = {"train_loss": torch.stack(self._losses).mean().item()}
         self.epoch_metrics.update({f"val_{key}": value for key, value in found.items()})
+        if self._norms and self._block_names:
+            means = torch.stack(self._norms).mean(0).tolist()
+            self.epoch_metrics.update({f"gradient_norm_{n}": x for n, x in zip(self._block_names, means, strict=True)})
         self.log_dict(self.epoch_metrics)
 
     def configure_optimizers(self) -> Any:

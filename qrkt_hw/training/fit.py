@@ -6,12 +6,13 @@ import logging
 import signal
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from rich.panel import Panel
@@ -20,7 +21,7 @@ from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, largest_circuit
+from qrkt_hw.models.build import build_model, count_parameters, field_evaluations, largest_circuit, summed_qubits
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
@@ -29,6 +30,7 @@ from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training.classifier import Classifier
+from qrkt_hw.training.measures import peak_memory
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
 from qrkt_hw.training.recorder import Recorder
@@ -36,19 +38,32 @@ from qrkt_hw.training.recorder import Recorder
 EVALUATION_BATCH = 256
 
 
-def start(options: RunOptions, out: Path | None, console: Console) -> RunFolder:
+def start(
+    options: RunOptions,
+    out: Path | None,
+    console: Console,
+    callbacks: Sequence[Callback] = (),
+    data: Data | None = None,
+) -> RunFolder:
     """Train from scratch; returns the run.
+
+    Args:
+        options: of the run.
+        out: its folder; None makes a new one under ``runs/``.
+        console: for progress.
+        callbacks: more of Lightning's callbacks.
+        data: the options' data set, where it is loaded already.
 
     Raises:
         UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
             behind then.
     """
-    data = load_data(options)
+    data = data or load_data(options)
     backend = open_backend(options, options.seed, console)
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
     with run.writing():
-        return _fit(run, options, data, model, console, backend)
+        return _fit(run, options, data, model, console, backend, callbacks)
 
 
 def resume(run: RunFolder, console: Console) -> RunFolder:
@@ -85,17 +100,23 @@ def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.
 
 
 def _fit(
-    run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, console: Console, backend: Backend
+    run: RunFolder,
+    options: RunOptions,
+    data: Data,
+    model: torch.nn.Module,
+    console: Console,
+    backend: Backend,
+    callbacks: Sequence[Callback] = (),
 ) -> RunFolder:
     torch.set_num_threads(options.threads or threads_for(options, data))
-    train = loader(data.splits["train"], options.batch_size, options.seed)
-    validation = loader(data.splits["validation"], EVALUATION_BATCH)
+    train = loader(data.splits["train"], options.batch_size, options.seed, options.workers, options.augment)
+    validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
     # a path may hold brackets, and must stay one line
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
     for line in summarize(options, data.shape, backend.shots):
         console.print(line, highlight=False)
     write_json(run.path / "backend.json", backend.about())
-    recorder = Recorder(run)
+    recorder = Recorder(run, field_evaluations(model) * len(data.splits["train"]))  # type: ignore[arg-type]
     quiet()
     trainer = Trainer(
         accelerator="cpu",
@@ -108,7 +129,7 @@ def _fit(
         enable_model_summary=False,
         logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
         log_every_n_steps=1_000_000,
-        callbacks=[LiveProgress(console, len(train)), recorder],
+        callbacks=[LiveProgress(console, len(train)), recorder, *callbacks],
     )
     classifier = Classifier(model, options, len(train))
     checkpoint = _whole_checkpoint(run, classifier)
@@ -156,7 +177,7 @@ def _conclude(
     results: dict[str, Any] = {}
     started = time.perf_counter()
     for split in ("test", "validation"):
-        logits, labels = logits_of(model, loader(data.splits[split], EVALUATION_BATCH))
+        logits, labels = logits_of(model, loader(data.splits[split], EVALUATION_BATCH, workers=options.workers))
         results[split] = classification_metrics(logits, labels)
         if split == "test":
             plot_confusion(logits.argmax(-1), labels, data.class_names, run.plots / "confusion.png")
@@ -167,6 +188,9 @@ def _conclude(
             **results,
             "parameters": count_parameters(model),
             "qubits": largest_circuit(model),
+            "summed_qubits": summed_qubits(model),
+            "field_evaluations_per_forward": field_evaluations(model),
+            "peak_memory_mb": round(peak_memory(), 1),
             "train_seconds": round(recorder.train_seconds, 3),
             "cpu_seconds": round(recorder.cpu_seconds, 3),
             "evaluation_seconds": round(time.perf_counter() - started, 3),
@@ -184,7 +208,7 @@ WORTH_SHARING = 200_000
 
 def threads_for(options: RunOptions, data: Data) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
-    tokens = (data.shape.image_size // options.patch) ** 2
+    tokens = data.shape.tokens(options.patch)
     growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
     amplitudes = options.batch_size * tokens * options.hidden * growth
     return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()

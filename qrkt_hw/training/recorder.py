@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
+from qrkt_hw.training.measures import peak_memory
 
 
 class Recorder(Callback):
@@ -23,8 +24,9 @@ class Recorder(Callback):
     and writes the same files again.
     """
 
-    def __init__(self, run: RunFolder) -> None:
+    def __init__(self, run: RunFolder, evaluations_per_epoch: int = 0) -> None:
         self.run = run
+        self.evaluations_per_epoch = evaluations_per_epoch
         self.history: list[dict[str, float]] = []
         self.best: tuple[float, float] = (-1.0, float("-inf"))
         self.best_epoch = 0
@@ -62,14 +64,20 @@ class Recorder(Callback):
                 f"validation loss {metrics['val_loss']}); try a lower rate or --clip"
             )
         rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.history.append({"epoch": epoch, **metrics, "learning_rate": rate, "seconds": self.train_seconds})
+        measured = {
+            "field_evaluations": epoch * self.evaluations_per_epoch,
+            "peak_memory_mb": round(peak_memory(), 1),
+            "seconds": self.train_seconds,
+        }
+        self.history.append({"epoch": epoch, **metrics, "learning_rate": rate, **measured})
         self._write_metrics()
         # equal AUROC (often 1.0 on easy data) is decided by the loss
         # with a class missing from the validation images the AUROC may not exist
         score = (metrics["val_auroc"] if math.isfinite(metrics["val_auroc"]) else 0.0, -metrics["val_loss"])
         if score > self.best:
             self.best, self.best_epoch = score, epoch
-            state = {name: value.contiguous() for name, value in pl_module.kept.state_dict().items()}  # type: ignore[union-attr, operator]
+            # stages share their norms; a safetensors file wants each tensor in memory of its own
+            state = {name: value.contiguous().clone() for name, value in pl_module.kept.state_dict().items()}  # type: ignore[union-attr, operator]
             replace_with(self.run.model, lambda path: save_file(state, path, {"epoch": str(epoch)}))
         replace_with(self.run.checkpoint, lambda path: trainer.save_checkpoint(path))
 

@@ -35,9 +35,11 @@ def qrkt(*arguments, cwd):
 
 
 def trained(folder: Path):
-    """Weights, and metrics without the columns that hold times."""
+    """Weights, and metrics without the columns that measure the machine."""
     with (folder / "metrics.csv").open() as handle:
-        rows = [{k: v for k, v in row.items() if "seconds" not in k} for row in csv.DictReader(handle)]
+        rows = [
+            {k: v for k, v in row.items() if "seconds" not in k and "memory" not in k} for row in csv.DictReader(handle)
+        ]
     results = json.loads((folder / "results.json").read_text())
     return (folder / "model.safetensors").read_bytes(), rows, results["test"], results["best_epoch"]
 

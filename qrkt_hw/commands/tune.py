@@ -1,0 +1,80 @@
+"""``qrkt-hw tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qrkt_hw.commands.options import merge, options_from
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.run import RunOptions
+
+
+@click.command()
+@click.option(
+    "--search", "searched", multiple=True, required=True, help="option=a,b,c, option=low:high or option=log:low:high"
+)
+@click.option(
+    "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="finished trials, over all processes"
+)
+@click.option("--sampler", type=click.Choice(["tpe", "random", "grid"]), default="tpe", show_default=True)
+@click.option("--prune/--no-prune", default=True, show_default=True, help="stop trials below the median of the others")
+@click.option("--storage", help="SQLAlchemy URL shared by several processes  [default: a file in --out]")
+@click.option("--study", "name", default="qrkt-hw", show_default=True, help="name of the study in the storage")
+@click.option("--preset", help="start from a preset (qrkt-hw presets list)")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("tuning"), show_default=True)
+@options_from(RunOptions)
+def tune(
+    searched: tuple[str, ...],
+    trials: int,
+    sampler: str,
+    prune: bool,
+    storage: str | None,
+    name: str,
+    preset: str | None,
+    config: Path | None,
+    out: Path,
+    **flags: Any,
+) -> None:
+    """Search over any options of train by validation AUROC; the test split chooses nothing.
+
+    Called again with the same study it goes on; called on several machines with one --storage they share the trials.
+    """
+    from qrkt_hw.experiments.search import parse
+
+    dimensions = [parse(text) for text in searched]
+    keys = [dimension.key for dimension in dimensions]
+    twice = [key for key in keys if keys.count(key) > 1 or flags.get(key) is not None]
+    if twice:
+        raise UserError(f"--search: {twice[0]} is given twice")
+    options = merge(preset, config, flags)
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrkt_hw.experiments import tuning
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
+    url = storage or f"sqlite:///{(out / 'study.db').resolve()}"
+    study = tuning.open_study(name, url, dimensions, sampler, prune, options.seed)
+    tuning.tune(options, dimensions, study, sampler, trials, out, Console(stderr=True))
+    found = tuning.rows(study)
+    columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]
+    table = Table(*columns, box=None, header_style="bold")
+    for row in found[:20]:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    Console().print(table)
+    for key, share in tuning.importances(study).items():
+        click.echo(f"{key} explains {share:.0%} of the spread")
+    for file in tuning.write_study(study, out):
+        click.echo(str(file))
+    click.echo(f"best: {found[0]['run']}")
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,32 @@
+"""``qrkt-hw twin``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--trials", type=click.IntRange(1, 9), default=3, show_default=True, help="learning rates per side")
+@click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-twin]")
+def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) -> None:
+    """Train the classical twins of RUN and compare: one of the same shape, one with as many parameters.
+
+    Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
+    and the test split is read for the chosen run. Called again, it goes on where it stopped.
+    """
+    from rich.console import Console
+
+    from qrkt_hw.commands.compare import show
+    from qrkt_hw.experiments import twins
+    from qrkt_hw.runs import RunFolder, newest
+
+    folder = RunFolder.open(run if run is not None else newest())
+    click.echo(f"run {folder.path}")
+    place = out or twins.default_out(folder)
+    groups, _ = twins.twin(folder, trials, epochs, place, Console(stderr=True))
+    show(groups)
+    click.echo(str(place))

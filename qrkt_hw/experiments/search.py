@@ -1,0 +1,70 @@
+"""What a search looks through: one line per option, as a user writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.run import RunOptions
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched option: choices, or an interval (``log`` in its logarithm, ``whole`` in whole numbers)."""
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    def suggest(self, trial: Any) -> Any:
+        """This option's value in an Optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        if self.whole:
+            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
+
+
+def parse(text: str) -> Dimension:
+    """``key=a,b,c``, ``key=low:high`` or ``key=log:low:high``.
+
+    Raises:
+        UserError: another form, an option that does not exist, or a value it does not take.
+    """
+    key, equals, given = text.partition("=")
+    key = key.strip().removeprefix("--").replace("-", "_")
+    if not equals or not given:
+        raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
+    if key not in RunOptions.model_fields:
+        raise UserError(f"--search: no option {key!r} (see qrkt-hw train --help)")
+    parts = given.split(":")
+    log = parts[0] == "log"
+    bounds = parts[1:] if log else parts
+    if log or len(parts) == 2:
+        low, high = (_value(key, bound, text) for bound in bounds) if len(bounds) == 2 else (None, None)
+        numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
+        if low is None or high is None or not numbers or not low < high or (log and low <= 0):
+            raise UserError(f"--search: {text!r} needs two numbers, the lower first{' and positive' if log else ''}")
+        return Dimension(key, (), low, high, log, isinstance(low, int) and isinstance(high, int))
+    choices = tuple(_value(key, choice, text) for choice in given.split(","))
+    if len(set(choices)) < len(choices):
+        raise UserError(f"--search: {text!r} names a value twice")
+    return Dimension(key, choices)
+
+
+def _value(key: str, text: str, whole: str) -> Any:
+    field = RunOptions.model_fields[key]
+    annotated: Any = field.annotation
+    try:
+        value = TypeAdapter(annotated).validate_python(
+            int(text) if text.strip().lstrip("-").isdigit() else text.strip()
+        )
+    except ValidationError as error:
+        raise UserError(f"--search: {whole!r}: {key} does not take {text!r}") from error
+    return value if isinstance(value, int | float | str | bool) else str(value)
