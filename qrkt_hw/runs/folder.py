@@ -36,6 +36,7 @@ def _count(value: Any) -> bool:
 
 
 # what data.json must hold under a key, where it holds the key
+_IMAGES_ONLY = ("channels", "image_size", "mean", "std")
 _DESCRIPTION: dict[str, Callable[[Any], bool]] = {
     "channels": _count,
     "image_size": _count,
@@ -133,7 +134,10 @@ class RunFolder:
         missing = {"dataset", "channels", "image_size", "class_names", "mean", "std"} - set(value)
         if missing:
             raise UserError(f"{self.data} is damaged: it lacks {', '.join(sorted(missing))}")
+        text = bool(value.get("vocabulary"))
         for key, wanted in _DESCRIPTION.items():
+            if text and key in _IMAGES_ONLY:
+                continue
             if key in value and not wanted(value[key]):
                 raise UserError(f"{self.data} is damaged: its {key} is {str(value[key])[:40]!r}")
         return value
