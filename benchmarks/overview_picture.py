@@ -27,7 +27,7 @@ def main(run: RunFolder, target: Path) -> None:
 
     template = build(options.ansatz, options.qubits, 1)
     circuit_drawer(template.circuit, output="mpl", ax=left, fold=-1)
-    left.set_title(f"{template.name}: one of {options.layers} layers, {options.qubits} qubits a group", fontsize=11)
+    left.set_title(f"{template.name}: the circuit of {options.qubits} features", fontsize=11)
 
     with run.metrics.open() as handle:
         rows = list(csv.DictReader(handle))

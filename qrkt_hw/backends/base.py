@@ -23,7 +23,8 @@ __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBacke
 class TensorFunction(Protocol):
     """A template on tensors: ``(..., groups, inputs)`` and ``(groups, weights)`` to ``(..., groups, values)``."""
 
-    method: Any
+    @property
+    def method(self) -> Any: ...
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor: ...
 

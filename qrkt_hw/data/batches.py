@@ -81,7 +81,7 @@ class Batches(DataLoader[Any]):
                 yield batch
         finally:
             if workers:
-                batches._shutdown_workers()
+                batches._shutdown_workers()  # type: ignore[attr-defined]
             for worker in workers:
                 # one that read parquet can hang in arrow's threads when it ends
                 worker.join(1)

@@ -116,8 +116,8 @@ def read_image(path: Path, description: dict[str, Any]) -> Tensor:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"--image: {path} is larger than 64 MiB")
         if description.get("resized", False):
-            pixels = decoded(path, f"--image: {path}", description["channels"], size)
-            return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))
+            scaled = decoded(path, f"--image: {path}", description["channels"], size)
+            return normalised(scaled, (tuple(description["mean"]), tuple(description["std"])))
         with _opened(path) as image:
             if image.size != (size, size):
                 raise UserError(

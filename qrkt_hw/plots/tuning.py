@@ -24,7 +24,7 @@ def plot_study(trials: Sequence[Mapping[str, Any]], importances: Mapping[str, fl
         left.step([t["trial"] for t in complete], best, where="post", color=ORANGE, label="best so far")
     tidy(left, "trial", "validation AUROC")
     left.legend(frameon=False)
-    names = list(reversed(importances))
+    names = list(importances)[::-1]
     right.barh(names, [importances[name] for name in names], color=BLUE)
     tidy(right, "share of the spread explained (fANOVA)", "")
     if not names:

@@ -68,7 +68,7 @@ def embedded(channel: Channel, qubits: tuple[int, ...]) -> NDArray[np.float64]:
 
 def unitary_transfer(matrix: NDArray[np.complex128]) -> NDArray[np.float64]:
     """The Pauli transfer matrix of a unitary ``(2^k, 2^k)``."""
-    return transfer_matrix(np.kron(matrix.conj(), matrix))
+    return transfer_matrix(np.kron(matrix.conj(), matrix).astype(np.complex128))
 
 
 def rotation_action(
