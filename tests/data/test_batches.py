@@ -12,23 +12,28 @@ def test_every_sample_comes_once(size, batch):
     batches = EpochBatches(size, batch, seed=1)
     drawn = list(batches)
     assert len(drawn) == len(batches)
-    assert sorted(i for b in drawn for i in b) == list(range(size))
-    assert all(len(b) <= batch for b in drawn)
+    assert sorted(i for draw in drawn for i in draw.indices) == list(range(size))
+    assert all(len(draw.indices) <= batch for draw in drawn)
+    assert [draw.number for draw in drawn] == list(range(len(drawn)))
 
 
 def test_epochs_differ_and_return():
     batches = EpochBatches(50, 10, seed=1)
-    first = list(batches)
+    first = orders(batches)
     batches.set_epoch(1)
-    second = list(batches)
+    second = orders(batches)
     batches.set_epoch(0)
-    assert first != second and list(batches) == first
-    assert list(EpochBatches(50, 10, seed=2)) != first
-    assert list(EpochBatches(6, 4)) == [[0, 1, 2, 3], [4, 5]]
+    assert first != second and orders(batches) == first
+    assert orders(EpochBatches(50, 10, seed=2)) != first
+    assert orders(EpochBatches(6, 4)) == [[0, 1, 2, 3], [4, 5]]
+
+
+def orders(batches):
+    return [draw.indices for draw in batches]
 
 
 def test_making_an_iterator_leaves_torchs_random_numbers_alone():
-    data = loader(TensorDataset(torch.arange(6.0)), 4, seed=0)
+    data = loader(TensorDataset(torch.arange(6.0), torch.arange(6)), 4, seed=0)
     torch.manual_seed(0)
     wanted = torch.rand(3)
     torch.manual_seed(0)
