@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.trial import TrialState
 from pydantic import ValidationError
 from rich.console import Console
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
@@ -26,6 +28,7 @@ from qrkt_hw.training import fit
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
+RACES = 6  # attempts to open a study that other processes open at the same time
 
 
 class Pruner(Callback):
@@ -41,6 +44,32 @@ class Pruner(Callback):
             raise optuna.TrialPruned
 
 
+def _open(
+    name: str, storage: str, space: list[str], dimensions: Sequence[Dimension], sampler: str, prune: bool, seed: int
+) -> tuple[optuna.Study, list[str] | None]:
+    """The study, and the options it searched when it was opened (None for a new one)."""
+    store = optuna.storages.RDBStorage(
+        storage,
+        engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
+        heartbeat_interval=HEARTBEAT,
+        grace_period=GRACE,
+    )
+    study = optuna.create_study(
+        storage=store,
+        study_name=name,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=_sampler(sampler, dimensions, seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+        if prune
+        else optuna.pruners.NopPruner(),
+    )
+    known = study.user_attrs.get("space")
+    if known is None:
+        study.set_user_attr("space", space)
+    return study, known
+
+
 def open_study(
     name: str, storage: str, dimensions: Sequence[Dimension], sampler: str, prune: bool, seed: int
 ) -> optuna.Study:
@@ -52,25 +81,15 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = [repr(dimension) for dimension in dimensions]
     try:
-        store = optuna.storages.RDBStorage(
-            storage,
-            engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-        )
-        study = optuna.create_study(
-            storage=store,
-            study_name=name,
-            direction="maximize",
-            load_if_exists=True,
-            sampler=_sampler(sampler, dimensions, seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-            if prune
-            else optuna.pruners.NopPruner(),
-        )
-        known = study.user_attrs.get("space")
-        if known is None:
-            study.set_user_attr("space", space)
+        for attempt in range(RACES):
+            try:
+                study, known = _open(name, storage, space, dimensions, sampler, prune, seed)
+                break
+            except (IntegrityError, OperationalError):
+                # another process made the same tables or study in this moment; theirs will do
+                if attempt == RACES - 1:
+                    raise
+                time.sleep(0.3 * (attempt + 1))
     except Exception as error:  # SQLAlchemy and its drivers raise many kinds
         raise UserError(
             f"--storage: {storage.partition('@')[2] or storage} cannot be opened ({type(error).__name__})"
