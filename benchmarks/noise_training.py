@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RunOptions().epochs)
     parser.add_argument("--device", default="fake_torino")
     parser.add_argument("--preset", help="options of a preset instead of the defaults")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more option, such as layers=5")
     parser.add_argument("--out", type=Path, default=Path("results/noise_training.json"))
     given = parser.parse_args()
     chosen = {}
@@ -66,6 +67,7 @@ def main() -> None:
         from qrkt_hw.experiments import presets
 
         chosen = presets.load(given.preset)
+    chosen.update(pair.split("=", 1) for pair in given.set)
     rows: list[dict] = []
     started = time.perf_counter()
     for seed in range(given.seeds):
@@ -74,7 +76,9 @@ def main() -> None:
             rows.append({"seed": seed, "trained": trained, **measure(options, given.device)})
             held = {
                 "command": f"python benchmarks/noise_training.py --seeds {given.seeds} --epochs {given.epochs} "
-                f"--device {given.device}" + (f" --preset {given.preset}" if given.preset else ""),
+                f"--device {given.device}"
+                + (f" --preset {given.preset}" if given.preset else "")
+                + "".join(f" --set {pair}" for pair in given.set),
                 "device": resolve(given.device).about(),
                 "options": RunOptions(**{**chosen, "epochs": given.epochs}).model_dump(mode="json"),
                 "torch_threads": torch.get_num_threads(),
