@@ -19,7 +19,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.layers.blocks import RungeKuttaBlock
 from qrkt_hw.layers.tableaus import TABLEAUS
 from qrkt_hw.models.build import build_model
-from qrkt_hw.models.vit import VisionTransformer
+from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.options.run import RunOptions
 
 THESIS = dict(ansatz="qrkt", qubits=6, layers=1, hidden=6, heads=2, mlp=3, patch=14, rk_blocks=3, rk="rk4")
@@ -49,7 +49,7 @@ def twin(o: RunOptions, shape: DataShape) -> nn.Module:
     blocks = [
         RungeKuttaBlock(FusedField(o.hidden, o.heads, o.mlp, o.dropout), TABLEAUS[o.rk]) for _ in range(o.rk_blocks)
     ]
-    return VisionTransformer(
+    return Transformer(
         image_size=shape.image_size, channels=1, classes=10, patch=o.patch, hidden=o.hidden, blocks=blocks,
         positions=o.positions, pool=o.pool, dropout=o.dropout,
     )  # fmt: skip

@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=RunOptions().epochs)
     parser.add_argument("--device", default="fake_torino")
     parser.add_argument("--preset", help="options of a preset instead of the defaults")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one more option, such as layers=5")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one more option, such as layers=5"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/noise_training.json"))
     given = parser.parse_args()
     chosen = {}

@@ -81,7 +81,7 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
         if not run.results.is_file():
             raise UserError(f"run: {run.path} is not finished; go on with: qrkt-hw train --resume {run.path}")
         if labels is None:
-            label = ", ".join(f"{key} {own[key]}" for key in differing) or run.path.name
+            label = ", ".join(f"{key}={own[key]}" for key in differing) or run.path.name
             key: Any = repr(sorted(own.items()))
         else:
             key = label = labels[place]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qrkt_hw.layers.tokens import Tokens
 
 
 class PatchEmbedding(nn.Module):
@@ -34,46 +37,15 @@ def sincos_positions(rows: int, columns: int, hidden: int) -> Tensor:
     return table
 
 
-class ImageTokens(nn.Module):
-    """Patches, positions, a class token in front where one is asked for, dropout.
+class ImageTokens(Tokens):
+    """Tokens of an image: its patches.
 
     Args:
         image_size, channels, patch, hidden: of image and tokens.
-        positions: ``learned``, ``sincos`` or ``none``.
-        class_token: put a learned token first; it has no position.
-        dropout: on the tokens.
+        options: of :class:`qrkt_hw.layers.tokens.Tokens`.
     """
 
-    positions: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        channels: int,
-        patch: int,
-        hidden: int,
-        positions: str = "learned",
-        class_token: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
+    def __init__(self, *, image_size: int, channels: int, patch: int, hidden: int, **options: Any) -> None:
         side = image_size // patch
-        self.embedding = PatchEmbedding(channels=channels, hidden=hidden, patch=patch)
-        self.class_token = nn.Parameter(torch.randn(1, 1, hidden) * 0.02) if class_token else None
-        if positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1, side * side, hidden) * 0.02)
-        elif positions == "sincos":
-            self.register_buffer("positions", sincos_positions(side, side, hidden)[None], persistent=False)
-        else:
-            self.positions = None
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``(batch, channels, size, size)`` to ``(batch, tokens, hidden)``."""
-        y = self.embedding(images)
-        if self.positions is not None:
-            y = y + self.positions
-        if self.class_token is not None:
-            y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
-        return self.dropout(y)
+        embedding = PatchEmbedding(channels=channels, hidden=hidden, patch=patch)
+        super().__init__(embedding, sincos_positions(side, side, hidden), **options)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from qrkt_hw.layers.tokens import Tokens
 
 PADDING = 0
 
@@ -20,46 +23,19 @@ def sincos_sequence(length: int, hidden: int) -> Tensor:
     return table
 
 
-class TextTokens(nn.Module):
-    """Embedding, positions, a class token in front where one is asked for, dropout.
+class TextTokens(Tokens):
+    """Tokens of a text: its words.
 
     Args:
         vocabulary: number of ids; 0 is padding.
         length: longest text in tokens.
-        hidden, positions, class_token, dropout: as for :class:`qrkt_hw.layers.patches.ImageTokens`.
+        hidden: width of the tokens.
+        options: of :class:`qrkt_hw.layers.tokens.Tokens`.
     """
 
-    positions: Tensor | None
-
-    def __init__(
-        self,
-        *,
-        vocabulary: int,
-        length: int,
-        hidden: int,
-        positions: str = "learned",
-        class_token: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, hidden, padding_idx=PADDING)
-        self.class_token = nn.Parameter(torch.randn(1, 1, hidden) * 0.02) if class_token else None
-        if positions == "learned":
-            self.positions = nn.Parameter(torch.randn(1, length, hidden) * 0.02)
-        elif positions == "sincos":
-            self.register_buffer("positions", sincos_sequence(length, hidden)[None], persistent=False)
-        else:
-            self.positions = None
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """``(batch, length)`` int64, up to the longest length, to ``(batch, tokens, hidden)``."""
-        y = self.embedding(ids)
-        if self.positions is not None:
-            y = y + self.positions[:, : ids.shape[1]]
-        if self.class_token is not None:
-            y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
-        return self.dropout(y)
+    def __init__(self, *, vocabulary: int, length: int, hidden: int, **options: Any) -> None:
+        embedding = nn.Embedding(vocabulary, hidden, padding_idx=PADDING)
+        super().__init__(embedding, sincos_sequence(length, hidden), **options)
 
     def mask(self, ids: Tensor) -> Tensor | None:
         """``(batch, tokens)``, False where a token is padding; None where nothing is."""

@@ -20,8 +20,8 @@ from qrkt_hw.layers.projection import ProjectionFactory, QuantumProjection
 from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.layers.tableaus import TABLEAUS
 from qrkt_hw.layers.texts import TextTokens
-from qrkt_hw.models.text import TextTransformer
-from qrkt_hw.models.vit import VisionTransformer
+from qrkt_hw.layers.tokens import Tokens
+from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.options.model import ModelOptions
 
 DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}
@@ -64,12 +64,7 @@ def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend 
             for _ in range(options.decoder_blocks)
         ]
         decoder = Decoder(_tokens(options, shape), decoding, hidden=options.hidden)
-    outline: dict[str, Any] = {"hidden": options.hidden, "classes": shape.classes, "decoder": decoder}
-    model: nn.Module
-    if isinstance(tokens, TextTokens):
-        model = TextTransformer(tokens, blocks, **outline)
-    else:
-        model = VisionTransformer(tokens, blocks, **outline)
+    model = Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder)
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
@@ -121,7 +116,7 @@ def field_evaluations(model: nn.Module) -> int:
     )
 
 
-def _tokens(options: ModelOptions, shape: DataShape) -> ImageTokens | TextTokens:
+def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
     common: dict[str, Any] = {
         "hidden": options.hidden,
         "positions": options.positions,

@@ -35,6 +35,8 @@ def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Pat
                 if len(histories) > 1:
                     axes.fill_between(x, y - spread, y + spread, color=f"C{place % 10}", alpha=0.2, linewidth=0)
             tidy(axes, title, name)
+            if over == "epoch":
+                axes.xaxis.get_major_locator().set_params(integer=True)
         panels[0].legend(frameon=False, fontsize=8)
         files.append(save(figure, folder / f"{quantity.removeprefix('val_')}.png"))
     return files

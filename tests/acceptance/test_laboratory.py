@@ -129,7 +129,7 @@ def test_compare_averages_seeds_and_draws(runs, tmp_path):
     result = qrkt("compare", *(runs / n for n in "abc"), "--out", tmp_path / "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader((tmp_path / "out" / "table.csv").open()))
-    assert [(row["run"], row["seeds"]) for row in rows] == [("projection quantum", "2"), ("projection classical", "1")]
+    assert [(row["run"], row["seeds"]) for row in rows] == [("projection=quantum", "2"), ("projection=classical", "1")]
     own = [json.loads((runs / n / "results.json").read_text())["test"]["auroc"] for n in "ab"]
     assert float(rows[0]["auroc"]) == pytest.approx(np.mean(own))
     assert float(rows[0]["auroc_std"]) == pytest.approx(np.std(own, ddof=1))

@@ -58,7 +58,7 @@ def test_entanglement_of_products_ghz_and_one_qubit():
 def test_published_order_of_expressibility():
     """Figure 3 of the paper at 4 qubits and one layer, from the least to the most expressible.
 
-    Circuit 2 is left out: behind one layer its fixed CX gates cancel from every fidelity, so that it ties with circuit 1
+    Circuit 2 is left out: behind one layer its fixed CX gates cancel from every fidelity, so that it ties with 1
     but for sampling.
     """
     found = {number: expressibility(sim_circuit(number)) for number in (9, 1, 3, 4, 5, 14, 6, 2)}
@@ -67,8 +67,10 @@ def test_published_order_of_expressibility():
 
 
 def test_published_order_of_entanglement():
-    """Circuit 9 makes graph states (1 exactly), circuit 1 products (0); CX entangles more than its controlled rotations,
-    controlled RX more than controlled RZ, all to all more than a chain."""
+    """Circuit 9 makes graph states (1 exactly), circuit 1 products (0).
+
+    CX entangles more than controlled rotations, controlled RX more than controlled RZ, all to all more than a chain.
+    """
     found = {number: entangling_capability(sim_circuit(number), samples=2000) for number in (1, 2, 3, 4, 5, 6, 9)}
     assert found[9] == pytest.approx(1, abs=1e-12) and found[1] == pytest.approx(0, abs=1e-12)
     assert found[9] > found[6] > found[2] > found[4] > found[3] > found[1]

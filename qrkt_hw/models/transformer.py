@@ -1,4 +1,4 @@
-"""The text transformer: the vision transformer with words for patches, and padding that nobody reads."""
+"""The transformer for images and texts; quantum or classical by the blocks it is given."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from qrkt_hw.layers.decoder import Decoder
-from qrkt_hw.layers.texts import TextTokens
+from qrkt_hw.layers.sharing import shared_weights
+from qrkt_hw.layers.tokens import Tokens
 
 
-class TextTransformer(nn.Module):
-    """Token ids ``(batch, length)``, 0 being padding, to logits ``(batch, classes)``.
+class Transformer(nn.Module):
+    """Tokens, blocks, LayerNorm, decoder or none, pooling, linear head.
 
     Args:
-        tokens: ids to tokens ``(batch, tokens, hidden)``.
+        tokens: images ``(batch, channels, size, size)`` or ids ``(batch, length)`` to ``(batch, tokens, hidden)``.
         blocks: modules that take tokens and a mask and keep the shape.
         hidden: width of the tokens.
         classes: size of the logits.
-        decoder: reads ids and encoded tokens; the head then reads its tokens.
+        decoder: reads the inputs and the encoded tokens; the head then reads its tokens.
     """
 
     def __init__(
         self,
-        tokens: TextTokens,
+        tokens: Tokens,
         blocks: Sequence[nn.Module],
         *,
         hidden: int,
@@ -37,15 +38,18 @@ class TextTransformer(nn.Module):
         self.decoder = decoder
         self.head = nn.Linear(hidden, classes)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """``(batch, classes)``; how far a text is padded does not change its logits."""
-        mask = self.tokens.mask(ids)
-        y = self.tokens(ids)
-        for block in self.blocks:
-            y = block(y, mask)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(batch, classes)``; how far a text is padded does not change them."""
+        if inputs.is_floating_point():
+            inputs = inputs.to(self.head.weight.dtype)
+        mask = self.tokens.mask(inputs)
+        y = self.tokens(inputs)
+        with shared_weights(self.blocks):
+            for block in self.blocks:
+                y = block(y, mask)
         y = self.norm(y)
         if self.decoder is not None:
-            y = self.decoder(ids, y, mask)
+            y = self.decoder(inputs, y, mask)
         if self.tokens.class_token is not None:
             return self.head(y[:, 0])
         if mask is None:
