@@ -81,6 +81,15 @@ class Classifier(LightningModule):
         if (len(self._losses) - 1) % NORMS_EVERY == 0:
             self._norms.append(gradient_norms(named_blocks(self.model).values()))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val, foreach=True)
+
     def on_validation_epoch_start(self) -> None:
         self._seen = []
 
@@ -102,7 +111,10 @@ class Classifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         o = self.options
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay)
+        # many small tensors: one fused update takes a tenth of the time of one after another
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, o.warmup_steps, self.total_steps)
         )
