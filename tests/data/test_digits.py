@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from qrkt_hw.data import load_data
-from qrkt_hw.data.digits import split_indices
+from qrkt_hw.data.digits import read, split_indices
 from qrkt_hw.data.split import stratified
 from qrkt_hw.options.run import RunOptions
 
@@ -19,6 +19,13 @@ def test_counts_cover_all_images_once():
     indices = split_indices(load_digits().target)
     assert {name: len(index) for name, index in indices.items()} == {"train": 1293, "validation": 144, "test": 360}
     assert sorted(np.concatenate(list(indices.values()))) == list(range(1797))
+
+
+def test_the_file_is_read_as_scikit_learn_reads_it():
+    pixels, labels = read()
+    bunch = load_digits()
+    assert np.array_equal(pixels, bunch.images) and np.array_equal(labels, bunch.target)
+    assert tuple(map(str, bunch.target_names)) == load_data(RunOptions()).class_names
 
 
 def test_is_stratified():
