@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.layers.blocks import RungeKuttaBlock
+from qrkt_hw.layers.patches import ImageTokens
 from qrkt_hw.layers.tableaus import TABLEAUS
 from qrkt_hw.models.build import build_model
 from qrkt_hw.models.transformer import Transformer
@@ -49,10 +50,11 @@ def twin(o: RunOptions, shape: DataShape) -> nn.Module:
     blocks = [
         RungeKuttaBlock(FusedField(o.hidden, o.heads, o.mlp, o.dropout), TABLEAUS[o.rk]) for _ in range(o.rk_blocks)
     ]
-    return Transformer(
-        image_size=shape.image_size, channels=1, classes=10, patch=o.patch, hidden=o.hidden, blocks=blocks,
-        positions=o.positions, pool=o.pool, dropout=o.dropout,
+    tokens = ImageTokens(
+        image_size=shape.image_size, channels=1, patch=o.patch, hidden=o.hidden, positions=o.positions,
+        class_token=o.pool == "class", dropout=o.dropout,
     )  # fmt: skip
+    return Transformer(tokens, blocks, hidden=o.hidden, classes=shape.classes)
 
 
 def time_step(model: nn.Module, batch: int, size: int) -> dict[str, float]:

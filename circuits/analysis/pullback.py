@@ -186,7 +186,7 @@ def _conjugate(step: Fixed, mask: int, terms: Terms) -> Terms:
     k = len(step.qubits)
     if k > LARGEST_GATE:
         raise TooManyTerms
-    table = _table(np.ascontiguousarray(step.matrix, dtype=complex).tobytes(), k)
+    table = conjugation_table(step.matrix, k)
     result: Terms = defaultdict(dict)
     for (x, z), held in terms.items():
         if not (x | z) & mask:
@@ -200,9 +200,13 @@ def _conjugate(step: Fixed, mask: int, terms: Terms) -> Terms:
     return result
 
 
+def conjugation_table(matrix: np.ndarray, qubits: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """For each Pauli word, index ``x + 2^k z``: the words of ``U+ Q U`` and their coefficients."""
+    return _table(np.ascontiguousarray(matrix, dtype=complex).tobytes(), qubits)
+
+
 @lru_cache(maxsize=512)
 def _table(matrix: bytes, k: int) -> tuple[tuple[tuple[int, float], ...], ...]:
-    """For each Pauli word, index ``x + 2^k z``: the words of ``U+ Q U`` with their coefficients."""
     size = 2**k
     unitary = np.frombuffer(matrix, dtype=complex).reshape(size, size)
     letters = {bits: letter for letter, bits in LETTERS.items()}

@@ -165,7 +165,11 @@ def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
     under_way = sharing.current()
     for (simulate, _, _), places in together.items():
         layers = [jobs[p][0] for p in places]
-        inputs = _join([jobs[p][1].unflatten(-1, (jobs[p][0].groups, -1)) for p in places], dim=-2)
+        given = [(jobs[p][1], jobs[p][0].groups) for p in places]
+        takes_turns = isinstance(simulate, Simulator) and all(x is given[0][0] for x, _ in given)
+        if takes_turns:  # query, key and value of the same tokens
+            given = given[:1]
+        inputs = _join([x.unflatten(-1, (groups, -1)) for x, groups in given], dim=-2)
         if under_way is not None and isinstance(simulate, Simulator) and simulate.shares:
             values = simulate.with_prepared(inputs, under_way.coefficients(simulate, layers))
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 from qrkt_hw.circuits.analysis import Program
 from qrkt_hw.circuits.analysis.lowering import Affine, Rotation
 from qrkt_hw.circuits.analysis.pullback import Monomial
+from qrkt_hw.simulator import native
 from qrkt_hw.simulator.gatewise import Angles
 from qrkt_hw.simulator.products import ONE, Products
 from qrkt_hw.simulator.tables import Tables
@@ -50,6 +51,20 @@ class Coefficients(Tables):
         lists = [[1 + place[f // 2] + len(used) * (f % 2) for f in monomial] for monomial in monomials]
         self.products = Products(lists, 1 + 2 * len(used), real_dtype) if used else None
         self.positions = positions
+        self.routine: native.Routine | None = None
+        if native.library() is not None and parts:
+            lists = [[2 * place[f // 2] + f % 2 for f in monomial] for *_, monomial in parts]
+            shift = program.num_inputs
+            of_weights = [Affine(tuple((i - shift, c) for i, c in angles[a].terms), angles[a].offset) for a in used]
+            starts = np.cumsum([0, *map(len, lists)])
+            record = native.Record(
+                of_weights,
+                native.fields(
+                    len(parts), positions, program.num_weights, [p for p, _, _ in parts], starts,
+                    [f for entry in lists for f in entry], [float(c) for _, c, _ in parts],
+                ),
+            )  # fmt: skip
+            self.routine = native.Routine("coefficients", record, real_dtype)
         self.dense = positions * len(monomials) <= LARGEST_PLACE
         self.parts = len(parts)
         if self.dense:
@@ -97,6 +112,8 @@ class Coefficients(Tables):
         return (self.angles.on(cotangent.device)["to_weights"] @ by_angle).t()
 
     def __call__(self, weights: Tensor) -> Tensor:
+        if self.routine is not None and native.serves(weights):
+            return _Compiled.apply(weights, self)
         if not (torch.is_grad_enabled() and weights.requires_grad):
             return self.forward(weights)
         return _Shared.apply(weights, self)
@@ -117,11 +134,40 @@ class _Shared(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         weights, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            value = ctx.coefficients.forward(weights)
-            if not value.requires_grad:
-                return None, None
-            return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0], None
+            return _again(ctx.coefficients, weights, cotangent), None
         return ctx.coefficients.pull(cotangent, kept), None
+
+
+class _Compiled(torch.autograd.Function):
+    """The same by the compiled routines."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor, coefficients: Coefficients) -> Tensor:
+        weights = weights.contiguous()
+        result = weights.new_empty(len(weights), coefficients.positions)
+        assert coefficients.routine is not None
+        coefficients.routine.forward(weights.data_ptr(), len(weights), result.data_ptr())
+        ctx.coefficients = coefficients
+        ctx.save_for_backward(weights)
+        return result
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor):  # type: ignore[override]
+        (weights,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _again(ctx.coefficients, weights, cotangent), None
+        cotangent = cotangent.contiguous()
+        result = torch.empty_like(weights)
+        ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), len(weights), result.data_ptr())
+        return result, None
+
+
+def _again(coefficients: Coefficients, weights: Tensor, cotangent: Tensor) -> Tensor | None:
+    """The vector-Jacobian product in operations that autograd can follow."""
+    value = coefficients.forward(weights)
+    if not value.requires_grad:
+        return None
+    return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0]
 
 
 __all__ = ["ONE", "Coefficients", "Part"]

@@ -11,8 +11,10 @@ from torch import Tensor
 from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
+from qrkt_hw.simulator.adjoint import Adjoint
 from qrkt_hw.simulator.methods import METHODS
 from qrkt_hw.simulator.pulled import PulledBackObservables
+from qrkt_hw.simulator.tables import taking_turns
 
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -57,14 +59,17 @@ class Simulator:
 
         Args:
             inputs: ``(..., groups, inputs)``.
-            weights: ``(groups, weights)``: one weight set per group.
+            weights: ``(groups, weights)``: one weight set per group; or a multiple of that, and the groups take turns,
+                so that several layers read the same features.
 
         Raises:
             ValueError: shapes that do not fit the template or each other.
         """
         self._check(inputs, weights)
-        lead, groups = inputs.shape[:-2], inputs.shape[-2]
-        flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
+        lead, groups = inputs.shape[:-2], len(weights)
+        flat = inputs.reshape(math.prod(lead), *inputs.shape[-2:]).to(self.real_dtype)
+        if groups != inputs.shape[-2] and not isinstance(self._evaluate, (PulledBackObservables, Adjoint)):
+            flat = taking_turns(flat, groups)
         values = self._evaluate(flat, weights.to(self.real_dtype))
         return values.reshape(*lead, groups, len(self.template.observables))
 
@@ -87,19 +92,19 @@ class Simulator:
         """As a call, with what :meth:`prepare` made of the weights."""
         assert isinstance(self._evaluate, PulledBackObservables)
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
-        if inputs.shape[-1] != self.template.num_inputs or len(prepared) != groups:
+        if inputs.shape[-1] != self.template.num_inputs or len(prepared) % groups:
             raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
         flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
         values = self._evaluate(flat, None, prepared)
-        return values.reshape(*lead, groups, len(self.template.observables))
+        return values.reshape(*lead, len(prepared), len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:
         if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_inputs:
             raise ValueError(f"inputs must be (..., groups, {self.template.num_inputs}), not {tuple(inputs.shape)}")
-        if tuple(weights.shape) != (inputs.shape[-2], self.template.num_weights):
-            raise ValueError(
-                f"weights must be ({inputs.shape[-2]}, {self.template.num_weights}), not {tuple(weights.shape)}"
-            )
+        groups = inputs.shape[-2]
+        fits = weights.ndim == 2 and weights.shape[1] == self.template.num_weights
+        if not fits or (weights.shape[0] != groups and (not groups or weights.shape[0] % groups)):
+            raise ValueError(f"weights must be ({groups}, {self.template.num_weights}), not {tuple(weights.shape)}")
 
 
 @lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qrkt_hw.circuits.analysis.pullback import Monomial, PulledBack
 from qrkt_hw.simulator.coefficients import Part
+from qrkt_hw.simulator.tape import Layout
 
 LARGEST_FLAT = 6000  # coefficients of the factors
 LARGEST_SPLIT = 5000  # coefficients of the outputs
@@ -49,6 +50,26 @@ class Flat:
         if not self.direct:
             self.parts += [(self.split + m * self.strings + t, c, f) for m, t, c, f in e.entries]
         self.positions = self.split + (0 if self.direct else outputs * self.strings)
+        self.layout = self._layout(e, place)
+
+    def _layout(self, e: PulledBack, place: dict[int, int]) -> Layout:
+        first: dict[int, int] = {}  # the first factor that is row r
+        for t, string in enumerate(e.strings):
+            for slot, r in enumerate(string):
+                first.setdefault(r, slot * self.strings + t)
+        rows: list[list[tuple[int, Monomial]]] = []
+        for r, terms in enumerate(e.rows):
+            if len(terms) == 1 and terms[0][:2] == (1, ()):
+                rows.append([(-1, terms[0][2])])
+                continue
+            start = first.get(r, 0) * self.table
+            data = dict.fromkeys(monomial for *_, monomial in terms)
+            rows.append([(start + _column(monomial, place, len(place)), monomial) for monomial in data])
+        if self.direct:
+            return Layout(rows, e.strings, [[(-1, m)] for m in range(self.outputs)])
+        pairs = dict.fromkeys((m, t) for m, t, *_ in e.entries)
+        readout = [[(self.split + m * self.strings + t, t) for k, t in pairs if k == m] for m in range(self.outputs)]
+        return Layout(rows, e.strings, readout)
 
     @staticmethod
     def cost(e: PulledBack, outputs: int) -> float:
@@ -123,6 +144,9 @@ class Split:
                 position += (1 + factor % 2) * 3 ** (self.count - 1 - order[factor // 2])
             self.parts.append((position, coefficient, shared))
         self.positions = outputs * 3**self.count
+        pairs = {(m, t): position for (m, t, *_), (position, *_) in zip(e.entries, self.parts, strict=True)}
+        readout = [[(position, t) for (k, t), position in pairs.items() if k == m] for m in range(outputs)]
+        self.layout = Layout([[(-1, row[0][2])] for row in e.rows], e.strings, readout)
 
     @staticmethod
     def cost(e: PulledBack, outputs: int) -> float:

@@ -12,6 +12,7 @@ from qrkt_hw.circuits.analysis.pullback import Monomial, PulledBack
 from qrkt_hw.simulator.coefficients import Part
 from qrkt_hw.simulator.products import ONE, Products
 from qrkt_hw.simulator.tables import Tables
+from qrkt_hw.simulator.tape import Layout
 
 
 class Gathered(Tables):
@@ -48,7 +49,13 @@ class Gathered(Tables):
         lists = [[of_row[r] for r in string] for string in e.strings]
         self.strings = Products(lists, rows, real_dtype) if lists else None
         entries = [(m, t, c * float(np.prod(scales[list(e.strings[t])])), f) for m, t, c, f in e.entries]
-        self._readout(entries, len(e.strings))
+        held = self._readout(entries, len(e.strings))
+        count = 1 + len(e.rows)
+        by_row = [
+            [(k * count + r + 1 if self.row_terms else -1, monomial) for k, (*_, monomial) in enumerate(row)]
+            for r, row in enumerate(e.rows)
+        ]
+        self.layout = Layout(by_row, e.strings, held)
 
     @staticmethod
     def cost(e: PulledBack, outputs: int) -> float:
@@ -71,8 +78,12 @@ class Gathered(Tables):
                 self.parts.append((k * count + r + 1, coefficient, factors))
         self.add("row_sources", sources.reshape(-1), torch.long)
 
-    def _readout(self, entries: list[tuple[int, int, float, Monomial]], strings: int) -> None:
-        """Dense coefficients ``(outputs, strings)``, or for wide circuits a padded list of strings per output."""
+    def _readout(self, entries: list[tuple[int, int, float, Monomial]], strings: int) -> list[list[tuple[int, int]]]:
+        """Dense coefficients ``(outputs, strings)``, or for wide circuits a padded list of strings per output.
+
+        Returns:
+            For each output its strings with the positions of their coefficients, -1 for one.
+        """
         per_output: list[dict[int, int]] = [{} for _ in range(self.outputs)]
         for m, t, _, _ in entries:
             per_output[m].setdefault(t, len(per_output[m]))
@@ -84,12 +95,12 @@ class Gathered(Tables):
         self.sparse = self.width * 16 < strings and not self.direct
         self.positions = self.split
         if self.direct:
-            return
+            return [[(-1, m)] for m in range(self.outputs)]
         if not self.sparse:
             self.width = strings
             self.positions += self.outputs * strings
             self.parts += [(self.split + m * strings + t, c, f) for m, t, c, f in entries]
-            return
+            return [[(self.split + m * strings + t, t) for t in held] for m, held in enumerate(per_output)]
         self.positions += self.outputs * self.width
         chosen = np.zeros((self.width, self.outputs))
         for m, held in enumerate(per_output):
@@ -97,6 +108,7 @@ class Gathered(Tables):
                 chosen[k, m] = t
         self.add("chosen", chosen.reshape(-1), torch.long)
         self.parts += [(self.split + per_output[m][t] * self.outputs + m, c, f) for m, t, c, f in entries]
+        return [[(self.split + k * self.outputs + m, t) for t, k in held.items()] for m, held in enumerate(per_output)]
 
     def forward(self, table: Tensor, shared: Tensor, kept: list[Tensor] | None) -> Tensor:
         tables = self.on(table.device)

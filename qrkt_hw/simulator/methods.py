@@ -14,6 +14,7 @@ from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qrkt_hw.circuits.analysis import Program
+from qrkt_hw.simulator.adjoint import Adjoint
 from qrkt_hw.simulator.fused import FusedUnitaries
 from qrkt_hw.simulator.gatewise import Gatewise
 from qrkt_hw.simulator.pulled import PulledBackObservables
@@ -39,4 +40,4 @@ class Method(Protocol):
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor: ...
 
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Gatewise, FusedUnitaries, PulledBackObservables)}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Gatewise, FusedUnitaries, PulledBackObservables, Adjoint)}

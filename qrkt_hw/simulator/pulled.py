@@ -16,10 +16,13 @@ from torch import Tensor
 
 from qrkt_hw.circuits.analysis import Program
 from qrkt_hw.circuits.analysis.pullback import PulledBack, pull_back
+from qrkt_hw.simulator import native
 from qrkt_hw.simulator.coefficients import Coefficients
 from qrkt_hw.simulator.encoding import Encoding
 from qrkt_hw.simulator.flat import Flat, Split
 from qrkt_hw.simulator.gathered import Gathered
+from qrkt_hw.simulator.tables import taking_turns
+from qrkt_hw.simulator.tape import Tape, tape_cost
 
 Kind = Literal["flat", "split", "gathered"]
 
@@ -49,7 +52,13 @@ def plans(program: Program, observables: Sequence[SparsePauliOp]) -> list[Plan]:
             ("split", Split.cost(e, len(observables))),
             ("gathered", Gathered.cost(e, len(observables))),
         ]
-        found += [Plan(e, kind, once + cost) for kind, cost in kinds if cost < float("inf")]
+        fitting = [(kind, cost) for kind, cost in kinds if cost < float("inf")]
+        if native.library() is not None and _of_inputs_alone(program, e):
+            # compiled, all kinds cost the same; torch's cheapest serves derivatives of derivatives
+            compiled = 3e4 + 2.0 * factors + tape_cost(e)
+            found += [Plan(e, kind, compiled + 1e-6 * cost) for kind, cost in fitting]
+        else:
+            found += [Plan(e, kind, once + cost) for kind, cost in fitting]
     return found
 
 
@@ -83,6 +92,11 @@ class PulledBackObservables:
             self.evaluator = Gathered(e, len(observables), place, real)
         else:
             self.evaluator = (Flat if found.kind == "flat" else Split)(e, len(observables), place)
+        self.tape: Tape | None = None
+        if native.library() is not None and not self.encoding.uses_weights:
+            positions = self.evaluator.positions
+            angles = [e.angles[a] for a in data]
+            self.tape = Tape(place, angles, self.evaluator.layout, positions, program.num_inputs, real)
         self.coefficients = Coefficients(self.evaluator.parts, self.evaluator.positions, e.angles, program, real)
 
     @staticmethod
@@ -104,6 +118,9 @@ class PulledBackObservables:
             prepared = self.prepare(weights)
         shared = prepared
         differentiable = torch.is_grad_enabled() and (inputs.requires_grad or shared.requires_grad)
+        if self.tape is not None and native.serves(inputs, shared):
+            return _Taped.apply(inputs, shared, self) if differentiable else self.tape.forward(inputs, shared)
+        inputs = taking_turns(inputs, len(shared))
         if not differentiable or self.encoding.uses_weights:
             return self.forward(inputs, weights, shared)
         return _Values.apply(inputs, shared, self)
@@ -132,15 +149,47 @@ class _Values(torch.autograd.Function):
         inputs, shared, *kept = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         if torch.is_grad_enabled():
-            value = ctx.method.forward(inputs, None, shared)
-            wanted = [t for t, need in zip((inputs, shared), needs, strict=True) if need]
-            slopes = torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True)
-            found = iter(slopes)
-            return next(found) if needs[0] else None, next(found) if needs[1] else None, None
+            return *_again(ctx.method, inputs, shared, cotangent, needs), None
         by_table, by_shared = ctx.method.evaluator.pull(
             cotangent.permute(1, 2, 0).contiguous(), kept[0], shared, kept[1:], needs
         )
         return (ctx.method.encoding.pull(by_table, kept[0]) if by_table is not None else None), by_shared, None
+
+
+class _Taped(torch.autograd.Function):
+    """The same by the compiled routines, which remember nothing."""
+
+    @staticmethod
+    def forward(ctx, inputs: Tensor, shared: Tensor, method: PulledBackObservables) -> Tensor:
+        ctx.method = method
+        ctx.save_for_backward(inputs, shared)
+        assert method.tape is not None
+        return method.tape.forward(inputs, shared)
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor):  # type: ignore[override]
+        inputs, shared = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():
+            return *_again(ctx.method, inputs, shared, cotangent, needs), None
+        return *ctx.method.tape.backward(inputs, shared, cotangent, needs), None
+
+
+def _again(
+    method: PulledBackObservables, inputs: Tensor, shared: Tensor, cotangent: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """The vector-Jacobian product in operations that autograd can follow."""
+    value = method.forward(taking_turns(inputs, len(shared)), None, shared)
+    wanted = [t for t, need in zip((inputs, shared), needs, strict=True) if need]
+    slopes = torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True)
+    found = iter(slopes)
+    return next(found) if needs[0] else None, next(found) if needs[1] else None
+
+
+def _of_inputs_alone(program: Program, e: PulledBack) -> bool:
+    """Whether no angle of the one-qubit values mixes inputs with weights."""
+    data = {f // 2 for row in e.rows for *_, monomial in row for f in monomial}
+    return all(i < program.num_inputs for a in data for i, _ in e.angles[a].terms)
 
 
 def _first(e: PulledBack):

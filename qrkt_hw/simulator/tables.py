@@ -24,3 +24,9 @@ class Tables:
         if device not in self._by_device:
             self._by_device[device] = {name: table.to(device) for name, table in self._made.items()}
         return self._by_device[device]
+
+
+def taking_turns(inputs: Tensor, groups: int) -> Tensor:
+    """Inputs ``(batch, fewer groups, inputs)`` repeated to as many groups as there are weight sets."""
+    times = groups // max(1, inputs.shape[1])
+    return inputs if times == 1 else torch.cat([inputs] * times, dim=1)

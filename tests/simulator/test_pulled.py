@@ -65,7 +65,7 @@ def test_every_plan_equals_gatewise(name, monkeypatch):
 
 
 def test_a_gradient_penalty_reaches_the_weights():
-    layer = QuantumLayer(features=4, ansatz="ry_rz_ring", qubits=4, layers=2, dtype=torch.complex128)
+    layer = QuantumLayer(4, "ry_rz_ring", qubits=4, layers=2, dtype=torch.complex128, method="pauli")
     assert layer.method == "pauli"
 
     def penalty(method):

@@ -1,0 +1,134 @@
+"""The compiled routines of ``kernels.c``, built when the package is installed; None where no compiler was at hand.
+
+Everything they do has a counterpart in torch, which serves other devices, derivatives of derivatives, and machines
+without a compiler. ``QRKT_HW_NATIVE=0`` switches them off.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from qrkt_hw.circuits.analysis.lowering import Affine
+
+VERSION = 1
+_P, _I = ctypes.c_void_p, ctypes.c_int32
+_L = ctypes.c_int64
+# arguments after the plan
+_SIGNATURES = {
+    "coefficients_forward": [_P, _L, _P],
+    "coefficients_backward": [_P, _P, _L, _P],
+    "tape_forward": [_P, _P, _P, _L, _L, _P],
+    "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P],
+    "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
+    "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _P],
+}
+COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The loaded library, or None."""
+    if os.environ.get("QRKT_HW_NATIVE", "1") == "0":
+        return None
+    for suffix in EXTENSION_SUFFIXES:
+        file = Path(__file__).with_name(f"_kernels{suffix}")
+        if not file.is_file():
+            continue
+        try:
+            found = ctypes.CDLL(str(file))
+            found.qrkt_version.restype = ctypes.c_int64
+            if found.qrkt_version() != VERSION:  # left over from an older build
+                continue
+        except (OSError, AttributeError):
+            continue
+        for name, arguments in _SIGNATURES.items():
+            for precision in ("f32", "f64"):
+                function = getattr(found, f"{name}_{precision}")
+                function.argtypes = [_P, *arguments]
+                function.restype = ctypes.c_int
+        return found
+    return None
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the compiled routines can take these tensors."""
+    return library() is not None and all(t.device.type == "cpu" for t in tensors)
+
+
+_Strides = ctypes.c_int64 * 4
+
+
+def strides(tensor: Tensor) -> ctypes.Array:
+    """How the routines find their way in ``(batch, groups, inputs)``: three strides and the number of groups."""
+    return _Strides(*tensor.stride(), tensor.shape[1])
+
+
+class Record:
+    """A C structure made of a list of angles, numbers and arrays, with what keeps the arrays alive."""
+
+    def __init__(self, angles: Sequence[Affine], fields: Sequence[int | NDArray]) -> None:
+        starts = np.cumsum([0, *(len(a.terms) for a in angles)])
+        terms = [term for a in angles for term in a.terms]
+        index, factor = _ints([i for i, _ in terms]), _reals([f for _, f in terms])
+        offset = _reals([a.offset for a in angles])
+        everything = [len(angles), _ints(starts), index, factor, offset, *fields]
+        # the list of angles is a structure of its own inside the record: it begins anew at a multiple of 8 bytes
+        kinds = [_I if isinstance(value, int) else _P for value in everything]
+        names = [(f"field{k}", kind) for k, kind in enumerate(kinds)]
+        inner = type("Angles", (ctypes.Structure,), {"_fields_": names[:5]})
+        outer = type("Record", (ctypes.Structure,), {"_fields_": [("angles", inner), *names[5:]]})
+        values = [v if isinstance(v, int) else v.ctypes.data for v in everything]
+        self._kept = everything
+        self._structure = outer(inner(*values[:5]), *values[5:])
+        self.address = ctypes.addressof(self._structure)
+
+
+def _ints(values: ArrayLike) -> NDArray[np.int32]:
+    return np.ascontiguousarray(values, dtype=np.int32).reshape(-1)
+
+
+def _reals(values: ArrayLike) -> NDArray[np.float64]:
+    return np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
+
+
+def fields(*values: int | ArrayLike) -> list[int | NDArray]:
+    """Numbers stay; sequences of floats become float64 arrays, all others int32 arrays."""
+    made: list[int | NDArray] = []
+    for value in values:
+        if isinstance(value, int):
+            made.append(value)
+        else:
+            array = np.asarray(value)
+            made.append(_reals(array) if array.dtype.kind == "f" and array.size else _ints(array))
+    return made
+
+
+class Routine:
+    """A pair of forward and backward functions in one precision, bound to a plan."""
+
+    def __init__(self, name: str, record: Record, real: torch.dtype) -> None:
+        found = library()
+        assert found is not None
+        suffix = "f32" if real == torch.float32 else "f64"
+        self._forward = getattr(found, f"{name}_forward_{suffix}")
+        self._backward = getattr(found, f"{name}_backward_{suffix}")
+        self._record = record
+        self._plan = record.address
+
+    def forward(self, *arguments: object) -> None:
+        if self._forward(self._plan, *arguments):
+            raise MemoryError("not enough memory to evaluate the circuit")
+
+    def backward(self, *arguments: object) -> None:
+        if self._backward(self._plan, *arguments):
+            raise MemoryError("not enough memory to evaluate the circuit")

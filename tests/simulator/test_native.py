@@ -1,0 +1,128 @@
+"""The compiled routines give what torch gives; without them everything still works."""
+
+import numpy as np
+import pytest
+import torch
+from qiskit.circuit import ParameterVector, QuantumCircuit
+from qrkt_hw.circuits.analysis import lower
+from qrkt_hw.circuits.analysis.frames import Turn, frame
+
+from qrkt_hw import circuits
+from qrkt_hw.simulator import Simulator, native, pulled
+from tests.random_templates import random_template
+
+TEMPLATES = [
+    circuits.build("qrkt", 4, 1),
+    circuits.build("qrkt", 3, 3),
+    circuits.build("ry_rz_ring", 4, 2),
+    circuits.build("reuploading", 3, 2),
+    random_template(np.random.default_rng(3), num_qubits=3, must=["ch", "t", "ccx"]),
+]
+needs_library = pytest.mark.skipif(native.library() is None, reason="the compiled routines were not built")
+
+
+def without_library(monkeypatch):
+    monkeypatch.setattr(native, "serves", lambda *tensors: False)
+
+
+@needs_library
+@pytest.mark.parametrize("method", ["pauli", "adjoint"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_compiled_and_torch_agree(method, dtype, monkeypatch):
+    real = torch.float32 if dtype == torch.complex64 else torch.float64
+    compared = 0
+    for number, template in enumerate(TEMPLATES):
+        program = lower(template)
+        if method == "pauli" and not pulled.PulledBackObservables.supports(program, template.observables):
+            continue
+        simulate = Simulator(template, dtype, method)
+        torch.manual_seed(number)
+        for groups, sets in ((1, 1), (2, 2), (2, 6)):  # the last: three layers read the same features
+            x = (3 * torch.randn(21, groups, template.num_inputs, dtype=real)).requires_grad_()
+            w = torch.randn(sets, template.num_weights, dtype=real, requires_grad=True)
+            cotangent = torch.randn(21, sets, template.num_outputs, dtype=real)
+            found = []
+            for use in (True, False):
+                with monkeypatch.context() as patch:
+                    if not use:
+                        without_library(patch)
+                    values = simulate(x, w)
+                    found.append((values, *torch.autograd.grad(values, (x, w), cotangent)))
+            bound = 2e-5 if real == torch.float32 else 1e-11
+            for ours, theirs in zip(*found, strict=True):
+                assert (ours - theirs).abs().max() <= bound * (1 + theirs.abs().max())
+            compared += 1
+    assert compared >= 9
+
+
+@needs_library
+def test_tensors_with_strides_angles_far_out_and_odd_batches():
+    template = circuits.build("qrkt", 4, 2)
+    exact = Simulator(template, torch.complex128, "gatewise")
+    base = torch.randn(4, 2, 37, dtype=torch.float64) * 1e4  # read by strides, and far from the first turn
+    x = base.permute(2, 1, 0)
+    w = torch.randn(2, template.num_weights, dtype=torch.float64)
+    for method in ("pauli", "adjoint"):
+        for batch in (1, 7, 16, 37):
+            found = Simulator(template, torch.complex128, method)(x[:batch], w)
+            assert (found - exact(x[:batch], w)).abs().max() < 1e-9, (method, batch)
+        assert Simulator(template, torch.complex128, method)(x[:0], w).shape == (0, 2, 4)
+
+
+@needs_library
+def test_the_adjoint_keeps_no_state_per_gate():
+    """What the graph holds does not depend on the depth."""
+
+    def held(layers):
+        template = circuits.build("reuploading", 4, layers)
+        sizes = []
+        x = torch.randn(64, 1, template.num_inputs, requires_grad=True)
+        w = torch.randn(1, template.num_weights, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+            Simulator(template, method="adjoint")(x, w)
+        return sum(sizes) - w.nbytes
+
+    assert held(2) == held(12)
+
+
+def test_clifford_gates_and_idle_rotations_leave_no_step():
+    x, w = ParameterVector("x", 2), ParameterVector("w", 3)
+    circuit = QuantumCircuit(2)
+    circuit.rz(w[0], 0)  # |0> gets a phase
+    circuit.ry(x[0], 0)
+    circuit.h(1)
+    circuit.rx(x[1], 1)  # |+> gets a phase
+    circuit.cx(0, 1)
+    circuit.s(0)
+    circuit.ry(w[1], 1)
+    circuit.rz(w[2], 1)  # does not move Z
+    template = circuits.CircuitTemplate("idle", circuit, x, w, ("IZ", "ZI"))
+    found = frame(lower(template), template.observables)
+    assert all(isinstance(step, Turn) for step in found.steps)
+    assert len(found.steps) == 2
+
+
+def test_without_a_compiler_everything_works(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(pulled, "_plans", {})
+    for template in TEMPLATES:
+        x = torch.randn(3, 2, template.num_inputs, dtype=torch.float64, requires_grad=True)
+        w = torch.randn(2, template.num_weights, dtype=torch.float64, requires_grad=True)
+        wanted = torch.autograd.grad(Simulator(template, torch.complex128, "gatewise")(x, w).sum(), (x, w))
+        for method in ("auto", "adjoint"):
+            ours = torch.autograd.grad(Simulator(template, torch.complex128, method)(x, w).sum(), (x, w))
+            for a, b in zip(ours, wanted, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_an_unreadable_library_is_no_library(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    (tmp_path / f"_kernels{native.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        monkeypatch.setenv("QRKT_HW_NATIVE", "0")
+        native.library.cache_clear()
+        assert native.library() is None
+    finally:
+        native.library.cache_clear()
