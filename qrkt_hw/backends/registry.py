@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from qrkt_hw.backends import ibm
 from qrkt_hw.backends.base import Backend, Description, Gradient
@@ -12,6 +13,9 @@ from qrkt_hw.backends.files import layers
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
+
+# options that only a device of IBM has
+DEVICE_KEYS = ("mode", "instance", "max_time", "dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
 
 
 class BackendWarning(UserWarning):
@@ -40,6 +44,7 @@ def resolve(
     strict: bool = False,
     file: Path | None = None,
     seed: int | None = None,
+    device: dict[str, Any] | None = None,
 ) -> Backend:
     """A new backend by its entry.
 
@@ -50,12 +55,14 @@ def resolve(
         strict: refuse where the fallback would have to serve.
         file: another ``backends.yaml`` over all others.
         seed: of the samples where the entry has none.
+        device: keys of an IBM entry instead of its own.
 
     Raises:
         UserError: no such backend, a broken file, or a backend that cannot be used here.
     """
     known = {key: entry for key, (entry, _) in layers(file).items()}
     entry = _entry(name, known)
+    entry = _with(name, entry, device or {})
     asked, problem = name, unavailable(entry)
     first = problem
     while problem is not None:
@@ -88,6 +95,7 @@ def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
         strict=options.strict_backend,
         file=options.backends_file,
         seed=seed,
+        device={key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key) is not None},
     )
 
 
@@ -103,7 +111,7 @@ def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, 
         backend.perturbation = entry.perturbation
         return backend
     if isinstance(entry, IBMEntry):
-        return ibm.make(name, entry)
+        return ibm.make(name, entry, shots, gradient)
     count = entry.shots if shots is None else (shots or None)
     common = {"shots": count, "seed": entry.seed if entry.seed is not None else seed, "gradient": how,
               "optimization_level": entry.optimization_level, "perturbation": entry.perturbation}  # fmt: skip
@@ -116,6 +124,14 @@ def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, 
     from qrkt_hw.backends.aer import AerBackend
 
     return AerBackend(name, device=entry.device, method=entry.method, **common)  # type: ignore[arg-type]
+
+
+def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
+    if keys and not isinstance(entry, IBMEntry):
+        raise UserError(
+            f"--{next(iter(keys)).replace('_', '-')}: backend {name!r} is no device of IBM Quantum; leave the flag out"
+        )
+    return entry.model_copy(update=keys) if keys else entry
 
 
 def unavailable(entry: Entry) -> str | None:

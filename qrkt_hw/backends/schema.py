@@ -59,16 +59,33 @@ class FakeEntry(_Sampling):
 
 
 class IBMEntry(_Entry):
-    """A device of IBM Quantum; never simulated in its stead, so it has no fallback."""
+    """A device of IBM Quantum; never simulated in its stead, so it has no fallback.
+
+    A ``fake_NAME`` runs in the client's own local testing mode: its code path without a service.
+    """
 
     provider: Literal["ibm"]
-    name: Annotated[str, StringConstraints(pattern=r"^(least_busy|ibm_[a-z0-9_]+)$")]
+    name: Annotated[str, StringConstraints(pattern=r"^(least_busy|ibm_[a-z0-9_]+|fake_[a-z0-9_]+)$")]
     shots: Shots = 1024
     seed: Annotated[int, Field(ge=0, strict=True)] | None = None
     optimization_level: Level = 3
-    mode: Literal["job", "batch", "session"] = "batch"
+    mode: Literal["job", "batch", "session", "auto"] = "batch"
     instance: str | None = None
     max_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_time: Annotated[int, Field(ge=1, strict=True)] | None = None
+    dynamical_decoupling: Literal["XX", "XpXm", "XY4"] | bool = False
+    twirl_gates: bool = False
+    twirl_measure: bool = False
+    rep_delay: Annotated[float, Field(ge=0, le=1)] | None = None
+    pack: bool = True
+    guard: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
+    quality: Annotated[float, Field(ge=0, le=1)] = 0.5
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    patience: Annotated[float, Field(ge=0)] = 120.0
+    grace: Annotated[float, Field(ge=0)] = 60.0
+    max_wait: Annotated[float, Field(gt=0)] = 86_400.0
+    submissions_per_minute: Annotated[int, Field(ge=1, strict=True)] = 5
+    largest_job: Annotated[int, Field(ge=1, le=10_000_000, strict=True)] = 10_000_000
 
 
 Entry = ExactEntry | AerEntry | FakeEntry | IBMEntry

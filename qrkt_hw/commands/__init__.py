@@ -18,6 +18,7 @@ COMMANDS = {
     "resources": ("qrkt_hw.commands.resources:resources", "What a model costs on a device, and whether it is quantum."),
     "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),
     "backends": ("qrkt_hw.commands.backends:backends", "List the backends and try one."),
+    "jobs": ("qrkt_hw.commands.jobs:jobs", "Jobs that a run sent to a device: list, show, cancel, adopt."),
     "doctor": ("qrkt_hw.commands.doctor:doctor", "What is wrong with this installation, and what mends it."),
     "about": ("qrkt_hw.commands.about:about", "Versions and devices, for a bug report."),
 }

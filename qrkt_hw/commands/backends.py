@@ -16,11 +16,16 @@ FILE = click.option("--backends-file", type=click.Path(path_type=Path), help="a 
 
 
 @backends.command("list")
+@click.option("--remote", is_flag=True, help="the devices of the IBM account instead: qubits, queue, online or not")
 @FILE
-def list_(backends_file: Path | None) -> None:
+def list_(backends_file: Path | None, remote: bool) -> None:
     """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
     from rich.console import Console
     from rich.table import Table
+
+    if remote:
+        _remote()
+        return
 
     from qrkt_hw.backends import listing
     from qrkt_hw.execution.devices import fake_names
@@ -33,6 +38,28 @@ def list_(backends_file: Path | None) -> None:
         table.add_row(found.name, found.kind, qubits, f"{found.shots} shots" if found.shots else "exact", here + remark)
     Console().print(table)
     click.echo(f"and {len(fake_names())} snapshots by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+
+
+def _remote() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrkt_hw.backends.ibm_account import Account
+
+    account = Account()
+    left = account.seconds_left
+    table = Table("name", "qubits", "queue", "state", "calibrated", box=None, header_style="bold")
+    for device in account.ask(lambda: account.service.backends(), "asking for the devices"):
+        status = account.ask(device.status, f"asking for the status of {device.name}")
+        state = (
+            "offline" if not status.operational else "online" if status.status_msg == "active" else status.status_msg
+        )
+        properties = account.ask(device.properties, f"asking for the calibration of {device.name}")
+        date = getattr(properties, "last_update_date", None)
+        table.add_row(device.name, str(device.num_qubits), str(status.pending_jobs), state,
+                      date.isoformat(" ", "minutes") if date else "-")  # fmt: skip
+    Console().print(table)
+    click.echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
 
 
 @backends.command()

@@ -20,6 +20,14 @@ from qrkt_hw.options.training import BackendOptions
 )
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
+@click.option(
+    "--resume", is_flag=True, help="go on with the inference on a device that was stopped, with its own options"
+)
+@click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
+@click.option(
+    "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
+)
+@click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
 @options_from(BackendOptions)
 @click.option(
     "--ablate",
@@ -36,6 +44,10 @@ def infer(
     limit: int | None,
     ablate: tuple[str, ...],
     as_json: bool,
+    resume: bool,
+    restart: bool,
+    resubmit: bool,
+    replan: bool,
     **flags: Any,
 ) -> None:
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
@@ -58,17 +70,32 @@ def infer(
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}", err=as_json)
     seed = folder.options().seed
+    chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
+                              "ablate": list(ablate)}  # fmt: skip
+    if resume:
+        chosen, flags = resumed(folder, {**chosen, **flags})
+        split, limit, texts, ablate = chosen["split"], chosen["limit"], tuple(chosen["texts"]), tuple(chosen["ablate"])
+        images = tuple(Path(p) for p in chosen["images"])
+    elif resubmit or replan:
+        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     from qrkt_hw.experiments import inference
+    from qrkt_hw.training.devices import Waiting, held
     from qrkt_hw.training.fit import announce, open_backend
 
     backend = open_backend(backend_options(flags), seed, console)
     _summarize(folder, backend, console)
+    kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
+    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+
+    def opening(tell: Any) -> Any:
+        return held(folder, backend, "infer", kept, progress=tell or Waiting(console), **how)
+
     if images:
-        record = inference.infer_images(folder, images, backend)
+        record = inference.infer_images(folder, images, backend, opening)
     elif texts:
-        record = inference.infer_texts(folder, texts, backend)
+        record = inference.infer_texts(folder, texts, backend, opening)
     else:
-        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console)
+        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, opening)
     if as_json:
         click.echo(to_json(record))
     elif images or texts:
@@ -88,6 +115,29 @@ def infer(
             for line in _report(record):
                 click.echo(line)
     announce(backend, console)
+
+
+def resumed(folder: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the stopped inference was asked for, and its backend flags.
+
+    Raises:
+        UserError: none was stopped, or flags stand beside --resume.
+    """
+    from qrkt_hw.training.devices import unfinished
+
+    extra = [key for key, value in given.items() if value not in (None, [], ()) and key != "backends_file"]
+    if extra:
+        named = {"images": "image", "texts": "text"}.get(extra[0], extra[0].replace("_", "-"))
+        raise UserError(f"--resume goes on with the inference's own options; leave out --{named}")
+    activity = unfinished(folder, "infer")
+    if activity is None:
+        raise UserError(f"--resume: no inference of {folder.path} on a device was stopped half-way")
+    kept = activity.arguments
+    chosen = {key: kept.get(key) for key in ("split", "limit", "images", "texts", "ablate")}
+    flags = {key: value for key, value in kept.items() if key not in chosen}
+    if given.get("backends_file") is not None:
+        flags["backends_file"] = given["backends_file"]
+    return chosen, flags
 
 
 def _summarize(folder: Any, backend: Any, console: Any) -> None:
@@ -113,6 +163,10 @@ def _report(record: dict[str, Any]) -> list[str]:
         ("device", f"{there.get('device', there['name'])} ({there['kind']})"),
         ("calibrated", there.get("calibrated") or "no calibration: noiseless"),
     ]  # fmt: skip
+    if "billed_seconds" in there:
+        estimated = f"{there['jobs']} jobs, estimated {there['estimated_seconds']:.1f}"
+        how = f"{there['plan']} plan, {there['mode']} mode"
+        rows.append(("billed", f"{there['billed_seconds']:.1f} QPU seconds for {estimated} ({how})"))
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
     return [f"  {name:20}{text}" for name, text in rows]

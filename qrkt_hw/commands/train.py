@@ -17,8 +17,20 @@ from qrkt_hw.options.run import RunOptions
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
 @click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
 @click.option("--resume", type=click.Path(path_type=Path), help="go on with this run, with its own options")
+@click.option(
+    "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
+)
+@click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
 @options_from(RunOptions)
-def train(preset: str | None, config: Path | None, out: Path | None, resume: Path | None, **flags: Any) -> None:
+def train(
+    preset: str | None,
+    config: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    resubmit: bool,
+    replan: bool,
+    **flags: Any,
+) -> None:
     """Train a model and leave a run folder.
 
     Options stack: defaults, --preset, --config, flags. A YAML key is its flag with underscores.
@@ -29,13 +41,15 @@ def train(preset: str | None, config: Path | None, out: Path | None, resume: Pat
     from qrkt_hw.runs.folder import read_json
 
     console = Console(stderr=True)
+    if resume is None and (resubmit or replan):
+        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume RUN")
     if resume is not None:
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         from qrkt_hw.training import fit
 
-        run = fit.resume(RunFolder.open(resume), console)
+        run = fit.resume(RunFolder.open(resume), console, resubmit, replan)
     else:
         options = merge(preset, config, flags)
         from qrkt_hw.training import fit

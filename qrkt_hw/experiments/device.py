@@ -19,6 +19,7 @@ from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.training.metrics import logits_of
 
 RESAMPLES = 10_000
+EVERY = 20.0  # seconds between two lines on what is waited for, where there is no terminal
 
 
 def bootstrap_interval(correct: Tensor, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -49,7 +50,11 @@ def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
 
 
 def on_backend(
-    model: torch.nn.Module, batches: Any, backend: Backend, console: Console | None
+    model: torch.nn.Module,
+    batches: Any,
+    backend: Backend,
+    console: Console | None,
+    opening: Callable[[Any], Any] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on the backend, labels, and a report beside the exact simulator.
 
@@ -58,6 +63,7 @@ def on_backend(
         batches: a sized iterable of inputs and labels.
         backend: where the circuits run.
         console: for the progress bar; None shows nothing.
+        opening: holds the backend, given what is told of progress; None opens it without journal and budget.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -70,7 +76,8 @@ def on_backend(
     set_backend(model, backend)
     before = asdict(backend.counters)
     started = time.perf_counter()
-    with _progress(console, total) as tell, backend.open(progress=tell):
+    hold = opening or (lambda tell: backend.open(progress=tell))
+    with _progress(console, total) as tell, hold(tell):
         logits, _ = logits_of(model, batches)
     wall = time.perf_counter() - started
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -93,18 +100,26 @@ class _progress:
 
     def __init__(self, console: Console | None, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
+        self.last = time.monotonic()
         live = console is not None and console.is_terminal
         columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
         self.bar = Progress(*columns, console=console, disable=not live, transient=True)
         self.every = max(1, total // 5)
 
-    def __enter__(self) -> Callable[[str], None]:
+    def __enter__(self) -> _progress:
         self.bar.start()
         self.task = self.bar.add_task("starting", total=self.total)
-        return self.tell
+        return self
 
-    def tell(self, text: str) -> None:
+    def update(self, text: str) -> None:
+        """What is waited for within the round."""
+        self.bar.update(self.task, description=text if len(text) <= 110 else text[:107] + "...")
+        if self.console is not None and not self.console.is_terminal and time.monotonic() - self.last > EVERY:
+            self.last = time.monotonic()
+            self.console.print(f"waiting for {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def __call__(self, text: str) -> None:
         shown = text if len(text) <= 90 else text[:87] + "..."
         self.bar.update(self.task, description=f"waiting for {shown}", completed=self.done)
         if self.console is not None and not self.console.is_terminal and self.done % self.every == 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def infer_split(
     backend: Backend,
     ablate: Sequence[str] = (),
     console: Console | None = None,
+    opening: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
     """Metrics on a split; the record is kept in the run.
 
@@ -45,6 +47,7 @@ def infer_split(
         backend: where the circuits run.
         ablate: names of :data:`qrkt_hw.layers.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
+        opening: holds the backend; see :func:`qrkt_hw.experiments.device.on_backend`.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -63,7 +66,7 @@ def infer_split(
         logits, labels = logits_of(model, loader(dataset, BATCH))
         seconds = time.perf_counter() - started
     else:
-        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console)
+        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, opening)
         seconds = report["wall_seconds"]
     metrics = classification_metrics(logits, labels)
     record = {
@@ -84,7 +87,9 @@ def infer_split(
     return record
 
 
-def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
+def infer_images(
+    run: RunFolder, paths: Sequence[Path], backend: Backend, opening: Callable[[Any], Any] | None = None
+) -> dict[str, Any]:
     """Class and probabilities of image files; the record is kept in the run.
 
     Returns:
@@ -97,10 +102,12 @@ def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dic
     if DataShape.of(description).vocabulary:
         raise UserError(f"--image: the model of {run.path} reads texts; use --text")
     images = torch.stack([read_image(path, description) for path in paths])
-    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend)
+    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend, opening)
 
 
-def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
+def infer_texts(
+    run: RunFolder, texts: Sequence[str], backend: Backend, opening: Callable[[Any], Any] | None = None
+) -> dict[str, Any]:
     """Class and probabilities of texts; the record is kept in the run.
 
     Returns:
@@ -114,16 +121,21 @@ def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[
     if not shape.vocabulary:
         raise UserError(f"--text: the model of {run.path} reads images; use --image")
     ids = trimmed(encode(texts, description["vocabulary"], shape.length))
-    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend)
+    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend, opening)
 
 
 def _classified(
-    run: RunFolder, inputs: torch.Tensor, kind: str, items: list[dict[str, Any]], backend: Backend
+    run: RunFolder,
+    inputs: torch.Tensor,
+    kind: str,
+    items: list[dict[str, Any]],
+    backend: Backend,
+    opening: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
     model = load(run, backend)
     run.check_inference()
     started = time.perf_counter()
-    with torch.no_grad():
+    with opening(None) if opening else nullcontext(), torch.no_grad():
         probabilities = model(inputs).softmax(-1)
     seconds = time.perf_counter() - started
     names = run.description()["class_names"]

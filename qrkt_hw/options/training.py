@@ -41,4 +41,15 @@ class BackendOptions(BaseModel):
     )
     gradient: Gradient | None = Field(None, description="how circuits are differentiated [default: the backend's]")
     strict_backend: bool = Field(False, description="refuse a backend that is not available instead of its fallback")
+    mode: Literal["job", "batch", "session", "auto"] | None = Field(
+        None, description="IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
+    )
+    instance: str | None = Field(None, description="IBM: instance by name or CRN [default: the account's own]")
+    max_time: int | None = Field(None, ge=1, description="IBM: seconds after which the service ends a session or batch")
+    dynamical_decoupling: bool | None = Field(None, description="IBM: echo pulses on idle qubits")
+    twirl_gates: bool | None = Field(None, description="IBM: Pauli twirling of two-qubit gates")
+    twirl_measure: bool | None = Field(None, description="IBM: twirling of measurements")
+    rep_delay: float | None = Field(
+        None, ge=0, le=1, description="IBM: seconds between two executions [default: the device's]"
+    )
     backends_file: Path | None = Field(None, description="a backends.yaml over all others")

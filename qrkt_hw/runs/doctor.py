@@ -175,7 +175,7 @@ def _torchvision() -> list[Finding]:
 def _account() -> list[Finding]:
     """Whether an IBM account is saved or in the environment. Its contents are never shown."""
     if os.environ.get("QISKIT_IBM_TOKEN"):
-        return [Finding("ok", "IBM account", "in the environment (QISKIT_IBM_TOKEN)")]
+        return [Finding("ok", "IBM account", "in the environment (QISKIT_IBM_TOKEN)"), *_plan()]
     path = Path(os.environ.get("QISKIT_IBM_CONFIG") or Path.home() / ".qiskit" / "qiskit-ibm.json")
     remedy = "qiskit_ibm_runtime.QiskitRuntimeService.save_account(channel='ibm_quantum_platform', token=...)"
     try:
@@ -185,10 +185,26 @@ def _account() -> list[Finding]:
     except (OSError, ValueError):
         return [Finding("problem", "IBM account", f"{path} cannot be read", remedy)]
     return (
-        [Finding("ok", "IBM account", f"{len(saved)} saved")]
+        [Finding("ok", "IBM account", f"{len(saved)} saved"), *_plan()]
         if saved
         else [Finding("remark", "IBM account", "none is saved", remedy)]
     )
+
+
+def _plan() -> list[Finding]:
+    """Whether the account opens the service, its plan, and what is left of it."""
+    from qrkt_hw.backends.ibm_account import Account
+    from qrkt_hw.errors import UserError
+
+    try:
+        account = Account(read_timeout=10.0, patience=5.0)
+        plan, left = account.plan, account.seconds_left
+    except UserError as error:
+        return [
+            Finding("problem", "IBM Quantum", str(error).removeprefix("--backend: "), "qrkt-hw backends list --remote")
+        ]
+    rest = f", {left:,.0f} QPU seconds left" if left is not None else ""
+    return [Finding("ok", "IBM Quantum", f"signed in, plan {plan}{rest}")]
 
 
 def _nvidia() -> bool:

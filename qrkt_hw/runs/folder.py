@@ -61,6 +61,7 @@ class RunFolder:
         self.plots = path / "plots"
         self.inference = path / "inference"
         self.tensorboard = path / "tensorboard"
+        self.journal = path / "journal.sqlite"
 
     @classmethod
     def create(cls, options: RunOptions, data: dict[str, Any], path: Path | None = None) -> RunFolder:

@@ -30,6 +30,7 @@ from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training.classifier import Classifier
+from qrkt_hw.training.devices import Waiting, held
 from qrkt_hw.training.measures import peak_memory
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -62,12 +63,18 @@ def start(
     backend = open_backend(options, options.seed, console)
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
-    with run.writing():
+    with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console)):
         return _fit(run, options, data, model, console, backend, callbacks)
 
 
-def resume(run: RunFolder, console: Console) -> RunFolder:
+def resume(run: RunFolder, console: Console, resubmit: bool = False, replan: bool = False) -> RunFolder:
     """Go on with a run from its last whole epoch, with its own configuration.
+
+    Args:
+        run: the run.
+        console: for progress.
+        resubmit: send again what is held on a device.
+        replan: let go of the plan that is pinned for a device.
 
     Raises:
         UserError: a damaged run.
@@ -75,8 +82,14 @@ def resume(run: RunFolder, console: Console) -> RunFolder:
     options = run.options()
     data = load_data(options)
     backend = open_backend(options, options.seed, console)
-    with run.writing():
+    again = {"resume": True, "resubmit": resubmit, "replan": replan}
+    with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
         return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
+
+
+def _arguments(options: RunOptions) -> dict[str, Any]:
+    """What the journal keeps of a training: its options stand in the run folder."""
+    return {"backend": options.backend, "instance": options.instance}
 
 
 def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
@@ -91,7 +104,8 @@ def open_backend(options: BackendOptions, seed: int, console: Console) -> Backen
 def announce(backend: Backend, console: Console) -> None:
     """Print what the user must know of a backend, framed."""
     if backend.notice is not None:
-        console.print(Panel(backend.notice, title="WARNING: another backend", border_style="bold red"))
+        title = "WARNING: another backend" if backend.fell_back_from else f"{backend.name}: please note"
+        console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
 def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:

@@ -22,7 +22,9 @@ def test_every_field_is_a_flag_with_its_default_in_the_help():
             shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
             assert f"[default: {shown}]" in text, name
     options = {o for p in train.params if isinstance(p, click.Option) for o in p.opts}
-    assert options - {flag(n) for n in RunOptions.model_fields} == {"--preset", "--config", "--out", "--resume"}
+    assert options - {flag(n) for n in RunOptions.model_fields} == {
+        "--preset", "--config", "--out", "--resume", "--resubmit", "--replan",
+    }  # fmt: skip
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):

@@ -1,0 +1,183 @@
+"""``qrkt-hw jobs list``, ``show``, ``cancel`` and ``adopt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qrkt_hw.errors import UserError
+
+RUN = click.argument("run", required=False, type=click.Path(path_type=Path))
+PENDING = ("planned", "submitting", "submitted", "held")
+
+
+@click.group()
+def jobs() -> None:
+    """Jobs that a run sent to a device: what they are, cost and wait for."""
+
+
+@jobs.command("list")
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
+def list_(run: Path | None, as_json: bool) -> None:
+    """Every job of RUN: state, device, executions, estimated and billed seconds."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from qrkt_hw.runs.atomic import to_json
+
+    folder, journal = _open(run, write=False)
+    with journal:
+        kinds = {a.id: a.kind for a in journal.activities()}
+        found = journal.submissions()
+        billed = sum(s.billed or 0.0 for s in found)
+        if as_json:
+            click.echo(to_json([_shown(s, kinds) for s in found]))
+            return
+        table = Table("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark", box=None,
+                      header_style="bold")  # fmt: skip
+        for s in found:
+            table.add_row(
+                str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}",
+                f"{s.estimated:.1f}", "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60],
+            )  # fmt: skip
+        Console().print(table)
+        click.echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
+
+
+@jobs.command()
+@RUN
+@click.option("--number", type=int, help="which, by its number in the list  [default: the last]")
+def show(run: Path | None, number: int | None) -> None:
+    """One job of RUN, everything the journal knows of it."""
+    from datetime import datetime
+
+    _, journal = _open(run, write=False)
+    with journal:
+        found = journal.submissions()
+        chosen = [s for s in found if s.id == number] if number is not None else found[-1:]
+        if not chosen:
+            raise UserError(f"--number: the run has no job {number}; qrkt-hw jobs list shows {len(found)}")
+        kinds = {a.id: a.kind for a in journal.activities()}
+        for key, value in _shown(chosen[0], kinds).items():
+            if key in ("created", "changed"):
+                value = datetime.fromtimestamp(value).isoformat(" ", "seconds")
+            if key == "circuits":
+                value = f"{len(value)}: " + ", ".join(k[:12] for k in value)
+            click.echo(f"{key:12} {value if value not in (None, '') else '-'}")
+
+
+@jobs.command()
+@RUN
+@click.option("--number", type=int, help="only this one, by its number in the list")
+def cancel(run: Path | None, number: int | None) -> None:
+    """Cancel the jobs of RUN that are not done; what they used already is billed."""
+    folder, journal = _open(run, write=True)
+    with journal:
+        chosen = _chosen(journal, number, PENDING)
+        if not chosen:
+            click.echo(f"no job of {folder.path} is under way")
+            return
+        account = None
+        for one in chosen:
+            if one.state == "planned":
+                journal.mark(one, "failed", remark="cancelled before it was sent")
+                continue
+            account = account or _account(journal, one)
+            job_id = one.job or _search(account, one.tag)
+            if job_id is None:
+                click.echo(f"#{one.id}: the service finds no job by its tag; it stays {one.state}")
+                continue
+            text = _cancel(account, job_id)
+            if text == "done":  # its result waits to be taken
+                journal.mark(one, "submitted", job=job_id)
+                click.echo(f"#{one.id}: job {job_id} is done already; --resume takes its result")
+            else:
+                journal.mark(one, "failed", job=job_id, remark="cancelled by qrkt-hw jobs cancel")
+                click.echo(f"#{one.id}: job {job_id} {text}")
+
+
+@jobs.command()
+@RUN
+@click.option("--number", type=int, help="only this one, by its number in the list")
+@click.option("--job", "job_id", help="the service's id of the job, where its tag does not find it; needs --number")
+def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
+    """Find jobs of RUN whose answer was lost; --resume then takes their results."""
+    if job_id is not None and number is None:
+        raise UserError("--job needs --number: which of the jobs in qrkt-hw jobs list it is")
+    folder, journal = _open(run, write=True)
+    with journal:
+        chosen = _chosen(journal, number, ("submitting", "held"))
+        if not chosen:
+            click.echo(f"no job of {folder.path} is held")
+            return
+        account = _account(journal, chosen[0])
+        for one in chosen:
+            found = job_id or _search(account, one.tag)
+            if job_id is not None:
+                account.ask(lambda: account.service.job(job_id), f"looking for job {job_id}")
+            if found is None:
+                journal.mark(one, "held")
+                click.echo(f"#{one.id}: the service finds no job by its tag; --resume --resubmit sends it anew")
+            else:
+                journal.mark(one, "submitted", job=found, remark="adopted")
+                click.echo(f"#{one.id}: adopted job {found}; --resume takes its result")
+
+
+def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
+    from qrkt_hw.execution.journal import Journal
+    from qrkt_hw.runs import RunFolder, newest
+
+    folder = RunFolder.open(run if run is not None else newest())
+    if run is None:
+        click.echo(f"run {folder.path}", err=True)
+    if not folder.journal.is_file():
+        raise UserError(f"run: {folder.path} sent nothing to a device (it has no journal.sqlite)")
+    return folder, Journal(folder.journal, write=write)
+
+
+def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[Any]:
+    found = [s for s in journal.submissions() if s.state in states]
+    if number is None:
+        return found
+    if number not in [s.id for s in journal.submissions()]:
+        raise UserError(f"--number: the run has no job {number}; see qrkt-hw jobs list")
+    return [s for s in found if s.id == number]
+
+
+def _account(journal: Any, submission: Any) -> Any:
+    from qrkt_hw.backends.ibm_account import Account
+
+    activity = next(a for a in journal.activities() if a.id == submission.activity)
+    return Account(activity.arguments.get("instance"))
+
+
+def _search(account: Any, tag: str) -> str | None:
+    found = account.ask(lambda: account.service.jobs(job_tags=[tag], limit=5), "searching for a job by its tag")
+    return str(found[-1].job_id()) if found else None
+
+
+def _cancel(account: Any, job_id: str) -> str:
+    from qiskit_ibm_runtime.exceptions import RuntimeInvalidStateError
+
+    def ask() -> str:
+        job = account.service.job(job_id)
+        try:
+            job.cancel()
+        except RuntimeInvalidStateError:
+            return "done" if str(job.status()) == "DONE" else f"had ended already ({job.status()})"
+        return "is cancelled"
+
+    return str(account.ask(ask, f"cancelling job {job_id}"))
+
+
+def _shown(submission: Any, kinds: dict[int, str]) -> dict[str, Any]:
+    return {
+        "number": submission.id, "for": kinds[submission.activity], "state": submission.state, "job": submission.job,
+        "tag": submission.tag, "session": submission.session, "device": submission.device,
+        "executions": submission.executions, "estimated": submission.estimated, "billed": submission.billed,
+        "circuits": list(submission.keys), "remark": submission.remark, "created": submission.created,
+        "changed": submission.changed,
+    }  # fmt: skip

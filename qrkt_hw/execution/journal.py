@@ -1,0 +1,303 @@
+"""What was asked of a device and what came back, on disk, so that nothing is paid for twice.
+
+An activity is one inference or training on one device. Its submissions go through the states
+
+``planned -> submitting -> submitted -> done``, or ``failed`` (the service refused it, or it failed there), or ``held``:
+sent, and neither an answer came nor could the job be found by its tag. A held submission is adopted or sent again only
+on the user's word. Every change is on disk before the next step is taken (SQLite, synchronous).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import sqlite3
+import time
+import uuid
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from qiskit.primitives import BitArray
+
+from qrkt_hw.errors import UserError
+
+State = Literal["planned", "submitting", "submitted", "done", "failed", "held"]
+OPEN: tuple[State, ...] = ("planned", "submitting", "submitted", "held")
+FORMAT = 1
+_TABLES = """
+create table if not exists activities (
+  id integer primary key, name text not null, kind text not null, device text not null, arguments text not null,
+  finished integer not null default 0, plan blob, calibrated text, created real not null);
+create table if not exists submissions (
+  id integer primary key, activity integer not null, tag text not null unique, state text not null, job text,
+  session text, device text not null, keys text not null, executions integer not null, estimated real not null,
+  billed real, remark text not null default '', created real not null, changed real not null);
+create table if not exists outcomes (
+  activity integer not null, key text not null, submission integer not null, data blob not null,
+  primary key (activity, key));
+"""
+
+
+@dataclass(frozen=True)
+class Activity:
+    """One inference or training on a device.
+
+    Attributes:
+        id: in the journal.
+        name: unique in the world; makes tags.
+        kind: ``infer`` or ``train``.
+        device: where.
+        arguments: what it was started with.
+        finished: whether it came to its end.
+        created: seconds since 1970.
+    """
+
+    id: int
+    name: str
+    kind: str
+    device: str
+    arguments: dict[str, Any]
+    finished: bool
+    created: float
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job, or the intention of one.
+
+    Attributes:
+        id: in the journal.
+        activity: it belongs to.
+        tag: under which the job is found.
+        state: see the module.
+        job: the service's id, once known.
+        session: of the service, where there is one.
+        device: where.
+        keys: content hashes of the works in it, in order.
+        executions: circuits x shots.
+        estimated, billed: QPU seconds; None before the bill.
+        remark: what went wrong.
+        created, changed: seconds since 1970.
+    """
+
+    id: int
+    activity: int
+    tag: str
+    state: State
+    job: str | None
+    session: str | None
+    device: str
+    keys: tuple[str, ...]
+    executions: int
+    estimated: float
+    billed: float | None
+    remark: str
+    created: float
+    changed: float
+
+
+_COLUMNS = (
+    "id, activity, tag, state, job, session, device, keys, executions, estimated, billed, remark, created, changed"
+)
+
+
+class Journal:
+    """The journal of a run.
+
+    Args:
+        path: its file; None keeps it in memory.
+        write: be the only process that writes; others may read.
+
+    Raises:
+        UserError: another process is writing, or the file is damaged or cannot be written.
+    """
+
+    def __init__(self, path: Path | None, write: bool = True) -> None:
+        self.path = path
+        self._handle: Any = None
+        if path is not None and write:
+            try:
+                self._handle = path.with_suffix(".lock").open("w")
+            except OSError as error:
+                raise UserError(f"run: {path.parent} cannot be written: {error.strerror}") from error
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                self._handle.close()
+                raise UserError(
+                    f"run: another process is at work on {path.parent} with a device; wait for it, or stop it"
+                ) from error
+        try:
+            where = ":memory:" if path is None else str(path) if write else f"file:{path}?mode=ro"
+            self._base = sqlite3.connect(where, isolation_level=None, uri=not write, timeout=20)
+            if write:
+                self._base.execute("pragma synchronous = full")
+                if self._base.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
+                    raise UserError(f"{path} was written by another version of qrkt-hw")
+                self._base.executescript(_TABLES + f"pragma user_version = {FORMAT};")
+            self._base.execute("select count(*) from submissions").fetchone()
+        except sqlite3.Error as error:
+            raise UserError(f"{path} is damaged: it is not a journal ({error})") from error
+
+    def close(self) -> None:
+        """Let others write."""
+        self._base.close()
+        if self._handle is not None:
+            self._handle.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # activities ----------------------------------------------------------------------------------------------------
+    def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
+        """A new activity."""
+        name = uuid.uuid4().hex[:12]
+        self._base.execute(
+            "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
+            (name, kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
+        )
+        return self.activities()[-1]
+
+    def activities(self) -> list[Activity]:
+        """All, oldest first."""
+        rows = self._base.execute(
+            "select id, name, kind, device, arguments, finished, created from activities order by id"
+        )
+        return [Activity(i, n, k, d, json.loads(a), bool(f), c) for i, n, k, d, a, f, c in rows]
+
+    def unfinished(self, kind: str) -> Activity | None:
+        """The newest activity of that kind, where it did not come to its end."""
+        own = [a for a in self.activities() if a.kind == kind]
+        return own[-1] if own and not own[-1].finished else None
+
+    def finish(self, activity: Activity) -> None:
+        """It came to its end."""
+        self._base.execute("update activities set finished = 1 where id = ?", (activity.id,))
+
+    def abandon(self, activity: Activity) -> None:
+        """Nothing of it will be asked for again; what it submitted stays listed."""
+        self.finish(activity)
+
+    def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
+        """Pin layouts and circuits; None lets them go."""
+        self._base.execute(
+            "update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id)
+        )
+
+    def plan(self, activity: Activity) -> tuple[bytes | None, str | None]:
+        """What :meth:`keep_plan` pinned, and the calibration it was made with."""
+        row = self._base.execute("select plan, calibrated from activities where id = ?", (activity.id,)).fetchone()
+        return row[0], row[1]
+
+    # submissions ---------------------------------------------------------------------------------------------------
+    def intend(
+        self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
+    ) -> Submission:
+        """Write down a submission before anything is sent."""
+        now = time.time()
+        tag = f"qrkt-job-{activity.name}-{uuid.uuid4().hex[:16]}"
+        cursor = self._base.execute(
+            "insert into submissions (activity, tag, state, device, keys, executions, estimated, created, changed) "
+            "values (?, ?, 'planned', ?, ?, ?, ?, ?, ?)",
+            (activity.id, tag, device, json.dumps(list(keys)), executions, estimated, now, now),
+        )
+        return self.submission(int(cursor.lastrowid or 0))
+
+    def submission(self, identity: int) -> Submission:
+        """By its id."""
+        row = self._base.execute(f"select {_COLUMNS} from submissions where id = ?", (identity,)).fetchone()
+        return _submission(row)
+
+    def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
+        """Of one activity or all, in the order they were intended."""
+        rows = self._base.execute(f"select {_COLUMNS} from submissions order by id")
+        return [
+            s for s in map(_submission, rows)
+            if (activity is None or s.activity == activity.id) and (states is None or s.state in states)
+        ]  # fmt: skip
+
+    def mark(
+        self,
+        submission: Submission,
+        state: State,
+        *,
+        job: str | None = None,
+        session: str | None = None,
+        billed: float | None = None,
+        remark: str | None = None,
+    ) -> Submission:
+        """Go to another state; what is not named stays."""
+        self._base.execute(
+            "update submissions set state = ?, job = coalesce(?, job), session = coalesce(?, session), "
+            "billed = coalesce(?, billed), remark = coalesce(?, remark), changed = ? where id = ?",
+            (state, job, session, billed, remark, time.time(), submission.id),
+        )
+        return self.submission(submission.id)
+
+    def done(self, submission: Submission, outcomes: Sequence[dict[str, BitArray]], billed: float) -> Submission:
+        """Keep raw results and bill, in one step."""
+        self._base.execute("begin immediate")
+        try:
+            for key, outcome in zip(submission.keys, outcomes, strict=True):
+                self._base.execute(
+                    "insert or replace into outcomes values (?, ?, ?, ?)",
+                    (submission.activity, key, submission.id, packed(outcome)),
+                )
+            self._base.execute(
+                "update submissions set state = 'done', billed = ?, changed = ? where id = ?",
+                (billed, time.time(), submission.id),
+            )
+        except BaseException:
+            self._base.execute("rollback")
+            raise
+        self._base.execute("commit")
+        return self.submission(submission.id)
+
+    def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
+        """Raw results of a work; None where there are none yet.
+
+        Raises:
+            UserError: what is there is damaged.
+        """
+        row = self._base.execute(
+            "select data from outcomes where activity = ? and key = ?", (activity.id, key)
+        ).fetchone()
+        if row is None:
+            return None
+        try:
+            return unpacked(row[0])
+        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
+
+    def billed(self, activity: Activity) -> float:
+        """QPU seconds of an activity so far."""
+        return sum(s.billed or 0.0 for s in self.submissions(activity))
+
+
+def packed(outcome: dict[str, BitArray]) -> bytes:
+    """Bits of every register as compressed npz, without pickle."""
+    file = io.BytesIO()
+    arrays = {}
+    for name, bits in outcome.items():
+        arrays[f"{name}.array"], arrays[f"{name}.bits"] = bits.array, np.int64(bits.num_bits)
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def unpacked(data: bytes) -> dict[str, BitArray]:
+    """What :func:`packed` packed."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as file:
+        names = [name.removesuffix(".array") for name in file.files if name.endswith(".array")]
+        return {name: BitArray(file[f"{name}.array"], int(file[f"{name}.bits"])) for name in names}
+
+
+def _submission(row: Any) -> Submission:
+    return Submission(*row[:7], tuple(json.loads(row[7])), *row[8:])

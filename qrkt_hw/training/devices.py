@@ -1,0 +1,103 @@
+"""A device held for a whole inference or training: journal, budget, resume. Simulators need none of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.errors import UserError
+from qrkt_hw.execution.journal import Activity, Journal
+from qrkt_hw.runs import RunFolder
+
+EVERY = 20.0  # seconds between two lines on what is waited for
+
+
+class Waiting:
+    """Tells of rounds to nobody, and of long waits to the console."""
+
+    def __init__(self, console: Console | None) -> None:
+        self.console, self.last = console, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        """A round begins."""
+
+    def update(self, text: str) -> None:
+        """What is waited for now."""
+        if self.console is not None and time.monotonic() - self.last > EVERY:
+            self.last = time.monotonic()
+            self.console.print(f"waiting for {text}", highlight=False, markup=False, soft_wrap=True)
+
+
+def keeps_journal(backend: Backend) -> bool:
+    """Whether work on the backend costs money, so that it is journalled."""
+    return backend.kind == "IBM Quantum"
+
+
+def unfinished(run: RunFolder, kind: str) -> Activity | None:
+    """What was begun on a device and not ended; read without keeping others from writing."""
+    if not run.journal.is_file():
+        return None
+    with Journal(run.journal, write=False) as journal:
+        return journal.unfinished(kind)
+
+
+@contextmanager
+def held(
+    run: RunFolder,
+    backend: Backend,
+    kind: str,
+    arguments: dict[str, Any],
+    *,
+    resume: bool = False,
+    restart: bool = False,
+    resubmit: bool = False,
+    replan: bool = False,
+    budget: Any = None,
+    progress: Any = None,
+) -> Iterator[Backend]:
+    """The backend with what a run of many rounds needs; on a device with the run's journal.
+
+    Args:
+        run: the run; its ``journal.sqlite`` is used.
+        backend: where the circuits run.
+        kind: ``infer`` or ``train``.
+        arguments: kept, so that a resume needs none.
+        resume: go on with the unfinished activity of that kind; one is begun where there is none.
+        restart: leave an unfinished activity as it is and begin another.
+        resubmit: send again what is held.
+        replan: let go of the pinned plan.
+        budget: limits of QPU time.
+        progress: is told what is being waited for.
+
+    Raises:
+        UserError: another process is at it, or an unfinished activity is in the way.
+    """
+    if not keeps_journal(backend):
+        with backend.open(budget=budget, progress=progress):
+            yield backend
+        return
+    with Journal(run.journal) as journal:
+        activity = journal.unfinished(kind)
+        if activity is not None and not resume:
+            sent = journal.submissions(activity, ["submitting", "submitted", "done", "held"])
+            if sent and not restart:
+                raise UserError(
+                    f"run: on {activity.device} an unfinished {_NAMES[kind]} of {run.path} has {len(sent)} jobs; "
+                    "--resume goes on with it without paying again, --restart begins anew"
+                )
+            journal.finish(activity)
+            activity = None
+        if activity is None:
+            activity = journal.start(kind, backend.place.name, arguments)  # type: ignore[attr-defined]
+        extra = {"activity": activity, "resubmit": resubmit, "replan": replan}
+        with backend.open(journal=journal, budget=budget, progress=progress, **extra):
+            yield backend
+        journal.finish(activity)
+
+
+_NAMES = {"infer": "inference", "train": "training"}

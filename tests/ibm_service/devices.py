@@ -1,0 +1,59 @@
+"""The devices the service poses as: configuration and calibration of the runtime's snapshots, as the API sends them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from datetime import datetime, timedelta
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+# what is posed as -> folder of the snapshot; lagos is small enough that many a circuit does not fit
+FOLDERS = {
+    "ibm_fez": "fez", "ibm_kingston": "kingston", "ibm_miami": "miami", "ibm_marrakesh": "marrakesh",
+    "ibm_lagos": "lagos",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _read(name: str, kind: str) -> dict[str, Any]:
+    folder = resources.files("qiskit_ibm_runtime.fake_provider.backends") / FOLDERS[name]
+    return json.loads((folder / f"{kind}_{FOLDERS[name]}.json").read_text(encoding="utf-8"))
+
+
+def snapshot(name: str) -> str:
+    """The snapshot's own name, such as ``fake_fez``."""
+    return f"fake_{FOLDERS[name]}"
+
+
+def configuration(name: str) -> dict[str, Any]:
+    """What ``GET /backends/NAME/configuration`` answers."""
+    return {**_read(name, "conf"), "backend_name": name}
+
+
+def properties(name: str, recalibrations: int) -> dict[str, Any]:
+    """What ``GET /backends/NAME/properties`` answers: each recalibration is a day later, with errors a tenth larger."""
+    found = copy.deepcopy(_read(name, "props"))
+    found["backend_name"] = name
+    if recalibrations:
+        then = datetime.fromisoformat(found["last_update_date"]) + timedelta(days=recalibrations)
+        found["last_update_date"] = then.isoformat()
+        for gate in found["gates"]:
+            for entry in gate["parameters"]:
+                if entry["name"] == "gate_error" and entry["value"] < 0.1:
+                    entry["value"] *= 1.1**recalibrations
+    return found
+
+
+@lru_cache(maxsize=16)
+def target(name: str) -> Any:
+    """The snapshot's target: durations for the bill."""
+    from qrkt_hw.execution.devices import fake_device
+
+    return fake_device(snapshot(name)).target
+
+
+def rep_delay(name: str) -> float:
+    """Seconds between two executions where the job does not say."""
+    return float(configuration(name).get("default_rep_delay", 250.0)) * 1e-6
