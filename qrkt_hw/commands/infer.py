@@ -20,6 +20,7 @@ from qrkt_hw.options.training import BackendOptions
 )
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
 @click.option(
     "--resume", is_flag=True, help="go on with the inference on a device that was stopped, with its own options"
 )
@@ -42,6 +43,7 @@ def infer(
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     limit: int | None,
+    data_dir: Path | None,
     ablate: tuple[str, ...],
     as_json: bool,
     resume: bool,
@@ -63,19 +65,20 @@ def infer(
     from qrkt_hw.runs.atomic import to_json
 
     console = Console(stderr=True)
-    if images and (split or limit or ablate or texts):
-        raise UserError("--image brings its own images; leave out --split, --limit, --ablate and --text")
-    if texts and (split or limit or ablate):
-        raise UserError("--text brings its own texts; leave out --split, --limit and --ablate")
+    if images and (split or limit or ablate or texts or data_dir):
+        raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
+    if texts and (split or limit or ablate or data_dir):
+        raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}", err=as_json)
     seed = folder.options().seed
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
-                              "ablate": list(ablate)}  # fmt: skip
+                              "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     if resume:
         chosen, flags = resumed(folder, {**chosen, **flags})
         split, limit, texts, ablate = chosen["split"], chosen["limit"], tuple(chosen["texts"]), tuple(chosen["ablate"])
         images = tuple(Path(p) for p in chosen["images"])
+        data_dir = Path(chosen["data_dir"]) if chosen.get("data_dir") else None
     elif resubmit or replan:
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     from qrkt_hw.experiments import inference
@@ -95,7 +98,7 @@ def infer(
     elif texts:
         record = inference.infer_texts(folder, texts, backend, opening)
     else:
-        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, opening)
+        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, opening, data_dir)
     if as_json:
         click.echo(to_json(record))
     elif images or texts:
@@ -133,7 +136,7 @@ def resumed(folder: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[st
     if activity is None:
         raise UserError(f"--resume: no inference of {folder.path} on a device was stopped half-way")
     kept = activity.arguments
-    chosen = {key: kept.get(key) for key in ("split", "limit", "images", "texts", "ablate")}
+    chosen = {key: kept.get(key) for key in ("split", "limit", "images", "texts", "ablate", "data_dir")}
     flags = {key: value for key, value in kept.items() if key not in chosen}
     if given.get("backends_file") is not None:
         flags["backends_file"] = given["backends_file"]

@@ -37,6 +37,7 @@ def infer_split(
     ablate: Sequence[str] = (),
     console: Console | None = None,
     opening: Callable[[Any], Any] | None = None,
+    data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Metrics on a split; the record is kept in the run.
 
@@ -48,6 +49,7 @@ def infer_split(
         ablate: names of :data:`qrkt_hw.layers.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         opening: holds the backend; see :func:`qrkt_hw.experiments.device.on_backend`.
+        data_dir: folder with the data set's files; None takes the run's.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -56,7 +58,8 @@ def infer_split(
     """
     model = load(run, backend)
     run.check_inference()
-    data = load_data(run.options().model_copy(update={"limit": None}))
+    options = run.options()
+    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
     dataset: Any = data.splits[split]
     dataset = first(dataset, limit)
     count = len(dataset)

@@ -67,6 +67,18 @@ def test_every_preset_starts_trains_and_infers(name, tmp_path):
     assert json.loads(inferred.stdout)["count"] == 5
 
 
+def test_a_run_is_read_where_the_data_have_moved_to(tmp_path):
+    data = small_data(tmp_path, "mnist")
+    sizes = ["--preset", "thesis-mnist-qrk1", "--epochs", 1, "--limit", 20, "--out", "run"]
+    assert qrkt("train", *sizes, "--data-dir", data, cwd=tmp_path).returncode == 0
+    before = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
+    data.rename(tmp_path / "elsewhere")
+    lost = qrkt("infer", "run", cwd=tmp_path)
+    assert lost.returncode == 2 and len(lost.stderr.strip().splitlines()) == 1
+    after = json.loads(qrkt("infer", "run", "--json", "--data-dir", "elsewhere", cwd=tmp_path).stdout)
+    assert after["accuracy"] == before["accuracy"] and after["loss"] == before["loss"]
+
+
 TEXT = [
     "--hidden",
     8,
