@@ -177,6 +177,9 @@ class IBMBackend(Backend):
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
+        if self.account is not None and activity.device != self.place.name:  # least_busy may have moved on
+            self.place.move(activity.device)
+            self.target, self._packer, self._planned = self.place.device.target, None, set()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
         if plan is not None:
             self._packer = self._new_packer().from_bytes(plan)

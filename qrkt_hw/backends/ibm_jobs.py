@@ -248,7 +248,6 @@ class Jobs:
                 if kind == "unauthorized" and account is not None and renewed < 3:
                     renewed += 1
                     account.connect()
-                    self.place.reconnect()
                     continue
                 if kind in ("unreachable", "busy") and time.monotonic() + pause < deadline:
                     self.tell(f"{self.place.describe()}: waiting to submit ({kind})")
@@ -342,13 +341,12 @@ class Jobs:
             return str(getattr(one.job.status(), "name", one.job.status())), "", None
 
         def look() -> tuple[str, str, int | None]:
-            if one.job is None or one.generation != account.generation:
-                one.job, one.generation = account.service.job(one.submission.job), account.generation
-            status = str(one.job.status())
+            job = self._job(one)
+            status = str(job.status())
             if status in ("ERROR", "CANCELLED"):
-                return status, str(one.job.error_message() or ""), getattr(one.job, "_reason_code", None)
+                return status, str(job.error_message() or ""), getattr(job, "_reason_code", None)
             if status in ("QUEUED", "INITIALIZING"):
-                position = one.job.metrics().get("position_in_queue")
+                position = job.metrics().get("position_in_queue")
                 self.tell(f"{self.place.describe()}: job {one.submission.job} queued"
                           + (f", position {position}" if position is not None else "") + self._age(one))  # fmt: skip
             elif status == "RUNNING":
@@ -356,6 +354,13 @@ class Jobs:
             return status, "", None
 
         return account.ask(look, f"asking for job {one.submission.job}")
+
+    def _job(self, one: Pending) -> Any:
+        """The client's job, over the connection in use."""
+        account = self.account
+        if account is not None and (one.job is None or one.generation != account.generation):
+            one.job, one.generation = account.service.job(one.submission.job), account.generation
+        return one.job
 
     def _age(self, one: Pending) -> str:
         return f", {time.time() - one.submission.created:.0f} s"
@@ -365,7 +370,7 @@ class Jobs:
         if self.account is None:
             result, billed = one.job.result(), 0.0
         else:
-            result = self.account.ask(lambda: one.job.result(), f"downloading job {one.submission.job}")
+            result = self.account.ask(lambda: self._job(one).result(), f"downloading job {one.submission.job}")
             billed = self._bill(one)
         outcomes = [dict(pub.data.items()) for pub in result]
         if len(outcomes) != len(one.submission.keys):
@@ -385,7 +390,9 @@ class Jobs:
         assert self.account is not None
         deadline = time.monotonic() + 10
         while True:
-            metrics = self.account.ask(lambda: one.job.metrics(), f"asking for the bill of job {one.submission.job}")
+            metrics = self.account.ask(
+                lambda: self._job(one).metrics(), f"asking for the bill of job {one.submission.job}"
+            )
             usage = metrics.get("usage", {})
             seconds = usage.get("qpu_charge_time_seconds")
             if usage.get("status") != "pending" and seconds is not None:

@@ -24,7 +24,8 @@ class Place:
     """
 
     def __init__(self, account: Account | None, device: Any, mode: Mode, max_time: int | None = None) -> None:
-        self.account, self.device, self.asked, self.max_time = account, device, mode, max_time
+        self.account, self._device, self.asked, self.max_time = account, device, mode, max_time
+        self._generation = account.generation if account is not None else 0
         self.plan = account.plan if account is not None else "local testing mode"
         self.mode: str = mode
         if mode == "auto":
@@ -35,9 +36,21 @@ class Place:
         self._checked = False
 
     @property
+    def device(self) -> Any:
+        """The client's device, over the connection in use."""
+        if self.account is not None and self._generation != self.account.generation:
+            self.reconnect()
+        return self._device
+
+    def move(self, name: str) -> None:
+        """To another device."""
+        assert self.account is not None
+        self._device, self._object, self._checked = self.account.device(name), None, False
+
+    @property
     def name(self) -> str:
         """Of the device."""
-        return str(self.device.name)
+        return str(self._device.name)
 
     @property
     def session_id(self) -> str | None:
@@ -76,8 +89,9 @@ class Place:
             UserError: the device takes no jobs, or the plan has no sessions.
         """
         self.check()
+        device = self.device
         if self.mode == "job" or self.account is None:
-            return self.device
+            return device
         if self._object is None:
             self._object = self._open()
         return self._object
@@ -105,7 +119,6 @@ class Place:
                 tries += 1
                 if found == "unauthorized" and tries < 3:
                     self.account.connect()
-                    self.reconnect()
                     continue
                 # an empty session costs nothing: one that was opened twice is closed by the service
                 if found in ("server", "lost", "unreachable", "busy") and tries < 4:
@@ -132,7 +145,8 @@ class Place:
         """After signing in anew: the device and session by their names, over the new connection."""
         assert self.account is not None
         kind, identity = type(self._object), self.session_id
-        self.device = self.account.service.backend(self.name)
+        self._generation = self.account.generation
+        self._device = self.account.service.backend(self.name)
         if identity is not None:
             self._object = kind.from_id(identity, self.account.service)
 

@@ -1,0 +1,25 @@
+"""Fixtures that several acceptance tests share."""
+
+import os
+
+import pytest
+
+from tests.ibm_service.process import Loopback
+
+
+@pytest.fixture(scope="session")
+def loopback():
+    """The IBM Quantum service on loopback, one process for all tests."""
+    with Loopback() as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def service(loopback):
+    """The service, with the client's environment set for it, and everything forgotten."""
+    loopback.reset()
+    before = {name: os.environ.get(name) for name in loopback.environment()}
+    os.environ.update(loopback.environment())
+    yield loopback
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
