@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +13,11 @@ from typing import Any
 from tests.acceptance.killing import after, before, die
 from tests.ibm_service.process import Loopback
 
-# moments the process itself knows; nth: how many times it passes them unharmed, and once more
-INSIDE: dict[str, Callable[[int], None]] = {}
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["tests.acceptance.killing_jobs", "qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm_jobs",
+     "qrkt_hw.experiments.inference", "qrkt_hw.training.fit"]
+)  # fmt: skip
 OUTSIDE = ("accepted, not answered", "running", "downloading")
 
 
@@ -44,52 +47,58 @@ def _inside() -> dict[str, Callable[[int], None]]:
 
 def forked(arguments: list[Any], folder: Path, moment: str | None = None, nth: int = 1) -> tuple[int, str]:
     """Exit status (-9: killed) and everything printed by ``qrkt-hw arguments`` in a process that dies at ``moment``."""
-    child, log = start(arguments, folder, moment, nth)
-    return finish(child, log)
+    return finish(*start(arguments, folder, moment, nth))
 
 
-def start(arguments: list[Any], folder: Path, moment: str | None = None, nth: int = 1) -> tuple[int, Path]:
-    """Fork; gives the process and the file of its output."""
+def start(arguments: list[Any], folder: Path, moment: str | None = None, nth: int = 1) -> tuple[Any, Path]:
+    """A process forked from a server that has imported everything and computed nothing; and the file of its output."""
     log = folder / f"log-{time.monotonic_ns()}.txt"
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            handle = os.open(log, os.O_CREAT | os.O_WRONLY)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
-            os.chdir(folder)
-            if moment in INSIDE or moment in _inside():
-                _inside()[str(moment)](nth)
-            from qrkt_hw.commands import main
-
-            main([str(a) for a in arguments])
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+    child = _CONTEXT.Process(
+        target=_child, args=([str(a) for a in arguments], folder, log, moment, nth, dict(os.environ))
+    )
+    child.start()
     return child, log
 
 
-def finish(child: int, log: Path) -> tuple[int, str]:
-    """Wait for a forked process."""
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
+def _child(
+    arguments: list[str], folder: Path, log: Path, moment: str | None, nth: int, environment: dict[str, str]
+) -> None:
+    handle = os.open(log, os.O_CREAT | os.O_WRONLY)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout = sys.stderr = os.fdopen(handle, "w", buffering=1)
+    os.environ.update(environment)
+    os.chdir(folder)
+    code = 70
+    try:
+        if moment is not None:
+            _inside()[moment](nth)
+        from qrkt_hw.commands import main
+
+        main(arguments)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def finish(child: Any, log: Path) -> tuple[int, str]:
+    """Wait for a process."""
+    child.join()
+    return child.exitcode, log.read_text(errors="replace") if log.is_file() else ""
 
 
 def kill_when(
-    service: Loopback, condition: Callable[[dict[str, Any]], bool], child: int, log: Path, limit: float = 60.0
+    service: Loopback, condition: Callable[[dict[str, Any]], bool], child: Any, log: Path, limit: float = 120.0
 ) -> tuple[int, str]:
     """Kill the process as soon as the service's report says so."""
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), log.read_text(errors="replace")
+        if child.exitcode is not None:
+            break
         if condition(service.report()):
-            os.kill(child, signal.SIGKILL)
+            child.kill()
             break
         time.sleep(0.02)
     return finish(child, log)

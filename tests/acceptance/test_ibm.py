@@ -88,21 +88,11 @@ def test_noisy_values_equal_aer_with_the_same_noise_within_statistics(name, home
     assert np.abs(truth - exact).mean() > 3 * np.abs(seen - truth).mean() / 2  # the noise is there to be seen
 
 
-@pytest.mark.parametrize("mode", ["batch", pytest.param("session", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["batch", "session"])
 def test_ten_steps_of_spsa_through_the_service(mode, home, service):
     service.reset()
-    steps = 2 if mode == "batch" else 10
-    out = f"spsa-{mode}-{steps}"
-    spsa_steps(home, service, mode, steps, out)
-
-
-@pytest.mark.slow
-def test_ten_steps_of_spsa_in_a_batch(home, service):
-    service.reset()
-    spsa_steps(home, service, "batch", 10, "spsa-ten")
-
-
-def spsa_steps(home, service, mode, steps, out):
+    steps, out = 10, f"spsa-{mode}"
     train = ["train", "--preset", "digits-hardware", "--backend", "ibm_fez", "--gradient", "spsa", "--mode", mode,
              "--shots", 16, "--batch-size", 2, "--epochs", 1, "--warmup-steps", 1]  # fmt: skip
     found = qrkt(*train, "--limit", 2 * steps, "--out", out, cwd=home)
@@ -119,6 +109,7 @@ def spsa_steps(home, service, mode, steps, out):
     assert not report["twice"]
 
 
+@pytest.mark.slow
 def test_the_clients_local_testing_mode(home):
     template = circuits.build("brickwork", 3, 1)
     rows = np.random.default_rng(5).normal(size=(8, len(template.parameters)))

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-from importlib import import_module
 
 import pytest
 
@@ -25,10 +24,6 @@ def folder(service, tmp_path_factory):
     """A run to infer with, and ``backends.yaml``."""
     found = tmp_path_factory.mktemp("killing")
     (found / "backends.yaml").write_text(FILE)
-    # everything heavy is imported once, before the forks
-    for module in ("qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm_jobs", "qrkt_hw.experiments.inference"):
-        import_module(module)
-
     for name, tableau in (("run", "rk1"), ("long", "rk4")):  # two rounds an inference, and eight
         status, text = forked(["train", *MODEL, "--rk", tableau, "--out", name], found)
         assert status == 0, text
