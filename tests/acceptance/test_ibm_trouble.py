@@ -182,6 +182,7 @@ def test_too_many_submissions_a_minute_are_spread(fez, service):
     assert len(service.report()["executed"]) == 1
 
 
+@pytest.mark.slow
 def test_calls_beyond_the_limits_of_a_job_are_split(undisturbed, fez, service):
     service.reset(largest_job=300)
     backend = fez(largest_job=300)
