@@ -68,7 +68,8 @@ def test_every_preset_starts_trains_and_infers(name, tmp_path):
 
 
 def test_a_run_is_read_where_the_data_have_moved_to(tmp_path):
-    data = small_data(tmp_path, "mnist")
+    (tmp_path / "here").mkdir()
+    data = small_data(tmp_path / "here", "mnist")
     sizes = ["--preset", "thesis-mnist-qrk1", "--epochs", 1, "--limit", 20, "--out", "run"]
     assert qrkt("train", *sizes, "--data-dir", data, cwd=tmp_path).returncode == 0
     before = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
