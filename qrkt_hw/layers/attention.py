@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qrkt_hw.layers import few_tokens
 from qrkt_hw.layers.projection import ProjectionFactory, project_together
 
 
@@ -88,6 +89,8 @@ class CrossAttention(nn.Module):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention in ``heads`` heads: ``(batch, tokens, hidden)``, like ``query``."""
+    if few_tokens.serves(query, key):
+        return few_tokens.attention(query, key, value, heads, dropout, mask)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qrkt_hw.layers.attention import Attention
@@ -101,5 +102,5 @@ class RungeKuttaBlock(nn.Module):
 def _combine(y: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], step: float) -> Tensor:
     for slope, weight in zip(slopes, weights, strict=True):
         if weight:
-            y = y + (step * weight) * slope
+            y = torch.add(y, slope, alpha=step * weight)
     return y

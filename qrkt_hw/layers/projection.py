@@ -49,7 +49,7 @@ class QuantumProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., features)`` to ``(..., features)``."""
-        return self.after(self.layer(self.before(x)))
+        return evaluate_round([(self.layer, x)], [self])[0]
 
 
 def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
@@ -61,12 +61,12 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
     quantum = [k for k, (module, _) in enumerate(jobs) if isinstance(module, QuantumProjection)]
     results: dict[int, Tensor] = {}
     round_: list[tuple[QuantumLayer, Tensor]] = []
+    around: list[QuantumProjection] = []
     for k in quantum:
         module, x = jobs[k]
         assert isinstance(module, QuantumProjection)
-        round_.append((module.layer, module.before(x)))
-    for k, values in zip(quantum, evaluate_round(round_), strict=True):
-        module = jobs[k][0]
-        assert isinstance(module, QuantumProjection)
-        results[k] = module.after(values)
+        round_.append((module.layer, x))
+        around.append(module)
+    for k, values in zip(quantum, evaluate_round(round_, around), strict=True):
+        results[k] = values
     return [results[k] if k in results else module(x) for k, (module, x) in enumerate(jobs)]

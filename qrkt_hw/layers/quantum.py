@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.layers import sharing
 from qrkt_hw.layers.network import TemplateNetwork
 from qrkt_hw.layers.rounds import run_round
-from qrkt_hw.simulator import Simulator, simulator
+from qrkt_hw.simulator import Simulator, native, simulator
 
 
 class QuantumLayer(TorchConnector):
@@ -75,6 +76,7 @@ class QuantumLayer(TorchConnector):
         # for ablations (qrkt_hw.layers.ablation): what stands in for the circuit's values
         self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
         self.groups = groups
+        self._found: tuple[Backend, TensorFunction | None] | None = None  # the evaluator on this backend
         self.template = template
         self.dtype = dtype
         self.requested_method = method
@@ -102,9 +104,12 @@ class QuantumLayer(TorchConnector):
 
     def evaluator(self) -> TensorFunction | None:
         """What evaluates the circuits on tensors; None where the backend is not differentiable."""
-        if not self.backend.differentiable:
-            return None
-        return self.backend.simulator(self.template, self.dtype, self.requested_method)
+        backend = self.neural_network.backend
+        if self._found is None or self._found[0] is not backend:
+            differentiable = backend.differentiable
+            made = backend.simulator(self.template, self.dtype, self.requested_method) if differentiable else None
+            self._found = (backend, made)
+        return self._found[1]
 
     @property
     def method(self) -> str:
@@ -138,50 +143,94 @@ class QuantumLayer(TorchConnector):
         )
 
 
-def evaluate_round(jobs: list[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
+class Around(Protocol):
+    """What stands around a layer: factors on its features, factors and offsets on its values; each may be None."""
+
+    input_scale: Tensor | None
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def before(self, x: Tensor) -> Tensor: ...
+
+    def after(self, values: Tensor) -> Tensor: ...
+
+
+def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence[Around] | None = None) -> list[Tensor]:
     """Evaluate independent layers as one round: one simulator call per template, or one ``Backend.run``.
 
     Args:
         jobs: pairs of layer and input ``(..., features)``.
+        around: for each job its factors and offsets; they go into the same call where the simulator takes them.
 
     Returns:
         For each job its values ``(..., groups * observables)``, in the order given.
     """
     results: list[Tensor | None] = [None] * len(jobs)
-    together: dict[tuple[TensorFunction, torch.Size, torch.device], list[int]] = {}
+    together: dict[Any, list[int]] = {}
+    functions: list[TensorFunction | None] = []
     remote: list[int] = []
     for place, (layer, inputs) in enumerate(jobs):
         function = layer.evaluator()
+        functions.append(function)
         if function is None:
             remote.append(place)
-        else:
-            together.setdefault((function, inputs.shape[:-1], inputs.device), []).append(place)
-    _count([jobs[p] for places in together.values() for p in places])
+            continue
+        # compiled calls are cheap, and layers that read the same tensor need no copy of it
+        same = id(inputs) if native.serves(inputs) else inputs.shape[:-1]
+        together.setdefault((id(function), same, inputs.device), []).append(place)
+    if len(remote) < len(jobs):
+        _count([jobs[p] for p in range(len(jobs)) if functions[p] is not None])
     if remote:
         layers = [jobs[p][0] for p in remote]
-        found = run_round([x.network for x in layers], [jobs[p][1] for p in remote], [x.weight for x in layers])
-        for place, values in zip(remote, found, strict=True):
-            results[place] = values
-    under_way = sharing.current()
-    for (simulate, _, _), places in together.items():
+        entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in remote]
+        found = run_round([x.network for x in layers], entered, [x.weight for x in layers])
+        for place, values, inputs in zip(remote, found, entered, strict=True):
+            results[place] = _leave(jobs[place][0], values, inputs, around[place] if around else None)
+    for places in together.values():
+        function = functions[places[0]]
+        assert function is not None
         layers = [jobs[p][0] for p in places]
-        given = [(jobs[p][1], jobs[p][0].groups) for p in places]
-        takes_turns = isinstance(simulate, Simulator) and all(x is given[0][0] for x, _ in given)
-        if takes_turns:  # query, key and value of the same tokens
-            given = given[:1]
-        inputs = _join([x.unflatten(-1, (groups, -1)) for x, groups in given], dim=-2)
-        if under_way is not None and isinstance(simulate, Simulator) and simulate.shares:
-            values = simulate.with_prepared(inputs, under_way.coefficients(simulate, layers))
-        else:
-            values = simulate(inputs, _join([layer.weight.view(layer.groups, -1) for layer in layers], dim=0))
-        parts = values.split([layer.groups for layer in layers], dim=-2) if len(layers) > 1 else [values]
-        for place, part in zip(places, parts, strict=True):
-            results[place] = part.flatten(-2)
-    return [
-        values if layer.replacement is None else layer.replacement(values, inputs)
-        for (layer, inputs), values in zip(jobs, results, strict=True)
-        if values is not None
-    ]
+        own = [around[p] for p in places] if around else []
+        if isinstance(function, Simulator) and function.shares and all(x.replacement is None for x in layers):
+            parts = _in_one_call(function, layers, [jobs[p][1] for p in places], own)
+            for place, part in zip(places, parts, strict=True):
+                results[place] = part
+            continue
+        entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in places]
+        grouped = _join([x.unflatten(-1, (layer.groups, -1)) for x, layer in zip(entered, layers, strict=True)], -2)
+        values = function(grouped, _join([layer.weight.view(layer.groups, -1) for layer in layers], 0))
+        for place, part, inputs in zip(places, _split(values, layers), entered, strict=True):
+            results[place] = _leave(jobs[place][0], part, inputs, around[place] if around else None)
+    return [values for values in results if values is not None]
+
+
+def _in_one_call(
+    simulate: Simulator, layers: Sequence[QuantumLayer], inputs: Sequence[Tensor], around: Sequence[Around]
+) -> list[Tensor]:
+    """Values of layers that one simulator evaluates, with what stands around them."""
+    under_way = sharing.current()
+    if all(x is inputs[0] for x in inputs):  # query, key and value of the same tokens
+        inputs = inputs[:1]
+    joined = _join([x.unflatten(-1, (layer.groups, -1)) for x, layer in zip(inputs, layers, strict=False)], -2)
+    if under_way is not None:
+        prepared, scales = under_way.coefficients(simulate, layers), under_way.scales(layers, around)
+    else:
+        prepared = simulate.prepare(_join([layer.weight.view(layer.groups, -1) for layer in layers], 0))
+        scales = sharing.joined_scales(layers, around)
+    return _split(simulate.with_prepared(joined, prepared, scales), layers)
+
+
+def _split(values: Tensor, layers: Sequence[QuantumLayer]) -> list[Tensor]:
+    """``(..., groups of all, observables)`` as ``(..., groups * observables)`` of each."""
+    if len(layers) == 1:
+        return [values.flatten(-2)]
+    width = values.shape[-1]
+    return list(values.flatten(-2).split([layer.groups * width for layer in layers], dim=-1))
+
+
+def _leave(layer: QuantumLayer, values: Tensor, inputs: Tensor, around: Around | None) -> Tensor:
+    values = values if layer.replacement is None else layer.replacement(values, inputs)
+    return values if around is None else around.after(values)
 
 
 def _join(tensors: list[Tensor], dim: int) -> Tensor:
@@ -190,7 +239,11 @@ def _join(tensors: list[Tensor], dim: int) -> Tensor:
 
 def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
     """Let each backend know of the round it would have been asked for; its simulator evaluates it."""
-    for backend in dict.fromkeys(layer.backend for layer, _ in jobs):
-        own = [(layer, x) for layer, x in jobs if layer.backend is backend]
-        circuits = sum(x[..., 0].numel() * layer.groups * backend.circuits_for(layer.template) for layer, x in own)
-        backend.begin_round(circuits, [layer.network.tag for layer, _ in own])
+    by_backend: dict[Backend, tuple[int, list[str]]] = {}
+    for layer, x in jobs:
+        network = layer.network
+        circuits, tags = by_backend.get(network.backend, (0, []))
+        each = layer.groups * network.backend.circuits_for(layer.template)
+        by_backend[network.backend] = circuits + x.numel() // x.shape[-1] * each, [*tags, network.tag]
+    for backend, (circuits, tags) in by_backend.items():
+        backend.begin_round(circuits, tags)

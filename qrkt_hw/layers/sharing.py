@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.simulator.tape import NO_SCALES, Scales
+
 if TYPE_CHECKING:
-    from qrkt_hw.layers.quantum import QuantumLayer
+    from qrkt_hw.layers.quantum import Around, QuantumLayer
     from qrkt_hw.simulator import Simulator
 
 
@@ -30,6 +32,7 @@ class Pass:
         self._layers = layers
         self._of_layer: dict[int, Tensor] = {}
         self._joined: dict[tuple[int, ...], Tensor] = {}
+        self._scales: dict[tuple[int, ...], Scales] = {}
 
     def coefficients(self, simulate: Simulator, layers: Sequence[QuantumLayer]) -> Tensor:
         """Those of ``layers``, all evaluated by ``simulate``, one after another: ``(groups of all, positions)``."""
@@ -39,6 +42,15 @@ class Pass:
             self._joined[key] = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self._joined[key]
 
+    def scales(self, layers: Sequence[QuantumLayer], around: Sequence[Around]) -> Scales:
+        """What stands around ``layers``, joined: see :func:`joined_scales`."""
+        if not around:
+            return NO_SCALES
+        key = tuple(id(layer) for layer in layers)
+        if key not in self._scales:
+            self._scales[key] = joined_scales(layers, around)
+        return self._scales[key]
+
     def _one(self, simulate: Simulator, layer: QuantumLayer) -> Tensor:
         if id(layer) not in self._of_layer:
             alike = [a for a in self._layers if a.evaluator() is simulate]
@@ -47,6 +59,27 @@ class Pass:
             for a, part in zip(together, made.split([a.groups for a in together]), strict=True):
                 self._of_layer[id(a)] = part
         return self._of_layer[id(layer)]
+
+
+def joined_scales(layers: Sequence[QuantumLayer], around: Sequence[Around]) -> Scales:
+    """Factors and offsets of all layers, one row per weight set; None where no layer has any."""
+    joined = (
+        _joined(layers, [a.input_scale for a in around], 1.0),
+        _joined(layers, [a.scale for a in around], 1.0),
+        _joined(layers, [a.bias for a in around], 0.0),
+    )
+    return NO_SCALES if all(t is None for t in joined) else Scales(*joined)
+
+
+def _joined(layers: Sequence[QuantumLayer], parts: Sequence[Tensor | None], missing: float) -> Tensor | None:
+    given = next((part for part in parts if part is not None), None)
+    if given is None:
+        return None
+    rows = [
+        (given.new_full((layer.features,), missing) if part is None else part).view(layer.groups, -1)
+        for layer, part in zip(layers, parts, strict=True)
+    ]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 _current: ContextVar[Pass | None] = ContextVar("quantum layers' forward pass", default=None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from qrkt_hw.simulator.adjoint import Adjoint
 from qrkt_hw.simulator.methods import METHODS
 from qrkt_hw.simulator.pulled import PulledBackObservables
 from qrkt_hw.simulator.tables import taking_turns
+from qrkt_hw.simulator.tape import NO_SCALES, Scales
 
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
@@ -73,7 +74,7 @@ class Simulator:
         values = self._evaluate(flat, weights.to(self.real_dtype))
         return values.reshape(*lead, groups, len(self.template.observables))
 
-    @property
+    @cached_property
     def shares(self) -> bool:
         """Whether :meth:`prepare` holds all that the weights contribute."""
         return isinstance(self._evaluate, PulledBackObservables) and not self._evaluate.encoding.uses_weights
@@ -88,14 +89,14 @@ class Simulator:
             raise TypeError(f"simulation method {self.method!r} prepares nothing")
         return self._evaluate.prepare(weights.to(self.real_dtype))
 
-    def with_prepared(self, inputs: Tensor, prepared: Tensor) -> Tensor:
-        """As a call, with what :meth:`prepare` made of the weights."""
+    def with_prepared(self, inputs: Tensor, prepared: Tensor, scales: Scales = NO_SCALES) -> Tensor:
+        """As a call, with what :meth:`prepare` made of the weights, and scales around the circuits."""
         assert isinstance(self._evaluate, PulledBackObservables)
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
         if inputs.shape[-1] != self.template.num_inputs or len(prepared) % groups:
             raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
         flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
-        values = self._evaluate(flat, None, prepared)
+        values = self._evaluate(flat, None, prepared, scales)
         return values.reshape(*lead, len(prepared), len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:

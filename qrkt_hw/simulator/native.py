@@ -20,17 +20,19 @@ from torch import Tensor
 
 from qrkt_hw.circuits.analysis.lowering import Affine
 
-VERSION = 1
+VERSION = 2
 _P, _I = ctypes.c_void_p, ctypes.c_int32
 _L = ctypes.c_int64
 # arguments after the plan
 _SIGNATURES = {
     "coefficients_forward": [_P, _L, _P],
     "coefficients_backward": [_P, _P, _L, _P],
-    "tape_forward": [_P, _P, _P, _L, _L, _P],
-    "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P],
+    "tape_forward": [_P, _P, _P, _P, _P, _P, _L, _L, _P],
+    "tape_backward": [_P, _P, _P, _P, _P, _P, _L, _L, _P, _P, _P, _P, _P, _P],
     "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
     "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _P],
+    "attention_forward": [_P, _P, _P, _P, _P, ctypes.c_double, _P, _P],
+    "attention_backward": [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P],
 }
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
@@ -132,3 +134,20 @@ class Routine:
     def backward(self, *arguments: object) -> None:
         if self._backward(self._plan, *arguments):
             raise MemoryError("not enough memory to evaluate the circuit")
+
+
+def function(name: str, real: torch.dtype) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
+    """A routine without a plan, in one precision.
+
+    Raises:
+        RuntimeError: the library was not built.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError("the compiled routines were not built")
+    return getattr(found, f"{name}_{'f32' if real == torch.float32 else 'f64'}")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie; None for none."""
+    return None if tensor is None else tensor.data_ptr()

@@ -6,7 +6,7 @@ one-qubit values and their products for each sample. No object grows with 2^n.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -22,7 +22,7 @@ from qrkt_hw.simulator.encoding import Encoding
 from qrkt_hw.simulator.flat import Flat, Split
 from qrkt_hw.simulator.gathered import Gathered
 from qrkt_hw.simulator.tables import taking_turns
-from qrkt_hw.simulator.tape import Tape, tape_cost
+from qrkt_hw.simulator.tape import NO_SCALES, Scales, Tape, tape_cost
 
 Kind = Literal["flat", "split", "gathered"]
 
@@ -112,18 +112,28 @@ class PulledBackObservables:
         """``(groups, positions)``: what calls with the same weights share."""
         return self.coefficients(weights)
 
-    def __call__(self, inputs: Tensor, weights: Tensor | None, prepared: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        inputs: Tensor,
+        weights: Tensor | None,
+        prepared: Tensor | None = None,
+        scales: Scales = NO_SCALES,
+    ) -> Tensor:
+        """Values ``(batch, groups, outputs)``; ``prepared`` saves what :meth:`prepare` would compute."""
         if prepared is None:
             assert weights is not None
             prepared = self.prepare(weights)
-        shared = prepared
-        differentiable = torch.is_grad_enabled() and (inputs.requires_grad or shared.requires_grad)
-        if self.tape is not None and native.serves(inputs, shared):
-            return _Taped.apply(inputs, shared, self) if differentiable else self.tape.forward(inputs, shared)
-        inputs = taking_turns(inputs, len(shared))
+        if self.tape is not None and native.serves(inputs, prepared):
+            if torch.is_grad_enabled():
+                return _Taped.apply(inputs, prepared, *scales, self)
+            return self.tape.forward(inputs, prepared, scales)
+        if scales is not NO_SCALES:
+            return scaled(lambda x: self(x, weights, prepared), inputs, scales, len(prepared))
+        inputs = taking_turns(inputs, len(prepared))
+        differentiable = torch.is_grad_enabled() and (inputs.requires_grad or prepared.requires_grad)
         if not differentiable or self.encoding.uses_weights:
-            return self.forward(inputs, weights, shared)
-        return _Values.apply(inputs, shared, self)
+            return self.forward(inputs, weights, prepared)
+        return _Values.apply(inputs, prepared, self)
 
     def forward(
         self, inputs: Tensor, weights: Tensor | None, shared: Tensor, kept: list[Tensor] | None = None
@@ -149,7 +159,7 @@ class _Values(torch.autograd.Function):
         inputs, shared, *kept = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         if torch.is_grad_enabled():
-            return *_again(ctx.method, inputs, shared, cotangent, needs), None
+            return *_slopes(ctx.method.forward(inputs, None, shared), (inputs, shared), needs, cotangent), None
         by_table, by_shared = ctx.method.evaluator.pull(
             cotangent.permute(1, 2, 0).contiguous(), kept[0], shared, kept[1:], needs
         )
@@ -160,30 +170,43 @@ class _Taped(torch.autograd.Function):
     """The same by the compiled routines, which remember nothing."""
 
     @staticmethod
-    def forward(ctx, inputs: Tensor, shared: Tensor, method: PulledBackObservables) -> Tensor:
+    def forward(ctx, inputs: Tensor, shared: Tensor, first, second, third, method: PulledBackObservables) -> Tensor:
         ctx.method = method
-        ctx.save_for_backward(inputs, shared)
+        ctx.save_for_backward(inputs, shared, first, second, third)
         assert method.tape is not None
-        return method.tape.forward(inputs, shared)
+        return method.tape.forward(inputs, shared, Scales(first, second, third))
 
     @staticmethod
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
-        inputs, shared = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
-            return *_again(ctx.method, inputs, shared, cotangent, needs), None
-        return *ctx.method.tape.backward(inputs, shared, cotangent, needs), None
+        inputs, shared, *rest = ctx.saved_tensors
+        scales, needs = Scales(*rest), ctx.needs_input_grad[:5]
+        if not torch.is_grad_enabled():
+            return *ctx.method.tape.backward(inputs, shared, scales, cotangent, needs), None
+
+        def plain(x: Tensor) -> Tensor:
+            return ctx.method.forward(taking_turns(x, len(shared)), None, shared)
+
+        value = scaled(plain, inputs, scales, len(shared))
+        return *_slopes(value, (inputs, shared, *rest), needs, cotangent), None
 
 
-def _again(
-    method: PulledBackObservables, inputs: Tensor, shared: Tensor, cotangent: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """The vector-Jacobian product in operations that autograd can follow."""
-    value = method.forward(taking_turns(inputs, len(shared)), None, shared)
-    wanted = [t for t, need in zip((inputs, shared), needs, strict=True) if need]
-    slopes = torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True)
-    found = iter(slopes)
-    return next(found) if needs[0] else None, next(found) if needs[1] else None
+def scaled(function: Callable[[Tensor], Tensor], inputs: Tensor, scales: Scales, groups: int) -> Tensor:
+    """``outputs * function(inputs * x) + offsets`` of the scales, x being ``(batch, input groups, inputs)``."""
+    if scales.inputs is not None:
+        inputs = taking_turns(inputs, groups) * scales.inputs
+    values = function(inputs)
+    if scales.outputs is not None:
+        values = values * scales.outputs
+    return values if scales.offsets is None else values + scales.offsets
+
+
+def _slopes(
+    value: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
+) -> list[Tensor | None]:
+    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed."""
+    wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True))
+    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)]
 
 
 def _of_inputs_alone(program: Program, e: PulledBack) -> bool:

@@ -19,6 +19,17 @@ from qrkt_hw.simulator import native
 Sum = list[tuple[int, int]]  # (position or -1, node)
 
 
+class Scales(NamedTuple):
+    """Per weight set: factors on the inputs, factors and offsets on the outputs, each ``(groups, ...)`` or None."""
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    offsets: Tensor | None = None
+
+
+NO_SCALES = Scales()
+
+
 class Layout(NamedTuple):
     """An expansion, and where a tensor of coefficients holds its numbers; position -1 is the number one.
 
@@ -126,31 +137,38 @@ class Tape:
         )  # fmt: skip
         self._routine = native.Routine("tape", record, real)
 
-    def forward(self, inputs: Tensor, shared: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, shared: Tensor, scales: Scales = NO_SCALES) -> Tensor:
         """``(batch, groups, outputs)`` of inputs ``(batch, input groups, inputs)``, coefficients ``(groups, ...)``."""
         batch, groups = len(inputs), len(shared)
-        shared = shared.contiguous()
         out = inputs.new_empty(batch, groups, self.outputs)
+        shared, scales = shared.contiguous(), _contiguous(scales)
         self._routine.forward(
-            inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), batch, groups, out.data_ptr()
-        )
+            inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), *map(native.address, scales),
+            batch, groups, out.data_ptr(),
+        )  # fmt: skip
         return out
 
     def backward(
-        self, inputs: Tensor, shared: Tensor, cotangent: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The cotangents of inputs and coefficients, where needed."""
-        shared, cotangent = shared.contiguous(), cotangent.contiguous()
-        by_inputs = inputs.new_zeros(inputs.shape) if needs[0] else None
-        by_shared = torch.empty_like(shared) if needs[1] else None
+        self, inputs: Tensor, shared: Tensor, scales: Scales, cotangent: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The cotangents of inputs, coefficients and the three scales, where needed."""
+        shared, scales, cotangent = shared.contiguous(), _contiguous(scales), cotangent.contiguous()
+        slopes = [
+            torch.zeros(t.shape, dtype=t.dtype) if t is not None and need else None
+            for t, need in zip((inputs, shared, *scales), needs, strict=True)
+        ]
+        by_inputs, by_shared, *by_scales = slopes
         self._routine.backward(
-            inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), cotangent.data_ptr(),
-            len(inputs), len(shared),
-            None if by_inputs is None else by_inputs.data_ptr(),
-            None if by_inputs is None else native.strides(by_inputs),
-            None if by_shared is None else by_shared.data_ptr(),
+            inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), *map(native.address, scales[:2]),
+            cotangent.data_ptr(), len(inputs), len(shared), native.address(by_inputs),
+            None if by_inputs is None else native.strides(by_inputs), native.address(by_shared),
+            *map(native.address, by_scales),
         )  # fmt: skip
-        return by_inputs, by_shared
+        return slopes
+
+
+def _contiguous(scales: Scales) -> Scales:
+    return scales if scales is NO_SCALES else Scales(*(t if t is None else t.contiguous() for t in scales))
 
 
 def tape_cost(e: PulledBack) -> float:

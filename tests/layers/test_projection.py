@@ -90,3 +90,34 @@ def test_sincos_positions_tell_places_apart(hidden):
     assert table.shape == (12, hidden) and table.abs().max() <= 1
     if hidden >= 4:
         assert len({tuple(row.tolist()) for row in table}) == 12
+
+
+def test_scales_inside_the_call_equal_scales_around_it():
+    torch.manual_seed(0)
+    modules = [
+        QuantumProjection(QuantumLayer(8, qubits=4, dtype=torch.complex128), input_scale=i, scale=True, bias=b).double()
+        for i, b in ((True, False), (False, True), (True, True))
+    ]
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data = torch.randn_like(parameter)
+    x = torch.randn(3, 2, 8, dtype=torch.float64, requires_grad=True)
+    parameters = [p for module in modules for p in module.parameters()]
+    for inputs in ([x, x, x], [x, x.clone(), x.clone()]):
+        wanted = [module.after(module.layer(module.before(x))) for module in modules]
+        found = project_together(list(zip(modules, inputs, strict=True)))
+        loss, theirs = (sum((k + 1) * v.square().sum() for k, v in enumerate(vs)) for vs in (found, wanted))
+        for a, b in zip(
+            torch.autograd.grad(loss, [x, *parameters]),
+            torch.autograd.grad(theirs, [x, *parameters], retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b)
+        (slope,) = torch.autograd.grad(
+            sum(v.sum() for v in project_together([(m, x) for m in modules])), x, create_graph=True
+        )
+        again = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        (slope,) = torch.autograd.grad(sum(v.sum() for v in wanted), x, create_graph=True)
+        expected = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        for a, b in zip(again, expected, strict=True):
+            torch.testing.assert_close(a, b)
