@@ -95,8 +95,17 @@ def held(
         if activity is None:
             activity = journal.start(kind, backend.place.name, arguments)  # type: ignore[attr-defined]
         extra = {"activity": activity, "resubmit": resubmit, "replan": replan}
-        with backend.open(journal=journal, budget=budget, progress=progress, **extra):
-            yield backend
+        try:
+            with backend.open(journal=journal, budget=budget, progress=progress, **extra):
+                yield backend
+        except (KeyboardInterrupt, UserError) as stop:
+            console = getattr(progress, "console", None)
+            told = kind == "train" and isinstance(stop, KeyboardInterrupt)  # the trainer says so itself
+            sent = journal.submissions(activity, ["submitting", "submitted", "done", "held"])
+            if console is not None and sent and not told:
+                how = f"infer {run.path} --resume" if kind == "infer" else f"train --resume {run.path}"
+                console.print(f"go on with: qrkt-hw {how}", highlight=False, markup=False, soft_wrap=True)
+            raise
         journal.finish(activity)
 
 

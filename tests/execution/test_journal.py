@@ -1,0 +1,97 @@
+"""The journal: states, outcomes, plans, and one writer at a time."""
+
+import sqlite3
+
+import numpy as np
+import pytest
+from qiskit.primitives import BitArray
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.execution.journal import Journal, packed, unpacked
+
+
+def outcome(seed, rows=3, shots=5):
+    rng = np.random.default_rng(seed)
+    return {
+        f"c{k}": BitArray.from_bool_array(rng.integers(0, 2, (rows, shots, 4 + k)).astype(bool), order="little")
+        for k in range(2)
+    }
+
+
+def test_bits_survive_packing():
+    bits = outcome(1)
+    again = unpacked(packed(bits))
+    assert set(again) == set(bits)
+    for name, found in again.items():
+        assert found.num_bits == bits[name].num_bits
+        np.testing.assert_array_equal(found.array, bits[name].array)
+
+
+def test_a_submission_goes_from_intention_to_outcome(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        activity = journal.start("infer", "ibm_fez", {"limit": 3})
+        one = journal.intend(activity, "ibm_fez", ["a", "b"], 100, 2.5)
+        assert one.state == "planned" and journal.outcome(activity, "a") is None
+        one = journal.mark(one, "submitting", session="s")
+        one = journal.mark(one, "submitted", job="j")
+        assert (one.job, one.session) == ("j", "s")
+        journal.done(one, [outcome(1), outcome(2)], 2.75)
+        journal.keep_plan(activity, b"plan", "today")
+    with Journal(path) as journal:  # on disk
+        activity = journal.unfinished("infer")
+        assert activity.arguments == {"limit": 3} and journal.plan(activity) == (b"plan", "today")
+        assert journal.billed(activity) == 2.75
+        assert [s.state for s in journal.submissions(activity)] == ["done"]
+        np.testing.assert_array_equal(journal.outcome(activity, "b")["c1"].array, outcome(2)["c1"].array)
+        other = journal.start("infer", "ibm_fez", {})
+        assert journal.outcome(other, "a") is None  # samples belong to one inference
+        journal.finish(other)
+        assert journal.unfinished("infer") is None and journal.unfinished("train") is None
+
+
+def test_results_and_bill_are_kept_together_or_not_at_all(tmp_path, monkeypatch):
+    from qrkt_hw.execution import journal as module
+
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        activity = journal.start("infer", "ibm_fez", {})
+        one = journal.intend(activity, "ibm_fez", ["a", "b"], 1, 1.0)
+        calls = []
+
+        def fails_at_the_second(bits):
+            calls.append(bits)
+            if len(calls) == 2:
+                raise RuntimeError
+            return packed(bits)
+
+        monkeypatch.setattr(module, "packed", fails_at_the_second)
+        with pytest.raises(RuntimeError):
+            journal.done(one, [outcome(1), outcome(2)], 1.0)
+        assert journal.outcome(activity, "a") is None and journal.submission(one.id).state == "planned"
+
+
+def test_one_writes_and_others_may_read(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        journal.start("train", "ibm_fez", {})
+        with pytest.raises(UserError, match="another process is at work"):
+            Journal(path)
+        with Journal(path, write=False) as reader:
+            assert reader.unfinished("train").device == "ibm_fez"
+    Journal(path).close()
+
+
+def test_a_damaged_journal_is_one_sentence(tmp_path):
+    path = tmp_path / "journal.sqlite"
+    path.write_bytes(b"no database at all, and long enough to be read as one" * 30)
+    with pytest.raises(UserError, match="is damaged"):
+        Journal(path)
+    path.unlink()
+    with Journal(path) as journal:
+        activity = journal.start("infer", "ibm_fez", {})
+        one = journal.intend(activity, "ibm_fez", ["a"], 1, 1.0)
+        journal.done(one, [outcome(1)], 1.0)
+    with sqlite3.connect(path) as base:
+        base.execute("update outcomes set data = x'00'")
+    with Journal(path) as journal, pytest.raises(UserError, match="damaged"):
+        journal.outcome(journal.activities()[0], "a")
