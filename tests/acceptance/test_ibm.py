@@ -153,6 +153,17 @@ def test_a_device_of_ibm_takes_shots_and_flags_of_its_own(home):
     refused(qrkt("infer", "run", "--resubmit", cwd=home), "--resubmit", "--resume")
 
 
+@pytest.mark.parametrize("key", ["twirl_measure", *(pytest.param(k, marks=pytest.mark.slow)
+                                                     for k in ("twirl_gates", "dynamical_decoupling"))])  # fmt: skip
+def test_suppression_changes_no_noiseless_value(key, home, service):
+    service.reset()
+    template = circuits.build("brickwork", 3, 1)
+    call = Call(template, np.random.default_rng(7).normal(size=(6, len(template.parameters))))
+    backend = resolve("ibm_fez", shots=2048, file=home / "backends.yaml", device={key: True})
+    exact = resolve("exact").run([call])[0]
+    assert np.abs(backend.run([call])[0] - exact).max() < 5 / np.sqrt(2048)
+
+
 def test_estimates_follow_the_formula(home, service):
     service.reset()
     template = circuits.build("brickwork", 4, 1)
