@@ -133,14 +133,16 @@ class Journal:
                     f"run: another process is at work on {path.parent} with a device; wait for it, or stop it"
                 ) from error
         try:
-            where = ":memory:" if path is None else str(path) if write else f"file:{path}?mode=ro"
-            self._base = sqlite3.connect(where, isolation_level=None, uri=not write, timeout=20)
+            # not mode=ro: what a killed process left half-written must be rolled back before anything is read
+            self._base = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=20)
             if write:
                 self._base.execute("pragma synchronous = full")
                 if self._base.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
                     raise UserError(f"{path} was written by another version of qrkt-hw")
                 self._base.executescript(_TABLES + f"pragma user_version = {FORMAT};")
             self._base.execute("select count(*) from submissions").fetchone()
+            if not write:
+                self._base.execute("pragma query_only = on")
         except sqlite3.Error as error:
             raise UserError(f"{path} is damaged: it is not a journal ({error})") from error
 

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import time
 
 import pytest
 
@@ -160,8 +161,8 @@ def test_two_resumes_at_once(service, folder, uninterrupted):
     assert status == -9
     service.misbehave("stall_read", where="results", seconds=4)
     first, log = start(["infer", "run", "--resume"], folder)
-    while not service.report()["requests"].get("GET jobs/results", 0):
-        pass
+    while not service.report()["requests"].get("GET jobs/results", 0) and first.exitcode is None:
+        time.sleep(0.05)
     status, text = forked(["infer", "run", "--resume"], folder)
     assert status == 2 and "another process is at work" in text, text
     status, text = finish(first, log)

@@ -81,6 +81,28 @@ def test_one_writes_and_others_may_read(tmp_path):
     Journal(path).close()
 
 
+def test_a_half_written_journal_can_be_read(tmp_path):
+    import os
+    import signal
+
+    path = tmp_path / "journal.sqlite"
+    with Journal(path) as journal:
+        journal.start("infer", "ibm_fez", {})
+    child = os.fork()
+    if child == 0:  # dies inside a transaction whose pages are on disk already
+        base = sqlite3.connect(path, isolation_level=None)
+        base.execute("pragma cache_size = 1")
+        base.execute("pragma cache_spill = 1")
+        base.execute("begin immediate")
+        for _ in range(200):
+            base.execute("insert into outcomes values (1, hex(randomblob(8)), 1, zeroblob(9000))")
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+    assert path.with_name(path.name + "-journal").is_file()
+    with Journal(path, write=False) as reader:
+        assert reader.unfinished("infer").device == "ibm_fez"
+
+
 def test_a_damaged_journal_is_one_sentence(tmp_path):
     path = tmp_path / "journal.sqlite"
     path.write_bytes(b"no database at all, and long enough to be read as one" * 30)
