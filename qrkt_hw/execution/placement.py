@@ -1,28 +1,29 @@
 """Where disjoint copies of a transpiled circuit fit on a chip, ranked by their errors.
 
-A copy is the same ISA circuit on other qubits: the pairs it couples must be coupled there. Copies that fit are found as
-subgraphs of the coupling map (VF2, in rustworkx); then they are taken greedily: in one attempt the best by calibration
-first, in others those that leave the fewest free neighbours behind, and the attempt with the most good copies is kept.
+A copy is the same ISA circuit on other qubits: the pairs it couples must be coupled there, in the direction its gates need.
+Dead couplings and qubits that are read badly are never used, copies much worse than the best are dropped, and of what
+is left as many disjoint copies as possible are taken.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import rustworkx as rx
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.execution.calibration import IGNORED, failure
+from qrkt_hw.execution.disjoint import choose
+from qrkt_hw.execution.embedding import embeddings
 
-GOOD = 0.5  # share of the best copy's success probability
-LARGEST_SEARCH = 24_000  # embeddings that are looked at at once
-SMALL = 8  # qubits; larger circuits are searched in smaller portions
+DEAD = 0.1  # error of a two-qubit gate from which a coupling is not used
+UNREADABLE = 0.2  # error of a readout from which a qubit is not used
+QUALITY = 0.5  # share of the best copy's success probability
+CANDIDATES = 12_000  # layouts among which is chosen
+SYMMETRIC = ("cz", "swap", "rzz", "rxx", "ryy", "iswap")  # the same with its qubits exchanged
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class Copy:
 
 def active_qubits(isa: QuantumCircuit) -> tuple[int, ...]:
     """Physical qubits that a transpiled circuit acts on or measures, ascending."""
-    found = {
-        isa.find_bit(q).index for i in isa.data if i.operation.name not in IGNORED for q in i.qubits
-    }  # fmt: skip
+    found = {isa.find_bit(q).index for i in isa.data if i.operation.name not in IGNORED for q in i.qubits}
     return tuple(sorted(found))
 
 
@@ -56,128 +55,141 @@ def couplings(isa: QuantumCircuit) -> list[tuple[int, int]]:
     return sorted((a, b) for a, b in pairs)
 
 
-def place_copies(isa: QuantumCircuit, target: Any, most: int | None = None) -> list[Copy]:
+def place_copies(isa: QuantumCircuit, target: Any, *, quality: float = QUALITY, guard: int = 0) -> list[Copy]:
     """Disjoint copies of an ISA circuit on its device, best first; the circuit's own place need not be among them.
 
     Args:
-        isa: transpiled to ``target``.
+        isa: transpiled to ``target``; measurements count where it has them.
         target: the device.
-        most: stop at so many.
+        quality: the share of the best copy's success probability that a copy needs. 0 asks for the capacity: nothing
+            is left out, dead couplings and bad readout neither.
+        guard: couplings between two copies that stay unused: 0 lets them touch, 1 keeps a coupling from joining two
+            copies, 2 keeps a qubit between them.
     """
-    active, pairs = active_qubits(isa), couplings(isa)
-    device = device_graph(target)
+    active = active_qubits(isa)
     if not active:
         return []
-    limit = LARGEST_SEARCH if len(active) <= SMALL else LARGEST_SEARCH // 4
-    found: list[Copy] = []
-    free = list(range(len(device)))
-    while len(free) >= len(active):
-        maps = _embeddings(active, pairs, device, free, limit)
-        if not len(maps):
-            break
-        costs = _costs(isa, active, maps, target)
-        attempts = [_greedy(maps, costs, device, compact) for compact in (0.0, 0.02, 0.1, 1.0, 10.0)]
-        best = max(attempts, key=lambda rows: _worth(costs[rows]))
-        found += [Copy(tuple(int(q) for q in maps[row]), math.exp(-costs[row])) for row in best]
-        if len(maps) < limit:
-            break  # all were seen; else go on where qubits are left
-        free = sorted(set(free) - {q for copy in found for q in copy.physical})
-    return sorted(found, key=lambda copy: -copy.success)[:most]
-
-
-def good_copies(copies: Sequence[Copy]) -> list[Copy]:
-    """Copies with at least half the success probability of the best."""
-    return [copy for copy in copies if copy.success >= GOOD * copies[0].success]
-
-
-def device_graph(target: Any) -> rx.PyGraph:
-    """The chip: a node per qubit, an edge where a two-qubit gate exists in either direction."""
-    graph: rx.PyGraph = rx.PyGraph(multigraph=False)
-    graph.add_nodes_from(range(target.num_qubits))
-    for name in target.operation_names:
-        entries = target[name]
-        for qubits in entries or {}:
-            if qubits is not None and len(qubits) == 2:
-                graph.add_edge(qubits[0], qubits[1], None)
-    return graph
-
-
-def _embeddings(
-    active: Sequence[int], pairs: Sequence[tuple[int, int]], device: rx.PyGraph, free: Sequence[int], limit: int
-) -> NDArray[np.int64]:
-    """``(embeddings, active qubits)``: every way (up to a limit) to lay the circuit's couplings on free qubits."""
+    chip = Chip.of(target)
     place = {qubit: k for k, qubit in enumerate(active)}
-    pattern: rx.PyGraph = rx.PyGraph(multigraph=False)
-    pattern.add_nodes_from(range(len(active)))
-    pattern.add_edges_from([(place[a], place[b], None) for a, b in pairs])
-    if not pairs:
-        size = len(active)
-        return np.array([free[k : k + size] for k in range(0, len(free) - size + 1, size)])
-    rows = []
-    for mapping in itertools.islice(
-        rx.vf2_mapping(device.subgraph(list(free)), pattern, subgraph=True, induced=False), limit
-    ):
-        row = [0] * len(active)
-        for physical, own in mapping.items():
-            row[own] = free[physical]
-        rows.append(row)
-    return np.array(rows, dtype=np.int64).reshape(-1, len(active))
+    pairs = [(place[a], place[b]) for a, b in couplings(isa)]
+    allowed, usable = chip.coupled, np.ones(chip.size, dtype=bool)
+    if quality > 0:
+        allowed = chip.coupled & (chip.couplings < -math.log1p(-DEAD))
+        usable = chip.reading < -math.log1p(-UNREADABLE)
+    maps = embeddings(len(active), pairs, allowed, usable)
+    counts = _counts(isa, place)
+    costs = _costs(counts, maps, target)
+    maps, costs = maps[np.isfinite(costs)], costs[np.isfinite(costs)]
+    maps, costs = _cheapest_of_each_set(maps, costs)
+    if not len(maps):
+        return []
+    chances = np.exp(-costs)
+    kept = np.flatnonzero(chances >= quality * chances[0])
+    if len(kept) > CANDIDATES:  # the better half of what is looked at, and a share of the others all over the chip
+        others = np.random.default_rng(len(kept)).choice(kept[CANDIDATES // 2 :], CANDIDATES // 2, replace=False)
+        kept = np.concatenate([kept[: CANDIDATES // 2], np.sort(others)])
+    member = np.zeros((len(kept), chip.size), dtype=bool)
+    member[np.arange(len(kept))[:, None], maps[kept]] = True
+    rows = kept[choose(member, chances[kept], chip.distances, guard)]
+    found = [Copy(tuple(int(q) for q in maps[row]), float(chances[row])) for row in rows]
+    return sorted(found, key=lambda copy: (-copy.success, copy.physical))
 
 
-def _costs(isa: QuantumCircuit, active: Sequence[int], maps: NDArray[np.int64], target: Any) -> NDArray[np.float64]:
-    """``-log(success)`` of every embedding."""
-    place = {qubit: k for k, qubit in enumerate(active)}
+@dataclass(frozen=True, eq=False)
+class Chip:
+    """A device as arrays.
+
+    Attributes:
+        size: qubits.
+        coupled: ``(size, size)``: where a two-qubit gate exists in either direction.
+        couplings: ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate there.
+        reading: ``(size,)``: the same of the measurement.
+        distances: ``(size, size)`` in couplings.
+    """
+
+    size: int
+    coupled: NDArray[np.bool_]
+    couplings: NDArray[np.float64]
+    reading: NDArray[np.float64]
+    distances: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, target: Any) -> Chip:
+        """The chip behind a target."""
+        size = target.num_qubits
+        costs = np.full((size, size), np.inf)
+        for name in target.operation_names:
+            for qubits in target[name] or {}:
+                if qubits is not None and len(qubits) == 2:
+                    a, b = qubits
+                    costs[a, b] = costs[b, a] = min(costs[a, b], failure(target, name, qubits))
+        coupled = np.isfinite(costs)
+        reading = np.array([failure(target, "measure", [q]) for q in range(size)])
+        return cls(size, coupled, costs, reading, _distances(coupled))
+
+
+def _distances(coupled: NDArray[np.bool_]) -> NDArray[np.float64]:
+    from scipy.sparse.csgraph import shortest_path
+
+    return shortest_path(coupled.astype(float), directed=False, unweighted=True)
+
+
+def _counts(isa: QuantumCircuit, place: dict[int, int]) -> dict[tuple[str, tuple[int, ...]], int]:
     counts: dict[tuple[str, tuple[int, ...]], int] = {}
     for instruction in isa.data:
         if instruction.operation.name not in IGNORED:
             key = (instruction.operation.name, tuple(place[isa.find_bit(q).index] for q in instruction.qubits))
             counts[key] = counts.get(key, 0) + 1
-    size = target.num_qubits
+    return counts
+
+
+def _costs(
+    counts: dict[tuple[str, tuple[int, ...]], int], maps: NDArray[np.int64], target: Any
+) -> NDArray[np.float64]:
+    """``-log(success)`` of every layout; infinite where a gate does not exist."""
     tables: dict[tuple[str, int], NDArray[np.float64]] = {}
     total = np.zeros(len(maps))
     for (name, own), count in counts.items():
         if (name, len(own)) not in tables:
-            tables[(name, len(own))] = _table(name, len(own), size, target)
+            tables[(name, len(own))] = _table(name, len(own), target)
         total += count * tables[(name, len(own))][tuple(maps[:, k] for k in own)]
     return total
 
 
-def _table(name: str, width: int, size: int, target: Any) -> NDArray[np.float64]:
-    table = np.zeros((size,) * width)
-    for qubits in target[name] or {}:
-        if qubits is None or len(qubits) != width:
-            continue
+def _table(name: str, width: int, target: Any) -> NDArray[np.float64]:
+    entries = target[name]
+    if not entries or None in entries:
+        return np.zeros((target.num_qubits,) * width)  # on all qubits, without errors
+    table = np.full((target.num_qubits,) * width, np.inf)
+    for qubits in entries:
         table[qubits] = failure(target, name, qubits)
-        if width == 2 and qubits[::-1] not in target[name]:
-            table[qubits[::-1]] = table[qubits]  # the other direction takes the same two-qubit gate
+        if width == 2 and name in SYMMETRIC and qubits[::-1] not in entries:
+            table[qubits[::-1]] = table[qubits]
     return table
 
 
-def _greedy(maps: NDArray[np.int64], costs: NDArray[np.float64], device: rx.PyGraph, compact: float) -> list[int]:
-    """Rows of disjoint embeddings: each time that of least cost plus ``compact`` for every free neighbour it leaves."""
-    size = len(device)
-    adjacent = np.zeros((size, size), dtype=np.float32)
-    for a, b in device.edge_list():
-        adjacent[a, b] = adjacent[b, a] = 1
-    member = np.zeros((len(maps), size), dtype=np.float32)
-    member[np.arange(len(maps))[:, None], maps] = 1
-    free = np.ones(size, dtype=np.float32)
-    alive = np.ones(len(maps), dtype=bool)
-    beside = (member @ adjacent > 0) & (member == 0) if compact else None
-    chosen: list[int] = []
-    while alive.any():
-        score = costs.copy()
-        if beside is not None:
-            score = score + compact * (beside @ free)
-        score[~alive] = np.inf
-        row = int(score.argmin())
-        chosen.append(row)
-        free[maps[row]] = 0
-        alive &= member[:, maps[row]].sum(1) == 0
-    return chosen
+def _cheapest_of_each_set(
+    maps: NDArray[np.int64], costs: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Of layouts on the same qubits the best; all by ascending cost."""
+    order = np.lexsort((*maps.T[::-1], costs))
+    maps, costs = maps[order], costs[order]
+    _, first = np.unique(np.sort(maps, axis=1), axis=0, return_index=True)
+    first.sort()
+    return maps[first], costs[first]
 
 
-def _worth(costs: NDArray[np.float64]) -> tuple[int, int, float]:
-    """How good a set of copies is: how many are good, how many there are, and their mean success."""
-    chances = np.exp(-costs)
-    return int((chances >= GOOD * chances.max()).sum()), len(costs), float(chances.mean())
+
+
+def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]:
+    """The order of qubits in which the device has a gate; symmetric gates may be turned round.
+
+    Raises:
+        ValueError: the device has no such gate there.
+    """
+    entries = target[name] if name in target.operation_names else {}
+    if entries is None or None in (entries or {}) or qubits in entries:
+        return qubits
+    if name in SYMMETRIC and qubits[::-1] in entries:
+        return qubits[::-1]
+    raise ValueError(f"no {name} on qubits {qubits}")
