@@ -22,10 +22,10 @@ from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from scipy.stats import spearmanr
 
-from qrkt_hw.backends.measurement import bases
 from qrkt_hw.backends.noise import device_noise
 from qrkt_hw.backends.placed import PlacedCircuit, noisy_circuit, observable_effects
 from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.execution.measurement import bases
 from qrkt_hw.execution.placement import active_qubits
 from qrkt_hw.resources.devices import SEED, measured, place_circuit
 from qrkt_hw.simulator import simulator

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.backends.base import Call, Gradient, LocalBackend
-from qrkt_hw.backends.measurement import Basis, bases, confuse, sample
 from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.execution.measurement import Basis, bases, confuse, sample
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
 # Aer's runtime parameter binding computes wrong values for some wider parameterised gates; these it binds rightly

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,20 +14,21 @@ from numpy.typing import NDArray
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Call, Gradient
 from qrkt_hw.backends.grouping import evaluate_by_weights
-from qrkt_hw.backends.measurement import Basis, bases, sample
 from qrkt_hw.backends.noise import DeviceNoise, calibration_date, device_noise
 from qrkt_hw.backends.placed import (
-    PlacedCircuit,
     noisy_circuit,
     noisy_instructions,
     observable_effects,
     outcome_effects,
-    place,
     readout,
 )
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.execution.measurement import Basis, bases, sample
+from qrkt_hw.execution.packing import Batch, Packer, Piece
+from qrkt_hw.execution.placement import QUALITY
+from qrkt_hw.execution.transpiling import PlacedCircuit
 from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
@@ -33,13 +37,19 @@ LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 class FakeBackend(AerBackend):
     """A device snapshot: circuits are transpiled to it, cut down to their active qubits, and run with its noise.
 
-    Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), and layers
-    differentiate through the noise. With shots they are sampled.
+    Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), at the place the
+    transpiler chooses, and layers differentiate through the noise. With shots they are sampled, and as on the device
+    copies run side by side: each is simulated with the noise of its own qubits, and executions are counted as the
+    device would.
 
     Args:
         device: name of the snapshot, such as ``fake_torino``.
         method: ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or ``auto``: the first where it fits.
         noise: whose noise: another snapshot of the same gates, ``none``, or None for the device's own.
+        pack: run copies side by side where there are shots.
+        guard, quality: see :func:`qrkt_hw.execution.placement.place_copies`.
+        mitigation: ``mthree`` corrects readout where there are shots.
+        misread: False leaves readout errors out of the noise.
 
     Raises:
         UserError: no such device, or one whose noise does not fit the gates of the other.
@@ -58,15 +68,23 @@ class FakeBackend(AerBackend):
         gradient: Gradient = "adjoint",
         perturbation: float = 0.1,
         noise: str | None = None,
+        pack: bool = True,
+        guard: int = 0,
+        quality: float = QUALITY,
+        mitigation: Literal["none", "mthree"] = "none",
+        misread: bool = True,
     ) -> None:
         super().__init__(name, "cpu", "density_matrix", shots, seed, optimization_level, gradient, perturbation)
         self.snapshot = fake_device(device)
         self.target = self.snapshot.target
         self.noise_name = noise or device
-        self.wanted = method
-        self._placed: dict[tuple[CircuitTemplate, Basis], PlacedCircuit] = {}
+        self.wanted, self.mitigation, self.misread = method, mitigation, misread
+        self.packer = Packer(
+            self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
+            guard=guard, quality=quality, mitigation=mitigation != "none" and shots is not None,
+        )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
-        self._tables: dict[CircuitTemplate, list[NoisySimulator]] = {}
+        self._tables: dict[tuple[str, tuple[int, ...]], NoisySimulator] = {}
         if self.noise_name not in (device, "none"):
             missing = set(self.snapshot.target.operation_names) - set(
                 fake_device(self.noise_name).target.operation_names
@@ -87,20 +105,22 @@ class FakeBackend(AerBackend):
     @property
     def noise(self) -> DeviceNoise | None:
         """The noise in use; built on first use."""
-        return None if self.noise_name == "none" else device_noise(self.noise_name)
+        if self.noise_name == "none":
+            return None
+        found = device_noise(self.noise_name)
+        return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
 
     def about(self) -> dict[str, Any]:
         found = super().about()
         found.update(device=self.snapshot.name, method=self.wanted, noise=self.noise_name)
         found.update(qubits=self.snapshot.num_qubits, calibrated=calibration_date(self.snapshot))
+        if self.shots is not None:
+            found.update(packed=self.packer.packs, mitigation=self.mitigation)
         return found
 
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
         """The template on the device, measured in a basis; made once."""
-        key = (template, basis)
-        if key not in self._placed:
-            self._placed[key] = place(basis.rotated(template.circuit), self.snapshot, self.level)
-        return self._placed[key]
+        return self.packer.kind(template, basis).placed
 
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
@@ -133,7 +153,9 @@ class FakeBackend(AerBackend):
         return NoisySimulator(template, circuits, dtype)
 
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:
-        placed = self.placed(template, basis)
+        return self._noisy(template, basis, self.placed(template, basis))
+
+    def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
             raise UserError(
                 f"backend {self.name!r}: ansatz {template.name!r} touches {len(placed.physical)} qubits of "
@@ -142,27 +164,68 @@ class FakeBackend(AerBackend):
         return Compiled(basis, noisy_instructions(placed, self.noise), placed.measured, readout(placed, self.noise))
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
+        """Exact noisy values, where the transpiler puts the circuit."""
         if not self._fits(call.template):
             return super()._evaluate(call)
-        if self.shots is None:
-            function = self.simulator(call.template, torch.complex128)
-            assert function is not None
-            return evaluate_by_weights(call, function, call.template.num_outputs)
-        total = np.zeros((call.samples, call.template.num_outputs))
-        for basis, table in zip(bases(call.template), self._outcomes(call.template), strict=True):
-            chances = evaluate_by_weights(call, table, 2**call.template.num_qubits)
-            total += sample(chances, self.shots, self.rng) @ basis.signs(call.template.num_outputs).T
-        return total
+        function = self.simulator(call.template, torch.complex128)
+        assert function is not None
+        return evaluate_by_weights(call, function, call.template.num_outputs)
 
-    def _outcomes(self, template: CircuitTemplate) -> list[NoisySimulator]:
-        """Per basis, the chances of every outcome as a function."""
-        if template not in self._tables:
-            made = []
-            for basis in bases(template):
-                placed = self.placed(template, basis)
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        if self.shots is None:
+            return super().run(calls)
+        started = time.perf_counter()
+        batches = self.packer.batches(calls)
+        executions = self.counters.executions
+        self.begin_round(
+            sum(call.samples * self.circuits_for(call.template) for call in calls), [call.tag for call in calls]
+        )
+        wide = sum(batch.executions * self.packer.shots_of(batch) for batch in batches)
+        self.counters.executions = executions + wide
+        pool = self.packer.pooled(calls)
+        outcomes = []
+        for batch in batches:
+            shots = self.packer.shots_of(batch)
+            outcomes.append(
+                [sample(self._chances(piece, batch, calls, pool), shots, self.rng) for piece in batch.pieces]
+            )
+        values = self.packer.combined(calls, batches, outcomes)
+        self.counters.seconds += time.perf_counter() - started
+        return values
+
+    def _chances(self, piece: Piece, batch: Batch, calls: Sequence[Call], pool: Any) -> NDArray[np.float64]:
+        """``(executions, outcomes)`` of a copy: the chance of every outcome, with the noise of its own qubits."""
+        if batch.calibration is not None:
+            return self._calibration(piece, batch.calibration)
+        place, basis, _ = pool[piece.kind][0]
+        template = calls[place].template
+        placed = self.placed(template, basis).moved(piece.physical)
+        busy = piece.samples >= 0
+        values = self.packer.parameter_sets(piece.kind, calls, pool)[piece.samples[busy]]
+        chances = np.zeros((batch.executions, 2**template.num_qubits))
+        chances[:, 0] = 1  # of copies that idle; nobody reads them
+        if self._fits(template):
+            key = (piece.kind, piece.physical)
+            if key not in self._tables:
                 effects = outcome_effects(placed, self.noise)
-                made.append(
-                    NoisySimulator(template, [noisy_circuit(template, placed, self.noise, effects)], torch.complex128)
-                )
-            self._tables[template] = made
-        return self._tables[template]
+                circuits = [noisy_circuit(template, placed, self.noise, effects)]
+                self._tables[key] = NoisySimulator(template, circuits, torch.complex128)
+            call = Call(template, values)
+            chances[busy] = evaluate_by_weights(call, self._tables[key], 2**template.num_qubits)
+        else:
+            chances[busy] = self._probabilities(template, self._noisy(template, basis, placed), values)
+        return chances
+
+    def _calibration(self, piece: Piece, state: int) -> NDArray[np.float64]:
+        """``(1, outcomes)`` where all measured qubits were prepared in one state."""
+        chances = np.ones(1)
+        for qubit in piece.read:
+            populations = np.array([1.0 - state, float(state)])
+            if self.noise is not None:
+                error = self.noise.gates.get(("x", (qubit,)))
+                if state and error is not None:
+                    density = error @ np.array([0, 0, 0, 1])  # |1><1|, column by column
+                    populations = np.clip(density[[0, 3]].real, 0, None)
+                populations = populations @ self.noise.readout[qubit]
+            chances = np.kron(populations, chances)
+        return chances[None]

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrkt_hw.backends.base import Backend, Call, Gradient
-from qrkt_hw.backends.measurement import bases
 from qrkt_hw.backends.schema import IBMEntry
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
+from qrkt_hw.execution.measurement import bases
 
 PLAIN = {"dynamical_decoupling": False, "twirl_gates": False, "twirl_measure": False}
 
@@ -131,11 +131,12 @@ class IBMBackend(Backend):
         return self._packer
 
     def _new_packer(self) -> Any:
-        from qrkt_hw.backends.plain_packer import PlainPacker
+        from qrkt_hw.execution.packing import Packer
 
-        return PlainPacker(
+        return Packer(
             self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots, pack=self.packs,
             guard=self.entry.guard, quality=self.entry.quality, options=dict(self.options),
+            mitigation=self.entry.mitigation == "mthree",
         )  # fmt: skip
 
     def seconds(self, work: Any) -> float:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.quantum_info import SuperOp
 
+from qrkt_hw.execution.cache import cache_folder
 from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix
 
@@ -54,11 +55,6 @@ def device_noise(name: str) -> DeviceNoise:
         found = _build(device)
         _write(path, found)
     return found
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/qrkt-hw``, by default ``~/.cache/qrkt-hw``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrkt-hw"
 
 
 def calibration_date(device: Any) -> str | None:

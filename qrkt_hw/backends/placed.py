@@ -1,4 +1,4 @@
-"""A circuit transpiled to a device and cut down to the qubits it touches."""
+"""A placed circuit with the noise of the qubits it lies on."""
 
 from __future__ import annotations
 
@@ -10,55 +10,13 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 from qiskit.quantum_info import SuperOp
 
-from qrkt_hw.backends.measurement import Basis
 from qrkt_hw.backends.noise import DeviceNoise
 from qrkt_hw.circuits.analysis import Fixed, lower
 from qrkt_hw.circuits.template import CircuitTemplate
-from qrkt_hw.errors import UserError
+from qrkt_hw.execution.measurement import Basis
+from qrkt_hw.execution.transpiling import PlacedCircuit
 from qrkt_hw.simulator.paulis import Channel, transfer_matrix, unitary_transfer
 from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
-
-SEED = 7  # of the transpiler: the same template lands on the same qubits every time
-
-
-@dataclass(frozen=True, eq=False)
-class PlacedCircuit:
-    """An ISA circuit on its active qubits only.
-
-    Attributes:
-        circuit: on ``len(physical)`` qubits, in the device's gates.
-        physical: the device's qubit behind each.
-        measured: for every qubit of the template the qubit of ``circuit`` that carries it at the end.
-    """
-
-    circuit: QuantumCircuit
-    physical: tuple[int, ...]
-    measured: tuple[int, ...]
-
-
-def place(circuit: QuantumCircuit, device: Any, level: int) -> PlacedCircuit:
-    """Transpile to a device and keep the active qubits.
-
-    Raises:
-        UserError: the circuit has more qubits than the device.
-    """
-    from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
-
-    if circuit.num_qubits > device.num_qubits:
-        raise UserError(
-            f"a circuit of {circuit.num_qubits} qubits does not fit {device.name} ({device.num_qubits} qubits)"
-        )
-    manager = generate_preset_pass_manager(optimization_level=level, target=device.target, seed_transpiler=SEED)
-    isa = manager.run(circuit)
-    layout = isa.layout
-    final = list(layout.final_index_layout(filter_ancillas=True)) if layout else list(range(circuit.num_qubits))
-    active = sorted({isa.find_bit(q).index for i in isa.data for q in i.qubits} | set(final))
-    place_of = {q: k for k, q in enumerate(active)}
-    small = QuantumCircuit(len(active))
-    for instruction in isa.data:
-        if instruction.operation.name not in ("barrier", "delay"):
-            small.append(instruction.operation, [place_of[isa.find_bit(q).index] for q in instruction.qubits])
-    return PlacedCircuit(small, tuple(active), tuple(place_of[q] for q in final))
 
 
 @dataclass(frozen=True, eq=False)

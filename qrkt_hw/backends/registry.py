@@ -14,8 +14,12 @@ from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBME
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
 
-# options that only a device of IBM has
-DEVICE_KEYS = ("mode", "instance", "max_time", "dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
+# options of devices
+COPY_KEYS = ("pack", "guard", "quality", "mitigation")  # and those that a snapshot has too
+DEVICE_KEYS = (
+    *COPY_KEYS,
+    "mode", "instance", "max_time", "dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay",
+)  # fmt: skip
 
 
 class BackendWarning(UserWarning):
@@ -55,7 +59,7 @@ def resolve(
         strict: refuse where the fallback would have to serve.
         file: another ``backends.yaml`` over all others.
         seed: of the samples where the entry has none.
-        device: keys of an IBM entry instead of its own.
+        device: keys of the entry of a device, of IBM or a snapshot, instead of its own.
 
     Raises:
         UserError: no such backend, a broken file, or a backend that cannot be used here.
@@ -119,17 +123,22 @@ def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, 
         from qrkt_hw.backends.fake import FakeBackend
 
         if isinstance(entry, FakeEntry):
-            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, **common)  # type: ignore[arg-type]
-        return FakeBackend(name, entry.noise, method="density_matrix", **common)  # type: ignore[arg-type]
+            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, pack=entry.pack, guard=entry.guard,
+                               quality=entry.quality, mitigation=entry.mitigation, **common)  # type: ignore[arg-type]  # fmt: skip
+        return FakeBackend(name, entry.noise, method="density_matrix", pack=False, **common)  # type: ignore[arg-type]
     from qrkt_hw.backends.aer import AerBackend
 
     return AerBackend(name, device=entry.device, method=entry.method, **common)  # type: ignore[arg-type]
 
 
 def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
-    if keys and not isinstance(entry, IBMEntry):
+    odd = [key for key in keys if not isinstance(entry, IBMEntry) and key not in COPY_KEYS]
+    odd += [key for key in keys if key in COPY_KEYS and not isinstance(entry, (IBMEntry, FakeEntry))]
+    if odd and odd[0] in COPY_KEYS:
+        raise UserError(f"--{odd[0]}: backend {name!r} is no device; leave the flag out")
+    if odd:
         raise UserError(
-            f"--{next(iter(keys)).replace('_', '-')}: backend {name!r} is no device of IBM Quantum; leave the flag out"
+            f"--{odd[0].replace('_', '-')}: backend {name!r} is no device of IBM Quantum; leave the flag out"
         )
     return entry.model_copy(update=keys) if keys else entry
 

@@ -56,6 +56,11 @@ class FakeEntry(_Sampling):
     method: Literal["auto", "superoperator", "density_matrix"] = "auto"
     optimization_level: Level = 3
     noise: FakeName | Literal["none"] | None = None
+    pack: bool = True
+    guard: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
+    quality: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mitigation: Literal["none", "mthree"] = "none"
+    max_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
 
 
 class IBMEntry(_Entry):
@@ -80,6 +85,7 @@ class IBMEntry(_Entry):
     pack: bool = True
     guard: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5
+    mitigation: Literal["none", "mthree"] = "none"
     timeout: Annotated[float, Field(gt=0)] = 60.0
     patience: Annotated[float, Field(ge=0)] = 120.0
     grace: Annotated[float, Field(ge=0)] = 60.0

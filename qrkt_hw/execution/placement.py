@@ -143,9 +143,7 @@ def _counts(isa: QuantumCircuit, place: dict[int, int]) -> dict[tuple[str, tuple
     return counts
 
 
-def _costs(
-    counts: dict[tuple[str, tuple[int, ...]], int], maps: NDArray[np.int64], target: Any
-) -> NDArray[np.float64]:
+def _costs(counts: dict[tuple[str, tuple[int, ...]], int], maps: NDArray[np.int64], target: Any) -> NDArray[np.float64]:
     """``-log(success)`` of every layout; infinite where a gate does not exist."""
     tables: dict[tuple[str, int], NDArray[np.float64]] = {}
     total = np.zeros(len(maps))
@@ -177,8 +175,6 @@ def _cheapest_of_each_set(
     _, first = np.unique(np.sort(maps, axis=1), axis=0, return_index=True)
     first.sort()
     return maps[first], costs[first]
-
-
 
 
 def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]:

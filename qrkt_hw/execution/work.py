@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ class Work:
         tag: what it is for.
         device: where.
         options: what changes the result, such as twirling.
+        batch: what the copies compute; of the packer that made it.
     """
 
     circuit: QuantumCircuit
@@ -31,17 +33,13 @@ class Work:
     tag: str
     device: str
     options: dict[str, Any] = field(default_factory=dict)
+    batch: Any = field(default=None, repr=False)
 
     @property
     def key(self) -> str:
         """SHA-256 of the content: circuit by structure, parameters, shots, options and device."""
         digest = hashlib.sha256(json.dumps([self.shots, self.device, self.options], sort_keys=True).encode())
-        order = {parameter: f"p{k}" for k, parameter in enumerate(self.circuit.parameters)}
-        names = {parameter.name: place for parameter, place in order.items()}
-        for instruction in self.circuit.data:
-            where = [self.circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
-            angles = [_shown(p, names) for p in instruction.operation.params]
-            digest.update(f"{instruction.operation.name}{where}{angles}".encode())
+        digest.update(structure(self.circuit))
         digest.update(np.ascontiguousarray(self.values, dtype=np.float64).tobytes())
         return digest.hexdigest()
 
@@ -51,8 +49,25 @@ class Work:
         return len(self.values) * self.shots
 
 
-def _shown(angle: Any, names: dict[str, str]) -> str:
-    text = str(angle)
-    for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, names[name])
-    return text
+def structure(circuit: QuantumCircuit) -> bytes:
+    """SHA-256 of gates, wires and angles; parameters count by their order, not by their names."""
+    kept = _known.get(id(circuit))
+    if kept is not None and kept[0] is circuit and kept[1] == len(circuit.data):
+        return kept[2]
+    digest = hashlib.sha256()
+    names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
+    longest_first = sorted(names, key=len, reverse=True)
+    pattern = re.compile("|".join(re.escape(name) for name in longest_first)) if names else None
+    for instruction in circuit.data:
+        where = [circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
+        angles = [str(p) for p in instruction.operation.params]
+        if pattern is not None:
+            angles = [pattern.sub(lambda found: names[found.group()], angle) for angle in angles]
+        digest.update(f"{instruction.operation.name}{where}{angles}".encode())
+    if len(_known) > 200:
+        _known.clear()
+    _known[id(circuit)] = (circuit, len(circuit.data), digest.digest())
+    return digest.digest()
+
+
+_known: dict[int, tuple[QuantumCircuit, int, bytes]] = {}  # wide circuits are long and asked for every round

@@ -41,6 +41,16 @@ class BackendOptions(BaseModel):
     )
     gradient: Gradient | None = Field(None, description="how circuits are differentiated [default: the backend's]")
     strict_backend: bool = Field(False, description="refuse a backend that is not available instead of its fallback")
+    pack: bool | None = Field(
+        None, description="on a device: run copies of a circuit side by side [default: the backend's, where it is on]"
+    )
+    guard: int | None = Field(None, ge=0, le=3, description="on a device: couplings left unused between two copies")
+    quality: float | None = Field(
+        None, ge=0, le=1, description="on a device: share of the best copy's success that a copy needs to be used"
+    )
+    mitigation: Literal["none", "mthree"] | None = Field(
+        None, description="on a device: correction of readout errors [default: the backend's]"
+    )
     mode: Literal["job", "batch", "session", "auto"] | None = Field(
         None, description="IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
     )

@@ -114,7 +114,7 @@ def fingerprint(template: CircuitTemplate) -> str:
 
 
 def _bases(template: CircuitTemplate) -> int:
-    from qrkt_hw.backends.measurement import bases
+    from qrkt_hw.execution.measurement import bases
 
     return len(bases(template))
 

@@ -113,7 +113,7 @@ def test_inference_of_all_digits_on_fake_torino_with_shots(tmp_path, capsys):
     assert run("infer", out, "--backend", "fake_torino", "--shots", 1024, "--json") == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["count"] == 360
-    assert record["executions"] == 1024 * record["circuits"] > 0
+    assert 0 < record["executions"] < 1024 * record["circuits"] / 20  # some 26 copies side by side
     assert record["rounds"] > 0 and record["backend_details"]["calibrated"].startswith("2025-02-26")
     low, high = record["interval"]
     assert low <= record["accuracy"] <= high

@@ -9,7 +9,7 @@ from qrkt_hw.experiments import presets
 from qrkt_hw.models.build import build_model, set_backend
 from qrkt_hw.options.run import RunOptions
 
-SHOTS, COPIES, OPEN_PLAN = 1024, 17, 600  # 17 disjoint chains of six qubits were placed on Torino; four take fewer
+SHOTS, OPEN_PLAN = 1024, 600
 
 
 @pytest.mark.acceptance
@@ -21,7 +21,7 @@ def test_fifty_images_take_less_than_half_of_the_open_plan():
     with torch.no_grad():
         model(torch.zeros(50, 1, 8, 8))
     used = backend.counters
-    assert used.executions == SHOTS * used.circuits > 0
-    # IBM's quick form: 2 s a job and 0.35 ms an execution; copies on one chip share an execution
-    seconds = 2 * used.rounds + 0.00035 * used.executions / COPIES
+    assert 0 < used.executions < SHOTS * used.circuits / 20
+    # IBM's quick form: 2 s a job and 0.35 ms an execution
+    seconds = 2 * used.rounds + 0.00035 * used.executions
     assert seconds < OPEN_PLAN / 2

@@ -12,14 +12,14 @@ from qrkt_hw.execution.placement import active_qubits, place_copies
 
 @pytest.mark.parametrize(
     ("device", "qubits", "least"),
-    [("fake_torino", 6, 17), ("fake_marrakesh", 6, 19), ("fake_miami", 6, 18), ("fake_miami", 12, 6)],
+    [("fake_torino", 6, 17), ("fake_marrakesh", 6, 20), ("fake_miami", 6, 20), ("fake_miami", 12, 6)],
 )
 def test_copies_are_disjoint_run_as_they_are_and_are_ranked(device, qubits, least):
     target = fake_device(device).target
     circuit = build("brickwork", qubits, 1).circuit.copy()
     circuit.measure_all()
     isa = generate_preset_pass_manager(optimization_level=3, target=target, seed_transpiler=1).run(circuit)
-    copies = place_copies(isa, target)
+    copies = place_copies(isa, target, quality=0)
     assert len(copies) >= least
     used = [q for copy in copies for q in copy.physical]
     assert len(used) == len(set(used))

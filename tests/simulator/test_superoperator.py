@@ -12,8 +12,8 @@ from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_reado
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.fake import FakeBackend
-from qrkt_hw.backends.measurement import bases, confuse
 from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.execution.measurement import bases, confuse
 from qrkt_hw.simulator.superoperator import LARGEST
 from tests.random_templates import random_template
 
@@ -92,13 +92,11 @@ def test_random_templates_with_any_gate_and_observable(seed):
 
 
 def test_outcome_chances_give_the_same_values_as_observables():
-    from qrkt_hw.backends.grouping import evaluate_by_weights
-
     template = circuits.build("qrkt", 4, 2)
     call = Call(template, np.random.default_rng(1).normal(size=(3, 2, len(template.parameters))))
-    backend = FakeBackend("fake_torino", "fake_torino", shots=10)
-    (table,) = backend._outcomes(template)
-    chances = evaluate_by_weights(call, table, 16)
+    backend = FakeBackend("fake_torino", "fake_torino", shots=10, pack=False)
+    (batch,) = backend.packer.batches([call])
+    chances = backend._chances(batch.pieces[0], batch, [call], backend.packer.pooled([call]))
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-12)
     assert chances.min() > -1e-12
     exact = FakeBackend("fake_torino", "fake_torino").run([call])[0].reshape(6, 4)

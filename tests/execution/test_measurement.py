@@ -8,7 +8,7 @@ from qrkt_hw.circuits import CircuitTemplate
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.measurement import bases, confuse
+from qrkt_hw.execution.measurement import bases, confuse
 
 
 def test_z_observables_take_one_basis():
