@@ -21,7 +21,7 @@ def pauli_template():
 
 
 def components(wide):
-    """Of a measured wide circuit: for every connected part its circuit, its own qubits, and ``(register, bit) -> qubit``."""
+    """Of a measured wide circuit: every connected part as a circuit, and its qubit behind ``(register, bit)``."""
     graph = rx.PyGraph()
     graph.add_nodes_from(range(wide.num_qubits))
     gates, measured = [], {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from qrkt_hw.backends.aer import AerBackend, Compiled
-from qrkt_hw.backends.base import Call, Gradient
+from qrkt_hw.backends.base import Backend, Call, Gradient
 from qrkt_hw.backends.grouping import evaluate_by_weights
 from qrkt_hw.backends.noise import DeviceNoise, calibration_date, device_noise
 from qrkt_hw.backends.placed import (
@@ -28,6 +29,7 @@ from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.execution.measurement import Basis, bases, sample
 from qrkt_hw.execution.packing import Batch, Packer, Piece
 from qrkt_hw.execution.placement import QUALITY
+from qrkt_hw.execution.pricing import DEFAULT_DELAY, JOB_SECONDS
 from qrkt_hw.execution.transpiling import PlacedCircuit
 from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
 
@@ -37,10 +39,10 @@ LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 class FakeBackend(AerBackend):
     """A device snapshot: circuits are transpiled to it, cut down to their active qubits, and run with its noise.
 
-    Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), at the place the
-    transpiler chooses, and layers differentiate through the noise. With shots they are sampled, and as on the device
-    copies run side by side: each is simulated with the noise of its own qubits, and executions are counted as the
-    device would.
+    Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), at the place
+    the transpiler chooses, and layers differentiate through the noise. With shots they are sampled, and as on the
+    device copies run side by side: each is simulated with the noise of its own qubits, and executions are counted as
+    the device would.
 
     Args:
         device: name of the snapshot, such as ``fake_torino``.
@@ -78,6 +80,8 @@ class FakeBackend(AerBackend):
         self.snapshot = fake_device(device)
         self.target = self.snapshot.target
         self.noise_name = noise or device
+        self.estimated = 0.0  # QPU seconds the device would have taken
+        self._budget: Any = None
         self.wanted, self.mitigation, self.misread = method, mitigation, misread
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
@@ -115,7 +119,9 @@ class FakeBackend(AerBackend):
         found.update(device=self.snapshot.name, method=self.wanted, noise=self.noise_name)
         found.update(qubits=self.snapshot.num_qubits, calibrated=calibration_date(self.snapshot))
         if self.shots is not None:
-            found.update(packed=self.packer.packs, mitigation=self.mitigation)
+            found.update(
+                packed=self.packer.packs, mitigation=self.mitigation, estimated_seconds=round(self.estimated, 3)
+            )
         return found
 
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
@@ -181,7 +187,12 @@ class FakeBackend(AerBackend):
             sum(call.samples * self.circuits_for(call.template) for call in calls), [call.tag for call in calls]
         )
         wide = sum(batch.executions * self.packer.shots_of(batch) for batch in batches)
+        seconds = JOB_SECONDS + sum(self.packer.seconds(batch, self.default_rep_delay) for batch in batches)
+        if self._budget is not None and batches:
+            self._budget.admit(seconds)
+            self._budget.charge(seconds)
         self.counters.executions = executions + wide
+        self.estimated += seconds if batches else 0.0
         pool = self.packer.pooled(calls)
         outcomes = []
         for batch in batches:
@@ -215,6 +226,23 @@ class FakeBackend(AerBackend):
         else:
             chances[busy] = self._probabilities(template, self._noisy(template, basis, placed), values)
         return chances
+
+    @property
+    def default_rep_delay(self) -> float:
+        """Seconds between two executions of the device."""
+        return float(getattr(self.snapshot, "default_rep_delay", None) or DEFAULT_DELAY)
+
+    @contextmanager
+    def open(
+        self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
+    ) -> Iterator[Backend]:
+        """As on the device, a budget is charged with what the device would bill."""
+        before, self._budget = self._budget, budget
+        try:
+            with super().open(journal, budget, progress) as held:
+                yield held
+        finally:
+            self._budget = before
 
     def _calibration(self, piece: Piece, state: int) -> NDArray[np.float64]:
         """``(1, outcomes)`` where all measured qubits were prepared in one state."""

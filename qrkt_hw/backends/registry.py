@@ -123,8 +123,8 @@ def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, 
         from qrkt_hw.backends.fake import FakeBackend
 
         if isinstance(entry, FakeEntry):
-            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, pack=entry.pack, guard=entry.guard,
-                               quality=entry.quality, mitigation=entry.mitigation, **common)  # type: ignore[arg-type]  # fmt: skip
+            copies = {key: getattr(entry, key) for key in COPY_KEYS}
+            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, **copies, **common)  # type: ignore[arg-type]
         return FakeBackend(name, entry.noise, method="density_matrix", pack=False, **common)  # type: ignore[arg-type]
     from qrkt_hw.backends.aer import AerBackend
 

@@ -1,9 +1,9 @@
 """Choosing disjoint sets of qubits: as many as possible, and among as many the best.
 
-Weighted set packing. Few sets are chosen exactly, by an integer programme (HiGHS, through SciPy). Many are chosen greedily,
-and then by an iterated local search: a set that is not taken is forced in, those it excludes go, what fits again is filled
-in, and the result is kept unless it is worse (Andrade, Resende and Werneck, J. Heuristics 18, 525, 2012). Efforts
-are counted in steps, not in seconds, so that the same chip gives the same choice on every machine.
+Weighted set packing. Few sets are chosen exactly, by an integer programme (HiGHS, through SciPy). Many are chosen
+greedily, and then by an iterated local search: a set that is not taken is forced in, those it excludes go, what fits
+again is filled in, and the result is kept unless it is worse (Andrade, Resende and Werneck, J. Heuristics 18, 525,
+2012). Efforts are counted in steps, not in seconds, so that the same chip gives the same choice on every machine.
 """
 
 from __future__ import annotations

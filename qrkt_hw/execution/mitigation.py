@@ -1,8 +1,8 @@
 """Readout mitigation by mthree, with calibration circuits that are ordinary work: packed, journalled and paid like any.
 
 Nation, Kang, Sundaresan and Gambetta, "Scalable mitigation of measurement errors on quantum computers", PRX Quantum 2,
-040326 (2021). mthree would submit its calibration itself, past journal and budget; here two circuits prepare all measured
-qubits of the packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
+040326 (2021). mthree would submit its calibration itself, past journal and budget; here two circuits prepare all
+measured qubits of the packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Many parameter sets on one chip: copies of a circuit side by side, as wide circuits, and values from their counts.
 
-The calls of a round are pooled by circuit and measurement basis. Their parameter sets are dealt to the copies, execution after
-execution; every copy of a wide circuit has parameters and a classical register of its own. The plan, which is where every
-circuit lies, is made once and can be kept as bytes.
+The calls of a round are pooled by circuit and measurement basis. Their parameter sets are dealt to the copies,
+execution after execution; every copy of a wide circuit has parameters and a classical register of its own. The plan,
+which is where every circuit lies, is made once and can be kept as bytes.
 """
 
 from __future__ import annotations
@@ -127,6 +127,8 @@ class Packer:
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
         self._shares: dict[tuple[tuple[str, int], ...], list[Share]] = {}
         self._circuits: dict[tuple[Any, ...], QuantumCircuit] = {}
+        self._durations: dict[int, float] = {}
+        self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last round as they were read
 
     # the plan ------------------------------------------------------------------------------------------------------
     def kind(self, template: CircuitTemplate, basis: Basis) -> Kind:
@@ -193,6 +195,23 @@ class Packer:
             copies = tuple(Copy(tuple(physical), success) for physical, success in one["copies"])
             self._kinds[one["key"]] = Kind(one["key"], placed, copies)
         return self
+
+    def planner(self) -> Packer:
+        """A packer of the same plan that has learnt nothing of readout: packing there leaves this one as it is."""
+        other = Packer(
+            self.target, device=self.device, level=self.level, shots=self.shots, pack=self.packs, guard=self.guard,
+            quality=self.quality, options=self.options, mitigation=self.readout is not None,
+        )  # fmt: skip
+        other._kinds, other._keys, other._shares = self._kinds, self._keys, self._shares
+        other._circuits, other._durations = self._circuits, self._durations
+        return other
+
+    def seconds(self, batch: Batch, rep_delay: float) -> float:
+        """QPU seconds of a batch without the overhead of its job: (delay + duration of the wide circuit) x executions."""
+        circuit = self._wide(batch)
+        if id(circuit) not in self._durations:
+            self._durations[id(circuit)] = float(circuit.estimate_duration(self.target))
+        return (rep_delay + self._durations[id(circuit)]) * batch.executions * self.shots_of(batch)
 
     # packing -------------------------------------------------------------------------------------------------------
     def shares(self, counts: dict[str, int]) -> list[Share]:
@@ -322,40 +341,48 @@ class Packer:
         self, calls: Sequence[Asked], batches: Sequence[Batch], outcomes: Sequence[Sequence[Outcomes]]
     ) -> list[NDArray[np.float64]]:
         """The same from the outcomes of every piece of every batch."""
+        for batch, found in zip(batches, outcomes, strict=True):
+            if batch.calibration is not None:
+                assert self.readout is not None
+                for piece, outcome in zip(batch.pieces, found, strict=True):
+                    self.readout.learn(batch.calibration, piece.read, _ones(outcome, len(piece.read)))
+        self.unmitigated = None if self.readout is None else self._collected(calls, batches, outcomes, raw=True)
+        return self._collected(calls, batches, outcomes, raw=self.readout is None)
+
+    def _collected(
+        self,
+        calls: Sequence[Asked],
+        batches: Sequence[Batch],
+        outcomes: Sequence[Sequence[Outcomes]],
+        *,
+        raw: bool,
+    ) -> list[NDArray[np.float64]]:
         pool = self.pooled(calls)
-        collected: dict[str, dict[int, NDArray[np.float64]]] = {key: {} for key in pool}
+        total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for batch, found in zip(batches, outcomes, strict=True):
             for piece, outcome in zip(batch.pieces, found, strict=True):
-                if batch.calibration is not None:
-                    assert self.readout is not None
-                    self.readout.learn(batch.calibration, piece.read, _ones(outcome, len(piece.read)))
-                    continue
-                busy = np.flatnonzero(piece.samples >= 0)
-                mine = outcome[busy] if isinstance(outcome, np.ndarray) else [outcome[k] for k in busy]
-                for place, basis, start in pool[piece.kind]:
+                for place, basis, start in pool[piece.kind] if batch.calibration is None else ():
                     call = calls[place]
-                    inside = (piece.samples[busy] >= start) & (piece.samples[busy] < start + call.samples)
-                    rows = np.flatnonzero(inside)
-                    if not len(rows):
-                        continue
-                    part = mine[rows] if isinstance(mine, np.ndarray) else [mine[k] for k in rows]
-                    into = collected[piece.kind].setdefault(place, np.zeros((call.samples, call.template.num_outputs)))
-                    into[piece.samples[busy][rows] - start] = self._expectations(part, basis, call, piece.read)
-        total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
-        for parts in collected.values():
-            for place, values in parts.items():
-                total[place] += values
+                    rows = np.flatnonzero((piece.samples >= start) & (piece.samples < start + call.samples))
+                    if len(rows):
+                        part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
+                        found_there = self._expectations(part, basis, call, piece.read, raw)
+                        total[place][piece.samples[rows] - start] += found_there
         return [
             values.reshape(*call.values.shape[:-1], call.template.num_outputs)
             for call, values in zip(calls, total, strict=True)
         ]
 
-    def _expectations(self, outcome: Outcomes, basis: Basis, call: Asked, read: Sequence[int]) -> NDArray[np.float64]:
+    def _expectations(
+        self, outcome: Outcomes, basis: Basis, call: Asked, read: Sequence[int], raw: bool
+    ) -> NDArray[np.float64]:
         outputs = call.template.num_outputs
-        if self.readout is None and isinstance(outcome, np.ndarray):
+        if raw and isinstance(outcome, np.ndarray):
             return outcome @ basis.signs(outputs).T
         counts = outcome if isinstance(outcome, list) else [_counts(row, self.shots) for row in outcome]
-        weighted: Sequence[dict[int, Any]] = counts if self.readout is None else self.readout.corrected(counts, read)
+        weighted: Sequence[dict[int, Any]] = counts
+        if not raw and self.readout is not None:
+            weighted = self.readout.corrected(counts, read)
         values = np.zeros((len(weighted), outputs))
         for row, one in enumerate(weighted):
             every = sum(one.values())

@@ -1,8 +1,8 @@
 """Where disjoint copies of a transpiled circuit fit on a chip, ranked by their errors.
 
-A copy is the same ISA circuit on other qubits: the pairs it couples must be coupled there, in the direction its gates need.
-Dead couplings and qubits that are read badly are never used, copies much worse than the best are dropped, and of what
-is left as many disjoint copies as possible are taken.
+A copy is the same ISA circuit on other qubits: the pairs it couples must be coupled there, in the direction its gates
+need. Dead couplings and qubits that are read badly are never used, copies much worse than the best are dropped, and of
+what is left as many disjoint copies as possible are taken.
 """
 
 from __future__ import annotations

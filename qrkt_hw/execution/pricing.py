@@ -21,6 +21,7 @@ from qrkt_hw.options.validation import sentence
 JOB_SECONDS = 2.0
 QUICK_SECONDS = 0.00035
 LARGEST_JOB = 10_000_000  # executions
+DEFAULT_DELAY = 250e-6  # s between two executions, of a device that does not say
 
 
 class Plan(BaseModel):

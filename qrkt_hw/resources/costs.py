@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qrkt_hw.execution.pricing import prices, usage
+from qrkt_hw.execution.pricing import DEFAULT_DELAY, prices, usage
+from qrkt_hw.execution.sharing import share
 from qrkt_hw.resources.schema import Circuit, Cost, Device, Logical, Placed
 
-DEFAULT_DELAY = 250e-6  # s, of a device that does not say
 WAYS = ("estimator", "broadcast", "packed")
 METHODS = ("adjoint", "parameter_shift", "spsa")
 
@@ -74,17 +74,23 @@ def _cost(
     for factor in forms:
         for requests in logical.rounds:
             sent, submissions, busy = 0, 0 if way == "estimator" else 1, 0.0
+            together: dict[tuple[int, int], int] = {}  # circuit and basis -> parameter sets
             for request in requests:
                 circuit, place = logical.circuits[request.circuit], placed[request.circuit]
                 sets = request.circuits * each * factor(circuit)
-                if way == "estimator":
-                    count = sets * circuit.outputs
-                    submissions += request.layers
-                else:
-                    copies = max(1, place.good_copies) if way == "packed" else 1
-                    count = -(-sets // copies) * circuit.bases
+                if way == "packed":
+                    for basis in range(circuit.bases):
+                        together[request.circuit, basis] = together.get((request.circuit, basis), 0) + sets
+                    continue
+                count = sets * (circuit.outputs if way == "estimator" else circuit.bases)
+                submissions += request.layers if way == "estimator" else 0
                 sent += count
                 busy += count * place.duration
+            if way == "packed":
+                copies = {key: [tuple(c) for c in placed[key[0]].basis_copies[key[1]]] for key in together}
+                for one in share(together, copies):
+                    sent += one.executions
+                    busy += one.executions * max(placed[key[0]].duration for key, _ in one.copies)  # type: ignore[index]
             if sent:
                 used = usage(sent * shots, delay, busy / sent, submissions)
                 rounds += submissions

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
@@ -76,19 +75,21 @@ def snapshot_name(name: str) -> str | None:
 
 def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int = SEED) -> Placed:
     """A template on a device, all its qubits measured, by Qiskit's preset pass manager."""
-    from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
-
     from qrkt_hw.execution.calibration import cone_success, success
-    from qrkt_hw.execution.placement import active_qubits, couplings, good_copies, place_copies
+    from qrkt_hw.execution.measurement import bases
+    from qrkt_hw.execution.packing import Packer
+    from qrkt_hw.execution.placement import active_qubits, couplings, place_copies
+    from qrkt_hw.execution.transpiling import read_from, transpiled
     from qrkt_hw.resources.logical import two_qubit_figures
 
     target = device.target
-    manager = generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed)
-    isa = manager.run(measured(template))
-    layout = [int(q) for q in isa.layout.final_index_layout(filter_ancillas=True)]
+    packer = Packer(target, device=device.name, level=level, shots=1)
+    circuits = [transpiled(template, basis, target, level, seed=seed) for basis in bases(template)]
+    packed = [packer.copies(circuit) for circuit in circuits]
+    isa, copies = circuits[0], packed[0]
+    layout = read_from(isa)
     reads = [sorted({layout[q] for _, qubits, _ in o.to_sparse_list() for q in qubits}) for o in template.observables]
     outputs = cone_success(isa, target, reads)
-    copies = place_copies(isa, target)
     return Placed(
         circuit=0,
         level=level,
@@ -101,10 +102,11 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
         success=success(isa, target),
         output_success=outputs,
         predicted_error=predicted_error(template, outputs),
-        copies=len(copies),
-        good_copies=len(good_copies(copies)) if copies else 0,
+        copies=len(place_copies(isa, target, quality=0)),
+        good_copies=len(copies),
         copy_success=[round(copy.success, 9) for copy in copies],
         copy_qubits=[list(copy.physical) for copy in copies],
+        basis_copies=[[list(copy.physical) for copy in found] for found in packed],
         **two_qubit_figures(isa),
     )
 
@@ -121,13 +123,6 @@ def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) 
         return None
     lost = (1 - np.asarray(output_success)) * typical_values(template)
     return float(np.sqrt((lost**2).mean()))
-
-
-def measured(template: CircuitTemplate) -> QuantumCircuit:
-    """The template's circuit with every qubit measured at its end."""
-    circuit = template.circuit.copy()
-    circuit.measure_all()
-    return circuit
 
 
 def device_of(name: str) -> Any:

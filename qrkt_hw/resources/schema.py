@@ -110,10 +110,13 @@ class Placed(Part):
         description="root mean square error of the expectation values that the noise is expected to make: the failure "
         "within each causal cone times the typical size of the value; null beyond 14 qubits"
     )
-    copies: int = Field(description="disjoint copies that fit the device")
-    good_copies: int = Field(description="those with at least half the success probability of the best")
-    copy_success: list[float] = Field(description="of every copy, best first")
-    copy_qubits: list[list[int]] = Field(description="physical qubits of every copy")
+    copies: int = Field(description="disjoint copies that fit the device, good or bad")
+    good_copies: int = Field(
+        description="those that are packed: sound couplings and readout, half the best one's success"
+    )
+    copy_success: list[float] = Field(description="of every copy that is packed, best first")
+    copy_qubits: list[list[int]] = Field(description="physical qubits of every copy that is packed")
+    basis_copies: list[list[list[int]]] = Field(description="the same for each measurement basis")
 
 
 class Device(Part):
