@@ -17,34 +17,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from qiskit import QuantumCircuit
-from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from scipy.stats import spearmanr
 
 from qrkt_hw.backends.noise import device_noise
-from qrkt_hw.backends.placed import PlacedCircuit, noisy_circuit, observable_effects
+from qrkt_hw.backends.placed import noisy_circuit, observable_effects
 from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.execution.measurement import bases
-from qrkt_hw.execution.placement import active_qubits
-from qrkt_hw.resources.devices import SEED, measured, place_circuit
+from qrkt_hw.execution.transpiling import PlacedCircuit, cut, transpiled
+from qrkt_hw.resources.devices import place_circuit
 from qrkt_hw.simulator import simulator
 from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
 
 
 def placed_as_reported(template: CircuitTemplate, device: str, level: int) -> PlacedCircuit:
-    """The reporter's own transpiled circuit on its active qubits, without its measurements."""
-    manager = generate_preset_pass_manager(
-        optimization_level=level, target=fake_device(device).target, seed_transpiler=SEED
-    )
-    isa = manager.run(measured(template))
-    active = active_qubits(isa)
-    place = {q: k for k, q in enumerate(active)}
-    small = QuantumCircuit(len(active))
-    for instruction in isa.data:
-        if instruction.operation.name not in ("barrier", "delay", "measure"):
-            small.append(instruction.operation, [place[isa.find_bit(q).index] for q in instruction.qubits])
-    return PlacedCircuit(small, active, tuple(place[q] for q in isa.layout.final_index_layout(filter_ancillas=True)))
+    """The circuit where the reporter puts it."""
+    (basis,) = bases(template)
+    return cut(transpiled(template, basis, fake_device(device).target, level))
 
 
 def true_error(template: CircuitTemplate, device: str, level: int, samples: int) -> tuple[float, float] | None:

@@ -83,6 +83,7 @@ class Backend(ABC):
         differentiable: :meth:`simulator` computes exactly what :meth:`run` returns, so layers go straight through it.
         target: what to transpile to; None where no transpilation is needed.
         counters: circuits, executions, rounds and seconds so far.
+        max_seconds: QPU seconds that one run may use where no flag says otherwise; None for no limit.
         fell_back_from: the backend that was asked for and could not be used; None otherwise.
         notice: what the user must be told about this backend; None where there is nothing.
     """
@@ -94,6 +95,7 @@ class Backend(ABC):
     perturbation: float = 0.1
     differentiable: bool = False
     target: Any = None
+    max_seconds: float | None = None
     fell_back_from: str | None = None
     notice: str | None = None
 

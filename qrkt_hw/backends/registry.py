@@ -77,6 +77,7 @@ def resolve(
         name, entry = following, _entry(following, known)
         problem = unavailable(entry)
     backend = make(name, entry, shots, gradient, seed)
+    backend.max_seconds = getattr(entry, "max_seconds", None)
     if name != asked:
         backend.fell_back_from = asked
         backend.notice = (

@@ -30,6 +30,20 @@ from qrkt_hw.options.training import BackendOptions
 )
 @click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
 @options_from(BackendOptions)
+@click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
+@click.option(
+    "--max-qpu-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="on a device: limit of QPU time  [default: the backend's]",
+)
+@click.option(
+    "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
+)
+@click.option(
+    "--report",
+    is_flag=True,
+    help="also the error of every layer's values, accuracies, mitigation, estimate and bill; as table, JSON, plot",
+)
 @click.option(
     "--ablate",
     multiple=True,
@@ -50,6 +64,10 @@ def infer(
     restart: bool,
     resubmit: bool,
     replan: bool,
+    dry_run: bool,
+    max_qpu_seconds: float | None,
+    max_cost: float | None,
+    report: bool,
     **flags: Any,
 ) -> None:
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
@@ -65,6 +83,10 @@ def infer(
     from qrkt_hw.runs.atomic import to_json
 
     console = Console(stderr=True)
+    if report and (images or texts):
+        raise UserError("--report compares a split; leave out --image and --text")
+    if dry_run and (report or ablate or resume):
+        raise UserError("--dry-run only plans; leave out --report, --ablate and --resume")
     if images and (split or limit or ablate or texts or data_dir):
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
@@ -87,18 +109,42 @@ def infer(
 
     backend = open_backend(backend_options(flags), seed, console)
     _summarize(folder, backend, console)
+    from qrkt_hw.commands.planning import planned
+
+    batch = inference.BATCH if not images and not texts else len(images or texts)
+    planning = dry_run or max_qpu_seconds is not None or max_cost is not None or backend.max_seconds is not None
+    plan, budget = None, None
+    if planning:
+        samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
+        plan, budget = planned(
+            folder, backend, samples, batch, max_qpu_seconds, max_cost, refuse=not dry_run and not resume
+        )
+    if dry_run:
+        if as_json:
+            click.echo(to_json({"backend": backend.name, **plan.record()}))
+        else:
+            for line in plan.lines(backend.name):
+                click.echo(line)
+        return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
 
     def opening(tell: Any) -> Any:
-        return held(folder, backend, "infer", kept, progress=tell or Waiting(console), **how)
+        return held(folder, backend, "infer", kept, budget=budget, progress=tell or Waiting(console), **how)
 
     if images:
         record = inference.infer_images(folder, images, backend, opening)
     elif texts:
         record = inference.infer_texts(folder, texts, backend, opening)
     else:
-        record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, opening, data_dir)
+        record = inference.infer_split(
+            folder, split or "test", limit, backend, ablate, console, opening, data_dir, report
+        )
+    if report and "layers" in record:
+        from qrkt_hw.plots.devices import plot_device
+
+        drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
+        click.echo(f"drawn to {drawn}", err=True)
     if as_json:
         click.echo(to_json(record))
     elif images or texts:
@@ -115,7 +161,7 @@ def infer(
         for name, found in record.get("ablations", {}).items():
             click.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            for line in _report(record):
+            for line in [*_report(record), *_layers(record)]:
                 click.echo(line)
     announce(backend, console)
 
@@ -173,3 +219,22 @@ def _report(record: dict[str, Any]) -> list[str]:
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
     return [f"  {name:20}{text}" for name, text in rows]
+
+
+def _layers(record: dict[str, Any]) -> list[str]:
+    """The table of ``--report``."""
+    if "layers" not in record:
+        return []
+    mitigated = any("unmitigated_mean_error" in row for row in record["layers"])
+    last = "  without mitigation" if mitigated else ""
+    lines = [f"  {'layer':34}{'values':>9}{'mean error':>12}{'largest':>10}{last}"]
+    for row in record["layers"]:
+        raw = f"{row['unmitigated_mean_error']:>20.4f}" if "unmitigated_mean_error" in row else ""
+        lines.append(
+            f"  {row['layer'][-34:]:34}{row['values']:>9,}{row['mean_error']:>12.4f}{row['max_error']:>10.4f}{raw}"
+        )
+    there = record["backend_details"]
+    billed = there.get("billed_seconds")
+    shown = "a snapshot bills nothing" if billed is None else f"{billed:.1f} s billed"
+    lines.append(f"  QPU time            {there.get('estimated_seconds', 0.0):.1f} s estimated; {shown}")
+    return lines

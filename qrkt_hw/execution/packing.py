@@ -207,7 +207,7 @@ class Packer:
         return other
 
     def seconds(self, batch: Batch, rep_delay: float) -> float:
-        """QPU seconds of a batch without the overhead of its job: (delay + duration of the wide circuit) x executions."""
+        """QPU seconds of a batch, without its job's overhead: (delay + duration of the wide circuit) x executions."""
         circuit = self._wide(batch)
         if id(circuit) not in self._durations:
             self._durations[id(circuit)] = float(circuit.estimate_duration(self.target))

@@ -53,6 +53,7 @@ def transpiled(
     circuit = basis.rotated(template.circuit)
     register = ClassicalRegister(template.num_qubits, "c0")
     circuit.add_register(register)
+    circuit.barrier()  # as Qiskit's own measure_all does: what stands before a measurement is left alone
     circuit.measure(range(template.num_qubits), register)
     return generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed).run(circuit)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend
+from qrkt_hw.experiments.watching import Watched
 from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.training.metrics import logits_of
 
@@ -55,6 +56,7 @@ def on_backend(
     backend: Backend,
     console: Console | None,
     opening: Callable[[Any], Any] | None = None,
+    layers: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on the backend, labels, and a report beside the exact simulator.
 
@@ -64,16 +66,19 @@ def on_backend(
         backend: where the circuits run.
         console: for the progress bar; None shows nothing.
         opening: holds the backend, given what is told of progress; None opens it without journal and budget.
+        layers: compare every value with the exact one at the same inputs.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
         calibration date), ``circuits``, ``executions``, ``rounds``, ``wall_seconds``, ``interval`` (95 %),
-        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike).
+        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike);
+        with ``layers`` the rows of :class:`qrkt_hw.experiments.watching.Watched`.
     """
     set_backend(model, backends.resolve("exact"))
     exact, labels = logits_of(model, batches)
     total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
-    set_backend(model, backend)
+    watched = Watched(backend) if layers else None
+    set_backend(model, watched or backend)
     before = asdict(backend.counters)
     started = time.perf_counter()
     hold = opening or (lambda tell: backend.open(progress=tell))
@@ -82,7 +87,9 @@ def on_backend(
     wall = time.perf_counter() - started
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
+    set_backend(model, backend)
     return logits, labels, {
+        **({"layers": watched.rows()} if watched else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],

@@ -38,6 +38,7 @@ def infer_split(
     console: Console | None = None,
     opening: Callable[[Any], Any] | None = None,
     data_dir: Path | None = None,
+    layers: bool = False,
 ) -> dict[str, Any]:
     """Metrics on a split; the record is kept in the run.
 
@@ -50,6 +51,7 @@ def infer_split(
         console: for the progress bar; None shows nothing.
         opening: holds the backend; see :func:`qrkt_hw.experiments.device.on_backend`.
         data_dir: folder with the data set's files; None takes the run's.
+        layers: also how far the values of every layer are from the exact ones, as ``layers``.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -69,7 +71,7 @@ def infer_split(
         logits, labels = logits_of(model, loader(dataset, BATCH))
         seconds = time.perf_counter() - started
     else:
-        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, opening)
+        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, opening, layers)
         seconds = report["wall_seconds"]
     metrics = classification_metrics(logits, labels)
     record = {
@@ -88,6 +90,13 @@ def infer_split(
             record["ablations"][name] = found
     run.keep_inference(record)
     return record
+
+
+def count(run: RunFolder, split: str, limit: int | None, data_dir: Path | None = None) -> int:
+    """How many samples :func:`infer_split` takes."""
+    options = run.options()
+    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
+    return len(first(data.splits[split], limit))
 
 
 def infer_images(

@@ -111,9 +111,7 @@ class Placed(Part):
         "within each causal cone times the typical size of the value; null beyond 14 qubits"
     )
     copies: int = Field(description="disjoint copies that fit the device, good or bad")
-    good_copies: int = Field(
-        description="those that are packed: sound couplings and readout, half the best one's success"
-    )
+    good_copies: int = Field(description="those that are packed: sound ones with half the success of the best")
     copy_success: list[float] = Field(description="of every copy that is packed, best first")
     copy_qubits: list[list[int]] = Field(description="physical qubits of every copy that is packed")
     basis_copies: list[list[list[int]]] = Field(description="the same for each measurement basis")

@@ -1,0 +1,55 @@
+"""The plan of an inference on a device, and its limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qrkt_hw.errors import UserError
+
+
+def planned(
+    folder: Any,
+    backend: Any,
+    samples: int,
+    batch: int,
+    max_seconds: float | None,
+    max_cost: float | None,
+    *,
+    refuse: bool = True,
+) -> tuple[Any, Any]:
+    """The forecast and the budget of an inference.
+
+    Args:
+        folder: the run.
+        backend: where it runs.
+        samples: images or texts.
+        batch: of them that go through the model together.
+        max_seconds, max_cost: limits from flags; None leaves the backend's own.
+        refuse: whether a plan beyond the limits is an error.
+
+    Raises:
+        UserError: the backend is no device that samples, or the plan exceeds a limit.
+    """
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.execution.budget import Budget
+    from qrkt_hw.execution.pricing import prices
+    from qrkt_hw.experiments.loading import load
+    from qrkt_hw.resources.forecast import PLAN, check, forecast, rounds_of
+
+    if getattr(backend, "packer", None) is None or not backend.shots:
+        raise UserError(
+            f"--dry-run, --max-qpu-seconds and --max-cost are for devices that sample; {backend.name} does not: "
+            "name a device, or a snapshot with --shots"
+        )
+    rounds = rounds_of(load(folder, backend), DataShape.of(folder.description()))
+    plan = forecast(rounds, samples, batch, backend)
+    own = max_seconds is None and max_cost is None
+    budget = Budget(
+        backend.max_seconds if own else max_seconds,
+        max_cost,
+        prices().plans[PLAN].usd_per_second,
+        f"max_seconds of backend {backend.name}" if own else "--max-qpu-seconds",
+    )
+    if refuse:
+        check(plan, budget, rounds, batch, backend)
+    return plan, budget

@@ -1,0 +1,205 @@
+"""What packing must show: the same values, the capacity of three chips, what it saves, and what mitigation brings."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+import torch
+from qrkt_hw.circuits import build, names
+
+from qrkt_hw.backends import Call, resolve
+from qrkt_hw.commands import main
+from qrkt_hw.execution.devices import fake_device
+from qrkt_hw.execution.measurement import bases
+from qrkt_hw.execution.packing import Packer
+from qrkt_hw.execution.placement import DEAD, UNREADABLE, place_copies
+from qrkt_hw.execution.transpiling import transpiled
+from tests.packed import component_values
+
+pytestmark = pytest.mark.acceptance
+DEVICES = ["fake_torino", "fake_marrakesh", "fake_miami"]
+CAPACITY = {("fake_torino", 6): 17, ("fake_marrakesh", 6): 20, ("fake_miami", 6): 20}
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return stop.value.code or 0
+
+
+def draw(template, samples, rng, tag=""):
+    return Call(template, rng.uniform(-3, 3, (samples, template.num_inputs + template.num_weights)), tag)
+
+
+def check_equal(name, device, qubits, rounds, seed):
+    rng = np.random.default_rng(seed)
+    packer = Packer(fake_device(device).target, device=device, level=2, shots=100)
+    for _ in range(rounds):
+        sizes = rng.permutation(qubits)[: rng.integers(1, len(qubits) + 1)]
+        calls = [draw(build(name, int(n), 1), int(rng.integers(1, 60)), rng) for n in sizes]
+        for call, values in zip(calls, component_values(packer, calls), strict=True):
+            np.testing.assert_allclose(values, resolve("exact").run([call])[0], atol=1e-9)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_packed_equals_unpacked_without_noise(device):
+    check_equal("brickwork", device, [3, 4], 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", names())
+def test_packed_equals_unpacked_for_every_template(name, device):
+    check_equal(name, device, [2, 4, 5], 3, 2)
+
+
+@pytest.mark.slow
+def test_a_wide_circuit_as_a_whole_by_matrix_product_states():
+    from qiskit_aer import AerSimulator
+
+    template = build("brickwork", 4, 1)
+    packer = Packer(fake_device("fake_torino").target, device="fake_torino", level=1, shots=4000)
+    call = draw(template, 20, np.random.default_rng(3))
+    (work,) = packer.pack([call])
+    assert len(work.batch.pieces) >= 20 and sum(len(p.read) for p in work.batch.pieces) >= 60 and len(work.values) == 1
+    bound = work.circuit.assign_parameters(dict(zip(work.circuit.parameters, work.values[0], strict=True)))
+    bound.data = [i for i in bound.data if i.operation.name != "measure"]
+    exact = resolve("exact").run([call])[0]
+    for piece in work.batch.pieces:
+        for place, qubit in enumerate(piece.read):
+            bound.save_expectation_value(_z(), [qubit], label=f"{piece.samples[0]}.{place}")
+    data = AerSimulator(method="matrix_product_state").run(bound).result().data()
+    for piece in work.batch.pieces:
+        for place in range(4):
+            assert data[f"{piece.samples[0]}.{place}"] == pytest.approx(exact[piece.samples[0], place], abs=1e-9)
+
+
+def _z():
+    from qiskit.quantum_info import Pauli
+
+    return Pauli("Z")
+
+
+def test_packed_shots_with_noise_are_draws_from_the_noise_of_each_copy():
+    shots, template = 4096, build("brickwork", 4, 1)
+    call = draw(template, 50, np.random.default_rng(4))
+    backend = resolve("fake_torino", shots=shots, seed=1)
+    values = backend.run([call])[0]
+    packer = backend.packer
+    pool = packer.pooled([call])
+    signs = bases(template)[0].signs(template.num_outputs)
+    expected = np.zeros_like(values)
+    for batch in packer.batches([call]):
+        for piece in batch.pieces:
+            busy = piece.samples >= 0
+            chances = backend._chances(piece, batch, [call], pool)[busy]
+            expected[piece.samples[busy]] = chances @ signs.T
+    scaled = (values - expected) / np.sqrt((1 - expected**2) / shots)
+    assert 0.85 < scaled.std() < 1.15 and np.abs(scaled).max() < 5
+    assert np.abs(expected - resolve("fake_torino").run([call])[0]).max() > 0.01  # other qubits, other noise
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_capacity_and_what_the_filter_keeps(device):
+    target = fake_device(device).target
+    for qubits in (4, 6, 8):
+        template = build("brickwork", qubits, 1)
+        isa = transpiled(template, bases(template)[0], target, 3)
+        place_copies(isa, target, quality=0)  # the first call of a process imports
+        started = time.process_time()
+        capacity = place_copies(isa, target, quality=0)
+        filtered = place_copies(isa, target)
+        took = time.process_time() - started
+        print(f"{device} {qubits}: {len(capacity)} fit, {len(filtered)} kept, both placed in {took:.2f} s")
+        assert len(capacity) >= CAPACITY.get((device, qubits), 1) and took < 4
+        assert all(copy.success >= 0.5 * filtered[0].success for copy in filtered)
+        for copy in filtered:
+            assert all(target["measure"][(q,)].error < UNREADABLE for q in copy.physical)
+            for a, b in ((a, b) for a in copy.physical for b in copy.physical if (a, b) in target["cz"]):
+                if template.topology == "chain" and abs(copy.physical.index(a) - copy.physical.index(b)) == 1:
+                    assert target["cz"][a, b].error < DEAD
+
+
+def test_saved_against_a_pub_for_every_observable():
+    template, shots, samples = build("brickwork", 6, 1), 1024, 260
+    rep_delay = 250e-6
+    for device, goal in (("fake_torino", 75), ("fake_marrakesh", 75)):
+        backend = resolve(device, shots=shots, seed=1)
+        backend.run([draw(template, samples, np.random.default_rng(5))])
+        executions = samples * template.num_outputs * shots
+        factor = executions / backend.counters.executions
+        seconds = 2 * template.num_outputs + executions * (rep_delay + 5e-6)
+        print(f"{device}: {executions:,} -> {backend.counters.executions:,} executions, {factor:.1f}-fold; "
+              f"{seconds:.0f} s -> {backend.estimated:.1f} s")  # fmt: skip
+        assert factor >= goal
+
+
+@pytest.mark.slow
+def test_mthree_halves_what_readout_causes(tmp_path, capsys):
+    assert run("train", "--preset", "digits-hardware", "--out", tmp_path / "run", "--epochs", 3) == 0
+    from qrkt_hw.backends.fake import FakeBackend
+    from qrkt_hw.data import load_data
+    from qrkt_hw.data.batches import first, loader
+    from qrkt_hw.experiments.device import on_backend
+    from qrkt_hw.experiments.loading import load
+    from qrkt_hw.runs import RunFolder
+
+    folder = RunFolder.open(tmp_path / "run")
+    model = load(folder)
+    batches = loader(first(load_data(folder.options()).splits["test"], 40), 40)
+    found = {}
+    ways = {"as read": {}, "mthree": {"mitigation": "mthree"}, "no readout error": {"misread": False}}
+    for way, keys in ways.items():
+        for seed in range(5):
+            backend = FakeBackend("fake_torino", "fake_torino", shots=1024, seed=seed, **keys)
+            torch.manual_seed(seed)
+            logits, labels, report = on_backend(model, batches, backend, None, layers=True)
+            rows = report["layers"]
+            error = np.average([r["mean_error"] for r in rows], weights=[r["values"] for r in rows])
+            found.setdefault(way, []).append((error, (logits.argmax(-1) == labels).double().mean().item()))
+    mean = {way: np.mean(rows, axis=0) for way, rows in found.items()}
+    with capsys.disabled():
+        print(json.dumps({way: [round(float(v), 4) for v in values] for way, values in mean.items()}))
+    caused = mean["as read"][0] - mean["no readout error"][0]
+    left = mean["mthree"][0] - mean["no readout error"][0]
+    assert caused > 0 and left < caused / 2
+
+
+def test_the_plan_is_what_is_counted(tmp_path, capsys):
+    tiny = ["--limit", 32, "--epochs", 1, "--hidden", 4, "--qubits", 2, "--mlp", 2, "--rk-blocks", 1, "--rk", "rk2"]
+    out = tmp_path / "run"
+    assert run("train", "--out", out, *tiny) == 0
+    capsys.readouterr()
+    there = ["--backend", "fake_torino", "--shots", 64, "--limit", 30]
+    for more in ([], ["--mitigation", "mthree"], ["--no-pack"]):
+        assert run("infer", out, *there, *more, "--dry-run", "--json") == 0
+        plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert run("infer", out, *there, *more, "--report", "--json") == 0
+        record = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (plan["executions"], plan["rounds"]) == (record["executions"], record["rounds"])
+        assert plan["seconds"] == pytest.approx(record["backend_details"]["estimated_seconds"], abs=0.01)
+        assert ("unmitigated_mean_error" in record["layers"][0]) == (more[:1] == ["--mitigation"])
+    assert (out / "plots" / "inference-fake_torino.png").stat().st_size > 1000
+    assert run("resources", out, "--backend", "fake_torino", "--shots", 64, "--images", 30, "--format", "json") == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (packed,) = [c for c in report["costs"] if c["way"] == "packed" and c["task"] == "infer 30"]
+    assert run("infer", out, *there, "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert packed["executions"] == plan["executions"]
+    assert packed["seconds"] == pytest.approx(plan["seconds"], rel=0.01)
+
+
+def test_a_plan_beyond_the_limit_is_refused_with_what_would_fit(tmp_path, capsys):
+    tiny = ["--limit", 32, "--epochs", 1, "--hidden", 4, "--qubits", 2, "--mlp", 2, "--rk-blocks", 1, "--rk", "rk1"]
+    out = tmp_path / "run"
+    assert run("train", "--out", out, *tiny) == 0
+    there = ["--backend", "fake_torino", "--shots", 4000]
+    capsys.readouterr()
+    assert run("infer", out, *there, "--limit", 200, "--max-qpu-seconds", 8) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "--max-qpu-seconds 8 s: the plan takes" in said and "--limit" in said and "--shots" in said
+    fits = int(said.split("--limit ")[1].split()[0])
+    assert run("infer", out, *there, "--limit", fits, "--max-qpu-seconds", 8) == 0
+    assert run("infer", out, *there, "--limit", fits, "--max-cost", 0.01) == 2
+    assert "would fit" in capsys.readouterr().err
