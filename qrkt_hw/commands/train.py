@@ -56,6 +56,10 @@ def train(
 
         run = fit.start(options, out, console)
     results = read_json(run.results)
+    if "losses" in results:
+        _of_a_gan(results)
+        click.echo(str(run.path))
+        return
     test, count = results["test"], results["parameters"]
     auroc = "undefined" if test["auroc"] is None else f"{test['auroc']:.4f}"
     click.echo(
@@ -66,3 +70,14 @@ def train(
         f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
     )
     click.echo(str(run.path))
+
+
+def _of_a_gan(results: dict[str, Any]) -> None:
+    losses = results["losses"]
+    click.echo(
+        f"generator loss {losses['generator_loss']:.4f}  discriminator loss {losses['discriminator_loss']:.4f}  "
+        f"({results['epochs']} epochs, {results['train_seconds']:.0f} s)"
+    )
+    for side, count in results["parameters_of"].items():
+        click.echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
+    click.echo("samples/training.gif shows it learn; draw more: qrkt-hw generate; measure it: qrkt-hw evaluate")

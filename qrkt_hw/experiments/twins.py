@@ -30,7 +30,7 @@ def rates(peak: float, trials: int) -> list[float]:
 
 def same_shape(options: RunOptions) -> RunOptions:
     """Dense maps instead of circuits, everything else alike."""
-    return options.model_copy(update={"projection": "classical"})
+    return options.without_circuits()
 
 
 def same_parameters(options: RunOptions, shape: DataShape) -> RunOptions:

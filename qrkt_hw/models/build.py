@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,23 +34,28 @@ def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend 
     Raises:
         UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
     """
+    if options.model == "gan":
+        from qrkt_hw.models.gan import build_gan
+        from qrkt_hw.options.run import RunOptions
+
+        assert isinstance(options, RunOptions)
+        return tagged(build_gan(options, shape, backend), options)
+    return tagged(build_transformer(options, shape, backend), options)
+
+
+def tagged(model: nn.Module, options: ModelOptions) -> nn.Module:
+    """The model in the precision of its options, its quantum layers named after their place in it."""
+    for name, module in model.named_modules():
+        if isinstance(module, QuantumLayer):
+            module.network.tag = name
+    return model.double() if options.dtype == "complex128" else model
+
+
+def build_transformer(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
+    """The transformer of these options, with a logit per class; raises as :func:`build_model`."""
     _check(options, shape)
-    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else None
-    middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
-    sizes = {"hidden": options.hidden, "heads": options.heads, "dropout": options.dropout}
-    make_attention = partial(Attention, **sizes, projection=attention)  # type: ignore[arg-type]
-    make_mlp = partial(FeedForward, hidden=options.hidden, size=options.mlp, projection=middle, dropout=options.dropout)
-    width = {"hidden": options.hidden, "dropout": options.dropout}
-    blocks: list[nn.Module] = []
-    for _ in range(options.encoder_blocks):
-        blocks.append(EncoderBlock(make_attention(), make_mlp(), **width))  # type: ignore[arg-type]
-    tableau = TABLEAUS[options.rk]
-    for _ in range(options.rk_blocks):
-        norm = nn.LayerNorm(options.hidden)
-        second = nn.LayerNorm(options.hidden) if options.field_norms == 2 else None
-        count = 1 if options.share_stages else tableau.stages
-        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout, second) for _ in range(count)]
-        blocks.append(RungeKuttaBlock(fields, tableau))
+    attention, make_attention, make_mlp = _parts(options, backend)
+    blocks = make_blocks(options, backend)
     tokens = _tokens(options, shape)
     decoder = None
     if options.decoder_blocks:
@@ -57,18 +63,50 @@ def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend 
         decoding = [
             DecoderBlock(
                 make_attention(),
-                CrossAttention(**sizes, projection=attention, output_only=only),  # type: ignore[arg-type]
+                CrossAttention(
+                    hidden=options.hidden,
+                    heads=options.heads,
+                    projection=attention,
+                    dropout=options.dropout,
+                    output_only=only,
+                ),
                 make_mlp(),
-                **width,  # type: ignore[arg-type]
+                hidden=options.hidden,
+                dropout=options.dropout,
             )
             for _ in range(options.decoder_blocks)
         ]
         decoder = Decoder(_tokens(options, shape), decoding, hidden=options.hidden)
-    model = Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder)
-    for name, module in model.named_modules():
-        if isinstance(module, QuantumLayer):
-            module.network.tag = name
-    return model.double() if options.dtype == "complex128" else model
+    return Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder)
+
+
+def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list[nn.Module]:
+    """The ordinary blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
+    _, make_attention, make_mlp = _parts(options, backend)
+    blocks: list[nn.Module] = []
+    for _ in range(options.encoder_blocks):
+        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=options.hidden, dropout=options.dropout))
+    tableau = TABLEAUS[options.rk]
+    for _ in range(options.rk_blocks):
+        norm = nn.LayerNorm(options.hidden)
+        second = nn.LayerNorm(options.hidden) if options.field_norms == 2 else None
+        count = 1 if options.share_stages else tableau.stages
+        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout, second) for _ in range(count)]
+        blocks.append(RungeKuttaBlock(fields, tableau))
+    return blocks
+
+
+def _parts(
+    options: ModelOptions, backend: str | Backend
+) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
+    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else None
+    middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
+    hidden, dropout = options.hidden, options.dropout
+    return (
+        attention,
+        partial(Attention, hidden=hidden, heads=options.heads, dropout=dropout, projection=attention),
+        partial(FeedForward, hidden=hidden, size=options.mlp, projection=middle, dropout=dropout),
+    )
 
 
 def quantum_layers(model: nn.Module) -> list[QuantumLayer]:
@@ -101,6 +139,8 @@ def summed_qubits(model: nn.Module) -> int:
 
 def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model by name, from the input to the output."""
+    if hasattr(model, "sides"):
+        return {f"{side}_{name}": block for side, part in model.sides.items() for name, block in named_blocks(part).items()}
     found = {f"block_{k}": block for k, block in enumerate(getattr(model, "blocks", ()), start=1)}
     decoder = getattr(model, "decoder", None)
     if decoder is not None:

@@ -15,7 +15,9 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Literal["vit", "text"] = Field("vit", description="kind of model; text for a text data set")
+    model: Literal["vit", "text", "gan"] = Field(
+        "vit", description="kind of model; text for a text data set, gan to generate images"
+    )
     projection: Projection = Field("quantum", description="where circuits stand: everywhere, nowhere, or one of both")
     ansatz: str = Field("ry_rz_ring", description="circuit template: a name, or path/to/file.py:function")
     qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")

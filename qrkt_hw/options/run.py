@@ -7,13 +7,14 @@ from typing import Any
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 
 from qrkt_hw.options.data import DataOptions
+from qrkt_hw.options.gan import GAN_DEFAULTS, GanOptions
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.options.training import BackendOptions, TrainingOptions
 
 TEXT_SETS = ("imdb",)
 
 
-class RunOptions(BackendOptions, TrainingOptions, ModelOptions, DataOptions):
+class RunOptions(BackendOptions, TrainingOptions, GanOptions, ModelOptions, DataOptions):
     """What ``qrkt-hw train`` takes and what a run folder's ``config.yaml`` holds."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -32,4 +33,20 @@ class RunOptions(BackendOptions, TrainingOptions, ModelOptions, DataOptions):
         # a text data set needs no --model text
         if isinstance(values, dict) and values.get("dataset") in TEXT_SETS:
             return {"model": "text", **values}
+        if isinstance(values, dict) and values.get("model") == "gan":
+            return {**GAN_DEFAULTS, **values}
         return values
+
+    @property
+    def has_circuits(self) -> bool:
+        """Whether any side of the model is quantum."""
+        if self.model != "gan":
+            return self.projection != "classical"
+        sides = (self.generator_projection, self.discriminator_projection)
+        return any((side or self.projection) != "classical" for side in sides)
+
+    def without_circuits(self) -> RunOptions:
+        """The same shape with dense maps instead of circuits."""
+        return self.model_copy(
+            update={"projection": "classical", "generator_projection": None, "discriminator_projection": None}
+        )

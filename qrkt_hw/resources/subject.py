@@ -159,7 +159,7 @@ def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description,
     backend = CountingBackend()
     model = build_model(options, shape, backend)
     part, templates = logical(trace(model, backend, shape))
-    twin = build_model(options.model_copy(update={"projection": "classical"}), shape)
+    twin = build_model(options.without_circuits(), shape)
     counts = count_parameters(model)
     return (
         Description(

@@ -56,11 +56,12 @@ def example(shape: DataShape, kind: torch.dtype) -> Tensor:
 
 
 def trace(model: nn.Module, backend: CountingBackend, shape: DataShape) -> list[list[Asked]]:
-    """The rounds one image takes through a model that was built on ``backend``."""
+    """The rounds one image takes through a model that was built on ``backend``; of a GAN, the generator draws it."""
     training = model.training
     backend.rounds.clear()
     kind = next(model.parameters()).dtype
     with torch.no_grad():
-        model.eval()(example(shape, kind))
+        latent = getattr(model, "latent", None)
+        model.eval()(example(shape, kind) if latent is None else torch.zeros(1, latent, dtype=kind))
     model.train(training)
     return list(backend.rounds)

@@ -22,6 +22,7 @@ from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model, count_parameters, field_evaluations, largest_circuit, summed_qubits
+from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
@@ -29,6 +30,8 @@ from qrkt_hw.plots.training import plot_confusion, plot_curves
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.training import gan
+from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
 from qrkt_hw.training.devices import Waiting, held
 from qrkt_hw.training.measures import peak_memory
@@ -110,7 +113,10 @@ def announce(backend: Backend, console: Console) -> None:
 
 def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:
     torch.manual_seed(options.seed)
-    return build_model(options, data.shape, backend)
+    model = build_model(options, data.shape, backend)
+    if isinstance(model, Gan):
+        gan.check_losses(options, model, backend)
+    return model
 
 
 def _fit(
@@ -130,13 +136,18 @@ def _fit(
     for line in summarize(options, data.shape, backend.shots):
         console.print(line, highlight=False)
     write_json(run.path / "backend.json", backend.about())
-    recorder = Recorder(run, field_evaluations(model) * len(data.splits["train"]))  # type: ignore[arg-type]
+    module: Classifier | Adversaries
+    if isinstance(model, Gan):
+        module, recorder = gan.parts(run, options, data, model, len(train))
+    else:
+        module = Classifier(model, options, len(train))
+        recorder = Recorder(run, field_evaluations(model) * len(data.splits["train"]))  # type: ignore[arg-type]
     quiet()
     trainer = Trainer(
-        accelerator="cpu",
+        accelerator=options.accelerator,
         devices=1,
         max_epochs=options.epochs,
-        gradient_clip_val=options.clip,
+        gradient_clip_val=None if isinstance(model, Gan) else options.clip,  # a GAN clips each side
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -145,21 +156,24 @@ def _fit(
         log_every_n_steps=1_000_000,
         callbacks=[LiveProgress(console, len(train)), recorder, *callbacks],
     )
-    classifier = Classifier(model, options, len(train))
-    checkpoint = _whole_checkpoint(run, classifier)
+    checkpoint = _whole_checkpoint(run, module)
     before = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(classifier, train, validation, ckpt_path=checkpoint, weights_only=True)
+        held_out = None if isinstance(model, Gan) else validation
+        trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
         console.print(f"go on with: qrkt-hw train --resume {run.path}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
-    _conclude(run, options, data, model, recorder, backend)
+    if isinstance(model, Gan):
+        gan.conclude(run, options, model, recorder, backend)
+    else:
+        _conclude(run, options, data, model, recorder, backend)
     announce(backend, console)
     return run
 
 
-def _whole_checkpoint(run: RunFolder, classifier: Classifier) -> Path | None:
+def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries) -> Path | None:
     """The checkpoint to go on from; None where no epoch was finished yet.
 
     Raises:
@@ -177,10 +191,10 @@ def _whole_checkpoint(run: RunFolder, classifier: Classifier) -> Path | None:
         raise UserError(
             f"{run.checkpoint} is damaged ({type(error).__name__}); remove it to train this run from the start"
         ) from error
-    if shapes != {name: tuple(tensor.shape) for name, tensor in classifier.state_dict().items()}:
+    if shapes != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
-    if epochs > classifier.options.epochs:
-        raise UserError(f"{run.config}: epochs is {classifier.options.epochs}, but {run.checkpoint} holds {epochs}")
+    if epochs > module.options.epochs:
+        raise UserError(f"{run.config}: epochs is {module.options.epochs}, but {run.checkpoint} holds {epochs}")
     return run.checkpoint
 
 
@@ -222,6 +236,8 @@ WORTH_SHARING = 200_000
 
 def threads_for(options: RunOptions, data: Data) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
+    if options.model == "gan":
+        return gan.threads_for(options)
     tokens = data.shape.tokens(options.patch)
     growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
     amplitudes = options.batch_size * tokens * options.hidden * growth

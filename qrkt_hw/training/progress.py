@@ -39,7 +39,7 @@ class LiveProgress(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         m: dict[str, float] = pl_module.epoch_metrics  # type: ignore[assignment]
-        text = f"loss {m['train_loss']:.3f}  val acc {m['val_accuracy']:.3f}  val AUROC {m['val_auroc']:.4f}"
+        text = _text(m)
         epoch, epochs = trainer.current_epoch + 1, trainer.max_epochs or 1
         self.progress.update(self.task, epoch=min(epoch + 1, epochs), metrics=text)
         every = max(1, epochs // 10)
@@ -51,3 +51,12 @@ class LiveProgress(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.progress.stop()
+
+
+def _text(m: dict[str, float]) -> str:
+    if "generator_loss" in m:
+        return (
+            f"generator {m['generator_loss']:.3f}  discriminator {m['discriminator_loss']:.3f}  "
+            f"scores {m['real_score']:+.2f} {m['fake_score']:+.2f}"
+        )
+    return f"loss {m['train_loss']:.3f}  val acc {m['val_accuracy']:.3f}  val AUROC {m['val_auroc']:.4f}"

@@ -1,0 +1,141 @@
+"""The Lightning module of a GAN: two optimisers, penalties, augmentation and the averaged generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel
+
+from qrkt_hw.models.gan import Gan
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.training.classifier import warm_average
+from qrkt_hw.training.diffaugment import diff_augment
+from qrkt_hw.training.losses import discriminator_loss, generator_loss, penalty
+
+MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
+
+
+class Adversaries(LightningModule):
+    """Adam on each side; every batch is a step of the discriminator, every n-th one also of the generator.
+
+    Random numbers depend on seed and epoch alone, learning rates on the number of the step, so that a resumed run does
+    what an uninterrupted one did.
+
+    Args:
+        model: both sides.
+        options: of the run.
+        steps_per_epoch: batches in an epoch.
+        statistics: mean and deviation per channel of the normalised data; they become pixels in [-1, 1] here.
+    """
+
+    def __init__(
+        self, model: Gan, options: RunOptions, steps_per_epoch: int, statistics: tuple[tuple[float, ...], ...]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.options = options
+        self.averaged = (
+            AveragedModel(model.generator, multi_avg_fn=warm_average(options.ema)) if options.ema else None
+        )
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = options.epochs * steps_per_epoch
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        self._measured: list[Tensor] = []
+        self._last_generator_loss = torch.zeros(())
+        self.epoch_metrics: dict[str, float] = {}
+
+    @property
+    def kept(self) -> Gan:
+        """Both sides, with the averaged generator where weights are averaged."""
+        return self.model if self.averaged is None else Gan(self.averaged.module, self.model.discriminator)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.kept(noise)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
+        self._measured = []
+        self._last_generator_loss = torch.zeros((), device=self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        o = self.options
+        step = self.current_epoch * self.steps_per_epoch + number
+        on_generator, on_discriminator = self._optimizers(step)
+        real = self.pixels(batch[0])
+        penalised = step % o.penalty_every == 0
+        losses = self._discriminator_step(real, on_discriminator, penalised)
+        if (step + 1) % o.critic_steps == 0:
+            self._last_generator_loss = self._generator_step(len(real), on_generator)
+        self._measured.append(torch.stack([self._last_generator_loss, *losses]))
+        if number + 1 == self.steps_per_epoch:  # callbacks end their epoch before the module does
+            means = torch.stack(self._measured).mean(0).tolist()
+            self.epoch_metrics = dict(zip(MEASURED, means, strict=True))
+            self.log_dict(self.epoch_metrics)
+
+    def pixels(self, normalised: Tensor) -> Tensor:
+        """Data as pixels in [-1, 1], in the precision of the model."""
+        kind = next(self.model.parameters()).dtype
+        return ((normalised * self.std + self.mean) * 2 - 1).to(kind)
+
+    def noise(self, count: int) -> Tensor:
+        """``(count, latent)``, standard normal."""
+        weight = self.model.generator.enter.weight
+        return torch.randn(count, self.model.latent, dtype=weight.dtype, device=weight.device)
+
+    def _discriminator_step(self, real: Tensor, optimizer: Any, penalised: bool) -> list[Tensor]:
+        o, score = self.options, self.model.discriminator
+        with torch.no_grad():
+            fake = self.model.generator(self.noise(len(real)))
+        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
+        on_real, on_fake = score(torch.cat([real, fake])).split([len(real), len(fake)])
+        loss = discriminator_loss(o.loss, on_real, on_fake)
+        extra = penalty(o, score, real, fake) if penalised else loss.new_zeros(())
+        self._update(loss + o.penalty_every * extra, score, optimizer)
+        return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
+
+    def _generator_step(self, count: int, optimizer: Any) -> Tensor:
+        o = self.options
+        self.model.discriminator.requires_grad_(False)
+        fake = diff_augment(self.model.generator(self.noise(count)), o.diffaugment)
+        loss = generator_loss(o.loss, self.model.discriminator(fake))
+        self._update(loss, self.model.generator, optimizer)
+        self.model.discriminator.requires_grad_(True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model.generator)
+        return loss.detach()
+
+    def _update(self, loss: Tensor, side: torch.nn.Module, optimizer: Any) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        clip_grad_norm_(side.parameters(), self.options.clip, foreach=True)
+        optimizer.step()
+
+    def _optimizers(self, step: int) -> Any:
+        """Both optimisers, with the learning rates of this step."""
+        found: Any = self.optimizers()
+        for optimizer, rate in zip(found, self._rates(), strict=True):
+            left = 1 - step / self.total_steps if self.options.rate_decay == "linear" else 1.0
+            warm = min(1.0, (step + 1) / (self.options.warmup_steps + 1))
+            optimizer.param_groups[0]["lr"] = rate * left * warm
+        return found
+
+    def _rates(self) -> tuple[float, float]:
+        o = self.options
+        return o.generator_learning_rate or o.learning_rate, o.discriminator_learning_rate or o.learning_rate
+
+    def configure_optimizers(self) -> Any:
+        o = self.options
+        sides = (self.model.generator, self.model.discriminator)
+        return [
+            torch.optim.Adam(
+                side.parameters(), lr=rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
+            )
+            for side, rate in zip(sides, self._rates(), strict=True)
+        ]

@@ -1,0 +1,80 @@
+"""Train a GAN into a run folder: what differs from a classifier's training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+import torch
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.data import Data
+from qrkt_hw.errors import UserError
+from qrkt_hw.models.build import count_parameters, largest_circuit, quantum_layers, summed_qubits
+from qrkt_hw.models.gan import Gan
+from qrkt_hw.options.gan import TWICE
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.plots.images import save_animation
+from qrkt_hw.plots.losses import plot_losses
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.training.adversaries import Adversaries
+from qrkt_hw.training.gallery import Gallery
+from qrkt_hw.training.measures import peak_memory
+
+# features of a batch below which waking a second thread costs more than it brings
+WORTH_SHARING = 16_384
+
+
+def check_losses(options: RunOptions, model: Gan, backend: Backend) -> None:
+    """Refuse a loss that differentiates circuits twice where they can be differentiated once.
+
+    Raises:
+        UserError: such a loss, with what would work.
+    """
+    if options.loss in TWICE and options.penalty and quantum_layers(model.discriminator) and not backend.differentiable:
+        raise UserError(
+            f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
+            "allow; take --loss hinge, or --backend exact"
+        )
+    if options.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
+
+
+def parts(run: RunFolder, options: RunOptions, data: Data, model: Gan, batches: int) -> tuple[Adversaries, Gallery]:
+    """The module and the callback that keeps the run."""
+    module = Adversaries(model, options, batches, (data.mean, data.std))
+    return module, Gallery(run, options.samples_every or max(1, options.epochs // 20))
+
+
+def threads_for(options: RunOptions) -> int:
+    """1 where the largest tensors of a step are small, else torch's default."""
+    widest = options.batch_size * max(options.generator_hidden, options.hidden)
+    return 1 if widest < WORTH_SHARING else torch.get_num_threads()
+
+
+def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:
+    """Loss curves, the animation and ``results.json``."""
+    started = time.perf_counter()
+    plot_losses(gallery.history, run.plots / "losses.png")
+    frames = sorted((run.path / "samples").glob("epoch-*.png"))
+    save_animation(frames, run.path / "samples" / "training.gif")
+    sides = {name: count_parameters(side) for name, side in model.sides.items()}
+    write_json(
+        run.results,
+        {
+            "parameters": count_parameters(model),
+            "parameters_of": sides,
+            "losses": {k: v for k, v in gallery.history[-1].items() if k.endswith(("loss", "score", "penalty"))},
+            "qubits": largest_circuit(model),
+            "summed_qubits": summed_qubits(model),
+            "peak_memory_mb": round(peak_memory(), 1),
+            "train_seconds": round(gallery.train_seconds, 3),
+            "cpu_seconds": round(gallery.cpu_seconds, 3),
+            "evaluation_seconds": round(time.perf_counter() - started, 3),
+            "epochs": gallery.best_epoch,
+            "seed": options.seed,
+            "backend": backend.name,
+            "backend_details": {**backend.about(), **asdict(backend.counters)},
+        },
+    )
