@@ -169,7 +169,7 @@ def generator_stage(options: RunOptions, width: int, ordinary: int, steps: int) 
         raise UserError(f"{name} {width}, which groups of {stage.qubits} qubits do not divide (--qubits)")
     if stage.quantum_mlp and size % stage.circuit_mlp_qubits:
         raise UserError(
-            f"--generator-mlp-ratio: a stage's MLP of width {size} is not divisible by {stage.circuit_mlp_qubits} qubits"
+            f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.circuit_mlp_qubits} qubits"
         )
     return stage
 

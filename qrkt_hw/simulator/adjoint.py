@@ -237,6 +237,8 @@ class _Adjoint(torch.autograd.Function):
         inputs, weights, states = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
+            # fresh views: inputs may themselves depend on the same weights, and that path is not this node's
+            inputs, weights = inputs.view_as(inputs), weights.view_as(weights)
             value = ctx.method.plain(taking_turns(inputs, len(weights)), weights)
             wanted = [t for t, need in zip((inputs, weights), needs, strict=True) if need]
             slopes = torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True)

@@ -159,7 +159,7 @@ class _Values(torch.autograd.Function):
         inputs, shared, *kept = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         if torch.is_grad_enabled():
-            return *_slopes(ctx.method.forward(inputs, None, shared), (inputs, shared), needs, cotangent), None
+            return *slopes(lambda x, c: ctx.method.forward(x, None, c), (inputs, shared), needs, cotangent), None
         by_table, by_shared = ctx.method.evaluator.pull(
             cotangent.permute(1, 2, 0).contiguous(), kept[0], shared, kept[1:], needs
         )
@@ -183,11 +183,13 @@ class _Taped(torch.autograd.Function):
         if not torch.is_grad_enabled():
             return *ctx.method.tape.backward(inputs, shared, scales, cotangent, needs), None
 
-        def plain(x: Tensor) -> Tensor:
-            return ctx.method.forward(taking_turns(x, len(shared)), None, shared)
+        def plain(x: Tensor, c: Tensor, *factors: Tensor | None) -> Tensor:
+            def values(y: Tensor) -> Tensor:
+                return ctx.method.forward(taking_turns(y, len(c)), None, c)
 
-        value = scaled(plain, inputs, scales, len(shared))
-        return *_slopes(value, (inputs, shared, *rest), needs, cotangent), None
+            return scaled(values, x, Scales(*factors), len(c))
+
+        return *slopes(plain, (inputs, shared, *rest), needs, cotangent), None
 
 
 def scaled(function: Callable[[Tensor], Tensor], inputs: Tensor, scales: Scales, groups: int) -> Tensor:
@@ -200,13 +202,19 @@ def scaled(function: Callable[[Tensor], Tensor], inputs: Tensor, scales: Scales,
     return values if scales.offsets is None else values + scales.offsets
 
 
-def _slopes(
-    value: Tensor, tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
+def slopes(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
 ) -> list[Tensor | None]:
-    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed."""
-    wanted = [t for t, need in zip(tensors, needs, strict=True) if need and t is not None]
+    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed.
+
+    The function is given fresh views: a tensor may itself depend on another one (inputs of a later Runge-Kutta stage on
+    the weights of an earlier one, which are the same), and that path belongs to other nodes.
+    """
+    views = [None if t is None else t.view_as(t) for t in tensors]
+    wanted = [t for t, need in zip(views, needs, strict=True) if need and t is not None]
+    value = function(*views)
     found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True))
-    return [next(found) if need and t is not None else None for t, need in zip(tensors, needs, strict=True)]
+    return [next(found) if need and t is not None else None for t, need in zip(views, needs, strict=True)]
 
 
 def _of_inputs_alone(program: Program, e: PulledBack) -> bool:

@@ -39,9 +39,7 @@ class Adversaries(LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.options = options
-        self.averaged = (
-            AveragedModel(model.generator, multi_avg_fn=warm_average(options.ema)) if options.ema else None
-        )
+        self.averaged = AveragedModel(model.generator, multi_avg_fn=warm_average(options.ema)) if options.ema else None
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = options.epochs * steps_per_epoch
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)

@@ -1,0 +1,73 @@
+"""The GAN's two sides at any shape."""
+
+import pytest
+import torch
+
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import UserError
+from qrkt_hw.layers.tableaus import TABLEAUS
+from qrkt_hw.models.build import build_model, count_parameters, field_evaluations, quantum_layers
+from qrkt_hw.options.run import RunOptions
+
+SMALL = {"model": "gan", "latent": 8, "generator_hidden": 64, "hidden": 8, "heads": 2, "mlp": 8, "patch": 4}
+
+
+def made(shape=(1, 8), **options):
+    return build_model(RunOptions.model_validate({**SMALL, **options}), DataShape(*shape, 10))
+
+
+@pytest.mark.parametrize("rk", sorted(TABLEAUS))
+def test_every_rule_stands_in_either_side(rk):
+    gan = made(rk=rk, generator_rk_blocks="1,0", generator_blocks="0,1", discriminator_rk_blocks=1)
+    images = gan(torch.randn(3, 8))
+    assert images.shape == (3, 1, 8, 8) and images.abs().max() <= 1
+    assert gan.discriminator(images).shape == (3, 1)
+    assert field_evaluations(gan.generator) == TABLEAUS[rk].stages + 1
+    gan.discriminator(images).sum().backward()
+    assert all(p.grad is not None for p in gan.generator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((3, 32), {"generator_stages": 3}),
+        ((1, 28), {"generator_stages": 2, "generator_patch": 2}),
+        ((3, 16), {"generator_stages": 1, "generator_patch": 4}),
+    ],
+)
+def test_images_have_the_size_of_the_data(shape, options):
+    assert made(shape, projection="classical", generator_heads=1, **options)(torch.randn(2, 8)).shape[1:] == (
+        shape[0], shape[1], shape[1],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("generator", ["quantum", "classical", None])
+@pytest.mark.parametrize("discriminator", ["quantum", "classical", "quantum-mlp"])
+def test_each_side_is_quantum_or_classical(generator, discriminator):
+    gan = made(generator_projection=generator, discriminator_projection=discriminator)
+    assert bool(quantum_layers(gan.generator)) == (generator != "classical")
+    assert bool(quantum_layers(gan.discriminator)) == (discriminator != "classical")
+    assert count_parameters(gan)["total"] == sum(count_parameters(s)["total"] for s in gan.sides.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"generator_stages": 3, "generator_patch": 4}, "--generator-stages"),
+        ({"generator_hidden": 30}, "--generator-hidden"),
+        ({"generator_hidden": 24}, "--generator-heads"),
+        ({"generator_rk_blocks": "1,1,1"}, "--generator-rk-blocks"),
+        ({"generator_hidden": 32, "qubits": 3}, "--qubits"),
+    ],
+)
+def test_sizes_that_do_not_fit_name_the_flag(options, flag):
+    with pytest.raises(UserError, match=flag):
+        made(heads=4 if "24" in str(options) else 2, **{"projection": "quantum", **options})
+
+
+def test_tokens_grow_as_the_pixel_shuffle_says():
+    gan = made(projection="classical", generator_rk_blocks="0", generator_blocks="0")
+    seen = []
+    gan.generator.leave.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
+    gan(torch.randn(2, 8))
+    assert seen == [torch.Size([2, 16, 8, 8])]
