@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 BASE = {"qubits": 6, "layers": 1, "batch": 260, "groups": 1}
 AXES = {
     "qubits": [2, 4, 6, 8, 10, 12, 16, 20, 64, 384],
-    "layers": [1, 2, 3],
+    "layers": [1, 2, 3, 4, 8, 16],
     "batch": [16, 64, 256, 1024, 4096],
     "groups": [1, 4, 16, 64],
 }
@@ -81,7 +81,8 @@ def main() -> None:
             for value in values:
                 if value > 20 and axis == "qubits" and ansatz != "qrkt":
                     continue
-                point = BASE | {axis: value}
+                # data that enter twice take a statevector; with one layer every template here is pulled back
+                point = BASE | ({"layers": 2} if ansatz == "reuploading" else {}) | {axis: value}
                 found = measure(ansatz, **point)
                 if found is not None:
                     rows.append({"axis": axis, "ansatz": ansatz} | point | found)

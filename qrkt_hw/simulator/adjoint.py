@@ -124,7 +124,7 @@ class Adjoint:
             )
             return by_inputs.unflatten(1, (-1, groups)).sum(1), by_weights
         batch, groups = inputs.shape[0], weights.shape[0]
-        weights, cotangent, states = weights.contiguous(), cotangent.contiguous(), states.clone()
+        weights, cotangent = weights.contiguous(), cotangent.contiguous()
         by_inputs, by_weights = inputs.new_zeros(inputs.shape), torch.empty_like(weights)
         self.routine.backward(
             inputs.data_ptr(), native.strides(inputs), weights.data_ptr(), cotangent.data_ptr(), batch,

@@ -246,24 +246,24 @@ CLONES int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64
     return 0;
 }
 
-/* states of circuit_forward (they are used up) and cotangent (batch, groups, outputs) to by_inputs (batch, groups,
+/* states of circuit_forward and cotangent (batch, groups, outputs) to by_inputs (batch, groups,
  * inputs), added up, and by_weights (groups, weights) */
 CLONES int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
-                                const REAL *cotangent, int64_t batch, int64_t groups, REAL *states, REAL *by_inputs,
+                                const REAL *cotangent, int64_t batch, int64_t groups, const REAL *states, REAL *by_inputs,
                                 const int64_t *by_stride, REAL *by_weights) {
     int64_t size = (int64_t)1 << p->qubits, plane = size * CH;
     size_t rows = 3 * (size_t)p->angles.count + p->outputs;
-    REAL *room = workspace(1, sizeof(REAL) * (3 * (size_t)plane + rows * CH));
+    REAL *room = workspace(1, sizeof(REAL) * (5 * (size_t)plane + rows * CH));
     double *sums = workspace(0, sizeof(double) * (p->weights + 1));
     if (!room || !sums) return 1;
-    REAL *lre = room, *lim = room + plane;
-    REAL *waves = room + 3 * plane, *slopes = waves + 2 * (size_t)p->angles.count * CH;
+    REAL *lre = room, *lim = room + plane, *re = room + 3 * plane, *im = room + 4 * plane;
+    REAL *waves = room + 5 * plane, *slopes = waves + 2 * (size_t)p->angles.count * CH;
     REAL *given = slopes + (size_t)p->angles.count * CH;
     for (int64_t g = 0; g < groups; g++) {
         for (int k = 0; k < p->weights; k++) sums[k] = 0;
         for (int64_t first = 0; first < batch; first += CH) {
-            REAL *re = states, *im = re + plane;
             int n = batch - first < CH ? (int)(batch - first) : CH;
+            memcpy(re, states, sizeof(REAL) * 2 * plane);
             states += 2 * plane;
             FN(half_angles)(p, inputs, stride, weights, first, batch, g, waves, first > 0);
             memset(slopes, 0, sizeof(REAL) * (rows - 2 * (size_t)p->angles.count) * CH);

@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL | None:
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the compiled routines can take these tensors."""
-    return library() is not None and all(t.device.type == "cpu" for t in tensors)
+    return all(t.device.type == "cpu" for t in tensors) and library() is not None
 
 
 _Strides = ctypes.c_int64 * 4
