@@ -50,12 +50,14 @@ def ours(template: CircuitTemplate, batch: int) -> tuple[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, help="folder made by peers/setup.sh")
+    parser.add_argument("--templates", default="qrkt,su2_ring")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = []
-    for kind, names in (("qrkt", "ABCDE"), ("su2_ring", "BCD")):
+    for kind in options.templates.split(","):
+        names = "ABCDE" if kind == "qrkt" else "BCD"
         peers = {}
         for peer in ("tensorcircuit", "pennylane"):
             python = options.peers and options.peers / peer / "bin" / "python"

@@ -146,9 +146,14 @@ class QuantumLayer(TorchConnector):
 class Around(Protocol):
     """What stands around a layer: factors on its features, factors and offsets on its values; each may be None."""
 
-    input_scale: Tensor | None
-    scale: Tensor | None
-    bias: Tensor | None
+    @property
+    def input_scale(self) -> Tensor | None: ...
+
+    @property
+    def scale(self) -> Tensor | None: ...
+
+    @property
+    def bias(self) -> Tensor | None: ...
 
     def before(self, x: Tensor) -> Tensor: ...
 
