@@ -21,6 +21,14 @@ from qrkt_hw.options.run import RunOptions
     "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
 )
 @click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
+@click.option(
+    "--max-qpu-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="on a device: limit of QPU time  [default: the backend's]",
+)
+@click.option(
+    "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
+)
 @options_from(RunOptions)
 def train(
     preset: str | None,
@@ -29,6 +37,8 @@ def train(
     resume: Path | None,
     resubmit: bool,
     replan: bool,
+    max_qpu_seconds: float | None,
+    max_cost: float | None,
     **flags: Any,
 ) -> None:
     """Train a model and leave a run folder.
@@ -49,12 +59,12 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         from qrkt_hw.training import fit
 
-        run = fit.resume(RunFolder.open(resume), console, resubmit, replan)
+        run = fit.resume(RunFolder.open(resume), console, resubmit, replan, max_qpu_seconds, max_cost)
     else:
         options = merge(preset, config, flags)
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, console)
+        run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
     results = read_json(run.results)
     if "losses" in results:
         _of_a_gan(results)

@@ -33,7 +33,7 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, held
+from qrkt_hw.training.devices import Waiting, held, limit
 from qrkt_hw.training.measures import peak_memory
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -48,6 +48,8 @@ def start(
     console: Console,
     callbacks: Sequence[Callback] = (),
     data: Data | None = None,
+    max_seconds: float | None = None,
+    max_cost: float | None = None,
 ) -> RunFolder:
     """Train from scratch; returns the run.
 
@@ -57,6 +59,7 @@ def start(
         console: for progress.
         callbacks: more of Lightning's callbacks.
         data: the options' data set, where it is loaded already.
+        max_seconds, max_cost: limits of QPU seconds and USD on a device.
 
     Raises:
         UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
@@ -65,12 +68,20 @@ def start(
     data = data or load_data(options)
     backend = open_backend(options, options.seed, console)
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
+    budget = limit(backend, max_seconds, max_cost)
     run = RunFolder.create(options, data.describe(), out)
-    with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console)):
+    with run.writing(), held(run, backend, "train", _arguments(options), budget=budget, progress=Waiting(console)):
         return _fit(run, options, data, model, console, backend, callbacks)
 
 
-def resume(run: RunFolder, console: Console, resubmit: bool = False, replan: bool = False) -> RunFolder:
+def resume(
+    run: RunFolder,
+    console: Console,
+    resubmit: bool = False,
+    replan: bool = False,
+    max_seconds: float | None = None,
+    max_cost: float | None = None,
+) -> RunFolder:
     """Go on with a run from its last whole epoch, with its own configuration.
 
     Args:
@@ -78,6 +89,7 @@ def resume(run: RunFolder, console: Console, resubmit: bool = False, replan: boo
         console: for progress.
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
+        max_seconds, max_cost: limits of QPU seconds and USD, with what was billed before.
 
     Raises:
         UserError: a damaged run.
@@ -85,7 +97,7 @@ def resume(run: RunFolder, console: Console, resubmit: bool = False, replan: boo
     options = run.options()
     data = load_data(options)
     backend = open_backend(options, options.seed, console)
-    again = {"resume": True, "resubmit": resubmit, "replan": replan}
+    again = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": limit(backend, max_seconds, max_cost)}
     with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
         return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
 
