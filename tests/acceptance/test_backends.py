@@ -55,7 +55,8 @@ def test_error_falls_as_one_over_root_shots(name):
     call = Call(template, np.random.default_rng(0).normal(size=(400, len(template.parameters))))
     truth = resolve(name, shots=0).run([call])[0]
     counts = [256, 1024, 4096, 16384]
-    errors = [np.abs(resolve(name, shots=n, seed=n).run([call])[0] - truth).mean() for n in counts]
+    where = {"pack": False} if name.startswith("fake_") else {}  # copies have errors of their own
+    errors = [np.abs(resolve(name, shots=n, seed=n, device=where).run([call])[0] - truth).mean() for n in counts]
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert abs(slope + 0.5) < 0.1, (slope, errors)
 
