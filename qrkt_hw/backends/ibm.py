@@ -133,6 +133,7 @@ class IBMBackend(Backend):
     def _new_packer(self) -> Any:
         from qrkt_hw.execution.packing import Packer
 
+        assert self.shots is not None  # a device always samples
         return Packer(
             self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots, pack=self.packs,
             guard=self.entry.guard, quality=self.entry.quality, options=dict(self.options),

@@ -114,7 +114,7 @@ class Account:
         self.generation += 1
         for client in {id(c): c for c in [*self.service._api_clients.values()]}.values():
             session = getattr(client, "_session", None)
-            if hasattr(session, "mount"):
+            if session is not None and hasattr(session, "mount"):
                 for scheme in ("https://", "http://"):
                     session.mount(scheme, Careful(self.read_timeout))
 

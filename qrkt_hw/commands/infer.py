@@ -120,6 +120,7 @@ def infer(
             folder, backend, samples, batch, max_qpu_seconds, max_cost, refuse=not dry_run and not resume
         )
     if dry_run:
+        assert plan is not None
         if as_json:
             click.echo(to_json({"backend": backend.name, **plan.record()}))
         else:

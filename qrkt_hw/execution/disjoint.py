@@ -64,7 +64,7 @@ class _Search:
         chosen = list(chosen)
         taken = self.touch[chosen].any(0) if chosen else np.zeros(self.member.shape[1], dtype=bool)
         rows = np.flatnonzero(self.member @ taken.astype(np.float32) == 0)
-        free = (~taken).astype(np.float32)
+        free: NDArray[np.float32] = np.asarray(~taken, dtype=np.float32)
         while len(rows):
             row = int(rows[(self.worth[rows] - bend * (self.rim[rows] @ free)).argmax()])
             chosen.append(row)

@@ -302,4 +302,6 @@ def unpacked(data: bytes) -> dict[str, BitArray]:
 
 
 def _submission(row: Any) -> Submission:
-    return Submission(*row[:7], tuple(json.loads(row[7])), *row[8:])
+    values = list(row)
+    values[7] = tuple(json.loads(values[7]))
+    return Submission(*values)

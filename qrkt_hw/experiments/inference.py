@@ -96,7 +96,8 @@ def count(run: RunFolder, split: str, limit: int | None, data_dir: Path | None =
     """How many samples :func:`infer_split` takes."""
     options = run.options()
     data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
-    return len(first(data.splits[split], limit))
+    dataset: Any = first(data.splits[split], limit)
+    return len(dataset)
 
 
 def infer_images(

@@ -139,10 +139,9 @@ def summed_qubits(model: nn.Module) -> int:
 
 def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
     """The blocks of a model by name, from the input to the output."""
-    if hasattr(model, "sides"):
-        return {
-            f"{side}_{name}": block for side, part in model.sides.items() for name, block in named_blocks(part).items()
-        }
+    sides: Any = getattr(model, "sides", None)
+    if sides is not None:
+        return {f"{side}_{name}": block for side, part in sides.items() for name, block in named_blocks(part).items()}
     found = {f"block_{k}": block for k, block in enumerate(getattr(model, "blocks", ()), start=1)}
     decoder = getattr(model, "decoder", None)
     if decoder is not None:

@@ -7,6 +7,7 @@ between two stages a pixel shuffle that doubles a side and divides the width by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class Generator(nn.Module):
     @property
     def blocks(self) -> list[nn.Module]:
         """All blocks, from the noise to the pixels."""
-        return [block for stage in self.stages for block in stage]  # type: ignore[union-attr]
+        return [block for stage in self.stages for block in cast(nn.ModuleList, stage)]
 
     def forward(self, noise: Tensor) -> Tensor:
         side = self.side
@@ -68,7 +69,7 @@ class Generator(nn.Module):
                     y = F.pixel_shuffle(y.transpose(1, 2).unflatten(-1, (side, side)), 2).flatten(2).transpose(1, 2)
                     side *= 2
                 y = y + positions
-                for block in blocks:  # type: ignore[union-attr]
+                for block in cast(nn.ModuleList, blocks):
                     y = block(y)
         pixels = F.pixel_shuffle(self.leave(y.transpose(1, 2).unflatten(-1, (side, side))), self.patch)
         return pixels.tanh() if self.bounded else pixels

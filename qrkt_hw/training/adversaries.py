@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
-from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.classifier import warm_average
 from qrkt_hw.training.diffaugment import diff_augment
@@ -52,7 +52,11 @@ class Adversaries(LightningModule):
     @property
     def kept(self) -> Gan:
         """Both sides, with the averaged generator where weights are averaged."""
-        return self.model if self.averaged is None else Gan(self.averaged.module, self.model.discriminator)
+        return (
+            self.model
+            if self.averaged is None
+            else Gan(cast(Generator, self.averaged.module), self.model.discriminator)
+        )
 
     def forward(self, noise: Tensor) -> Tensor:
         return self.kept(noise)
