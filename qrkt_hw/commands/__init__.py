@@ -11,6 +11,8 @@ from qrkt_hw.commands.lazy import LazyGroup
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
     "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
+    "generate": ("qrkt_hw.commands.generate:generate", "Draw images with a GAN."),
+    "evaluate": ("qrkt_hw.commands.evaluate:evaluate", "FID, KID, precision and recall of a GAN's images."),
     "compare": ("qrkt_hw.commands.compare:compare", "Several runs in one table and one picture."),
     "twin": ("qrkt_hw.commands.twin:twin", "Train the classical twins of a run and compare."),
     "tune": ("qrkt_hw.commands.tune:tune", "Search over any options; resumable, shared by machines."),

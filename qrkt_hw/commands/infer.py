@@ -93,6 +93,8 @@ def infer(
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}", err=as_json)
+    if folder.options().model == "gan":
+        raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     seed = folder.options().seed
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip

@@ -64,6 +64,7 @@ def half_written_checkpoint(nth: int) -> None:
 def arrange(moment: str) -> None:
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.training import fit, recorder
+    from qrkt_hw.training.adversaries import Adversaries
     from qrkt_hw.training.classifier import Classifier
     from qrkt_hw.training.recorder import Recorder
 
@@ -74,6 +75,7 @@ def arrange(moment: str) -> None:
         "first-validation": lambda: after(Classifier, "validation_step", 1),
         "metrics-written-first-epoch": lambda: after(Recorder, "_write_metrics", 1),
         "second-epoch": lambda: after(Classifier, "training_step", 6),
+        "gan-second-epoch": lambda: after(Adversaries, "training_step", 5),
         "later-validation": lambda: after(Classifier, "validation_step", 2),
         "best-model-written": lambda: after(recorder, "save_file", 2),
         "checkpoint-half-written": lambda: half_written_checkpoint(2),

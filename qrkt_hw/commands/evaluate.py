@@ -1,0 +1,79 @@
+"""``qrkt-hw evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option("--samples", type=click.IntRange(100), default=50_000, show_default=True, help="images to draw")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of their noise")
+@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
+@click.option(
+    "--inception-weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Inception-v3 as torch-fidelity publishes it  [default: features of a judge trained on the same data]",
+)
+@click.option("--judge", type=click.Path(path_type=Path), help="file of the judge; made where it is missing")
+@click.option("--yardsticks", is_flag=True, help="also the real test images, and Gaussian images of equal covariance")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+def evaluate(
+    run: Path | None,
+    samples: int,
+    seed: int,
+    split: str,
+    inception_weights: Path | None,
+    judge: Path | None,
+    yardsticks: bool,
+    as_json: bool,
+) -> None:
+    """FID, KID, Inception Score, precision and recall of RUN's images, and what a judge says of them.
+
+    The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
+    """
+    from rich.console import Console
+
+    from qrkt_hw.runs import RunFolder, newest
+    from qrkt_hw.runs.atomic import to_json
+
+    folder = RunFolder.open(run if run is not None else newest())
+    click.echo(f"run {folder.path}", err=as_json)
+    from qrkt_hw.experiments import evaluation
+
+    record = evaluation.evaluate(
+        folder,
+        Console(stderr=True),
+        samples=samples,
+        seed=seed,
+        split=split,
+        weights=inception_weights,
+        judge_file=judge,
+        yardsticks=yardsticks,
+    )
+    if as_json:
+        click.echo(to_json(record))
+        return
+    p, judged = record["protocol"], record["judge"]
+    click.echo(
+        f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}"
+    )
+    click.echo(f"  features of {p['extractor']}; resized: {p['resize']}")
+    for name, row in {"run": record["metrics"], **record.get("yardsticks", {})}.items():
+        click.echo(
+            f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "
+            f"score {row['inception_score']:.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
+        )
+    quality = judged["quality"]
+    click.echo(
+        f"judge ({quality['test_accuracy']:.2%} on test images; sure of {quality['sure_of_gaussian']:.1%} of Gaussian "
+        f"and {quality['sure_of_shuffled']:.1%} of shuffled images): sure of {judged['sure']:.1%}"
+    )
+    click.echo("  classes take " + " ".join(f"{share:.1%}" for share in judged["shares"]))
+    near = record["nearest_training_image"]
+    click.echo(
+        f"nearest training image: {near['median_distance']:.2f} away (test images: "
+        f"{near['median_distance_of_test_images']:.2f}), copies {near['copies']:.1%}; evaluation/nearest.png"
+    )

@@ -1,0 +1,71 @@
+"""Drawing images with the generator of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.errors import UserError
+from qrkt_hw.experiments.loading import load
+from qrkt_hw.models.gan import Gan
+from qrkt_hw.plots.images import picture, to_bytes
+from qrkt_hw.runs import RunFolder
+
+BATCH = 250
+
+
+def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
+    """The GAN of a run.
+
+    Raises:
+        UserError: the run is of another kind, or has no weights yet.
+    """
+    if run.options().model != "gan":
+        raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
+    model = load(run, backend)
+    assert isinstance(model, Gan)
+    return model
+
+
+def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: int = 8) -> Tensor:
+    """``(count, latent)`` of this seed: independent, or in rows that lead from one point to the next on the sphere."""
+    random = torch.Generator().manual_seed(seed)
+    if not interpolate:
+        return torch.randn(count, latent, generator=random)
+    rows = -(-count // row)
+    ends = torch.randn(rows, 2, latent, generator=random)
+    units = ends / ends.norm(dim=-1, keepdim=True)
+    angle = (units[:, 0] * units[:, 1]).sum(-1).clamp(-1, 1).acos()[:, None, None]
+    t = torch.linspace(0, 1, row)[None, :, None]
+    path = (((1 - t) * angle).sin() * ends[:, :1] + (t * angle).sin() * ends[:, 1:]) / angle.sin()
+    return path.flatten(0, 1)[:count]
+
+
+@torch.no_grad()
+def draw(model: Gan, points: Tensor) -> Tensor:
+    """Images ``(count, channels, size, size)`` in [-1, 1], rounded to 8 bits as a file would hold them."""
+    images = torch.cat([model(part) for part in points.split(BATCH)]).float().clamp(-1, 1)
+    return ((images + 1) * 127.5).round() / 127.5 - 1
+
+
+def save_images(images: Tensor, folder: Path) -> None:
+    """One PNG for each image, ``00000.png`` and so on.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(to_bytes(images)):
+            picture(image).save(folder / f"{number:05d}.png")
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
+
+
+def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """For each image the index of the nearest other one, and its Euclidean distance in pixels of [-1, 1]."""
+    found = [torch.cdist(part.flatten(1), others.flatten(1)).min(1) for part in images.split(500)]
+    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])

@@ -1,0 +1,133 @@
+"""A GAN trains, is killed and goes on bit for bit, draws, and is measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.command_line import qrkt, refused
+
+pytestmark = pytest.mark.acceptance
+KILLER = Path(__file__).with_name("killing.py")
+TRAIN = ["train", "--model", "gan", "--epochs", "3", "--limit", "96", "--batch-size", "32", "--latent", "8"]
+TRAIN += ["--generator-hidden", "32", "--generator-patch", "2", "--hidden", "8", "--heads", "2", "--mlp", "8"]
+TRAIN += ["--patch", "4", "--rk", "rk1", "--discriminator-rk-blocks", "1", "--critic-steps", "2", "--penalty-every", "2"]
+CLASSICAL = ["--projection", "classical"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gan")
+    finished = qrkt(*TRAIN, "--out", "run", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder / "run"
+
+
+def kept(run: Path) -> dict[str, bytes]:
+    """Every file that must not depend on interruptions."""
+    return {p.name: p.read_bytes() for p in [run / "model.safetensors", *sorted((run / "samples").glob("epoch-*"))]}
+
+
+def test_a_run_shows_how_it_learned(trained):
+    assert len(list((trained / "samples").glob("epoch-*.png"))) == 3
+    with Image.open(trained / "samples" / "training.gif") as animation:
+        assert animation.n_frames == 3
+    results = json.loads((trained / "results.json").read_text())
+    assert results["parameters"]["quantum"] > 0
+    assert results["parameters"]["total"] == sum(s["total"] for s in results["parameters_of"].values())
+    rows = (trained / "metrics.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,generator_loss,discriminator_loss,penalty") and len(rows) == 4
+
+
+@pytest.mark.parametrize("moment", ["gan-second-epoch", pytest.param("checkpoint-half-written", marks=pytest.mark.slow)])
+def test_killed_and_resumed_draws_the_same_images_bit_for_bit(moment, trained, tmp_path):
+    killed = subprocess.run(
+        [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert kept(tmp_path / "run") == kept(trained)
+    for run, place in ((trained, "a.png"), (tmp_path / "run", "b.png")):
+        assert qrkt("generate", run, "--count", "9", "--grid", place, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_generate_draws_the_same_for_a_seed_and_one_file_an_image(trained, tmp_path):
+    done = qrkt("generate", trained, "--count", "5", "--seed", "3", "--out", "images", "--grid", "g.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = sorted((tmp_path / "images").iterdir())
+    assert [f.name for f in files] == [f"{k:05d}.png" for k in range(5)]
+    with Image.open(files[0]) as image:
+        assert image.size == (8, 8) and image.mode == "L"
+    assert qrkt("generate", trained, "--count", "5", "--seed", "3", "--grid", "h.png", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "g.png").read_bytes() == (tmp_path / "h.png").read_bytes()
+    assert qrkt("generate", trained, "--count", "16", "--interpolate", cwd=tmp_path).returncode == 0
+    assert (trained / "samples" / "seed-0.png").is_file()
+
+
+def test_generate_takes_a_backend(trained, tmp_path):
+    done = qrkt("generate", trained, "--count", "1", "--backend", "aer", "--shots", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
+    from qrkt_hw.experiments import judging
+
+    monkeypatch.setattr(judging, "STEPS", 60)  # any judge will do here
+    done = qrkt(
+        "evaluate", trained, "--samples", "150", "--judge", tmp_path / "judge.safetensors", "--yardsticks", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["protocol"]["samples"] == 150 and record["protocol"]["split"] == "train"
+    assert record["judge"]["sha256"] in record["protocol"]["extractor"]
+    ours, test = record["metrics"]["fid"], record["yardsticks"]["test images"]["fid"]
+    assert test < ours  # three epochs draw nothing like a digit
+    assert sum(record["judge"]["shares"]) == pytest.approx(1, abs=1e-3)
+    assert (trained / "evaluation" / "nearest.png").is_file()
+
+
+def test_a_loss_that_differentiates_twice_is_refused_where_circuits_cannot(tmp_path):
+    for loss in ("wgangp-eps", "nonsaturating-r1"):
+        done = qrkt(*TRAIN, "--backend", "aer", "--loss", loss, "--out", "run", cwd=tmp_path)
+        refused(done, "--loss", loss, "hinge")
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("loss", ["wgangp-eps", "hinge"])
+def test_each_loss_trains_either_kind(loss, tmp_path):
+    for name, side in (("a", ["--generator-projection", "classical"]), ("b", ["--discriminator-projection", "classical"])):
+        done = qrkt(*TRAIN, "--epochs", "1", "--loss", loss, *side, "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        parts = json.loads((tmp_path / name / "results.json").read_text())["parameters_of"]
+        assert parts["generator" if name == "a" else "discriminator"]["quantum"] == 0
+        assert parts["discriminator" if name == "a" else "generator"]["quantum"] > 0
+
+
+def test_resources_counts_executions_for_a_drawn_image(trained, tmp_path):
+    done = qrkt("resources", trained, "--format", "json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    from qrkt_hw.models.build import quantum_layers
+    from qrkt_hw.experiments.loading import load
+
+    report = json.loads(done.stdout)
+    generator = load(trained).generator
+    tokens = {32: 4, 8: 16}  # first and second stage, by the width of their tokens
+    circuits = sum(layer.groups * tokens[layer.features] for layer in quantum_layers(generator))
+    assert sum(r["circuits"] for round_ in report["logical"]["rounds"] for r in round_) == circuits
+
+
+def test_other_commands_refuse_a_run_of_the_other_kind(trained, tmp_path):
+    refused(qrkt("infer", trained, cwd=tmp_path), "generate")
+    torch.set_num_threads(1)
+    base = ["train", "--epochs", "1", "--limit", "20", "--rk-blocks", "1", "--out", "vit", *CLASSICAL]
+    assert qrkt(*base, cwd=tmp_path).returncode == 0
+    refused(qrkt("generate", "vit", cwd=tmp_path), "--model gan")
+    refused(qrkt("evaluate", "vit", cwd=tmp_path), "--model gan")
+    refused(qrkt("compare", "vit", trained, cwd=tmp_path), "gan")
