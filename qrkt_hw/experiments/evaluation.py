@@ -1,7 +1,7 @@
 """How good the images of a GAN are: FID, KID, Inception Score, precision and recall, and a judge's word.
 
-All metrics are torch-fidelity's, on features of one extractor: Inception-v3 (images enlarged to 299
-pixels as TensorFlow 1 did), or the judge of the data set. A number belongs to its protocol and is compared with no other.
+All metrics are torch-fidelity's, on features of one extractor: Inception-v3 (images enlarged to 299 pixels as in
+TensorFlow 1), or the judge of the data set. A number belongs to its protocol and is compared with no other.
 """
 
 from __future__ import annotations

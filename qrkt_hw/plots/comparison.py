@@ -11,6 +11,7 @@ from qrkt_hw.plots.figure import new, save, tidy
 
 History = Sequence[dict[str, float]]
 QUANTITIES = {"val_loss": "validation loss", "val_auroc": "validation AUROC"}
+GAN_QUANTITIES = {"generator_loss": "generator's loss", "discriminator_loss": "discriminator's loss"}
 OVER = {"epoch": "epoch", "seconds": "wall time (s)", "field_evaluations": "field evaluations"}
 
 
@@ -24,7 +25,8 @@ def averaged(histories: Sequence[History], quantity: str, over: str) -> tuple[np
 def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Path) -> list[Path]:
     """``loss.png`` and ``auroc.png``, each over epochs, wall time and field evaluations; bands are one deviation."""
     files = []
-    for quantity, name in QUANTITIES.items():
+    kind = GAN_QUANTITIES if "generator_loss" in groups[0][1][0][0] else QUANTITIES
+    for quantity, name in kind.items():
         figure, panels = new(columns=len(OVER), width=5.2)
         for axes, (over, title) in zip(panels, OVER.items(), strict=True):
             for place, (label, histories) in enumerate(groups):

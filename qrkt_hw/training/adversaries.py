@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
+from qrkt_hw.models.build import named_blocks
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.training.classifier import warm_average
+from qrkt_hw.training.classifier import NORMS_EVERY, warm_average
 from qrkt_hw.training.diffaugment import diff_augment
 from qrkt_hw.training.losses import discriminator_loss, generator_loss, penalty
+from qrkt_hw.training.measures import gradient_norms
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 
@@ -45,7 +47,7 @@ class Adversaries(LightningModule):
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
-        self._measured: list[Tensor] = []
+        self._start_epoch()
         self._last_generator_loss = torch.zeros(())
         self.epoch_metrics: dict[str, float] = {}
 
@@ -63,8 +65,13 @@ class Adversaries(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
-        self._measured = []
+        self._start_epoch()
         self._last_generator_loss = torch.zeros((), device=self.device)
+
+    def _start_epoch(self) -> None:
+        self._measured: list[Tensor] = []
+        self._norms: dict[str, list[Tensor]] = {side: [] for side in self.model.sides}
+        self._updates = dict.fromkeys(self.model.sides, 0)
 
     def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
         o = self.options
@@ -78,7 +85,7 @@ class Adversaries(LightningModule):
         self._measured.append(torch.stack([self._last_generator_loss, *losses]))
         if number + 1 == self.steps_per_epoch:  # callbacks end their epoch before the module does
             means = torch.stack(self._measured).mean(0).tolist()
-            self.epoch_metrics = dict(zip(MEASURED, means, strict=True))
+            self.epoch_metrics = {**dict(zip(MEASURED, means, strict=True)), **self._mean_norms()}
             self.log_dict(self.epoch_metrics)
 
     def pixels(self, normalised: Tensor) -> Tensor:
@@ -99,7 +106,7 @@ class Adversaries(LightningModule):
         on_real, on_fake = score(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = discriminator_loss(o.loss, on_real, on_fake)
         extra = penalty(o, score, real, fake) if penalised else loss.new_zeros(())
-        self._update(loss + o.penalty_every * extra, score, optimizer)
+        self._update(loss + o.penalty_every * extra, "discriminator", optimizer)
         return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
     def _generator_step(self, count: int, optimizer: Any) -> Tensor:
@@ -107,17 +114,31 @@ class Adversaries(LightningModule):
         self.model.discriminator.requires_grad_(False)
         fake = diff_augment(self.model.generator(self.noise(count)), o.diffaugment)
         loss = generator_loss(o.loss, self.model.discriminator(fake))
-        self._update(loss, self.model.generator, optimizer)
+        self._update(loss, "generator", optimizer)
         self.model.discriminator.requires_grad_(True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model.generator)
         return loss.detach()
 
-    def _update(self, loss: Tensor, side: torch.nn.Module, optimizer: Any) -> None:
+    def _update(self, loss: Tensor, name: str, optimizer: Any) -> None:
+        side, norms = self.model.sides[name], self._norms[name]
         optimizer.zero_grad()
         self.manual_backward(loss)
+        if self._updates[name] % NORMS_EVERY == 0:  # before clipping; every tenth step is enough for a mean
+            norms.append(gradient_norms(named_blocks(side).values()))
+        self._updates[name] += 1
         clip_grad_norm_(side.parameters(), self.options.clip, foreach=True)
         optimizer.step()
+
+    def _mean_norms(self) -> dict[str, float]:
+        found = {}
+        for name, side in self.model.sides.items():
+            if self._norms[name]:
+                means = torch.stack(self._norms[name]).mean(0).tolist()
+                found.update({f"gradient_norm_{name}_{b}": x for b, x in zip(named_blocks(side), means, strict=True)})
+            else:  # an epoch too short for a step of the generator
+                found.update({f"gradient_norm_{name}_{b}": 0.0 for b in named_blocks(side)})
+        return found
 
     def _optimizers(self, step: int) -> Any:
         """Both optimisers, with the learning rates of this step."""

@@ -15,7 +15,18 @@ pytestmark = pytest.mark.acceptance
 KILLER = Path(__file__).with_name("killing.py")
 TRAIN = ["train", "--model", "gan", "--epochs", "3", "--limit", "96", "--batch-size", "32", "--latent", "8"]
 TRAIN += ["--generator-hidden", "32", "--generator-patch", "2", "--hidden", "8", "--heads", "2", "--mlp", "8"]
-TRAIN += ["--patch", "4", "--rk", "rk1", "--discriminator-rk-blocks", "1", "--critic-steps", "2", "--penalty-every", "2"]
+TRAIN += [
+    "--patch",
+    "4",
+    "--rk",
+    "rk1",
+    "--discriminator-rk-blocks",
+    "1",
+    "--critic-steps",
+    "2",
+    "--penalty-every",
+    "2",
+]
 CLASSICAL = ["--projection", "classical"]
 
 
@@ -43,7 +54,9 @@ def test_a_run_shows_how_it_learned(trained):
     assert rows[0].startswith("epoch,generator_loss,discriminator_loss,penalty") and len(rows) == 4
 
 
-@pytest.mark.parametrize("moment", ["gan-second-epoch", pytest.param("checkpoint-half-written", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "moment", ["gan-second-epoch", pytest.param("checkpoint-half-written", marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_draws_the_same_images_bit_for_bit(moment, trained, tmp_path):
     killed = subprocess.run(
         [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
@@ -71,7 +84,7 @@ def test_generate_draws_the_same_for_a_seed_and_one_file_an_image(trained, tmp_p
 
 
 def test_generate_takes_a_backend(trained, tmp_path):
-    done = qrkt("generate", trained, "--count", "1", "--backend", "aer", "--shots", "64", cwd=tmp_path)
+    done = qrkt("generate", trained, "--count", "1", "--backend", "aer_cpu", "--shots", "64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -95,14 +108,17 @@ def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
 
 def test_a_loss_that_differentiates_twice_is_refused_where_circuits_cannot(tmp_path):
     for loss in ("wgangp-eps", "nonsaturating-r1"):
-        done = qrkt(*TRAIN, "--backend", "aer", "--loss", loss, "--out", "run", cwd=tmp_path)
+        done = qrkt(*TRAIN, "--backend", "aer_cpu", "--loss", loss, "--out", "run", cwd=tmp_path)
         refused(done, "--loss", loss, "hinge")
         assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("loss", ["wgangp-eps", "hinge"])
 def test_each_loss_trains_either_kind(loss, tmp_path):
-    for name, side in (("a", ["--generator-projection", "classical"]), ("b", ["--discriminator-projection", "classical"])):
+    for name, side in (
+        ("a", ["--generator-projection", "classical"]),
+        ("b", ["--discriminator-projection", "classical"]),
+    ):
         done = qrkt(*TRAIN, "--epochs", "1", "--loss", loss, *side, "--out", name, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         parts = json.loads((tmp_path / name / "results.json").read_text())["parameters_of"]
@@ -113,8 +129,8 @@ def test_each_loss_trains_either_kind(loss, tmp_path):
 def test_resources_counts_executions_for_a_drawn_image(trained, tmp_path):
     done = qrkt("resources", trained, "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    from qrkt_hw.models.build import quantum_layers
     from qrkt_hw.experiments.loading import load
+    from qrkt_hw.models.build import quantum_layers
 
     report = json.loads(done.stdout)
     generator = load(trained).generator

@@ -60,6 +60,10 @@ def test_every_preset_starts_trains_and_infers(name, tmp_path):
     (row,) = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     norms = [float(value) for key, value in row.items() if key.startswith("gradient_norm_")]
     assert norms and all(np.isfinite(norms)) and max(norms) > 0
+    if RunOptions(**presets.load(name)).model == "gan":
+        drawn = qrkt("generate", "run", "--count", 4, "--grid", "grid.png", cwd=tmp_path)
+        assert drawn.returncode == 0 and (tmp_path / "grid.png").is_file(), drawn.stderr
+        return
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert int(row["field_evaluations"]) == 30 * results["field_evaluations_per_forward"]
     assert float(row["peak_memory_mb"]) > 50
