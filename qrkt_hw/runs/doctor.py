@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 
@@ -37,7 +38,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All checks, each on its own: one that fails does not hide the others."""
-    versions = {name.lower(): version for name, version in _installed()}
+    versions = {canonicalize_name(name): version for name, version in _installed()}
     checks: list[Callable[[], list[Finding]]] = [
         _python, lambda: requirements(versions), lambda: aer(versions), _aer_devices, _torch, _torchvision, _account,
     ]  # fmt: skip
@@ -70,7 +71,7 @@ def requirements(versions: Mapping[str, str], wanted: list[str] | None = None) -
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
-        name = requirement.name.lower()
+        name = canonicalize_name(requirement.name)
         version = versions.get(name)
         if name == "qiskit-aer" and version is None:
             version = versions.get("qiskit-aer-gpu")
