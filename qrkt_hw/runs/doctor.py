@@ -38,7 +38,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All checks, each on its own: one that fails does not hide the others."""
-    versions = {canonicalize_name(name): version for name, version in _installed()}
+    versions: dict[str, str] = {canonicalize_name(name): version for name, version in _installed()}
     checks: list[Callable[[], list[Finding]]] = [
         _python, lambda: requirements(versions), lambda: aer(versions), _aer_devices, _torch, _torchvision, _account,
     ]  # fmt: skip
