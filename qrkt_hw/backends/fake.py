@@ -194,17 +194,20 @@ class FakeBackend(AerBackend):
         self.counters.executions = executions + wide
         self.estimated += seconds if batches else 0.0
         pool = self.packer.pooled(calls)
+        sets = self.packer.parameter_sets(calls, pool)
         outcomes = []
         for batch in batches:
             shots = self.packer.shots_of(batch)
             outcomes.append(
-                [sample(self._chances(piece, batch, calls, pool), shots, self.rng) for piece in batch.pieces]
+                [sample(self._chances(piece, batch, calls, pool, sets), shots, self.rng) for piece in batch.pieces]
             )
         values = self.packer.combined(calls, batches, outcomes)
         self.counters.seconds += time.perf_counter() - started
         return values
 
-    def _chances(self, piece: Piece, batch: Batch, calls: Sequence[Call], pool: Any) -> NDArray[np.float64]:
+    def _chances(
+        self, piece: Piece, batch: Batch, calls: Sequence[Call], pool: Any, sets: dict[str, NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
         """``(executions, outcomes)`` of a copy: the chance of every outcome, with the noise of its own qubits."""
         if batch.calibration is not None:
             return self._calibration(piece, batch.calibration)
@@ -212,7 +215,7 @@ class FakeBackend(AerBackend):
         template = calls[place].template
         placed = self.placed(template, basis).moved(piece.physical)
         busy = piece.samples >= 0
-        values = self.packer.parameter_sets(piece.kind, calls, pool)[piece.samples[busy]]
+        values = sets[piece.kind][piece.samples[busy]]
         chances = np.zeros((batch.executions, 2**template.num_qubits))
         chances[:, 0] = 1  # of copies that idle; nobody reads them
         if self._fits(template):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import backend_options, options_from
+from qrkt_hw.commands.options import backend_options, device_flags, options_from
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
 
@@ -25,20 +25,9 @@ from qrkt_hw.options.training import BackendOptions
     "--resume", is_flag=True, help="go on with the inference on a device that was stopped, with its own options"
 )
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
-@click.option(
-    "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
-)
-@click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
+@device_flags
 @options_from(BackendOptions)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
-@click.option(
-    "--max-qpu-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    help="on a device: limit of QPU time  [default: the backend's]",
-)
-@click.option(
-    "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
-)
 @click.option(
     "--report",
     is_flag=True,

@@ -30,6 +30,29 @@ def options_from(model: type[BaseModel], only: Sequence[str] | None = None) -> C
     return decorate
 
 
+def device_flags(command: Any) -> Any:
+    """Decorate a command with what it does about jobs and bills of a device."""
+    for option in reversed(_DEVICE):
+        command = option(command)
+    return command
+
+
+_DEVICE = (
+    click.option(
+        "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
+    ),
+    click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew"),
+    click.option(
+        "--max-qpu-seconds",
+        type=click.FloatRange(min=0, min_open=True),
+        help="on a device: limit of QPU time  [default: the backend's]",
+    ),
+    click.option(
+        "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
+    ),
+)
+
+
 def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> RunOptions:
     """Defaults, then the preset, then the file, then the flags.
 

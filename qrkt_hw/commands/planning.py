@@ -32,9 +32,8 @@ def planned(
     """
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.execution.budget import Budget
-    from qrkt_hw.execution.pricing import prices
     from qrkt_hw.experiments.loading import load
-    from qrkt_hw.resources.forecast import PLAN, check, forecast, rounds_of
+    from qrkt_hw.resources.forecast import check, forecast, rounds_of
 
     if getattr(backend, "packer", None) is None or not backend.shots:
         raise UserError(
@@ -43,13 +42,7 @@ def planned(
         )
     rounds = rounds_of(load(folder, backend), DataShape.of(folder.description()))
     plan = forecast(rounds, samples, batch, backend)
-    own = max_seconds is None and max_cost is None
-    budget = Budget(
-        backend.max_seconds if own else max_seconds,
-        max_cost,
-        prices().plans[PLAN].usd_per_second,
-        f"max_seconds of backend {backend.name}" if own else "--max-qpu-seconds",
-    )
+    budget = Budget.of(backend.name, backend.max_seconds, max_seconds, max_cost)
     if refuse:
         check(plan, budget, rounds, batch, backend)
     return plan, budget

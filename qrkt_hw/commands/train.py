@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import merge, options_from
+from qrkt_hw.commands.options import device_flags, merge, options_from
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 
@@ -17,18 +17,7 @@ from qrkt_hw.options.run import RunOptions
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
 @click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
 @click.option("--resume", type=click.Path(path_type=Path), help="go on with this run, with its own options")
-@click.option(
-    "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
-)
-@click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew")
-@click.option(
-    "--max-qpu-seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    help="on a device: limit of QPU time  [default: the backend's]",
-)
-@click.option(
-    "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
-)
+@device_flags
 @options_from(RunOptions)
 def train(
     preset: str | None,

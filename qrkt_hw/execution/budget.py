@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from qrkt_hw.errors import UserError
+from qrkt_hw.execution.pricing import prices
+
+PLAN = "payg"  # whose price counts for limits of money
 
 
 class Budget:
@@ -29,6 +32,20 @@ class Budget:
             raise ValueError("max_cost needs usd_per_second")
         self.max_seconds, self.max_cost, self.usd_per_second, self.where = max_seconds, max_cost, usd_per_second, where
         self.billed = 0.0
+
+    @classmethod
+    def of(cls, backend: str, own: float | None, max_seconds: float | None, max_cost: float | None) -> Budget:
+        """The limits of the flags, else the backend's own; money counts at pay-as-you-go prices.
+
+        Args:
+            backend: its name, for messages.
+            own: QPU seconds that its entry allows; None for no limit.
+            max_seconds, max_cost: QPU seconds and USD by flags.
+        """
+        price = prices().plans[PLAN].usd_per_second
+        if max_seconds is None and max_cost is None:
+            return cls(own, None, price, f"max_seconds of backend {backend}")
+        return cls(max_seconds, max_cost, price)
 
     @property
     def limit(self) -> float | None:

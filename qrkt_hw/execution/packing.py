@@ -262,28 +262,40 @@ class Packer:
     def pack(self, calls: Sequence[Asked]) -> list[Work]:
         """The works of a round; the same calls give the same works."""
         pool = self.pooled(calls)
-        return [self._work(batch, calls, pool) for batch in self.batches(calls)]
+        sets = self.parameter_sets(calls, pool)
+        return [self._work(batch, calls, pool, sets) for batch in self.batches(calls)]
 
     def shots_of(self, batch: Batch) -> int:
         """Shots of each execution."""
         return self.shots if batch.calibration is None else SHOTS
 
+    @staticmethod
     def parameter_sets(
-        self, kind: str, calls: Sequence[Asked], pool: dict[str, list[tuple[int, Basis, int]]]
-    ) -> NDArray[np.float64]:
-        """``(pooled sets, parameters of the template)`` of a kind."""
-        parts = [np.asarray(calls[p].values, dtype=np.float64).reshape(calls[p].samples, -1) for p, _, _ in pool[kind]]
-        return np.concatenate(parts)
+        calls: Sequence[Asked], pool: dict[str, list[tuple[int, Basis, int]]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """``(pooled sets, parameters of the template)`` of every kind."""
+        return {
+            kind: np.concatenate(
+                [np.asarray(calls[p].values, dtype=np.float64).reshape(calls[p].samples, -1) for p, _, _ in parts]
+            )
+            for kind, parts in pool.items()
+        }
 
-    def _work(self, batch: Batch, calls: Sequence[Asked], pool: dict[str, list[tuple[int, Basis, int]]]) -> Work:
+    def _work(
+        self,
+        batch: Batch,
+        calls: Sequence[Asked],
+        pool: dict[str, list[tuple[int, Basis, int]]],
+        sets: dict[str, NDArray[np.float64]],
+    ) -> Work:
         circuit = self._wide(batch)
         values = np.zeros((batch.executions, 0))
         if batch.calibration is None:
             columns = []
             for piece in batch.pieces:
                 template = calls[pool[piece.kind][0][0]].template
-                own = self.parameter_sets(piece.kind, calls, pool)[:, self._kinds[piece.kind].columns(template)]
-                columns.append(own[np.maximum(piece.samples, 0)])  # an idle copy repeats the first set
+                rows = sets[piece.kind][np.maximum(piece.samples, 0)]  # an idle copy repeats the first set
+                columns.append(rows[:, self._kinds[piece.kind].columns(template)])
             values = np.concatenate(columns, axis=1)
         return Work(circuit, values, self.shots_of(batch), batch.tag, self.device, self.options, batch)
 

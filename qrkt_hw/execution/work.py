@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Work:
     options: dict[str, Any] = field(default_factory=dict)
     batch: Any = field(default=None, repr=False)
 
-    @property
+    @cached_property  # asked for several times a round
     def key(self) -> str:
         """SHA-256 of the content: circuit by structure, parameters, shots, options and device."""
         digest = hashlib.sha256(json.dumps([self.shots, self.device, self.options], sort_keys=True).encode())

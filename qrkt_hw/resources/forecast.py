@@ -12,11 +12,9 @@ from torch import nn
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.budget import Budget
+from qrkt_hw.execution.budget import PLAN, Budget
 from qrkt_hw.execution.pricing import JOB_SECONDS, LARGEST_JOB, prices
 from qrkt_hw.resources.trace import Asked
-
-PLAN = "payg"  # whose price counts for limits of money
 
 
 @dataclass(frozen=True)

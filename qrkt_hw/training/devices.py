@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
+from qrkt_hw.execution.budget import Budget
 from qrkt_hw.execution.journal import Activity, Journal
 from qrkt_hw.runs import RunFolder
 
@@ -46,24 +47,20 @@ def unfinished(run: RunFolder, kind: str) -> Activity | None:
         return journal.unfinished(kind)
 
 
-def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -> Any:
+def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -> Budget | None:
     """The budget of a training: the flags', else the backend's own; None without a limit.
 
     Raises:
         UserError: a limit for a backend that bills nothing.
     """
-    own = max_seconds is None and max_cost is None
-    if not own and not keeps_journal(backend):
+    flags = max_seconds is not None or max_cost is not None
+    if flags and not keeps_journal(backend):
         name = "--max-qpu-seconds" if max_seconds is not None else "--max-cost"
         raise UserError(f"{name}: backend {backend.name!r} is no device and bills nothing; leave the flag out")
-    seconds = getattr(backend, "max_seconds", None) if own else max_seconds
-    if seconds is None and max_cost is None:
+    allowed = getattr(backend, "max_seconds", None)
+    if not flags and allowed is None:
         return None
-    from qrkt_hw.execution.budget import Budget
-    from qrkt_hw.execution.pricing import prices
-
-    where = f"max_seconds of backend {backend.name}" if own else "--max-qpu-seconds"
-    return Budget(seconds, max_cost, prices().plans["payg"].usd_per_second, where)
+    return Budget.of(backend.name, allowed, max_seconds, max_cost)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import signal
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
 from qrkt_hw.training.devices import Waiting, held, limit
-from qrkt_hw.training.measures import peak_memory
+from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
 from qrkt_hw.training.recorder import Recorder
@@ -97,7 +96,8 @@ def resume(
     options = run.options()
     data = load_data(options)
     backend = open_backend(options, options.seed, console)
-    again = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": limit(backend, max_seconds, max_cost)}
+    budget = limit(backend, max_seconds, max_cost)
+    again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
     with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
         return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
 
@@ -230,14 +230,9 @@ def _conclude(
             "qubits": largest_circuit(model),
             "summed_qubits": summed_qubits(model),
             "field_evaluations_per_forward": field_evaluations(model),
-            "peak_memory_mb": round(peak_memory(), 1),
-            "train_seconds": round(recorder.train_seconds, 3),
-            "cpu_seconds": round(recorder.cpu_seconds, 3),
-            "evaluation_seconds": round(time.perf_counter() - started, 3),
             "best_epoch": recorder.best_epoch,
-            "seed": options.seed,
-            "backend": backend.name,
-            "backend_details": {**backend.about(), **asdict(backend.counters)},
+            **spent(recorder, started),
+            **where(options, backend),
         },
     )
 

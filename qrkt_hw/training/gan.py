@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 
 import torch
 
@@ -20,7 +19,7 @@ from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.gallery import Gallery
-from qrkt_hw.training.measures import peak_memory
+from qrkt_hw.training.measures import spent, where
 
 # features of a batch below which waking a second thread costs more than it brings
 WORTH_SHARING = 16_384
@@ -68,13 +67,8 @@ def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, 
             "losses": {k: v for k, v in gallery.history[-1].items() if k.endswith(("loss", "score", "penalty"))},
             "qubits": largest_circuit(model),
             "summed_qubits": summed_qubits(model),
-            "peak_memory_mb": round(peak_memory(), 1),
-            "train_seconds": round(gallery.train_seconds, 3),
-            "cpu_seconds": round(gallery.cpu_seconds, 3),
-            "evaluation_seconds": round(time.perf_counter() - started, 3),
             "epochs": gallery.best_epoch,
-            "seed": options.seed,
-            "backend": backend.name,
-            "backend_details": {**backend.about(), **asdict(backend.counters)},
+            **spent(gallery, started),
+            **where(options, backend),
         },
     )

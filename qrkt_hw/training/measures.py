@@ -4,10 +4,39 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.options.run import RunOptions
+
+
+class Clocked(Protocol):
+    """A callback that measures the training: seconds by the clock and of the processor."""
+
+    train_seconds: float
+    cpu_seconds: float
+
+
+def spent(clocked: Clocked, started: float) -> dict[str, float]:
+    """For ``results.json``: peak memory in MiB, seconds of the training, and of what followed since ``started``."""
+    return {
+        "peak_memory_mb": round(peak_memory(), 1),
+        "train_seconds": round(clocked.train_seconds, 3),
+        "cpu_seconds": round(clocked.cpu_seconds, 3),
+        "evaluation_seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def where(options: RunOptions, backend: Backend) -> dict[str, Any]:
+    """For ``results.json``: the seed, and the backend with all that it counted."""
+    details = {**backend.about(), **asdict(backend.counters)}
+    return {"seed": options.seed, "backend": backend.name, "backend_details": details}
 
 
 def peak_memory() -> float:

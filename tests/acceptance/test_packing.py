@@ -94,12 +94,13 @@ def test_packed_shots_with_noise_are_draws_from_the_noise_of_each_copy():
     values = backend.run([call])[0]
     packer = backend.packer
     pool = packer.pooled([call])
+    sets = packer.parameter_sets([call], pool)
     signs = bases(template)[0].signs(template.num_outputs)
     expected = np.zeros_like(values)
     for batch in packer.batches([call]):
         for piece in batch.pieces:
             busy = piece.samples >= 0
-            chances = backend._chances(piece, batch, [call], pool)[busy]
+            chances = backend._chances(piece, batch, [call], pool, sets)[busy]
             expected[piece.samples[busy]] = chances @ signs.T
     scaled = (values - expected) / np.sqrt((1 - expected**2) / shots)
     assert 0.85 < scaled.std() < 1.15 and np.abs(scaled).max() < 5

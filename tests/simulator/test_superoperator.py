@@ -96,7 +96,8 @@ def test_outcome_chances_give_the_same_values_as_observables():
     call = Call(template, np.random.default_rng(1).normal(size=(3, 2, len(template.parameters))))
     backend = FakeBackend("fake_torino", "fake_torino", shots=10, pack=False)
     (batch,) = backend.packer.batches([call])
-    chances = backend._chances(batch.pieces[0], batch, [call], backend.packer.pooled([call]))
+    pool = backend.packer.pooled([call])
+    chances = backend._chances(batch.pieces[0], batch, [call], pool, backend.packer.parameter_sets([call], pool))
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-12)
     assert chances.min() > -1e-12
     exact = FakeBackend("fake_torino", "fake_torino").run([call])[0].reshape(6, 4)
