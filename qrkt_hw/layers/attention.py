@@ -89,7 +89,7 @@ class CrossAttention(nn.Module):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention in ``heads`` heads: ``(batch, tokens, hidden)``, like ``query``."""
-    if few_tokens.serves(query, key):
+    if few_tokens.serves(query, key, heads):
         return few_tokens.attention(query, key, value, heads, dropout, mask)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]

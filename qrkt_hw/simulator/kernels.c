@@ -1,6 +1,6 @@
 /* Small machines that run on a CPU: coefficients, tapes, statevectors, attention over few tokens. Plain C, no headers
  * but the standard ones; called through ctypes (native.py). Every routine comes in single and double precision: the
- * parts are included once for each.
+ * parts are included once for each, see kernels_parts.h.
  *
  * Samples go through in chunks of CH columns, so that the inner loops are vectors and all that a chunk needs stays in
  * the nearest cache. Backward passes recompute instead of remembering, so memory does not grow with the circuit.
@@ -10,16 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* one build for every machine: the widest vectors the processor has are chosen when the library is loaded */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
-#else
-#define CLONES
-#endif
 #define INLINE static inline __attribute__((always_inline))
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
-#define FN(name) JOIN(name, SUFFIX)
+#define FN(name) JOIN(JOIN(name, SUFFIX), GENERATION)
 #define EACH for (int j = 0; j < CH; j++)
 /* a row of CH columns, 64 bytes, wherever it lies */
 #define ROW(pointer) (*(FN(row) *)(pointer))
@@ -75,41 +69,58 @@ static void *workspace(int which, size_t bytes) {
     return held[which];
 }
 
-int64_t qrkt_version(void) { return 2; }
+int64_t qrkt_version(void) { return 3; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }
 
-#define REAL float
-#define SUFFIX _f32
-#define CH 16
-#define COS cosf
-#define SIN sinf
-#define EXP expf
-#include "kernels_coefficients.h"
-#include "kernels_tapes.h"
-#include "kernels_states.h"
-#include "kernels_tokens.h"
-#undef REAL
-#undef SUFFIX
-#undef CH
-#undef COS
-#undef SIN
-#undef EXP
+/* One build serves every x86 machine: all is compiled for three generations of vectors, and the widest that processor
+ * and system have is asked for by its suffix (native.py). Attributes that choose by the processor's name would leave
+ * every processor younger than the compiler with the narrowest. */
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+#define GENERATIONS 1
+#else
+#define GENERATIONS 0
+#endif
 
-#define REAL double
-#define SUFFIX _f64
-#define CH 8
-#define COS cos
-#define SIN sin
-#define EXP exp
-#include "kernels_coefficients.h"
-#include "kernels_tapes.h"
-#include "kernels_states.h"
-#include "kernels_tokens.h"
-#undef REAL
-#undef SUFFIX
-#undef CH
-#undef COS
-#undef SIN
-#undef EXP
+int64_t qrkt_generation(void) {
+#if GENERATIONS
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            return 3;
+        return 2;
+    }
+#endif
+    return 1;
+}
+
+#define GENERATION _1
+#include "kernels_parts.h"
+#undef GENERATION
+
+#if GENERATIONS
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define GENERATION _2
+#include "kernels_parts.h"
+#undef GENERATION
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl")
+#endif
+#define GENERATION _3
+#include "kernels_parts.h"
+#undef GENERATION
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

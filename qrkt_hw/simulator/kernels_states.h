@@ -217,7 +217,7 @@ INLINE void FN(read_back)(const Circuit *p, const REAL *re, const REAL *im, int6
 
 /* inputs (batch, groups, inputs) by strides, weights (groups, weights) to out (batch, groups, outputs); states: NULL, or
  * room for the final states, groups * chunks * 2 * 2^qubits * CH */
-CLONES int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
+int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
                                int64_t batch, int64_t groups, REAL *out, REAL *states) {
     int64_t size = (int64_t)1 << p->qubits, plane = size * CH;
     size_t rows = 2 * (size_t)p->angles.count + p->outputs;
@@ -248,7 +248,7 @@ CLONES int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64
 
 /* states of circuit_forward and cotangent (batch, groups, outputs) to by_inputs (batch, groups,
  * inputs), added up, and by_weights (groups, weights) */
-CLONES int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
+int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
                                 const REAL *cotangent, int64_t batch, int64_t groups, const REAL *states, REAL *by_inputs,
                                 const int64_t *by_stride, REAL *by_weights) {
     int64_t size = (int64_t)1 << p->qubits, plane = size * CH;

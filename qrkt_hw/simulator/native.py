@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,26 +21,28 @@ from torch import Tensor
 
 from qrkt_hw.circuits.analysis.lowering import Affine
 
-VERSION = 2
+VERSION = 3
 _P, _I = ctypes.c_void_p, ctypes.c_int32
 _L = ctypes.c_int64
+_DROPOUT = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_double]  # seed, probability to keep * 2^24, scale
 # arguments after the plan
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "coefficients_forward": [_P, _L, _P],
     "coefficients_backward": [_P, _P, _L, _P],
     "tape_forward": [_P, _P, _P, _P, _P, _P, _L, _L, _P],
     "tape_backward": [_P, _P, _P, _P, _P, _P, _L, _L, _P, _P, _P, _P, _P, _P],
     "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
     "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _P],
-    "attention_forward": [_P, _P, _P, _P, _P, ctypes.c_double, _P, _P],
-    "attention_backward": [_P, _P, _P, _P, ctypes.c_double, _P, _P, _P, _P, _P],
+    "attention_forward": [_P, _P, _P, _P, *_DROPOUT, _P, _P],
+    "attention_backward": [_P, _P, _P, _P, *_DROPOUT, _P, _P, _P, _P, _P],
+    "attention_keep": [*_DROPOUT, _P],
 }
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
 
 @lru_cache(maxsize=1)
-def library() -> ctypes.CDLL | None:
-    """The loaded library, or None."""
+def library() -> dict[str, Any] | None:
+    """The routines by name and precision, such as ``tape_forward_f32``; None where they are off or were not built."""
     if os.environ.get("QRKT_HW_NATIVE", "1") == "0":
         return None
     for suffix in EXTENSION_SUFFIXES:
@@ -47,19 +50,34 @@ def library() -> ctypes.CDLL | None:
         if not file.is_file():
             continue
         try:
-            found = ctypes.CDLL(str(file))
-            found.qrkt_version.restype = ctypes.c_int64
-            if found.qrkt_version() != VERSION:  # left over from an older build
-                continue
+            return routines(ctypes.CDLL(str(file)))
         except (OSError, AttributeError):
             continue
-        for name, arguments in _SIGNATURES.items():
-            for precision in ("f32", "f64"):
-                function = getattr(found, f"{name}_{precision}")
-                function.argtypes = [_P, *arguments]
-                function.restype = ctypes.c_int
-        return found
     return None
+
+
+def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any]:
+    """The routines of a loaded library for a generation of vectors; by default the widest this machine has.
+
+    Args:
+        found: the library.
+        generation: 1 for what every processor of this kind has, on x86 2 for AVX2 and 3 for AVX-512.
+
+    Raises:
+        AttributeError: left over from another build.
+    """
+    found.qrkt_version.restype = found.qrkt_generation.restype = ctypes.c_int64
+    if found.qrkt_version() != VERSION:
+        raise AttributeError("the compiled routines are of another version")
+    widest = found.qrkt_generation()
+    made = {}
+    for name, arguments in _SIGNATURES.items():
+        for precision in ("f32", "f64"):
+            function = getattr(found, f"{name}_{precision}_{widest if generation is None else generation}")
+            function.argtypes = [_P, *arguments]
+            function.restype = ctypes.c_int
+            made[f"{name}_{precision}"] = function
+    return made
 
 
 def serves(*tensors: Tensor) -> bool:
@@ -122,8 +140,8 @@ class Routine:
         found = library()
         assert found is not None
         suffix = "f32" if real == torch.float32 else "f64"
-        self._forward = getattr(found, f"{name}_forward_{suffix}")
-        self._backward = getattr(found, f"{name}_backward_{suffix}")
+        self._forward = found[f"{name}_forward_{suffix}"]
+        self._backward = found[f"{name}_backward_{suffix}"]
         self._record = record
         self._plan = record.address
 
@@ -136,16 +154,18 @@ class Routine:
             raise MemoryError("not enough memory to evaluate the circuit")
 
 
-def function(name: str, real: torch.dtype) -> ctypes._CFuncPtr:  # type: ignore[name-defined]
-    """A routine without a plan, in one precision.
+def run(name: str, real: torch.dtype, *arguments: object) -> None:
+    """Call a routine without a plan, in one precision.
 
     Raises:
         RuntimeError: the library was not built.
+        MemoryError: no room for what the routine keeps meanwhile.
     """
     found = library()
     if found is None:
         raise RuntimeError("the compiled routines were not built")
-    return getattr(found, f"{name}_{'f32' if real == torch.float32 else 'f64'}")
+    if found[f"{name}_{'f32' if real == torch.float32 else 'f64'}"](*arguments):
+        raise MemoryError("not enough memory for attention")
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -1,5 +1,7 @@
 """Attention over few tokens equals torch's, and so do its derivatives."""
 
+import ctypes
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,12 +48,52 @@ def test_dropout_zeroes_weights_and_keeps_the_mean():
     values = torch.stack([few_tokens.attention(q, k, ones, 4, 0.4) for _ in range(400)])
     assert abs(values.mean().item() - 1) < 0.02  # kept weights are scaled up
     assert values.std() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_keeps_what_its_seed_says_and_draws_like_independent_coins(dtype):
+    torch.manual_seed(0)
+    (q, k, v), _ = example(dtype)
     torch.manual_seed(1)
-    kept = torch.empty(3, 4, 5, 7, dtype=torch.float64).bernoulli_(0.6)
+    seed = int(torch.randint(2**62, ()).item())
+    where = (ctypes.c_int64 * 11)(*[0] * 6, 3, 4, 5, 7, 3)
+    kept = few_tokens.Dropout(seed, 0.4).kept(where, q)
+    assert set(kept.unique().tolist()) <= {0.0, kept.max().item()} and kept.max() == pytest.approx(1 / 0.6)
     torch.manual_seed(1)
-    torch.testing.assert_close(
-        few_tokens.attention(q, k, v, 4, 0.4), few_tokens.plain_attention(q, k, v, 4, kept, 1 / 0.6, None)
-    )
+    found = few_tokens.attention(q, k, v, 4, 0.4)
+    torch.testing.assert_close(found, few_tokens.plain_attention(q, k, v, 4, kept, None))
+    where = (ctypes.c_int64 * 11)(*[0] * 6, 64, 2, 40, 40, 3)
+    coins = torch.stack([few_tokens.Dropout(seed + i, 0.3).kept(where, q).flatten() for i in range(4)]) > 0
+    standard = (coins.double() - 0.7) / 0.21**0.5
+    count = coins.shape[1]
+    assert (standard.mean(1) * count**0.5).abs().max() < 4.5
+    for lag in (1, 2, 7, 40, 1600, 3200):  # neighbours in a row, rows, heads, samples
+        correlation = (standard[:, lag:] * standard[:, :-lag]).mean(1) * (count - lag) ** 0.5
+        assert correlation.abs().max() < 4.5
+    assert (standard @ standard.T / count**0.5).fill_diagonal_(0).abs().max() < 4.5  # of seeds side by side
+
+
+@pytest.mark.parametrize("dropout", [0.999999999, 1.0])
+def test_a_dropout_that_leaves_nothing_leaves_nothing(dropout):
+    (q, k, v), _ = example(torch.float64)
+    out = few_tokens.attention(q, k, v, 4, dropout)
+    assert out.abs().max() == 0
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 8, 11])
+@pytest.mark.parametrize("batch", [1, 7, 8, 16, 33])
+def test_any_width_of_head_and_any_batch(size, batch):
+    torch.manual_seed(size)
+    q, k, v = (torch.randn(batch, t, 2 * size, dtype=torch.float64, requires_grad=True) for t in (3, 9, 9))
+    found = few_tokens.attention(q, k, v, 2, 0.0)
+    wanted = few_tokens.plain_attention(q, k, v, 2, None, None)
+    torch.testing.assert_close(found, wanted)
+    cotangent = torch.randn_like(found)
+    for a, b in zip(
+        torch.autograd.grad(found, (q, k, v), cotangent), torch.autograd.grad(wanted, (q, k, v), cotangent), strict=True
+    ):
+        torch.testing.assert_close(a, b)
 
 
 def test_first_and_second_derivatives_with_mask_and_dropout():

@@ -1,5 +1,8 @@
 """The compiled routines give what torch gives; without them everything still works."""
 
+import ctypes
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.analysis.frames import Turn, frame
 
 from qrkt_hw import circuits
+from qrkt_hw.layers import few_tokens
 from qrkt_hw.simulator import Simulator, native, pulled
 from tests.random_templates import random_template
 
@@ -123,6 +127,42 @@ def test_an_unreadable_library_is_no_library(tmp_path, monkeypatch):
         assert native.library() is None
         monkeypatch.setenv("QRKT_HW_NATIVE", "0")
         native.library.cache_clear()
+        assert native.library() is None
+    finally:
+        native.library.cache_clear()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_narrow_vectors_give_the_values_of_wide_ones(monkeypatch, dtype):
+    loaded = next(
+        f for s in native.EXTENSION_SUFFIXES if (f := Path(native.__file__).with_name(f"_kernels{s}")).is_file()
+    )
+    library = ctypes.CDLL(str(loaded))
+    real = torch.float32 if dtype == torch.complex64 else torch.float64
+    found = []
+    for generation in range(1, library.qrkt_generation() + 1):
+        monkeypatch.setattr(native, "library", lambda g=generation: native.routines(library, g))
+        monkeypatch.setattr(pulled, "_plans", {})
+        torch.manual_seed(0)
+        values = []
+        for template in TEMPLATES[::4]:
+            x = torch.randn(19, 2, template.num_inputs, dtype=real, requires_grad=True)
+            w = torch.randn(2, template.num_weights, dtype=real, requires_grad=True)
+            out = Simulator(template, dtype, "auto")(x, w)
+            values += [out, *torch.autograd.grad(out.square().sum(), (x, w))]
+        q, k, v = (torch.randn(19, 5, 8, dtype=real, requires_grad=True) for _ in range(3))
+        out = few_tokens.attention(q, k, v, 2, 0.2)
+        values += [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
+        found.append(torch.cat([t.detach().flatten() for t in values]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4 if real == torch.float32 else 1e-10, atol=1e-4)
+
+
+def test_an_older_build_is_not_used(monkeypatch):
+    monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
+    native.library.cache_clear()
+    try:
         assert native.library() is None
     finally:
         native.library.cache_clear()

@@ -1,0 +1,39 @@
+/* all routines in single and in double precision */
+
+#define REAL float
+#define INTEGER int32_t
+#define SUFFIX _f32
+#define CH 16
+#define COS cosf
+#define SIN sinf
+#define EXP expf
+#include "kernels_coefficients.h"
+#include "kernels_tapes.h"
+#include "kernels_states.h"
+#include "kernels_tokens.h"
+#undef REAL
+#undef INTEGER
+#undef SUFFIX
+#undef CH
+#undef COS
+#undef SIN
+#undef EXP
+
+#define REAL double
+#define INTEGER int64_t
+#define SUFFIX _f64
+#define CH 8
+#define COS cos
+#define SIN sin
+#define EXP exp
+#include "kernels_coefficients.h"
+#include "kernels_tapes.h"
+#include "kernels_states.h"
+#include "kernels_tokens.h"
+#undef REAL
+#undef INTEGER
+#undef SUFFIX
+#undef CH
+#undef COS
+#undef SIN
+#undef EXP
