@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.layers import narrow_field
 from qrkt_hw.layers.attention import Attention
 from qrkt_hw.layers.feedforward import FeedForward
 from qrkt_hw.layers.projection import project_together
@@ -46,11 +47,11 @@ class TransformerField(nn.Module):
 
     def __init__(
         self,
-        norm: nn.Module,
+        norm: nn.LayerNorm,
         attention: Attention,
         feed_forward: FeedForward,
         dropout: float = 0.0,
-        feed_forward_norm: nn.Module | None = None,
+        feed_forward_norm: nn.LayerNorm | None = None,
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -61,11 +62,18 @@ class TransformerField(nn.Module):
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
-        z = self.norm(y)
-        other = z if self.feed_forward_norm is None else self.feed_forward_norm(y)
-        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(other)])
+        mlp = self.feed_forward
+        compiled = narrow_field.serves(y, mlp.enter) and self.dropout.p == mlp.dropout.p < 1
+        if compiled:
+            z, entered = narrow_field.enter(y, self.norm, self.feed_forward_norm, mlp.enter)
+        else:
+            z = self.norm(y)
+            entered = mlp.enter(z if self.feed_forward_norm is None else self.feed_forward_norm(y))
+        *qkv, hidden = project_together([*self.attention.requests(z), (mlp.projection, entered)])
         attended = self.attention.output(self.attention.mix(*qkv, mask=mask))
-        return self.dropout(attended + self.feed_forward.finish(hidden))
+        if compiled:
+            return narrow_field.leave(hidden, attended, mlp.leave, self.dropout.p, self.training)
+        return self.dropout(attended + mlp.finish(hidden))
 
 
 class RungeKuttaBlock(nn.Module):

@@ -1,4 +1,5 @@
-/* Small machines that run on a CPU: coefficients, tapes, statevectors, attention over few tokens. Plain C, no headers
+/* Small machines that run on a CPU: coefficients, tapes, statevectors, attention over few tokens,
+ * the dense maps around circuits. Plain C, no headers
  * but the standard ones; called through ctypes (native.py). Every routine comes in single and double precision: the
  * parts are included once for each, see kernels_parts.h.
  *
@@ -69,7 +70,7 @@ static void *workspace(int which, size_t bytes) {
     return held[which];
 }
 
-int64_t qrkt_version(void) { return 3; }
+int64_t qrkt_version(void) { return 4; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }

@@ -7,10 +7,13 @@
 #define COS cosf
 #define SIN sinf
 #define EXP expf
+#define ERFC erfcf
+#define SQRT sqrtf
 #include "kernels_coefficients.h"
 #include "kernels_tapes.h"
 #include "kernels_states.h"
 #include "kernels_tokens.h"
+#include "kernels_fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
@@ -18,6 +21,8 @@
 #undef COS
 #undef SIN
 #undef EXP
+#undef ERFC
+#undef SQRT
 
 #define REAL double
 #define INTEGER int64_t
@@ -26,10 +31,13 @@
 #define COS cos
 #define SIN sin
 #define EXP exp
+#define ERFC erfc
+#define SQRT sqrt
 #include "kernels_coefficients.h"
 #include "kernels_tapes.h"
 #include "kernels_states.h"
 #include "kernels_tokens.h"
+#include "kernels_fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
@@ -37,3 +45,5 @@
 #undef COS
 #undef SIN
 #undef EXP
+#undef ERFC
+#undef SQRT

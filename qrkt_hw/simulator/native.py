@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qrkt_hw.circuits.analysis.lowering import Affine
 
-VERSION = 3
+VERSION = 4
 _P, _I = ctypes.c_void_p, ctypes.c_int32
 _L = ctypes.c_int64
 _DROPOUT = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_double]  # seed, probability to keep * 2^24, scale
@@ -36,6 +36,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "attention_forward": [_P, _P, _P, _P, *_DROPOUT, _P, _P],
     "attention_backward": [_P, _P, _P, _P, *_DROPOUT, _P, _P, _P, _P, _P],
     "attention_keep": [*_DROPOUT, _P],
+    "enter_forward": [_P, _P, _P, _P, _P, _P, _P, ctypes.c_double, _P, _P, _P],
+    "enter_backward": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P],
+    "leave_forward": [_P, _P, _P, _P, ctypes.c_uint64, *_DROPOUT, _P],
+    "leave_backward": [_P, _P, ctypes.c_uint64, *_DROPOUT, _P, _P, _P, _P],
 }
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
@@ -165,7 +169,7 @@ def run(name: str, real: torch.dtype, *arguments: object) -> None:
     if found is None:
         raise RuntimeError("the compiled routines were not built")
     if found[f"{name}_{'f32' if real == torch.float32 else 'f64'}"](*arguments):
-        raise MemoryError("not enough memory for attention")
+        raise MemoryError("not enough memory for a compiled routine")
 
 
 def address(tensor: Tensor | None) -> int | None:
