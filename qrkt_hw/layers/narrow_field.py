@@ -96,10 +96,10 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_z: Tensor, by_hidden: Tensor) -> Any:  # type: ignore[override]
         *tensors, stats = ctx.saved_tensors
+        y, gain, shift, other_gain, other_shift, weight, bias = tensors
         if torch.is_grad_enabled():
-            again = plain_enter(*tensors, eps=ctx.eps)
+            again = plain_enter(y, gain, shift, other_gain, other_shift, weight, bias, ctx.eps)
             return *_again(ctx, again, tensors, (by_z, by_hidden)), None
-        y, gain, shift, other_gain, other_shift, weight, _ = tensors
         by_z, by_hidden = by_z.contiguous(), by_hidden.contiguous()
         parameters = [t for t in tensors[1:] if t is not None]
         by_y, slopes = torch.empty(y.shape, dtype=y.dtype), y.new_empty(sum(t.numel() for t in parameters))
