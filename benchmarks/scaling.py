@@ -66,6 +66,8 @@ def draw(rows: list[dict], file: Path) -> None:
             for row, key in enumerate(("processor_ms", "kept_MB")):
                 axes[row][column].loglog([r[key_of_axis] for r in own], [r[key] for r in own], "o-", label=ansatz)
                 axes[row][column].grid(alpha=0.3)
+                if "samples" in axis:  # less than a decade, where a logarithmic axis has no readable ticks
+                    axes[row][column].set_xscale("linear")
         axes[1][column].set_xlabel(axis)
     axes[0][0].set_ylabel("processor time of a step (ms)")
     axes[1][0].set_ylabel("kept for the backward pass (MB)")
