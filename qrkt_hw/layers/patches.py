@@ -48,4 +48,4 @@ class ImageTokens(Tokens):
     def __init__(self, *, image_size: int, channels: int, patch: int, hidden: int, **options: Any) -> None:
         side = image_size // patch
         embedding = PatchEmbedding(channels=channels, hidden=hidden, patch=patch)
-        super().__init__(embedding, sincos_positions(side, side, hidden), **options)
+        super().__init__(embedding, sincos_positions(side, side, hidden), grid=(side, side), **options)

@@ -12,9 +12,10 @@ class Tokens(nn.Module):
     Args:
         embedding: inputs to ``(batch, tokens, hidden)``.
         table: sine-cosine positions ``(tokens, hidden)``; its shape is that of learned ones.
-        positions: ``learned``, ``sincos`` or ``none``.
+        positions: ``learned``, ``axial`` (learned, a row's and a column's added), ``sincos`` or ``none``.
         class_token: put a learned token first; it has no position.
         dropout: on the tokens.
+        grid: rows and columns of the tokens, for ``axial``.
     """
 
     positions: Tensor | None
@@ -27,6 +28,7 @@ class Tokens(nn.Module):
         positions: str = "learned",
         class_token: bool = False,
         dropout: float = 0.0,
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.embedding = embedding
@@ -37,6 +39,12 @@ class Tokens(nn.Module):
             self.register_buffer("positions", table[None], persistent=False)
         else:
             self.positions = None
+        self.axes: nn.ParameterList | None = None
+        if positions == "axial":
+            assert grid is not None
+            rows, columns, width = *grid, table.shape[-1]
+            shapes = ((1, rows, 1, width), (1, 1, columns, width))
+            self.axes = nn.ParameterList(nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -44,6 +52,8 @@ class Tokens(nn.Module):
         y = self.embedding(inputs)
         if self.positions is not None:
             y = y + self.positions[:, : y.shape[1]]
+        if self.axes is not None:
+            y = y + (self.axes[0] + self.axes[1]).flatten(1, 2)
         if self.class_token is not None:
             y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
         return self.dropout(y)

@@ -190,6 +190,8 @@ def _check(options: ModelOptions, shape: DataShape) -> None:
     if (options.model == "text") != bool(shape.vocabulary):
         fitting = "text" if shape.vocabulary else "vit"
         raise UserError(f"--model: {options.model} does not read this data set; take --model {fitting}")
+    if options.model == "text" and options.positions == "axial":
+        raise UserError("--positions: axial is for images; take learned, sincos or none")
     if shape.image_size % options.patch:
         raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
     if options.hidden % options.heads:

@@ -40,7 +40,9 @@ class ModelOptions(BaseModel):
     cross_attention: Literal["full", "output"] = Field(
         "full", description="projections of the decoder's cross-attention: all four, or the output's only"
     )
-    positions: Literal["learned", "sincos", "none"] = Field("learned", description="position embedding")
+    positions: Literal["learned", "axial", "sincos", "none"] = Field(
+        "learned", description="position embedding; axial: learned, a row's and a column's added"
+    )
     pool: Literal["mean", "class"] = Field(
         "mean", description="what the head reads: the mean of the tokens, or a class token"
     )

@@ -8,7 +8,7 @@ from qrkt_hw import QuantumLayer
 from qrkt_hw.errors import UserError
 from qrkt_hw.layers.attention import Attention
 from qrkt_hw.layers.feedforward import FeedForward
-from qrkt_hw.layers.patches import PatchEmbedding, sincos_positions
+from qrkt_hw.layers.patches import ImageTokens, PatchEmbedding, sincos_positions
 from qrkt_hw.layers.projection import QuantumProjection, project_together
 
 
@@ -121,3 +121,14 @@ def test_scales_inside_the_call_equal_scales_around_it():
         expected = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
         for a, b in zip(again, expected, strict=True):
             torch.testing.assert_close(a, b)
+
+
+def test_axial_positions_add_a_row_and_a_column():
+    tokens = ImageTokens(image_size=6, channels=1, patch=2, hidden=4, positions="axial", class_token=True).eval()
+    images = torch.randn(2, 1, 6, 6)
+    rows, columns = tokens.axes
+    assert sum(p.numel() for p in tokens.axes) == (3 + 3) * 4
+    found = tokens(images)[:, 1:] - tokens.embedding(images)
+    for token in range(9):
+        wanted = rows[0, token // 3, 0] + columns[0, 0, token % 3]
+        torch.testing.assert_close(found[:, token], wanted.expand(2, -1))
