@@ -29,7 +29,8 @@ from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.execution.measurement import Basis, bases, sample
 from qrkt_hw.execution.packing import Batch, Packer, Piece
 from qrkt_hw.execution.placement import QUALITY
-from qrkt_hw.execution.pricing import DEFAULT_DELAY, JOB_SECONDS
+from qrkt_hw.execution.pricing import DEFAULT_DELAY
+from qrkt_hw.execution.splitting import JobLimits
 from qrkt_hw.execution.transpiling import PlacedCircuit
 from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
 
@@ -187,7 +188,7 @@ class FakeBackend(AerBackend):
             sum(call.samples * self.circuits_for(call.template) for call in calls), [call.tag for call in calls]
         )
         wide = sum(batch.executions * self.packer.shots_of(batch) for batch in batches)
-        seconds = JOB_SECONDS + sum(self.packer.seconds(batch, self.default_rep_delay) for batch in batches)
+        seconds = sum(self.packer.jobs(batches, self.default_rep_delay, self.job_limits))
         if self._budget is not None and batches:
             self._budget.admit(seconds)
             self._budget.charge(seconds)
@@ -229,6 +230,8 @@ class FakeBackend(AerBackend):
         else:
             chances[busy] = self._probabilities(template, self._noisy(template, basis, placed), values)
         return chances
+
+    job_limits = JobLimits()
 
     @property
     def default_rep_delay(self) -> float:

@@ -15,6 +15,7 @@ from qrkt_hw.backends.schema import IBMEntry
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.measurement import bases
+from qrkt_hw.execution.splitting import JobLimits
 
 PLAIN = {"dynamical_decoupling": False, "twirl_gates": False, "twirl_measure": False}
 
@@ -86,6 +87,7 @@ class IBMBackend(Backend):
         self.notices: list[str] = []
         self._packer: Any = None
         self._planned: set[CircuitTemplate] = set()
+        self._pinned: str | None = None  # when the device was calibrated for the plan that goes on
         self._seconds: dict[int, tuple[Any, float]] = {}
 
     # what it is ----------------------------------------------------------------------------------------------------
@@ -99,6 +101,11 @@ class IBMBackend(Backend):
         if self.entry.rep_delay is not None:
             return self.entry.rep_delay
         return float(getattr(self.place.device, "default_rep_delay", None) or 250e-6)
+
+    @property
+    def job_limits(self) -> JobLimits:
+        """What one job may hold."""
+        return JobLimits(self.entry.largest_job, self.entry.largest_input, self.entry.longest_job)
 
     def properties(self) -> Any:
         """The device's calibration."""
@@ -183,6 +190,7 @@ class IBMBackend(Backend):
             self.place.move(activity.device)
             self.target, self._packer, self._planned = self.place.device.target, None, set()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
+        self._pinned = None if plan is None else calibrated
         if plan is not None:
             self._packer = self._new_packer().from_bytes(plan)
             if calibrated != self.calibrated():
@@ -193,9 +201,8 @@ class IBMBackend(Backend):
         spent = journal.billed(activity)
         if budget is not None and spent:
             budget.charge(spent)
-        limits = Limits(
-            self.entry.grace, self.entry.max_wait, self.entry.submissions_per_minute, self.entry.largest_job
-        )
+        entry = self.entry
+        limits = Limits(entry.grace, entry.max_wait, entry.submissions_per_minute, self.job_limits)
         before, self._progress = self._progress, progress
         tell = getattr(progress, "update", None) or (lambda text: None)
         self.jobs = Jobs(
@@ -234,7 +241,7 @@ class IBMBackend(Backend):
         works = self.packer.pack(calls)
         new = {call.template for call in calls} - self._planned
         if new:
-            self.jobs.journal.keep_plan(self.jobs.activity, self.packer.to_bytes(), self.calibrated())
+            self.jobs.journal.keep_plan(self.jobs.activity, self.packer.to_bytes(), self._pinned or self.calibrated())
             self._planned |= new
         executions = self.counters.executions
         circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)

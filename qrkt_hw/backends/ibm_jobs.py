@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ from qrkt_hw.backends.ibm_errors import classify, explain, reason, redacted
 from qrkt_hw.backends.ibm_session import Place
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.journal import Activity, Journal, Submission
+from qrkt_hw.execution.splitting import JobLimits, Load, parts, together
 from qrkt_hw.execution.work import Work
 
-LARGEST_BYTES = 45_000_000  # of 50 MB: the rest is for what is around the numbers
-LONGEST = 3 * 3600.0  # seconds of a job
 AGAIN = 2  # times a job that failed on the service, for no fault of ours, is sent again
 
 
@@ -32,13 +31,13 @@ class Limits:
         grace: seconds for which a job without an answer is searched for by its tag.
         max_wait: seconds after which waiting for a job is given up; the job goes on.
         per_minute: submissions.
-        largest_job: executions.
+        job: what one job may hold.
     """
 
     grace: float = 60.0
     max_wait: float = 86_400.0
     per_minute: int = 5
-    largest_job: int = 10_000_000
+    job: JobLimits = field(default_factory=JobLimits)
 
 
 @dataclass
@@ -95,8 +94,8 @@ class Jobs:
         Raises:
             UserError: the budget, the account or the service ends it; what came back is kept.
         """
-        parts = [self._parts(work) for work in works]
-        keys = {part.key: part for pieces in parts for part in pieces}
+        cut = [self._parts(work) for work in works]
+        keys = {part.key: part for pieces in cut for part in pieces}
         missing = [w for w in keys.values() if self.journal.outcome(self.activity, w.key) is None]
         pending = self._adopted(missing)
         under_way = {key for p in pending for key in p.submission.keys}
@@ -115,42 +114,25 @@ class Jobs:
         self._await(pending)
         self._look_for_copies(fresh)
         found = []
-        for pieces in parts:
+        for pieces in cut:
             own = [self.journal.outcome(self.activity, p.key) for p in pieces]
             assert all(o is not None for o in own)
             found.append(_joined([o for o in own if o is not None]))
         return found
 
+    def _load(self, work: Work) -> Load:
+        rows = len(work.values)
+        each = self.seconds(work) / max(1, rows)
+        return Load(rows, work.shots, work.values.shape[1], len(work.circuit.data), each)
+
     def _parts(self, work: Work) -> list[Work]:
         """The work, or pieces of its rows that each fit into a job."""
-        rows = len(work.values)
-        by_executions = max(1, self.limits.largest_job // work.shots)
-        by_bytes = max(1, int(LARGEST_BYTES / 2 // max(1, 8 * work.values.shape[1] * 4 / 3)))
-        each = self.seconds(work) / max(1, rows)
-        by_time = max(1, int(0.9 * LONGEST / each)) if each > 0 else rows
-        most = min(by_executions, by_bytes, by_time)
-        if rows <= most:
-            return [work]
-        return [replace(work, values=work.values[k : k + most]) for k in range(0, rows, most)]
+        cut = parts(len(work.values), self._load(work).most_rows(self.limits.job))
+        return [work] if len(cut) == 1 else [replace(work, values=work.values[part]) for part in cut]
 
     def _groups(self, works: Sequence[Work]) -> list[list[Work]]:
-        """Works that go as one job: same shots and options, within the service's limits."""
-        groups: list[list[Work]] = []
-        for work in works:
-            for group in groups:
-                together = [*group, work]
-                if (
-                    work.shots == group[0].shots
-                    and work.options == group[0].options
-                    and sum(w.executions for w in together) <= self.limits.largest_job
-                    and sum(_size(w) for w in together) <= LARGEST_BYTES
-                    and sum(self.seconds(w) for w in together) <= 0.9 * LONGEST
-                ):
-                    group.append(work)
-                    break
-            else:
-                groups.append([work])
-        return groups
+        """Works that go as one job."""
+        return [[works[k] for k in group] for group in together([self._load(w) for w in works], self.limits.job)]
 
     def _intend(self, works: list[Work]) -> Pending:
         from qrkt_hw.execution.pricing import JOB_SECONDS
@@ -451,11 +433,6 @@ class Jobs:
                     f"the service holds job {job.job_id()}, a copy of a submission of ours; it was told to cancel it, "
                     "and may bill it"
                 )
-
-
-def _size(work: Work) -> float:
-    """Bytes of a work in a job, roughly: base64 of its numbers, and its circuit."""
-    return work.values.size * 8 * 4 / 3 + 120 * len(work.circuit.data)
 
 
 def _joined(outcomes: Sequence[dict[str, BitArray]]) -> dict[str, BitArray]:

@@ -91,7 +91,10 @@ class IBMEntry(_Entry):
     grace: Annotated[float, Field(ge=0)] = 60.0
     max_wait: Annotated[float, Field(gt=0)] = 86_400.0
     submissions_per_minute: Annotated[int, Field(ge=1, strict=True)] = 5
+    # what one job may hold: executions, bytes of input, QPU seconds (the service's limits: 10 million, 50 MB, 3 h)
     largest_job: Annotated[int, Field(ge=1, le=10_000_000, strict=True)] = 10_000_000
+    largest_input: Annotated[int, Field(ge=1, le=50_000_000, strict=True)] = 45_000_000
+    longest_job: Annotated[float, Field(gt=0, le=10_800)] = 9_720.0
 
 
 Entry = ExactEntry | AerEntry | FakeEntry | IBMEntry

@@ -33,16 +33,21 @@ def planned(
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.execution.budget import Budget
     from qrkt_hw.experiments.loading import load
-    from qrkt_hw.resources.forecast import check, forecast, rounds_of
+    from qrkt_hw.resources.forecast import cheaper_model, check, forecast, rounds_of
 
     if getattr(backend, "packer", None) is None or not backend.shots:
         raise UserError(
             f"--dry-run, --max-qpu-seconds and --max-cost are for devices that sample; {backend.name} does not: "
             "name a device, or a snapshot with --shots"
         )
-    rounds = rounds_of(load(folder, backend), DataShape.of(folder.description()))
+    shape = DataShape.of(folder.description())
+    rounds = rounds_of(load(folder, backend), shape)
     plan = forecast(rounds, samples, batch, backend)
     budget = Budget.of(backend.name, backend.max_seconds, max_seconds, max_cost)
     if refuse:
-        check(plan, budget, rounds, batch, backend)
+
+        def cheaper(limit: float) -> str | None:
+            return cheaper_model(folder.options(), shape, samples, batch, backend, limit)
+
+        check(plan, budget, rounds, batch, backend, cheaper)
     return plan, budget

@@ -50,49 +50,56 @@ class _Search:
     def __init__(
         self, member: NDArray[np.bool_], worth: NDArray[np.float64], near: NDArray[np.float32], beside: NDArray
     ) -> None:
-        self.member, self.worth = member.astype(np.float32), worth
-        self.touch = self.member @ near > 0
-        self.rim = ((self.member @ beside > 0) & ~member).astype(np.float32)
-        self.bound = int(member.any(0).sum()) // int(member[0].sum())
+        held = member.astype(np.float32)
+        self.worth = worth
+        self.qubits = np.nonzero(member)[1].reshape(len(member), -1)  # (sets, qubits of each), ascending
+        self.touch = held @ near > 0
+        self.rim = ((held @ beside > 0) & ~member).astype(np.float32)
+        self.bound = int(member.any(0).sum()) // self.qubits.shape[1]
+        self._excluded: dict[int, NDArray[np.bool_]] = {}
 
-    def conflicts(self, row: int) -> NDArray[np.bool_]:
-        """Which sets a set excludes, itself among them."""
-        return self.member @ self.touch[row].astype(np.float32) > 0
+    def excluded(self, row: int) -> NDArray[np.bool_]:
+        """``(sets,)``: which sets a set excludes, itself among them."""
+        if row not in self._excluded:
+            if len(self._excluded) > 2000:  # of 12,000 bytes each at most
+                self._excluded.clear()
+            self._excluded[row] = self.touch[row][self.qubits].any(1)
+        return self._excluded[row]
 
     def fill(self, chosen: list[int], bend: float) -> list[int]:
         """Add what fits: each time the best set, less ``bend`` for every free qubit beside it."""
         chosen = list(chosen)
-        taken = self.touch[chosen].any(0) if chosen else np.zeros(self.member.shape[1], dtype=bool)
-        rows = np.flatnonzero(self.member @ taken.astype(np.float32) == 0)
-        free: NDArray[np.float32] = np.asarray(~taken, dtype=np.float32)
+        free = np.ones(self.rim.shape[1], dtype=np.float32)
+        fits = np.ones(len(self.worth), dtype=bool)
+        for row in chosen:
+            free[self.touch[row]] = 0
+            fits &= ~self.excluded(row)
+        rows = np.flatnonzero(fits)
         while len(rows):
             row = int(rows[(self.worth[rows] - bend * (self.rim[rows] @ free)).argmax()])
             chosen.append(row)
             free[self.touch[row]] = 0
-            rows = rows[self.member[rows] @ self.touch[row].astype(np.float32) == 0]
+            rows = rows[~self.touch[row][self.qubits[rows]].any(1)]
         return chosen
 
     def sweep(self) -> list[int]:
         """One set behind the other in the order of the qubits' numbers; on a lattice this tiles row by row."""
         chosen: list[int] = []
-        free = np.ones(self.member.shape[1], dtype=bool)
-        held = self.member > 0
-        for row in np.lexsort(np.sort(np.nonzero(held)[1].reshape(len(held), -1), axis=1).T[::-1]):
-            if free[held[row]].all():
-                chosen.append(int(row))
-                free &= ~self.touch[row]
+        rows = np.lexsort(self.qubits.T[::-1])
+        while len(rows):
+            chosen.append(int(rows[0]))
+            rows = rows[~self.touch[rows[0]][self.qubits[rows]].any(1)]
         return chosen
 
     def improve(self, chosen: list[int], gain: NDArray[np.float64]) -> list[int]:
         """Local search; stops where as many sets are taken as there are qubits for."""
         rng = np.random.default_rng(SEED)
         best = current = chosen
-        for _ in range(int(min(STEPS, WORK / self.member.size))):
+        for _ in range(int(min(STEPS, WORK / self.rim.size))):
             if len(best) >= self.bound:
                 break
             # how many of the chosen each set would push out; those that push out one or two lead on
-            pushed = self.member @ self.touch[current].astype(np.float32).T > 0
-            loss = pushed.sum(1)
+            loss = np.sum([self.excluded(row) for row in current], axis=0, dtype=np.int8)
             loss[current] = 0
             pool = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
             if not len(pool):
@@ -100,7 +107,7 @@ class _Search:
             if not len(pool):
                 break
             row = int(rng.choice(pool))
-            kept = [other for other, out in zip(current, pushed[row], strict=True) if not out]
+            kept = [other for other in current if not self.excluded(row)[other]]
             found = self.fill([*kept, row], (0.0, 0.05, 0.3)[rng.integers(3)])
             if len(found) >= len(current):
                 current = found

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, ParameterVector, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.execution.cache import digest, remember, versions
@@ -25,6 +25,7 @@ from qrkt_hw.execution.measurement import Basis, bases
 from qrkt_hw.execution.mitigation import SHOTS, Readout
 from qrkt_hw.execution.placement import QUALITY, Chip, Copy, directed, place_copies
 from qrkt_hw.execution.sharing import Share, share
+from qrkt_hw.execution.splitting import JobLimits, Load, jobs_of
 from qrkt_hw.execution.transpiling import PlacedCircuit, cut, transpiled
 from qrkt_hw.execution.work import Work, structure
 
@@ -196,12 +197,20 @@ class Packer:
             self._kinds[one["key"]] = Kind(one["key"], placed, copies)
         return self
 
-    def planner(self) -> Packer:
-        """A packer of the same plan that has learnt nothing of readout: packing there leaves this one as it is."""
+    def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
+        """A packer of the same plan that has learnt nothing of readout: packing there leaves this one as it is.
+
+        Args:
+            shots: others than this one's.
+            pack: other than this one; then the plan is its own too.
+        """
         other = Packer(
-            self.target, device=self.device, level=self.level, shots=self.shots, pack=self.packs, guard=self.guard,
-            quality=self.quality, options=self.options, mitigation=self.readout is not None,
+            self.target, device=self.device, level=self.level, shots=self.shots if shots is None else shots,
+            pack=self.packs if pack is None else pack, guard=self.guard, quality=self.quality, options=self.options,
+            mitigation=self.readout is not None,
         )  # fmt: skip
+        if other.packs != self.packs:
+            return other
         other._kinds, other._keys, other._shares = self._kinds, self._keys, self._shares
         other._circuits, other._durations = self._circuits, self._durations
         return other
@@ -212,6 +221,17 @@ class Packer:
         if id(circuit) not in self._durations:
             self._durations[id(circuit)] = float(circuit.estimate_duration(self.target))
         return (rep_delay + self._durations[id(circuit)]) * batch.executions * self.shots_of(batch)
+
+    def jobs(self, batches: Sequence[Batch], rep_delay: float, limits: JobLimits) -> list[float]:
+        """QPU seconds of every job that the batches of a round take."""
+        loads = [
+            Load(
+                batch.executions, self.shots_of(batch), self._wide(batch).num_parameters, len(self._wide(batch).data),
+                self.seconds(batch, rep_delay) / max(1, batch.executions),
+            )
+            for batch in batches
+        ]  # fmt: skip
+        return jobs_of(loads, limits)
 
     # packing -------------------------------------------------------------------------------------------------------
     def shares(self, counts: dict[str, int]) -> list[Share]:
@@ -289,8 +309,8 @@ class Packer:
         sets: dict[str, NDArray[np.float64]],
     ) -> Work:
         circuit = self._wide(batch)
-        values = np.zeros((batch.executions, 0))
-        if batch.calibration is None:
+        values = np.zeros((batch.executions, circuit.num_parameters))
+        if batch.calibration is None and any(self._kinds[p.kind].placed.circuit.num_parameters for p in batch.pieces):
             columns = []
             for piece in batch.pieces:
                 template = calls[pool[piece.kind][0][0]].template
@@ -306,6 +326,10 @@ class Packer:
         circuit = QuantumCircuit(self.target.num_qubits)
         angles = [self._kinds[piece.kind].placed.circuit.num_parameters for piece in batch.pieces]
         vector = ParameterVector("p", sum(angles) if batch.calibration is None else 0)
+        if not len(vector) and "rz" in self.target.operation_names:
+            # IBM's client runs a circuit without parameters once, whatever the number of rows: an angle, always 0, on
+            # a qubit in its ground state keeps the rows
+            circuit.rz(Parameter("none"), batch.pieces[0].read[0])
         start = 0
         for place, piece in enumerate(batch.pieces):
             register = ClassicalRegister(len(piece.read), f"c{place}")

@@ -170,9 +170,13 @@ def _cheapest_of_each_set(
     maps: NDArray[np.int64], costs: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of layouts on the same qubits the best; all by ascending cost."""
-    order = np.lexsort((*maps.T[::-1], costs))
+    order = np.argsort(costs, kind="stable")
     maps, costs = maps[order], costs[order]
-    _, first = np.unique(np.sort(maps, axis=1), axis=0, return_index=True)
+    held = np.sort(maps, axis=1)
+    base = int(maps.max(initial=0)) + 1
+    if base ** maps.shape[1] < 2**63:  # a set as one number: many times faster to compare than rows
+        held = held @ base ** np.arange(maps.shape[1], dtype=np.int64)
+    _, first = np.unique(held, axis=0, return_index=True)
     first.sort()
     return maps[first], costs[first]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,9 @@ from qrkt_hw.backends import Backend, Call
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.budget import PLAN, Budget
-from qrkt_hw.execution.pricing import JOB_SECONDS, LARGEST_JOB, prices
+from qrkt_hw.execution.pricing import prices
+from qrkt_hw.layers.tableaus import TABLEAUS
+from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.resources.trace import Asked
 
 
@@ -72,7 +75,15 @@ def rounds_of(model: nn.Module, shape: DataShape) -> list[list[Asked]]:
             layer.backend = backend  # type: ignore[assignment]
 
 
-def forecast(rounds: Sequence[Sequence[Asked]], samples: int, batch: int, backend: Backend) -> Forecast:
+def forecast(
+    rounds: Sequence[Sequence[Asked]],
+    samples: int,
+    batch: int,
+    backend: Backend,
+    *,
+    shots: int | None = None,
+    pack: bool | None = None,
+) -> Forecast:
     """Rounds, executions, time and price on a device.
 
     Args:
@@ -80,8 +91,9 @@ def forecast(rounds: Sequence[Sequence[Asked]], samples: int, batch: int, backen
         samples: in all.
         batch: samples that go through the model together.
         backend: a device or a snapshot with shots.
+        shots, pack: in place of the backend's.
     """
-    packer = backend.packer.planner()  # type: ignore[attr-defined]
+    packer = backend.packer.planner(shots, pack)  # type: ignore[attr-defined]
     delay = backend.default_rep_delay  # type: ignore[attr-defined]
     sizes = [batch] * (samples // batch) + ([samples % batch] if samples % batch else [])
     jobs = circuits = executions = count = 0
@@ -93,11 +105,11 @@ def forecast(rounds: Sequence[Sequence[Asked]], samples: int, batch: int, backen
                 for a in asked
             ]
             batches = packer.batches(calls)
-            used = sum(b.executions * packer.shots_of(b) for b in batches)
-            here = max(1, -(-used // LARGEST_JOB))
-            count, jobs, executions = count + 1, jobs + here, executions + used
+            here = packer.jobs(batches, delay, backend.job_limits)  # type: ignore[attr-defined]
+            count, jobs = count + 1, jobs + len(here)
+            executions += sum(b.executions * packer.shots_of(b) for b in batches)
             circuits += sum(c.samples * backend.circuits_for(c.template) for c in calls)
-            seconds += JOB_SECONDS * here + sum(packer.seconds(b, delay) for b in batches)
+            seconds += sum(here)
             for b in batches if packer.readout is not None else ():
                 for piece in b.pieces if b.calibration is not None else ():
                     packer.readout.learn(b.calibration, piece.read, [float(b.calibration)] * len(piece.read))
@@ -105,8 +117,18 @@ def forecast(rounds: Sequence[Sequence[Asked]], samples: int, batch: int, backen
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
 
 
-def check(plan: Forecast, budget: Budget, rounds: Sequence[Sequence[Asked]], batch: int, backend: Backend) -> None:
+def check(
+    plan: Forecast,
+    budget: Budget,
+    rounds: Sequence[Sequence[Asked]],
+    batch: int,
+    backend: Backend,
+    cheaper: Callable[[float], str | None] = lambda limit: None,
+) -> None:
     """Refuse a plan that exceeds the budget.
+
+    Args:
+        cheaper: of a limit in seconds: in words, a model that would fit; None where none is known.
 
     Raises:
         UserError: by how much, and what would fit.
@@ -114,25 +136,53 @@ def check(plan: Forecast, budget: Budget, rounds: Sequence[Sequence[Asked]], bat
     limit = budget.limit
     if limit is None or plan.seconds <= limit:
         return
-    shots = int(backend.shots or 0)
-    fewer = _largest(plan.samples - 1, lambda n: forecast(rounds, n, batch, backend).seconds <= limit)
+
+    def takes(samples: int = plan.samples, shots: int | None = None, pack: bool | None = None) -> float:
+        return forecast(rounds, samples, batch, backend, shots=shots, pack=pack).seconds
+
+    fewer = _largest(plan.samples - 1, lambda n: takes(n) <= limit)
+    less = _largest(int(backend.shots or 0) - 1, lambda n: takes(shots=n) <= limit)
     offers = [f"--limit {fewer}"] if fewer else []
-    packer = backend.packer  # type: ignore[attr-defined]
-    try:
-
-        def fits(number: int) -> bool:
-            packer.shots = number
-            return forecast(rounds, plan.samples, batch, backend).seconds <= limit
-
-        less = _largest(shots - 1, fits)
-    finally:
-        packer.shots = shots
     offers += [f"--shots {less}"] if less else []
+    local = getattr(backend, "account", backend) is None  # the client simulates the whole chip: never packed
+    if not backend.packer.packs and not local and takes(pack=True) <= limit:  # type: ignore[attr-defined]
+        offers.append("packing (no --no-pack, pack: true)")
     would = f"{' or '.join(offers)} would fit" if offers else "not even one sample or one shot would fit"
+    other = cheaper(limit)
     raise UserError(
         f"{budget.named}: the plan takes {plan.seconds:.1f} s ({plan.usd:,.2f} USD), {plan.seconds - limit:.1f} s too "
-        f"many; {would}, as may a model with fewer rounds or copies that are smaller (qrkt-hw resources --compare)"
+        f"many; {would}; {other or 'no cheaper model is known'} (qrkt-hw resources --compare weighs models)"
     )
+
+
+def cheaper_model(
+    options: ModelOptions, shape: DataShape, samples: int, batch: int, backend: Backend, limit: float
+) -> str | None:
+    """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits.
+
+    Returns:
+        A sentence with the flags to train it and what it takes; None where none of those tried fits.
+    """
+    from qrkt_hw.models.build import build_model
+
+    stages = TABLEAUS[options.rk].stages
+    tried: list[dict[str, Any]] = [
+        {"rk": rk} for rk in ("rk3", "rk2", "rk1") if options.rk_blocks and TABLEAUS[rk].stages < stages
+    ]
+    tried += [{"rk_blocks": n} for n in sorted({options.rk_blocks // 2, 1}, reverse=True) if 0 < n < options.rk_blocks]
+    if options.rk_blocks:
+        tried.append({"rk": "rk1", "rk_blocks": 1})
+        tried.append({"rk": "rk1", "rk_blocks": 1, "ansatz": "brickwork", "layers": 1})
+    for change in tried:
+        if all(getattr(options, key) == value for key, value in change.items()):
+            continue
+        with suppress(UserError):
+            model = build_model(options.model_copy(update=change), shape, backend)
+            plan = forecast(rounds_of(model, shape), samples, batch, backend)
+            if plan.seconds <= limit:
+                flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())
+                return f"a model trained with {flags} would take {plan.seconds:.1f} s"
+    return None
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

@@ -1,7 +1,10 @@
 """Inference and training on IBM Quantum by the real client: numbers, counts, bills, and what is never written."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,10 @@ def test_fifty_images_equal_exact_within_shot_noise_and_cost_what_was_estimated(
         return values
 
     monkeypatch.setattr(IBMBackend, "run", watched)
-    found = qrkt("infer", "run", "--backend", name, "--limit", 50, "--json", cwd=home)
+    asked = ["infer", "run", "--backend", name, "--limit", 50, "--json"]
+    plan = json.loads(qrkt(*asked, "--dry-run", cwd=home).stdout)
+    assert not service.report()["jobs"]
+    found = qrkt(*asked, cwd=home)
     assert found.returncode == 0, found.stderr
     record, report = json.loads(found.stdout), service.report()
     exact = resolve("exact").run([call for call, _ in seen])
@@ -58,34 +64,84 @@ def test_fifty_images_equal_exact_within_shot_noise_and_cost_what_was_estimated(
     assert record["executions"] == report["executions"] and not report["twice"]
     assert details["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
     assert details["billed_seconds"] == pytest.approx(details["estimated_seconds"], rel=0.01)
+    # what the dry run said: to the last round, job, circuit and execution
+    assert plan["rounds"] == record["rounds"] and plan["jobs"] == len(report["jobs"])
+    assert plan["circuits"] == record["circuits"] and plan["executions"] == report["executions"]
+    assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
     assert {job["mode"] for job in report["jobs"]} == {"batch"}
     assert record["agreement"] >= 0.8
 
 
+def on_aer(work, model, shots):
+    """Outcome frequencies ``(executions, outcomes)`` of every copy of a wide circuit, by Aer's own noise model.
+
+    A copy is run on as many qubits as it has, with the errors that the model holds for its qubits of the device.
+    """
+    from qiskit.circuit import QuantumCircuit
+    from qiskit_aer import AerSimulator
+    from qiskit_aer.noise import NoiseModel
+
+    wide, found = work.circuit, []
+    column = {parameter: k for k, parameter in enumerate(wide.parameters)}
+    for piece in work.batch.pieces:
+        place = {qubit: k for k, qubit in enumerate(piece.physical)}
+        own = QuantumCircuit(len(place), len(piece.read))
+        for instruction in wide.data:
+            qubits = [wide.find_bit(q).index for q in instruction.qubits]
+            if qubits[0] in place and instruction.operation.name != "measure":
+                own.append(instruction.operation, [place[q] for q in qubits])
+        own.measure([place[q] for q in piece.read], range(len(piece.read)))
+        noise = NoiseModel(model.basis_gates)
+        for gate, errors in model._local_quantum_errors.items():
+            for qubits, error in errors.items():
+                if set(qubits) <= set(place):
+                    noise.add_quantum_error(error, gate, [place[q] for q in qubits])
+        for (qubit,), error in model._local_readout_errors.items():
+            if qubit in place:
+                noise.add_readout_error(error, [place[qubit]])
+        simulator = AerSimulator(method="density_matrix", noise_model=noise)
+        rows = {p: work.values[:, column[p]].tolist() for p in own.parameters}
+        counts = simulator.run(own, parameter_binds=[rows], shots=shots, seed_simulator=1).result().get_counts()
+        width = len(piece.read)
+        counts = [counts] if isinstance(counts, dict) else counts
+        found.append(np.array([[c.get(format(k, f"0{width}b"), 0) / shots for k in range(2**width)] for c in counts]))
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEVICES)
-def test_noisy_values_equal_aer_with_the_same_noise_within_statistics(name, home, service):
-    from qiskit_aer import AerSimulator
+def test_fifty_images_with_noise_equal_aer_with_the_same_noise_within_statistics(name, home, service, monkeypatch):
+    from qiskit_aer.noise import NoiseModel
 
     from qrkt_hw.execution.devices import fake_device
 
     service.reset(noisy=True)
-    template = circuits.build("brickwork", 4, 1)
-    rows = np.random.default_rng(3).normal(size=(40, len(template.parameters)))
-    backend = resolve(name, shots=40_000, file=home / "backends.yaml", device={"pack": False})
-    call = Call(template, rows)
-    seen = backend.run([call])[0]
-    (work,) = backend.packer.pack([call])
-    simulator = AerSimulator.from_backend(fake_device(name.replace("ibm", "fake")), method="density_matrix")
-    bound = [work.circuit.assign_parameters(row) for row in work.values]
-    counts = simulator.run(bound, shots=40_000, seed_simulator=1).result().get_counts()
-    outcomes = np.array([[c.get(format(k, "04b"), 0) / 40_000 for k in range(16)] for c in counts])
-    signs = 1 - 2.0 * (np.arange(16)[:, None] >> np.arange(4) & 1)
-    truth = outcomes @ signs
-    z = (seen - truth) / np.sqrt((1 - truth**2) * (2 / 40_000))
-    assert np.abs(z).max() < 5 and abs((z**2).mean() - 1) < 0.35
-    exact = resolve("exact").run([call])[0]
-    assert (((seen - exact) ** 2 / (1 - exact**2)) * 40_000).mean() > 1.5  # the noise is there to be seen
+    seen = []
+    run = IBMBackend.run
+
+    def watched(self, calls):
+        values = run(self, calls)
+        if self.jobs is not None:
+            seen.append((self.packer, calls, values))
+        return values
+
+    monkeypatch.setattr(IBMBackend, "run", watched)
+    assert qrkt("infer", "run", "--backend", name, "--limit", 50, cwd=home).returncode == 0
+    z, off = [], []
+    model = NoiseModel.from_backend(fake_device(name.replace("ibm", "fake")))
+    for packer, calls, values in seen:
+        works = packer.pack(calls)
+        outcomes = [on_aer(work, model, 8192) for work in works]
+        truth = packer.combined(calls, [work.batch for work in works], outcomes)
+        for value, wanted, exact in zip(values, truth, resolve("exact").run(calls), strict=True):
+            spread = np.sqrt(np.maximum(1 - wanted**2, 1e-3))
+            z.append(((value - wanted) / spread / np.sqrt(1 / 1024 + 1 / 8192)).ravel())
+            off.append(((value - exact) / np.sqrt(np.maximum(1 - exact**2, 1e-3)) * np.sqrt(1024)).ravel())
+    z, off = np.concatenate(z), np.concatenate(off)
+    print(f"{name}: {len(z):,} values; mean square against Aer {(z**2).mean():.3f}, largest {np.abs(z).max():.2f}; "
+          f"against exact {(off**2).mean():.2f}")  # fmt: skip
+    assert len(z) > 5000 and np.abs(z).max() < 6 and abs((z**2).mean() - 1) < 0.1
+    assert (off**2).mean() > 1.3  # the noise is there to be seen
 
 
 @pytest.mark.slow
@@ -122,13 +178,15 @@ def test_the_clients_local_testing_mode(home):
 
 def test_the_key_is_written_nowhere(home, service, monkeypatch, tmp_path):
     service.reset()
-    monkeypatch.setenv("QISKIT_IBM_RUNTIME_LOG_LEVEL", "DEBUG")
-    monkeypatch.setenv("QISKIT_IBM_RUNTIME_LOG_FILE", str(home / "client.log"))
     service.misbehave("fail", code=1517)
     said = [qrkt("infer", "run", "--backend", "ibm_fez", "--limit", 2, "--shots", 8, cwd=home)]
     refused(said[0], "circuit is bad")
-    said.append(qrkt("infer", "run", "--resume", cwd=home))
+    # a process of its own, as the client reads where to log, and how much, when it is imported
+    logging = {"QISKIT_IBM_RUNTIME_LOG_LEVEL": "DEBUG", "QISKIT_IBM_RUNTIME_LOG_FILE": str(home / "client.log")}
+    command = [sys.executable, "-m", "qrkt_hw", "infer", "run", "--resume"]
+    said.append(subprocess.run(command, cwd=home, env={**os.environ, **logging}, capture_output=True, text=True))
     assert said[1].returncode == 0, said[1].stderr
+    assert (home / "client.log").read_text().count("DEBUG") > 20
     service.control("expire")
     service.misbehave("reject_key", times=9)
     said.append(qrkt("infer", "run", "--backend", "ibm_fez", cwd=home))
@@ -141,7 +199,7 @@ def test_the_key_is_written_nowhere(home, service, monkeypatch, tmp_path):
         assert KEY not in one.stdout + one.stderr and "eyJ" not in one.stdout + one.stderr
     assert KEY not in json.dumps(service.report())
     files = [p for p in home.rglob("*") if p.is_file()]
-    assert len(files) > 10
+    assert len(files) > 10 and home / "client.log" in files
     for path in files:
         assert KEY.encode() not in path.read_bytes(), path
 

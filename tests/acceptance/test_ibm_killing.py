@@ -185,3 +185,26 @@ def test_an_unfinished_inference_is_not_forgotten(service, folder, uninterrupted
     assert status == 0 and inferred(folder) == uninterrupted[0]
     status, text = forked(["infer", "run", "--resume"], folder)
     assert status == 2 and "was stopped half-way" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["about to be sent", "answered, not written", "running"])
+def test_a_device_calibrated_anew_between_kill_and_resume(moment, service, folder, uninterrupted):
+    results, counts = uninterrupted
+    wanted = sorted(e["content"] for e in counts["executed"])
+    service.reset()
+    nth = 2 if moment != "running" else 1  # the second round is planned on the old calibration too
+    status, _ = killed(service, INFER, folder, moment, nth)
+    assert status == -9
+    service.control("recalibrate", backend="ibm_fez")
+    status, text = forked(["infer", "run", "--resume"], folder)
+    if moment == "about to be sent":
+        assert status == 2 and "is held" in text
+        status, text = forked(["infer", "run", "--resume", "--resubmit"], folder)
+    assert status == 0 and "calibrated anew" in text, text
+    assert inferred(folder) == results and not service.report()["twice"]
+    assert sorted(e["content"] for e in service.report()["executed"]) == wanted
+    # a plan of today would have been another
+    status, text = forked(INFER, folder)
+    assert status == 0, text
+    assert not set(wanted) & {e["content"] for e in service.report()["executed"][len(wanted) :]}

@@ -114,12 +114,14 @@ def test_capacity_and_what_the_filter_keeps(device):
         template = build("brickwork", qubits, 1)
         isa = transpiled(template, bases(template)[0], target, 3)
         place_copies(isa, target, quality=0)  # the first call of a process imports
-        started = time.process_time()
+        took = [time.process_time()]
         capacity = place_copies(isa, target, quality=0)
+        took.append(time.process_time())
         filtered = place_copies(isa, target)
-        took = time.process_time() - started
-        print(f"{device} {qubits}: {len(capacity)} fit, {len(filtered)} kept, both placed in {took:.2f} s")
-        assert len(capacity) >= CAPACITY.get((device, qubits), 1) and took < 4
+        took.append(time.process_time())
+        first, second = np.diff(took)
+        print(f"{device} {qubits}: {len(capacity)} fit in {first:.2f} s, {len(filtered)} kept in {second:.2f} s")
+        assert len(capacity) >= CAPACITY.get((device, qubits), 1) and max(first, second) < 2
         assert all(copy.success >= 0.5 * filtered[0].success for copy in filtered)
         for copy in filtered:
             assert all(target["measure"][(q,)].error < UNREADABLE for q in copy.physical)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib import resources
@@ -33,16 +34,17 @@ def configuration(name: str) -> dict[str, Any]:
 
 
 def properties(name: str, recalibrations: int) -> dict[str, Any]:
-    """What ``GET /backends/NAME/properties`` answers: each recalibration is a day later, with errors a tenth larger."""
+    """What ``GET /backends/NAME/properties`` answers: each recalibration is a day later, with other errors."""
     found = copy.deepcopy(_read(name, "props"))
     found["backend_name"] = name
     if recalibrations:
         then = datetime.fromisoformat(found["last_update_date"]) + timedelta(days=recalibrations)
         found["last_update_date"] = then.isoformat()
+        rng = random.Random(recalibrations)
         for gate in found["gates"]:
             for entry in gate["parameters"]:
                 if entry["name"] == "gate_error" and entry["value"] < 0.1:
-                    entry["value"] *= 1.1**recalibrations
+                    entry["value"] = min(0.1, entry["value"] * rng.lognormvariate(0, 1))
     return found
 
 

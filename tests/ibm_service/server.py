@@ -246,11 +246,11 @@ class Handler(BaseHTTPRequestHandler):
         if session is not None and not (session in service.sessions and service.sessions[session].accepting):
             self._error(400, "The session is closed.", 1217)
             return
-        if len(self.body) > 50_000_000:
+        if len(self.body) > service.settings["largest_input"]:
             self._error(413, "Payload too large.", 1413)
             return
         try:
-            job = service.accept(payload, instance)
+            job = service.accept(payload, instance, len(self.body))
         except Rejected as error:
             self._error(400, str(error), 1517)
             return

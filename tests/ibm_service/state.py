@@ -43,6 +43,7 @@ class Job:
     program: programs.Program
     limit: float | None
     estimate: float
+    size: int
     created: float = field(default_factory=time.time)
     status: str = "Queued"
     reason: str | None = None
@@ -112,6 +113,8 @@ class Service:
             "tags_delay": 0.0,
             "billing_factor": 1.0,
             "largest_job": 10_000_000,
+            "largest_input": 50_000_000,
+            "longest_job": 10_800.0,
             "per_minute": 0,
             "pending_usage": 0.0,
         }
@@ -210,14 +213,16 @@ class Service:
         }
 
     # jobs --------------------------------------------------------------------------------------------------------
-    def accept(self, payload: dict[str, Any], instance: str) -> Job:
-        """Take a job and start its life.
+    def accept(self, payload: dict[str, Any], instance: str, size: int) -> Job:
+        """Take a job and start its life; ``size``: bytes of its input.
 
         Raises:
             programs.Rejected: it cannot run.
         """
         program = programs.read(payload["params"], payload["backend"], int(self.settings["largest_job"]))
         estimate = programs.seconds(program, payload["backend"])
+        if estimate > self.settings["longest_job"]:
+            raise programs.Rejected(f"about {estimate:.0f} s exceed the limit of {self.settings['longest_job']:.0f} s")
         with self.lock:
             job = Job(
                 "d" + secrets.token_hex(10),
@@ -228,6 +233,7 @@ class Service:
                 program,
                 payload.get("cost"),
                 estimate,
+                size,
             )
             for fate in ("fail", "cancel", "stay_queued", "late", "ran_too_long"):
                 shown = self.show(fate)
@@ -386,6 +392,7 @@ class Service:
                         "executions": j.program.executions,
                         "shots": j.program.shots,
                         "items": len(j.program.items),
+                        "size": j.size,
                         "estimate": j.estimate,
                         "usage": j.usage,
                         "limit": j.limit,
