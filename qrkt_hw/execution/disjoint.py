@@ -99,7 +99,7 @@ class _Search:
             if len(best) >= self.bound:
                 break
             # how many of the chosen each set would push out; those that push out one or two lead on
-            loss = np.sum([self.excluded(row) for row in current], axis=0, dtype=np.int8)
+            loss = np.array([self.excluded(row) for row in current]).sum(0)
             loss[current] = 0
             pool = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
             if not len(pool):

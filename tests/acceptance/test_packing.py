@@ -33,26 +33,33 @@ def draw(template, samples, rng, tag=""):
     return Call(template, rng.uniform(-3, 3, (samples, template.num_inputs + template.num_weights)), tag)
 
 
-def check_equal(name, device, qubits, rounds, seed):
+def check_equal(name, device, qubits, layers, rounds, seed):
+    """Calls of random sizes and orders, on random copies in a random order; the exact values to 1e-9."""
     rng = np.random.default_rng(seed)
     packer = Packer(fake_device(device).target, device=device, level=2, shots=100)
     for _ in range(rounds):
-        sizes = rng.permutation(qubits)[: rng.integers(1, len(qubits) + 1)]
-        calls = [draw(build(name, int(n), 1), int(rng.integers(1, 60)), rng) for n in sizes]
+        chosen = rng.permutation(qubits)[: rng.integers(1, min(4, len(qubits) + 1))]
+        templates = [build(name, int(n), int(rng.choice(layers))) for n in chosen]
+        packer.plan(templates)
+        for kind in packer._kinds.values():
+            some = rng.permutation(len(kind.copies))[: rng.integers(1, len(kind.copies) + 1)]
+            kind.copies = tuple(kind.copies[k] for k in some)
+        calls = [draw(template, int(rng.integers(1, 60)), rng) for template in templates]
         for call, values in zip(calls, component_values(packer, calls), strict=True):
             np.testing.assert_allclose(values, resolve("exact").run([call])[0], atol=1e-9)
+        packer = Packer(packer.target, device=device, level=2, shots=100)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_packed_equals_unpacked_without_noise(device):
-    check_equal("brickwork", device, [3, 4], 1, 1)
+    check_equal("brickwork", device, [3, 4], [1], 1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", names())
 def test_packed_equals_unpacked_for_every_template(name, device):
-    check_equal(name, device, [2, 4, 5], 3, 2)
+    check_equal(name, device, [2, 3, 4, 5, 6], [1, 2, 3], 4, 2)
 
 
 @pytest.mark.slow
@@ -209,7 +216,30 @@ def test_a_plan_beyond_the_limit_is_refused_with_what_would_fit(tmp_path, capsys
     assert run("infer", out, *there, "--limit", 200, "--max-qpu-seconds", 8) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "--max-qpu-seconds 8 s: the plan takes" in said and "--limit" in said and "--shots" in said
+    assert "no cheaper model is known" in said  # one stage and one block, and chains take too long too
     fits = int(said.split("--limit ")[1].split()[0])
     assert run("infer", out, *there, "--limit", fits, "--max-qpu-seconds", 8) == 0
     assert run("infer", out, *there, "--limit", fits, "--max-cost", 0.01) == 2
     assert "would fit" in capsys.readouterr().err
+    assert run("infer", out, *there, "--no-pack", "--limit", fits, "--max-qpu-seconds", 8) == 2
+    assert "or packing (no --no-pack, pack: true) would fit" in capsys.readouterr().err
+
+
+def test_a_refusal_names_a_model_that_fits(tmp_path, capsys):
+    tiny = ["--limit", 32, "--epochs", 1, "--hidden", 4, "--qubits", 2, "--mlp", 2]
+    out, smaller = tmp_path / "run", tmp_path / "smaller"
+    assert run("train", "--out", out, *tiny, "--rk-blocks", 2, "--rk", "rk3") == 0
+    there = ["--backend", "fake_torino", "--shots", 256, "--limit", 20, "--max-qpu-seconds"]
+    capsys.readouterr()
+    assert run("infer", out, *there, 15) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    flags = said.split("a model trained with ")[1].split(" would take ")[0].split()
+    assert flags == ["--rk", "rk1"]
+    seconds = float(said.split(" would take ")[1].split()[0])
+    assert run("train", "--out", smaller, *tiny, "--rk-blocks", 2, *flags) == 0
+    capsys.readouterr()
+    assert run("infer", smaller, *there, 15, "--json") == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert record["backend_details"]["estimated_seconds"] == pytest.approx(seconds, abs=0.06)
+    assert run("infer", out, *there, 5) == 2
+    assert "trained with --rk rk1 --rk-blocks 1 would take" in capsys.readouterr().err
