@@ -17,7 +17,14 @@ from qrkt_hw.execution.placement import Chip
 from tests.command_line import qrkt, refused
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
-ENTRY = {"provider": "ibm", "name": "ibm_fez", "submissions_per_minute": 100_000, "patience": 5, "grace": 2}
+ENTRY = {
+    "provider": "ibm",
+    "name": "ibm_fez",
+    "optimization_level": 1,
+    "submissions_per_minute": 100_000,
+    "patience": 5,
+    "grace": 2,
+}
 TINY = ["--hidden", 4, "--qubits", 2, "--mlp", 2, "--rk-blocks", 1, "--ansatz", "brickwork", "--heads", 2]
 
 
@@ -96,14 +103,17 @@ def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
 
 def test_limits_refuse_before_anything_is_sent_and_go_to_the_service(home, service):
     service.reset()
-    asked = ["infer", "run", "--backend", "ibm_fez", "--limit", 200, "--shots", 4000]
-    refused(qrkt(*asked, "--max-qpu-seconds", 9, cwd=home), "--max-qpu-seconds 9 s", "--limit ", "--shots ")
-    refused(qrkt(*asked, "--max-cost", 14, cwd=home), "--max-cost 14 USD", "would fit")
+    asked = ["infer", "run", "--backend", "ibm_fez", "--limit", 20, "--shots", 500, "--json"]
+    plan = json.loads(qrkt(*asked, "--dry-run", cwd=home).stdout)
+    low = round(plan["seconds"] - 1, 2)
+    refused(qrkt(*asked, "--max-qpu-seconds", low, cwd=home), f"--max-qpu-seconds {low:g} s", "--limit ", "--shots ")
+    refused(qrkt(*asked, "--max-cost", 6, cwd=home), "--max-cost 6 USD", "would fit")
     refused(
-        qrkt("infer", "run", "--backend", "ibm_limited", *asked[4:], cwd=home), "max_seconds of backend ibm_limited"
+        qrkt("infer", "run", "--backend", "ibm_limited", "--limit", 200, "--shots", 4000, cwd=home),
+        "max_seconds of backend ibm_limited",
     )
     assert not service.report()["jobs"]
-    found = qrkt(*asked, "--max-qpu-seconds", 500, "--json", cwd=home)
+    found = qrkt(*asked, "--max-qpu-seconds", 500, cwd=home)
     assert found.returncode == 0, found.stderr
     report = service.report()
     limits = [job["limit"] for job in report["jobs"]]
@@ -115,14 +125,14 @@ def test_a_budget_stops_between_two_rounds_and_keeps_what_came_back(fez, service
     first, second = draw(100, seed=1), draw(100, seed=2)
     with Journal(tmp_path / "journal.sqlite") as journal:
         activity = journal.start("infer", "ibm_fez", {})
-        backend = fez(shots=4000)
+        backend = fez(shots=1500)
         with backend.open(journal=journal, activity=activity):
             alone = backend.run([first])[0]
         cost = service.report()["seconds"]
         service.reset()
     with Journal(tmp_path / "other.sqlite") as journal:
         activity = journal.start("infer", "ibm_fez", {})
-        backend = fez(shots=4000)
+        backend = fez(shots=1500)
         with (
             backend.open(journal=journal, activity=activity, budget=Budget(1.5 * cost)),
             pytest.raises(UserError, match="what came back is kept"),

@@ -12,7 +12,7 @@ from qrkt_hw.execution.journal import Journal
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 FILE = """
 ibm_fez: {provider: ibm, name: ibm_fez, shots: 64, mode: MODE, timeout: 1.5, patience: 3, grace: 1.5, max_wait: 3,
-          submissions_per_minute: 1000}
+          submissions_per_minute: 1000, optimization_level: 1}
 """
 RIGHT = ""  # the outcome: values as without trouble
 # trouble -> (what the service is told, words of the sentence or RIGHT, words of what is told beside the right values)

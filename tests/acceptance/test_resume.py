@@ -25,7 +25,7 @@ EPOCH = {
     "folder-made": 1, "first-step": 1, "first-epoch": 1, "first-validation": 1, "second-epoch": 2,
     "later-validation": 2, "checkpoint-half-written": 2, "last-epoch": 3, "evaluation": 4, "before-results": 4,
 }  # fmt: skip
-QUICK = {"first-epoch", "best-model-written", "checkpoint-half-written"}
+QUICK = {"checkpoint-half-written"}
 
 
 def qrkt(*arguments, cwd):
