@@ -1,5 +1,15 @@
 /* all routines in single and in double precision */
 
+/* widths of heads that occur get loops of their own, in the precision that trains */
+#define WIDTHS(call) \
+    switch (size) { \
+    case 2: call(2); break; \
+    case 3: call(3); break; \
+    case 4: call(4); break; \
+    case 6: call(6); break; \
+    case 8: call(8); break; \
+    default: call(size); \
+    }
 #define REAL float
 #define INTEGER int32_t
 #define SUFFIX _f32
@@ -24,6 +34,8 @@
 #undef ERFC
 #undef SQRT
 
+#undef WIDTHS
+#define WIDTHS(call) call(size);
 #define REAL double
 #define INTEGER int64_t
 #define SUFFIX _f64
@@ -47,3 +59,4 @@
 #undef EXP
 #undef ERFC
 #undef SQRT
+#undef WIDTHS

@@ -149,17 +149,6 @@ INLINE void FN(attend_back_chunk)(const int64_t *where, const REAL *q, const REA
     }
 }
 
-/* widths of heads that occur get loops of their own */
-#define WIDTHS(call) \
-    switch (size) { \
-    case 2: call(2); break; \
-    case 3: call(3); break; \
-    case 4: call(4); break; \
-    case 6: call(6); break; \
-    case 8: call(8); break; \
-    default: call(size); \
-    }
-
 /* where: strides of query, key and value over batch and tokens, then batch, heads, tokens, others, size of a head.
  * seen: (batch, others) or NULL; threshold: probability to keep a weight times 2^24, 0 without dropout; scale: of what is
  * kept; stats: rows (chunks, heads, tokens, 2); out (batch, tokens, heads * size). */
@@ -223,7 +212,6 @@ int FN(attention_backward)(const int64_t *where, const REAL *query, const REAL *
     }
     return 0;
 }
-#undef WIDTHS
 
 /* what dropout leaves of the weights (batch, heads, tokens, others): 0 or scale */
 int FN(attention_keep)(const int64_t *where, uint64_t seed, uint32_t threshold, double scale, REAL *kept) {
