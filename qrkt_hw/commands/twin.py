@@ -17,6 +17,8 @@ def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) ->
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
     and the test split is read for the chosen run. Called again, it goes on where it stopped.
+
+    The twins of a GAN get its learning rates and as much processor time as it had; all are measured by one protocol.
     """
     from rich.console import Console
 
@@ -27,6 +29,13 @@ def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) ->
     folder = RunFolder.open(run if run is not None else newest())
     click.echo(f"run {folder.path}")
     place = out or twins.default_out(folder)
+    if folder.options().model == "gan":
+        from qrkt_hw.experiments import gan_twins
+
+        groups, _ = gan_twins.twin(folder, epochs, place, Console(stderr=True))
+        show(groups)
+        click.echo(str(place))
+        return
     groups, _ = twins.twin(folder, trials, epochs, place, Console(stderr=True))
     show(groups)
     click.echo(str(place))

@@ -30,7 +30,7 @@ from qrkt_hw.runs.atomic import replace_with
 SURE = 0.8
 BATCH = 256
 STEPS = 1200
-VERSION = 1  # of this recipe
+VERSION = 3  # of this recipe
 
 
 @dataclass
@@ -40,8 +40,8 @@ class Judged:
     Attributes:
         model: in evaluation mode.
         sha256: of its file.
-        quality: ``test_accuracy``; ``sure_of_gaussian``, ``sure_of_covariance`` and ``sure_of_shuffled``: how often it
-            is more than 0.8 sure of such an image.
+        quality: ``test_accuracy``; ``sure_of_test``, ``sure_of_gaussian``, ``sure_of_covariance`` (Gaussian images of
+            the data's covariance) and ``sure_of_shuffled``: how often it is more than 0.8 sure of such an image.
     """
 
     model: Judge
@@ -157,6 +157,7 @@ def _train(model: Judge, data: Data) -> dict[str, float]:
     unseen = Noise(tested)
     return {
         "test_accuracy": (logits_of(model, tested).argmax(-1) == marks).float().mean().item(),
+        "sure_of_test": sure(logits_of(model, tested)),
         "sure_of_gaussian": sure(logits_of(model, unseen.gaussian(1000, check))),
         "sure_of_covariance": sure(logits_of(model, unseen.covariance(1000, check))),
         "sure_of_shuffled": sure(logits_of(model, unseen.shuffled(1000, check))),

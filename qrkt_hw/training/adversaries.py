@@ -79,9 +79,12 @@ class Adversaries(LightningModule):
         on_generator, on_discriminator = self._optimizers(step)
         real = self.pixels(batch[0])
         penalised = step % o.penalty_every == 0
-        losses = self._discriminator_step(real, on_discriminator, penalised)
-        if (step + 1) % o.critic_steps == 0:
-            self._last_generator_loss = self._generator_step(len(real), on_generator)
+        due = (step + 1) % o.critic_steps == 0
+        with torch.set_grad_enabled(due):  # the same images serve both sides: drawing them is most of a step
+            fake = self.model.generator(self.noise(len(real)))
+        losses = self._discriminator_step(real, fake.detach(), on_discriminator, penalised)
+        if due:
+            self._last_generator_loss = self._generator_step(fake, on_generator)
         self._measured.append(torch.stack([self._last_generator_loss, *losses]))
         if number + 1 == self.steps_per_epoch:  # callbacks end their epoch before the module does
             means = torch.stack(self._measured).mean(0).tolist()
@@ -98,10 +101,8 @@ class Adversaries(LightningModule):
         weight = self.model.generator.enter.weight
         return torch.randn(count, self.model.latent, dtype=weight.dtype, device=weight.device)
 
-    def _discriminator_step(self, real: Tensor, optimizer: Any, penalised: bool) -> list[Tensor]:
+    def _discriminator_step(self, real: Tensor, fake: Tensor, optimizer: Any, penalised: bool) -> list[Tensor]:
         o, score = self.options, self.model.discriminator
-        with torch.no_grad():
-            fake = self.model.generator(self.noise(len(real)))
         real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
         on_real, on_fake = score(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = discriminator_loss(o.loss, on_real, on_fake)
@@ -109,11 +110,10 @@ class Adversaries(LightningModule):
         self._update(loss + o.penalty_every * extra, "discriminator", optimizer)
         return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
-    def _generator_step(self, count: int, optimizer: Any) -> Tensor:
+    def _generator_step(self, fake: Tensor, optimizer: Any) -> Tensor:
         o = self.options
         self.model.discriminator.requires_grad_(False)
-        fake = diff_augment(self.model.generator(self.noise(count)), o.diffaugment)
-        loss = generator_loss(o.loss, self.model.discriminator(fake))
+        loss = generator_loss(o.loss, self.model.discriminator(diff_augment(fake, o.diffaugment)))
         self._update(loss, "generator", optimizer)
         self.model.discriminator.requires_grad_(True)
         if self.averaged is not None:

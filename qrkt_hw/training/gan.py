@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import torch
+from lightning.pytorch import Callback
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
@@ -50,6 +51,50 @@ def threads_for(options: RunOptions) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
     widest = options.batch_size * max(options.generator_hidden, options.hidden)
     return 1 if widest < WORTH_SHARING else torch.get_num_threads()
+
+
+def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
+    """Processor time of a training step, both sides and penalties in their proportion; measured after a warm-up."""
+    from lightning.pytorch import Trainer
+
+    from qrkt_hw.data.batches import loader
+    from qrkt_hw.models.build import build_model
+    from qrkt_hw.training.fit import quiet
+
+    quiet()
+    batches = loader(data.splits["train"], options.batch_size, options.seed)
+    torch.set_num_threads(options.threads or threads_for(options))
+    with torch.random.fork_rng(devices=[]):
+        module = Adversaries(build_model(options, data.shape), options, len(batches), (data.mean, data.std))  # type: ignore[arg-type]
+        clock = _Clock(steps)
+        Trainer(
+            accelerator=options.accelerator,
+            devices=1,
+            max_epochs=1 + (2 * steps) // len(batches),
+            limit_train_batches=min(2 * steps, len(batches)),
+            logger=False,
+            callbacks=[clock],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(module, batches)
+    return clock.seconds / max(1, clock.counted)
+
+
+class _Clock(Callback):
+    """Processor seconds of the steps after the first ones."""
+
+    def __init__(self, skipped: int) -> None:
+        self.skipped, self.seen, self.counted, self.seconds, self.last = skipped, 0, 0, 0.0, 0.0
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.last = time.process_time()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.seen += 1
+        if self.seen > self.skipped:
+            self.counted += 1
+            self.seconds += time.process_time() - self.last
 
 
 def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:

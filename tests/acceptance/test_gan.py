@@ -147,3 +147,32 @@ def test_other_commands_refuse_a_run_of_the_other_kind(trained, tmp_path):
     refused(qrkt("generate", "vit", cwd=tmp_path), "--model gan")
     refused(qrkt("evaluate", "vit", cwd=tmp_path), "--model gan")
     refused(qrkt("compare", "vit", trained, cwd=tmp_path), "gan")
+
+
+def test_twins_have_equal_shape_or_equal_parameters():
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.experiments.gan_twins import counts, same_parameters
+    from qrkt_hw.models.build import build_model, count_parameters, quantum_layers
+    from qrkt_hw.options.run import RunOptions
+
+    shape = DataShape(1, 8, 10)
+    options = RunOptions.model_validate({"model": "gan", "hidden": 32, "mlp": 32, "patch": 4})
+    own = {name: count_parameters(side)["total"] for name, side in build_model(options, shape).sides.items()}
+    narrow = same_parameters(options, shape)
+    assert not quantum_layers(build_model(narrow, shape))
+    assert not quantum_layers(build_model(options.without_circuits(), shape))
+    for side, total in counts(narrow, shape).items():
+        assert abs(total - own[side]) < 0.02 * own[side], side
+
+
+@pytest.mark.slow
+def test_twin_trains_both_twins_and_measures_all_by_one_protocol(trained, tmp_path, monkeypatch):
+    from qrkt_hw.experiments import judging
+
+    monkeypatch.setattr(judging, "STEPS", 60)
+    done = qrkt("twin", trained, "--epochs", "1", "--out", "twins", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "twins" / "twin.json").read_text())
+    assert len({json.dumps(side["protocol"]) for side in record["sides"].values()}) == 1
+    assert set(record["sides"]) == {"quantum", "same-shape", "same-parameters"}
+    assert "fid [" in (tmp_path / "twins" / "table.md").read_text()
