@@ -18,6 +18,7 @@ import click
     help="Inception-v3 as torch-fidelity publishes it  [default: features of a judge trained on the same data]",
 )
 @click.option("--judge", type=click.Path(path_type=Path), help="file of the judge; made where it is missing")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
 @click.option("--yardsticks", is_flag=True, help="also the real test images, and Gaussian images of equal covariance")
 @click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
 def evaluate(
@@ -27,6 +28,7 @@ def evaluate(
     split: str,
     inception_weights: Path | None,
     judge: Path | None,
+    data_dir: Path | None,
     yardsticks: bool,
     as_json: bool,
 ) -> None:
@@ -52,6 +54,7 @@ def evaluate(
         weights=inception_weights,
         judge_file=judge,
         yardsticks=yardsticks,
+        data_dir=data_dir,
     )
     if as_json:
         click.echo(to_json(record))

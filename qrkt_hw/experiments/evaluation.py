@@ -40,6 +40,7 @@ def evaluate(
     weights: Path | None,
     judge_file: Path | None,
     yardsticks: bool,
+    data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run; the record is kept under its ``evaluation/``.
 
@@ -52,12 +53,14 @@ def evaluate(
         weights: of Inception-v3, as torch-fidelity publishes them; None takes the judge's features.
         judge_file: a fixed judge; None takes the data set's own.
         yardsticks: also measure the real test images, and Gaussian images of the data's mean and covariance.
+        data_dir: folder with the data set's files; None takes the run's.
 
     Raises:
         UserError: no GAN, or weights that are none.
     """
     model = gan_of(run)
-    data = load_data(run.options().model_copy(update={"limit": None}))
+    options = run.options()
+    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
     judged = judge(data, console, judge_file)
     extract, extractor = _extractor(weights, judged)
     real, _ = pixels(data, split)

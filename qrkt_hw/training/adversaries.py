@@ -42,6 +42,8 @@ class Adversaries(LightningModule):
         self.model = model
         self.options = options
         self.averaged = AveragedModel(model.generator, multi_avg_fn=warm_average(options.ema)) if options.ema else None
+        # walking the tree of modules anew for every use is some per cent of a small step
+        self._weights = {name: list(side.parameters()) for name, side in model.sides.items()}
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = options.epochs * steps_per_epoch
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
@@ -112,13 +114,17 @@ class Adversaries(LightningModule):
 
     def _generator_step(self, fake: Tensor, optimizer: Any) -> Tensor:
         o = self.options
-        self.model.discriminator.requires_grad_(False)
+        self._learns("discriminator", False)
         loss = generator_loss(o.loss, self.model.discriminator(diff_augment(fake, o.diffaugment)))
         self._update(loss, "generator", optimizer)
-        self.model.discriminator.requires_grad_(True)
+        self._learns("discriminator", True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model.generator)
         return loss.detach()
+
+    def _learns(self, name: str, yes: bool) -> None:
+        for weight in self._weights[name]:
+            weight.requires_grad_(yes)
 
     def _update(self, loss: Tensor, name: str, optimizer: Any) -> None:
         side, norms = self.model.sides[name], self._norms[name]
@@ -127,7 +133,7 @@ class Adversaries(LightningModule):
         if self._updates[name] % NORMS_EVERY == 0:  # before clipping; every tenth step is enough for a mean
             norms.append(gradient_norms(named_blocks(side).values()))
         self._updates[name] += 1
-        clip_grad_norm_(side.parameters(), self.options.clip, foreach=True)
+        clip_grad_norm_(self._weights[name], self.options.clip, foreach=True)
         optimizer.step()
 
     def _mean_norms(self) -> dict[str, float]:

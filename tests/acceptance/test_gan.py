@@ -106,6 +106,24 @@ def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
     assert (trained / "evaluation" / "nearest.png").is_file()
 
 
+@pytest.mark.slow
+def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
+    from qrkt_hw.experiments import judging
+    from tests.data import writing
+
+    monkeypatch.setattr(judging, "STEPS", 5)
+    (tmp_path / "here").mkdir()
+    data = writing.mnist(tmp_path / "here")
+    small = ["--dataset", "mnist", "--patch", "7", "--epochs", "1", "--limit", "32", "--out", "run", *CLASSICAL]
+    assert qrkt(*TRAIN, *small, "--data-dir", data, cwd=tmp_path).returncode == 0
+    data.rename(tmp_path / "elsewhere")
+    measure = ["evaluate", "run", "--samples", "100", "--judge", "judge.safetensors", "--json"]
+    refused(qrkt(*measure, cwd=tmp_path), "--data-dir")
+    done = qrkt(*measure, "--data-dir", "elsewhere", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["protocol"]["dataset"] == "mnist"
+
+
 def test_a_loss_that_differentiates_twice_is_refused_where_circuits_cannot(tmp_path):
     for loss in ("wgangp-eps", "nonsaturating-r1"):
         done = qrkt(*TRAIN, "--backend", "aer_cpu", "--loss", loss, "--out", "run", cwd=tmp_path)

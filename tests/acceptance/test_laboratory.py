@@ -49,7 +49,12 @@ def small_data(root: Path, dataset: str) -> Path:
     return write[dataset](root) if dataset in write else writing.cifar_pickles(root, dataset)
 
 
-@pytest.mark.parametrize("name", presets.names())
+WIDE = [name for name in presets.names() if "gan" in name and "digits" not in name]  # GANs of hundreds of features
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in WIDE else name for name in presets.names()]
+)
 def test_every_preset_starts_trains_and_infers(name, tmp_path):
     dataset = RunOptions(**presets.load(name)).dataset
     more = [] if dataset == "digits" else ["--data-dir", str(small_data(tmp_path, dataset))]
