@@ -65,6 +65,12 @@ def _rows(t: Tensor) -> tuple[Tensor, int]:
     return t.contiguous(), t.shape[-1]
 
 
+def _apart(tensors: Any) -> list[Tensor | None]:
+    """The same tensors as nodes of their own: what is differentiated in them does not reach into earlier stages,
+    whose tokens depend on the same weights."""
+    return [None if t is None else t.view_as(t) for t in tensors]
+
+
 def _again(ctx: Any, result: Tensor | tuple[Tensor, ...], tensors: Any, cotangents: Any) -> list[Tensor | None]:
     """Slopes that can be differentiated again, of a result made by plain operations."""
     needed = list(ctx.needs_input_grad[: len(tensors)])
@@ -98,8 +104,8 @@ class _Enter(torch.autograd.Function):
         *tensors, stats = ctx.saved_tensors
         y, gain, shift, other_gain, other_shift, weight, bias = tensors
         if torch.is_grad_enabled():
-            again = plain_enter(y, gain, shift, other_gain, other_shift, weight, bias, ctx.eps)
-            return *_again(ctx, again, tensors, (by_z, by_hidden)), None
+            apart: Any = _apart(tensors)
+            return *_again(ctx, plain_enter(*apart, ctx.eps), apart, (by_z, by_hidden)), None
         by_z, by_hidden = by_z.contiguous(), by_hidden.contiguous()
         parameters = [t for t in tensors[1:] if t is not None]
         by_y, slopes = torch.empty(y.shape, dtype=y.dtype), y.new_empty(sum(t.numel() for t in parameters))
@@ -153,10 +159,9 @@ class _Leave(torch.autograd.Function):
         if torch.is_grad_enabled():
             kept = [d.kept(_Keep(*[0] * 6, t.numel() // t.shape[-1], 1, 1, t.shape[-1], 0), t)
                     for d, t in ((first, hidden), (second, attended))]  # fmt: skip
-            result = plain_leave(
-                *tensors, *(None if k is None else k.view(t.shape) for k, t in zip(kept, tensors[:2], strict=True))
-            )
-            return *_again(ctx, result, tensors, (cotangent,)), None, None
+            factors = [None if k is None else k.view(t.shape) for k, t in zip(kept, tensors[:2], strict=True)]
+            apart: Any = _apart(tensors)
+            return *_again(ctx, plain_leave(*apart, *factors), apart, (cotangent,)), None, None
         cotangent = cotangent.contiguous()
         by_hidden, by_attended = (torch.empty(t.shape, dtype=t.dtype) for t in (hidden, attended))
         slopes = hidden.new_empty(weight.numel() + bias.numel())

@@ -174,7 +174,7 @@ def test_twins_have_equal_shape_or_equal_parameters():
     from qrkt_hw.options.run import RunOptions
 
     shape = DataShape(1, 8, 10)
-    options = RunOptions.model_validate({"model": "gan", "hidden": 32, "mlp": 32, "patch": 4})
+    options = RunOptions.model_validate({"model": "gan", "hidden": 16, "mlp": 16, "patch": 4, "generator_hidden": 32})
     own = {name: count_parameters(side)["total"] for name, side in build_model(options, shape).sides.items()}
     narrow = same_parameters(options, shape)
     assert not quantum_layers(build_model(narrow, shape))

@@ -28,9 +28,13 @@ def slope_of(function, parameter, place, eps=1e-5):
     return (values[0] - values[1]) / (2 * eps)
 
 
-@pytest.mark.parametrize("rk", ["rk1", "rk2"])
-@pytest.mark.parametrize("ansatz", ["ry_rz_ring", "qrkt"])
-@pytest.mark.parametrize("loss", ["wgangp-eps", "nonsaturating-r1"])
+QUICK = ("wgangp-eps", "qrkt", "rk1")
+CASES = [(x, a, r) for x in ("wgangp-eps", "nonsaturating-r1") for a in ("ry_rz_ring", "qrkt") for r in ("rk1", "rk2")]
+
+
+@pytest.mark.parametrize(
+    ("loss", "ansatz", "rk"), [c if c == QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_differences(loss, ansatz, rk):
     options = RunOptions.model_validate({**SMALL, "loss": loss, "ansatz": ansatz, "rk": rk})
     torch.manual_seed(3)
