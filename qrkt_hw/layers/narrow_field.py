@@ -102,7 +102,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_z: Tensor, by_hidden: Tensor) -> Any:  # type: ignore[override]
         *tensors, stats = ctx.saved_tensors
-        y, gain, shift, other_gain, other_shift, weight, bias = tensors
+        y, gain, shift, other_gain, other_shift, weight, _ = tensors
         if torch.is_grad_enabled():
             apart: Any = _apart(tensors)
             return *_again(ctx, plain_enter(*apart, ctx.eps), apart, (by_z, by_hidden)), None
