@@ -105,7 +105,7 @@ class _Enter(torch.autograd.Function):
         y, gain, shift, other_gain, other_shift, weight, _ = tensors
         if torch.is_grad_enabled():
             apart: Any = _apart(tensors)
-            return *_again(ctx, plain_enter(*apart, ctx.eps), apart, (by_z, by_hidden)), None
+            return *_again(ctx, plain_enter(*apart, ctx.eps), apart, (by_z, by_hidden)), None  # type: ignore[call-arg]
         by_z, by_hidden = by_z.contiguous(), by_hidden.contiguous()
         parameters = [t for t in tensors[1:] if t is not None]
         by_y, slopes = torch.empty(y.shape, dtype=y.dtype), y.new_empty(sum(t.numel() for t in parameters))
