@@ -90,8 +90,10 @@ class _Attention(torch.autograd.Function):
         query, key, value, stats, seen = ctx.saved_tensors
         if torch.is_grad_enabled():
             kept = ctx.dropout.kept(ctx.where, query)
-            result = plain_attention(query, key, value, ctx.heads, kept, seen)
-            wanted = [t for t, need in zip((query, key, value), ctx.needs_input_grad, strict=False) if need]
+            # fresh views: key and value may be one tensor, or depend on each other, and those paths are not this node's
+            q, k, v = (t.view_as(t) for t in (query, key, value))
+            result = plain_attention(q, k, v, ctx.heads, kept, seen)
+            wanted = [t for t, need in zip((q, k, v), ctx.needs_input_grad, strict=False) if need]
             found = iter(torch.autograd.grad(result, wanted, cotangent, create_graph=True))
             return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
         cotangent = cotangent.contiguous()

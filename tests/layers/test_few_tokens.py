@@ -108,3 +108,16 @@ def test_first_and_second_derivatives_with_mask_and_dropout():
     assert attend(q, k, v)[2].abs().max() == 0
     assert torch.autograd.gradcheck(attend, (q, k, v))
     assert torch.autograd.gradgradcheck(attend, (q, k, v))
+
+
+def test_second_derivatives_where_key_and_value_are_one_tensor():
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda y, m: few_tokens.attention(y, m, m, 2, 0.0), (tokens, memory))
+    assert torch.autograd.gradgradcheck(lambda m: few_tokens.attention(m, m, m, 2, 0.0), (memory,))
+    with_graph = torch.autograd.grad(
+        few_tokens.attention(memory, memory, memory, 2, 0.0).sum(), memory, create_graph=True
+    )
+    without = torch.autograd.grad(few_tokens.attention(memory, memory, memory, 2, 0.0).sum(), memory)
+    torch.testing.assert_close(with_graph[0], without[0])
