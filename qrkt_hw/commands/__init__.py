@@ -7,6 +7,7 @@ import sys
 import click
 
 from qrkt_hw.commands.lazy import LazyGroup
+from qrkt_hw.commands.quick_start import PROGRAM
 
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
@@ -36,8 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
     from qrkt_hw.errors import UserError
 
+    obj = PROGRAM if arguments is None else None
     try:
-        sys.exit(group.main(args=arguments, prog_name="qrkt-hw", standalone_mode=False) or 0)
+        sys.exit(group.main(args=arguments, prog_name="qrkt-hw", standalone_mode=False, obj=obj) or 0)
     except UserError as error:
         message = str(error)
     except click.ClickException as error:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.options import device_flags, merge, options_from
+from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 
@@ -40,6 +41,8 @@ def train(
     from qrkt_hw.runs.folder import read_json
 
     console = Console(stderr=True)
+    if click.get_current_context().find_root().obj == PROGRAM:
+        import_lightning()
     if resume is None and (resubmit or replan):
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume RUN")
     if resume is not None:

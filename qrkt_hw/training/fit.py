@@ -25,7 +25,6 @@ from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
-from qrkt_hw.plots.training import plot_confusion, plot_curves
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -213,6 +212,8 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries) -> Path 
 def _conclude(
     run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
 ) -> None:
+    from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
+
     load_weights(model, run.model)
     results: dict[str, Any] = {}
     started = time.perf_counter()

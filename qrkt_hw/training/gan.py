@@ -15,7 +15,6 @@ from qrkt_hw.models.gan import Gan
 from qrkt_hw.options.gan import TWICE
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.plots.images import save_animation
-from qrkt_hw.plots.losses import plot_losses
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training.adversaries import Adversaries
@@ -100,6 +99,8 @@ class _Clock(Callback):
 def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:
     """Loss curves, the animation and ``results.json``."""
     started = time.perf_counter()
+    from qrkt_hw.plots.losses import plot_losses  # matplotlib, only now: it delays the first step
+
     plot_losses(gallery.history, run.plots / "losses.png")
     frames = sorted((run.path / "samples").glob("epoch-*.png"))
     save_animation(frames, run.path / "samples" / "training.gif")
