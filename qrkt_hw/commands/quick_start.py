@@ -8,6 +8,7 @@ does this, never the library: whoever imports ``qrkt_hw`` keeps a whole torchmet
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def import_lightning() -> None:
 @contextmanager
 def _absent() -> Iterator[None]:
     try:
-        from lightning_utilities.core import imports
+        imports: Any = importlib.import_module("lightning_utilities.core.imports")
     except ImportError:
         yield
         return
