@@ -17,6 +17,7 @@ from qrkt_hw.layers.blocks import EncoderBlock, RungeKuttaBlock, TransformerFiel
 from qrkt_hw.layers.decoder import Decoder, DecoderBlock
 from qrkt_hw.layers.feedforward import FeedForward
 from qrkt_hw.layers.patches import ImageTokens
+from qrkt_hw.layers.pooling import WeightedPool
 from qrkt_hw.layers.projection import ProjectionFactory, QuantumProjection
 from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.layers.tableaus import TABLEAUS
@@ -77,7 +78,10 @@ def build_transformer(options: ModelOptions, shape: DataShape, backend: str | Ba
             for _ in range(options.decoder_blocks)
         ]
         decoder = Decoder(_tokens(options, shape), decoding, hidden=options.hidden)
-    return Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder)
+    pool = None
+    if options.pool == "weighted":
+        pool = WeightedPool((shape.image_size // options.patch) ** 2, options.hidden, options.pool_maps)
+    return Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder, pool=pool)
 
 
 def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list[nn.Module]:
@@ -192,6 +196,10 @@ def _check(options: ModelOptions, shape: DataShape) -> None:
         raise UserError(f"--model: {options.model} does not read this data set; take --model {fitting}")
     if options.model == "text" and options.positions == "axial":
         raise UserError("--positions: axial is for images; take learned, sincos or none")
+    if options.model == "text" and options.pool == "weighted":
+        raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
+    if options.pool_maps > 1 and options.pool != "weighted":
+        raise UserError(f"--pool-maps: {options.pool_maps} sums need --pool weighted; --pool is {options.pool}")
     if shape.image_size % options.patch:
         raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
     if options.hidden % options.heads:

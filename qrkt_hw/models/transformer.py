@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from qrkt_hw.layers.decoder import Decoder
+from qrkt_hw.layers.pooling import WeightedPool
 from qrkt_hw.layers.sharing import shared_weights
 from qrkt_hw.layers.tokens import Tokens
 
@@ -20,6 +21,7 @@ class Transformer(nn.Module):
         hidden: width of the tokens.
         classes: size of the logits.
         decoder: reads the inputs and the encoded tokens; the head then reads its tokens.
+        pool: maps the tokens to what the head reads; None: the class token, or else the mean of the unmasked tokens.
     """
 
     def __init__(
@@ -30,13 +32,15 @@ class Transformer(nn.Module):
         hidden: int,
         classes: int,
         decoder: Decoder | None = None,
+        pool: WeightedPool | None = None,
     ) -> None:
         super().__init__()
         self.tokens = tokens
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(hidden)
         self.decoder = decoder
-        self.head = nn.Linear(hidden, classes)
+        self.pool = pool
+        self.head = nn.Linear(hidden if pool is None else hidden * len(pool.weight), classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(batch, classes)``; how far a text is padded does not change them."""
@@ -50,6 +54,8 @@ class Transformer(nn.Module):
         y = self.norm(y)
         if self.decoder is not None:
             y = self.decoder(inputs, y, mask)
+        if self.pool is not None:
+            return self.head(self.pool(y))
         if self.tokens.class_token is not None:
             return self.head(y[:, 0])
         if mask is None:

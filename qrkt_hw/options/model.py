@@ -43,9 +43,12 @@ class ModelOptions(BaseModel):
     positions: Literal["learned", "axial", "sincos", "none"] = Field(
         "learned", description="position embedding; axial: learned, a row's and a column's added"
     )
-    pool: Literal["mean", "class"] = Field(
-        "mean", description="what the head reads: the mean of the tokens, or a class token"
+    pool: Literal["mean", "class", "weighted"] = Field(
+        "mean",
+        description="what the head reads: the mean of the tokens, a class token, or sums with a learned weight for "
+        "each position and feature",
     )
+    pool_maps: int = Field(1, ge=1, description="sums that --pool weighted makes")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
     input_scale: bool = Field(False, description="a learned factor per feature in front of each circuit")
     output_scale: bool = Field(True, description="a learned factor per feature behind each circuit")

@@ -15,6 +15,7 @@ from qrkt_hw.options.run import RunOptions
 pytestmark = pytest.mark.acceptance
 PROJECTIONS = ["quantum", "classical", "quantum-attention", "quantum-mlp"]
 CASES = list(itertools.product(names(), PROJECTIONS, TABLEAUS, ["mean", "class"]))
+CASES += [("ry_rz_ring", projection, "rk2", "weighted") for projection in PROJECTIONS]
 SMALL = {"hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "layers": 1, "rk_blocks": 1, "encoder_blocks": 1}
 
 
