@@ -1,12 +1,12 @@
-"""Keep a finished run under results/, and make docs/results.md and its figures from all that are kept.
+"""Keep finished runs under results/, and make docs/results.md and its figures from all that are kept.
 
-    python benchmarks/results_page.py --keep RUN --as best-mnist     # to results/best-mnist/seed-N
-    python benchmarks/results_page.py                                # docs/results.md, docs/images/results-NAME/*.png
+    python benchmarks/results_page.py --keep RUN [RUN ...] --as best-mnist     # to results/best-mnist/seed-N
+    python benchmarks/results_page.py                                          # docs/results.md and its figures
 
-A kept run holds config.yaml, data.json, metrics.csv, results.json, environment.json and model.safetensors, and the
-results of its ablations: ``qrkt-hw infer results/NAME/seed-N`` repeats its figures. Groups (``results/NAME``) stand in
-the order of docs/results.yaml, which also holds the sentences between the tables and the thesis' published figures; no
-figure of ours is written there. A group that is not there yet is left out.
+A kept run holds config.yaml, data.json, metrics.csv, results.json, environment.json and model.safetensors, and its
+ablations: `qrkt-hw infer results/NAME/seed-N --data-dir DIR` repeats its figures. Sections and groups stand in the
+order of docs/results.yaml, which also holds the sentences between the tables and the thesis' published figures; none
+of ours is written there. A group that is not there yet is left out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -22,11 +23,29 @@ import yaml
 
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.plots.comparison import plot_comparison
+from qrkt_hw.plots.figure import new, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("config.yaml", "data.json", "metrics.csv", "results.json", "environment.json", "model.safetensors")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", type=Path, metavar="RUN", nargs="+", default=[])
+    parser.add_argument("--as", dest="name", metavar="NAME")
+    given = parser.parse_args()
+    if given.keep and not given.name:
+        parser.error("--keep needs --as NAME")
+    for run in given.keep:
+        print(keep(RunFolder.open(run), given.name))
+    sections = yaml.safe_load((ROOT / "docs" / "results.yaml").read_text())
+    lines = ["# Results", "", "Made by `python benchmarks/results_page.py` from the runs in `results/`.", ""]
+    for section in sections:
+        lines += part(section)
+    text = "\n".join(lines).rstrip() + "\n"
+    (ROOT / "docs" / "results.md").write_text(text)
 
 
 def keep(run: RunFolder, name: str) -> Path:
@@ -38,75 +57,91 @@ def keep(run: RunFolder, name: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copyfile(run.path / file, target / file)
-    ablations = {}
-    for file in sorted((run.path / "inference").glob("*.json")) if run.inference.is_dir() else []:
-        found = json.loads(file.read_text())
-        ablations.update(found.get("ablations", {}))
+    ablations: dict[str, Any] = {}
+    for path in sorted((run.path / "inference").glob("*.json")):
+        ablations.update(json.loads(path.read_text()).get("ablations", {}))
     if ablations:
         (target / "ablations.json").write_text(json.dumps(ablations, indent=2) + "\n")
     return target
 
 
-def shown(values: list[float], digits: int, percent: bool = False) -> str:
-    """Mean, and the sample standard deviation of several seeds."""
-    if not values:
-        return "-"
-    factor = 100 if percent else 1
-    text = f"{factor * mean(values):,.{digits}f}"
-    return f"{text} ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else text
-
-
-def row(name: str, title: str, runs: list[RunFolder]) -> str:
-    """One line of a table of models."""
-    results: list[dict[str, Any]] = [read_json(run.results) for run in runs]
-    ablations = [json.loads(f.read_text()) for run in runs if (f := run.path / "ablations.json").is_file()]
-    seeds = ", ".join(str(r["seed"]) for r in results)
-    epochs = runs[0].options().epochs
-    cells = [
-        title, seeds, shown([r["test"]["accuracy"] for r in results], 2, percent=True),
-        shown([r["test"]["auroc"] for r in results], 4),
-        f"{results[0]['parameters']['total']:,} ({results[0]['parameters']['quantum']:,})",
-        shown([a["batch-mean"]["accuracy"] for a in ablations if "batch-mean" in a], 1, percent=True),
-        shown([a["sine"]["accuracy"] for a in ablations if "sine" in a], 1, percent=True),
-        str(epochs), shown([r["cpu_seconds"] / epochs for r in results], 1),
-        shown([r["train_seconds"] for r in results], 0),
-    ]  # fmt: skip
-    return "| " + " | ".join(cells) + " |"
-
-
-HEAD = (
-    "| model | seeds | test accuracy (%) | AUROC | parameters (angles) | batch mean (%) | sine (%) | epochs "
-    "| CPU s an epoch | training (s) |\n" + "|---|" * 10
-)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=Path, metavar="RUN")
-    parser.add_argument("--as", dest="name", metavar="NAME")
-    given = parser.parse_args()
-    if given.keep:
-        print(keep(RunFolder.open(given.keep), given.name))
-    sections = yaml.safe_load((ROOT / "docs" / "results.yaml").read_text())
-    lines = ["# Results", "", "Made by `python benchmarks/results_page.py` from `results/`.", ""]
-    for section in sections:
-        groups = {
-            name: [RunFolder.open(p) for p in sorted((ROOT / "results" / name).glob("seed-*"))]
-            for name in section["groups"]
-        }
-        groups = {name: runs for name, runs in groups.items() if runs}
-        if not groups:
-            continue
-        lines += [f"## {section['title']}", "", section.get("before", "").strip(), "", HEAD]
-        lines += [row(name, section["groups"][name], runs) for name, runs in groups.items()]
-        named = [(section["groups"][name], [read_history(r) for r in runs]) for name, runs in groups.items()]
+def part(section: dict[str, Any]) -> list[str]:
+    """The lines of one section: sentences, table, figures."""
+    runs = {
+        name: [RunFolder.open(path) for path in sorted((ROOT / "results" / name).glob("seed-*"))]
+        for name in section.get("groups", {})
+    }
+    runs = {name: found for name, found in runs.items() if found}
+    lines = [f"## {section['title']}", "", section.get("before", "").strip(), ""]
+    if runs:
+        groups = section["groups"]
+        published = any("published" in groups[name] for name in runs)
+        lines += table([row(groups[name], found, published) for name, found in runs.items()], published)
+        named = [(groups[name]["title"], [read_history(run) for run in found]) for name, found in runs.items()]
         folder = ROOT / "docs" / "images" / f"results-{section['name']}"
         plot_comparison(named, folder)
-        lines += ["", f"![Loss of {section['title']}](images/{folder.name}/loss.png)", ""]
-        lines += [section.get("after", "").strip(), ""]
-    text = "\n".join(lines).rstrip() + "\n"
-    (ROOT / "docs" / "results.md").write_text(text)
-    print(text)
+        lines += ["", f"![{section['title']}: validation loss](images/{folder.name}/loss.png)"]
+        if section.get("gradients"):
+            plot_gradients(named, folder / "gradients.png")
+            lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
+    return [*lines, "", section.get("after", "").strip(), ""]
+
+
+def table(rows: Sequence[Sequence[str]], published: bool) -> list[str]:
+    """Markdown lines; a column without any figure is left out."""
+    head = [
+        "model",
+        "seeds",
+        "test accuracy (%)",
+        *(["thesis (%)"] if published else []),
+        "AUROC",
+        "parameters (angles)",
+    ]
+    head += ["circuits replaced by batch mean (%)", "by sine (%)", "epochs", "processor s an epoch", "training (s)"]
+    head += ["thesis (s)"] if published else []
+    used = [k for k in range(len(head)) if any(cells[k] != "-" for cells in rows)]
+    lines = ["| " + " | ".join(cells[k] for k in used) + " |" for cells in [head, *rows]]
+    return [lines[0], "|" + "---|" * len(used), *lines[1:]]
+
+
+def row(group: dict[str, Any], runs: Sequence[RunFolder], published: bool) -> list[str]:
+    """The cells of one group: means over seeds, with the sample standard deviation where there are several."""
+    results: list[dict[str, Any]] = [read_json(run.results) for run in runs]
+    ablations = [json.loads(f.read_text()) for run in runs if (f := run.path / "ablations.json").is_file()]
+    count, epochs = results[0]["parameters"], runs[0].options().epochs
+    cells = [group["title"], ", ".join(str(r["seed"]) for r in results)]
+    cells.append(shown([100 * r["test"]["accuracy"] for r in results], 2))
+    cells += [str(group.get("published", "-"))] if published else []
+    cells += [shown([r["test"]["auroc"] for r in results], 4), f"{count['total']:,} ({count['quantum']:,})"]
+    cells += [shown([100 * a[name]["accuracy"] for a in ablations if name in a], 1) for name in ("batch-mean", "sine")]
+    cells += [str(epochs), shown([r["cpu_seconds"] / epochs for r in results], 1)]
+    cells.append(shown([r["train_seconds"] for r in results], 0))
+    cells += [str(group.get("published_seconds", "-"))] if published else []
+    return cells
+
+
+def shown(values: Sequence[float], digits: int) -> str:
+    """Mean, and the sample standard deviation of several."""
+    if not values:
+        return "-"
+    text = f"{mean(values):,.{digits}f}"
+    return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def plot_gradients(groups: Sequence[tuple[str, Sequence[Sequence[dict[str, float]]]]], path: Path) -> None:
+    """Gradient norm of each block, from the input on: in the first epoch and, dashed, in the last; mean over seeds."""
+    figure, (axes,) = new(columns=1)
+    for place, (label, histories) in enumerate(groups):
+        blocks = [name for name in histories[0][0] if name.startswith("gradient_norm_block_")]
+        for when, style in ((0, "-"), (-1, "--")):
+            norms = [mean(history[when][name] for history in histories) for name in blocks]
+            title = label if when == 0 else None
+            axes.plot(range(1, len(blocks) + 1), norms, style, marker="o", color=f"C{place}", label=title)
+    axes.set_yscale("log")
+    tidy(axes, "block, from the input on", "gradient norm (dashed: last epoch)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path)
 
 
 if __name__ == "__main__":
