@@ -13,13 +13,15 @@ def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
 
     Args:
         images: normalised, so that the zero of the border is the mean colour.
-        kind: ``flip``, ``crop`` or ``crop-flip``; a crop is taken from the image with a border of an eighth.
+        kind: ``flip``, ``crop`` or ``crop-flip``; a crop is taken from the image with a border of an eighth. ``shift``
+            moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
+            whose border is not the mean colour.
         random: where the choices come from.
     """
     count, _, height, width = images.shape
-    if "crop" in kind:
-        border = max(1, height // 8)
-        padded = F.pad(images, (border,) * 4)
+    if "crop" in kind or kind == "shift":
+        border = max(1, height // (16 if kind == "shift" else 8))
+        padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
         rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)) for _ in range(2))
         row = rows[:, None] + torch.arange(height)
         column = columns[:, None] + torch.arange(width)

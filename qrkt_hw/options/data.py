@@ -23,7 +23,9 @@ class DataOptions(BaseModel):
     image_size: int | None = Field(
         None, ge=1, description="scale and crop images to this side [default: their own; 64 for folders and imagenet]"
     )
-    augment: Literal["none", "flip", "crop", "crop-flip"] = Field("none", description="augmentation of training images")
+    augment: Literal["none", "flip", "crop", "crop-flip", "shift"] = Field(
+        "none", description="augmentation of training images; shift: by up to a sixteenth, the edge repeated"
+    )
     text_length: int = Field(512, ge=1, description="tokens of a text that are read")
     vocabulary: int = Field(20_000, ge=3, description="size of the vocabulary, padding and unknown included")
     workers: int = Field(0, ge=0, description="processes that prepare batches")
