@@ -198,14 +198,18 @@ def test_twin_trains_both_twins_and_measures_all_by_one_protocol(trained, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_digits_preset_draws_every_digit_and_copies_none(tmp_path):
-    assert qrkt("train", "--preset", "qrkt-gan-digits", "--seed", "100", "--out", "run", cwd=tmp_path).returncode == 0
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_digits_preset_draws_every_digit_and_copies_none(seed, tmp_path):
+    done = qrkt("train", "--preset", "qrkt-gan-digits", "--seed", seed, "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["cpu_seconds"] < 8 * 60  # one thread; a loaded machine's wall time says nothing
     done = qrkt("evaluate", "run", "--samples", "1000", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     quality = record["judge"]["quality"]
     assert quality["test_accuracy"] >= 0.97
     assert max(quality["sure_of_gaussian"], quality["sure_of_shuffled"]) <= 0.2
-    assert record["judge"]["sure"] >= 0.6  # 67 % measured; the goal of 70 % is not reached
+    assert record["judge"]["sure"] >= 0.7
     assert min(record["judge"]["shares"]) >= 0.04
     assert record["nearest_training_image"]["copies"] == 0
