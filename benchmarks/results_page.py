@@ -72,6 +72,8 @@ def part(section: dict[str, Any]) -> list[str]:
         for name in section.get("groups", {})
     }
     runs = {name: found for name, found in runs.items() if found}
+    if section.get("groups") and not runs:
+        return []
     lines = [f"## {section['title']}", "", section.get("before", "").strip(), ""]
     if runs:
         groups = section["groups"]
