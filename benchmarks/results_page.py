@@ -57,11 +57,12 @@ def keep(run: RunFolder, name: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copyfile(run.path / file, target / file)
-    ablations: dict[str, Any] = {}
-    for path in sorted((run.path / "inference").glob("*.json")):
-        ablations.update(json.loads(path.read_text()).get("ablations", {}))
-    if ablations:
-        (target / "ablations.json").write_text(json.dumps(ablations, indent=2) + "\n")
+    records = [json.loads(path.read_text()) for path in sorted((run.path / "inference").glob("*.json"))]
+    ablations = {name: found for record in records for name, found in record.get("ablations", {}).items()}
+    devices = {f"{r['backend']}, {r['count']}": r for r in records if "exact_accuracy" in r}
+    for name, found in (("ablations", ablations), ("devices", list(devices.values()))):
+        if found:
+            (target / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
     return target
 
 
@@ -86,7 +87,28 @@ def part(section: dict[str, Any]) -> list[str]:
         if section.get("gradients"):
             plot_gradients(named, folder / "gradients.png")
             lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
+    for name in section.get("devices", []):
+        lines += devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))
     return [*lines, "", section.get("after", "").strip(), ""]
+
+
+def devices(files: Sequence[Path]) -> list[str]:
+    """A table of the kept inferences on devices, and the plans that lie beside them (of ``--dry-run --json``)."""
+    head = ["run", "device", "images", "accuracy there (%)", "95 % interval", "exact, same images (%)", "alike (%)"]
+    head += ["circuits", "executions", "QPU seconds, planned", "USD, planned"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for file in files:
+        plans = [json.loads(path.read_text()) for path in file.parent.glob("plan*.json")]
+        for record in sorted(json.loads(file.read_text()), key=lambda record: (record["backend"], record["count"])):
+            low, high = record["interval"]
+            same = [p for p in plans if (p["backend"], p["samples"]) == (record["backend"], record["count"])]
+            cells = [f"{file.parent.parent.name}, {file.parent.name}", record["backend"], f"{record['count']:,}"]
+            cells += [f"{100 * record['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+            cells += [f"{100 * record['exact_accuracy']:.1f}", f"{100 * record['agreement']:.1f}"]
+            cells += [f"{record['circuits']:,}", f"{record['executions']:,}"]
+            cells += [f"{same[0]['seconds']:,.0f}", f"{same[0]['usd']:,.0f}"] if same else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def table(rows: Sequence[Sequence[str]], published: bool) -> list[str]:
