@@ -16,6 +16,7 @@ from qrkt_hw.options.data import DataOptions
 
 SOURCE = "https://huggingface.co/datasets/stanfordnlp/imdb"
 NAMES = ("neg", "pos")
+RUN = 250  # reviews of one film follow each other: validation takes whole runs, or it would know the training's films
 Part = tuple[list[str], np.ndarray]
 
 
@@ -33,12 +34,13 @@ def load(options: DataOptions) -> Data:
     if train is None or test is None:
         raise files.missing(options, looked, "train-*.parquet and test-*.parquet, or aclImdb,", SOURCE)
     texts, labels = train
-    whole, _ = held_out(labels, None)
+    whole, _ = held_out(labels, None, RUN)
     vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary)
-    kept, validation = held_out(labels, options.limit)
+    kept, validation = held_out(labels, options.limit, RUN)
 
     def split(chosen: list[str], marks: np.ndarray) -> Texts:
-        return Texts(encode(chosen, vocabulary, options.text_length), torch.from_numpy(marks))
+        ids = encode(chosen, vocabulary, options.text_length, unique=options.unique_words)
+        return Texts(ids, torch.from_numpy(marks))
 
     splits = {
         name: split([texts[k] for k in index], labels[index])

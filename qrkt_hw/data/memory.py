@@ -15,9 +15,15 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
 
-def held_out(labels: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+def held_out(labels: np.ndarray, limit: int | None, run: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion, whatever
-    the seed; ``limit`` keeps a fixed, proportional part of the first.
+    the seed.
+
+    Args:
+        labels: ``(samples,)``.
+        limit: keeps a fixed, proportional part of the first.
+        run: validation is drawn as runs of so many samples of a class that follow each other (shorter ones where a
+            hundredth of the samples is less), for data whose neighbours are akin.
 
     Raises:
         UserError: fewer than two samples.
@@ -26,11 +32,29 @@ def held_out(labels: np.ndarray, limit: int | None) -> tuple[np.ndarray, np.ndar
         raise UserError(
             f"--dataset: a training part of {len(labels)} samples cannot be split into training and validation"
         )
-    validation, train = stratified(labels, max(1, round(len(labels) / 10)))
+    run = min(run, len(labels) // 100)
+    if run > 1:
+        train, validation = _in_runs(labels, run)
+    else:
+        validation, train = stratified(labels, max(1, round(len(labels) / 10)))
     if limit is not None and limit < len(train):
         kept, _ = stratified(labels[train], limit, salt=2)
         train = train[kept]
     return train, validation
+
+
+def _in_runs(labels: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Training and validation indices; the latter are a tenth of the runs of each class."""
+    runs = np.empty(len(labels), dtype=np.int64)
+    kinds: list[int] = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place = np.arange(len(members)) // length
+        runs[members] = place + len(kinds)
+        kinds += [int(label)] * (int(place[-1]) + 1)
+    drawn, _ = stratified(np.array(kinds, dtype=np.int64), max(1, round(len(kinds) / 10)))
+    held = np.isin(runs, drawn)
+    return np.flatnonzero(~held), np.flatnonzero(held)
 
 
 def in_memory(

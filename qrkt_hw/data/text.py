@@ -31,12 +31,20 @@ def vocabulary_of(texts: Iterable[str], size: int) -> tuple[str, ...]:
     return (PADDING, UNKNOWN, *(word for word, _ in ranked[: size - 2]))
 
 
-def encode(texts: Sequence[str], vocabulary: Sequence[str], length: int) -> Tensor:
-    """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown."""
+def encode(texts: Sequence[str], vocabulary: Sequence[str], length: int, *, unique: bool = False) -> Tensor:
+    """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown.
+
+    Args:
+        texts: of any length.
+        vocabulary: the words, a word's id its place.
+        length: tokens of a text that are kept.
+        unique: keep each id once, where it first appears; ``length`` then counts these.
+    """
     place = {word: k for k, word in enumerate(vocabulary)}
     ids = np.zeros((len(texts), length), dtype=np.int32)
     for k, text in enumerate(texts):
-        found = [place.get(word, 1) for word in words(text)[:length]] or [1]
+        found = [place.get(word, 1) for word in words(text)] or [1]
+        found = (list(dict.fromkeys(found)) if unique else found)[:length]
         ids[k, : len(found)] = found
     return torch.from_numpy(ids)
 

@@ -133,7 +133,7 @@ def infer_texts(
     shape = DataShape.of(description)
     if not shape.vocabulary:
         raise UserError(f"--text: the model of {run.path} reads images; use --image")
-    ids = trimmed(encode(texts, description["vocabulary"], shape.length))
+    ids = trimmed(encode(texts, description["vocabulary"], shape.length, unique=run.options().unique_words))
     return _classified(run, ids, "texts", [{"text": text} for text in texts], backend, opening)
 
 

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.data.text import trimmed
 from qrkt_hw.layers.tokens import Tokens
 
 PADDING = 0
+EMBEDDING_SCALE = 0.1
 
 
 def sincos_sequence(length: int, hidden: int) -> Tensor:
@@ -30,12 +32,27 @@ class TextTokens(Tokens):
         vocabulary: number of ids; 0 is padding.
         length: longest text in tokens.
         hidden: width of the tokens.
+        left_out: share of the words that training leaves out, drawn anew for each text and step.
         options: of :class:`qrkt_hw.layers.tokens.Tokens`.
     """
 
-    def __init__(self, *, vocabulary: int, length: int, hidden: int, **options: Any) -> None:
+    def __init__(self, *, vocabulary: int, length: int, hidden: int, left_out: float = 0.0, **options: Any) -> None:
         embedding = nn.Embedding(vocabulary, hidden, padding_idx=PADDING)
+        # words that are seldom trained keep what they start with: little, so that they say little
+        with torch.no_grad():
+            embedding.weight.mul_(EMBEDDING_SCALE)
         super().__init__(embedding, sincos_sequence(length, hidden), **options)
+        self.left_out = left_out
+
+    def thinned(self, ids: Tensor) -> Tensor:
+        """In training, the texts without a share of their words; a text keeps its first."""
+        if not (self.training and self.left_out):
+            return ids
+        gone = torch.rand(ids.shape, device=ids.device) < self.left_out
+        gone[:, 0] = False
+        ids = ids.masked_fill(gone, PADDING)
+        kept_first = (ids == PADDING).to(torch.uint8).argsort(dim=1, stable=True)
+        return trimmed(ids.gather(1, kept_first))
 
     def mask(self, ids: Tensor) -> Tensor | None:
         """``(batch, tokens)``, False where a token is padding; None where nothing is."""

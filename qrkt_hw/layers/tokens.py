@@ -58,6 +58,10 @@ class Tokens(nn.Module):
             y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
         return self.dropout(y)
 
+    def thinned(self, inputs: Tensor) -> Tensor:
+        """The inputs, in training perhaps without some of their tokens."""
+        return inputs
+
     def mask(self, inputs: Tensor) -> Tensor | None:
         """``(batch, tokens)``, False where a token is padding; None where nothing is."""
         return None

@@ -81,7 +81,15 @@ def build_transformer(options: ModelOptions, shape: DataShape, backend: str | Ba
     pool = None
     if options.pool == "weighted":
         pool = WeightedPool((shape.image_size // options.patch) ** 2, options.hidden, options.pool_maps)
-    return Transformer(tokens, blocks, hidden=options.hidden, classes=shape.classes, decoder=decoder, pool=pool)
+    return Transformer(
+        tokens,
+        blocks,
+        hidden=options.hidden,
+        classes=shape.classes,
+        decoder=decoder,
+        pool=pool,
+        final_norm=options.final_norm,
+    )
 
 
 def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list[nn.Module]:
@@ -169,7 +177,8 @@ def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
         "dropout": options.dropout,
     }
     if shape.vocabulary:
-        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
+        left_out = options.token_dropout
+        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, left_out=left_out, **common)
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.patch, **common)
 
 
@@ -198,6 +207,8 @@ def _check(options: ModelOptions, shape: DataShape) -> None:
         raise UserError("--positions: axial is for images; take learned, sincos or none")
     if options.model == "text" and options.pool == "weighted":
         raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
+    if options.token_dropout and options.model != "text":
+        raise UserError(f"--token-dropout: {options.token_dropout} leaves out words; images have none, take 0")
     if options.pool_maps > 1 and options.pool != "weighted":
         raise UserError(f"--pool-maps: {options.pool_maps} sums need --pool weighted; --pool is {options.pool}")
     if shape.image_size % options.patch:

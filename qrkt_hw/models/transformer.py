@@ -21,6 +21,7 @@ class Transformer(nn.Module):
         hidden: width of the tokens.
         classes: size of the logits.
         decoder: reads the inputs and the encoded tokens; the head then reads its tokens.
+        final_norm: LayerNorm behind the blocks.
         pool: maps the tokens to what the head reads; None: the class token, or else the mean of the unmasked tokens.
     """
 
@@ -33,11 +34,12 @@ class Transformer(nn.Module):
         classes: int,
         decoder: Decoder | None = None,
         pool: WeightedPool | None = None,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         self.tokens = tokens
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = nn.LayerNorm(hidden) if final_norm else nn.Identity()
         self.decoder = decoder
         self.pool = pool
         self.head = nn.Linear(hidden if pool is None else hidden * len(pool.weight), classes)
@@ -46,6 +48,7 @@ class Transformer(nn.Module):
         """Logits ``(batch, classes)``; how far a text is padded does not change them."""
         if inputs.is_floating_point():
             inputs = inputs.to(self.head.weight.dtype)
+        inputs = self.tokens.thinned(inputs)
         mask = self.tokens.mask(inputs)
         y = self.tokens(inputs)
         with shared_weights(self.blocks):

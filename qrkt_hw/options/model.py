@@ -48,6 +48,10 @@ class ModelOptions(BaseModel):
         description="what the head reads: the mean of the tokens, a class token, or sums with a learned weight for "
         "each position and feature",
     )
+    final_norm: bool = Field(
+        True, description="LayerNorm of the tokens before the pool; without it, words that matter may be large"
+    )
+    token_dropout: float = Field(0.0, ge=0, lt=1, description="text: share of words that a training step leaves out")
     pool_maps: int = Field(1, ge=1, description="sums that --pool weighted makes")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
     input_scale: bool = Field(False, description="a learned factor per feature in front of each circuit")
