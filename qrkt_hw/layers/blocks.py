@@ -39,7 +39,7 @@ class TransformerField(nn.Module):
     Query, key, value and the hidden layer of the feed-forward go together, then the output projection.
 
     Args:
-        norm: stands before both.
+        norm: stands before both; None: nothing does, and F sees how large the tokens are.
         attention, feed_forward: what F is made of.
         dropout: on F.
         feed_forward_norm: stands before the feed-forward instead of ``norm``.
@@ -47,7 +47,7 @@ class TransformerField(nn.Module):
 
     def __init__(
         self,
-        norm: nn.LayerNorm,
+        norm: nn.LayerNorm | None,
         attention: Attention,
         feed_forward: FeedForward,
         dropout: float = 0.0,
@@ -64,10 +64,10 @@ class TransformerField(nn.Module):
         """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
         mlp = self.feed_forward
         compiled = narrow_field.serves(y, mlp.enter) and self.dropout.p == mlp.dropout.p < 1
-        if compiled:
+        if compiled and self.norm is not None:
             z, entered = narrow_field.enter(y, self.norm, self.feed_forward_norm, mlp.enter)
         else:
-            z = self.norm(y)
+            z = y if self.norm is None else self.norm(y)
             entered = mlp.enter(z if self.feed_forward_norm is None else self.feed_forward_norm(y))
         *qkv, hidden = project_together([*self.attention.requests(z), (mlp.projection, entered)])
         attended = self.attention.output(self.attention.mix(*qkv, mask=mask))

@@ -100,7 +100,7 @@ def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list
         blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=options.hidden, dropout=options.dropout))
     tableau = TABLEAUS[options.rk]
     for _ in range(options.rk_blocks):
-        norm = nn.LayerNorm(options.hidden)
+        norm = nn.LayerNorm(options.hidden) if options.field_norms else None
         second = nn.LayerNorm(options.hidden) if options.field_norms == 2 else None
         count = 1 if options.share_stages else tableau.stages
         fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout, second) for _ in range(count)]

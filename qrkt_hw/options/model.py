@@ -33,8 +33,9 @@ class ModelOptions(BaseModel):
     rk_blocks: int = Field(3, ge=0, le=256, description="Runge-Kutta blocks")
     rk: Rule = Field("rk2", description="Runge-Kutta rule")
     share_stages: bool = Field(True, description="all stages of a Runge-Kutta block use the same weights")
-    field_norms: Literal[1, 2] = Field(
-        1, description="LayerNorms of a Runge-Kutta block: one before F, or one each before attention and MLP"
+    field_norms: Literal[0, 1, 2] = Field(
+        1,
+        description="LayerNorms of a Runge-Kutta block: none, one before F, or one each before attention and MLP",
     )
     decoder_blocks: int = Field(0, ge=0, description="decoder blocks behind, on a second embedding of the input")
     cross_attention: Literal["full", "output"] = Field(
