@@ -35,11 +35,12 @@ def load(options: DataOptions) -> Data:
         raise files.missing(options, looked, "train-*.parquet and test-*.parquet, or aclImdb,", SOURCE)
     texts, labels = train
     whole, _ = held_out(labels, None, RUN)
-    vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary)
+    vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
     kept, validation = held_out(labels, options.limit, RUN)
 
     def split(chosen: list[str], marks: np.ndarray) -> Texts:
-        ids = encode(chosen, vocabulary, options.text_length, unique=options.unique_words)
+        reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+        ids = encode(chosen, vocabulary, options.text_length, **reading)
         return Texts(ids, torch.from_numpy(marks))
 
     splits = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,28 +23,44 @@ def words(text: str) -> list[str]:
     return _WORD.findall(_MARKUP.sub(" ", text).lower())
 
 
-def vocabulary_of(texts: Iterable[str], size: int) -> tuple[str, ...]:
-    """Padding, unknown, then the most frequent words (equal counts in the order of the alphabet), ``size`` in all."""
+def with_pairs(found: Sequence[str]) -> list[str]:
+    """The words, each followed by the pair that it ends: ``a b c`` gives ``a``, ``b``, ``a b``, ``c``, ``b c``."""
+    both = list(found[:1])
+    for first, second in pairwise(found):
+        both += (second, f"{first} {second}")
+    return both
+
+
+def vocabulary_of(texts: Iterable[str], size: int, *, pairs: bool = False) -> tuple[str, ...]:
+    """Padding, unknown, then the most frequent words, with ``pairs`` also pairs of neighbours (equal counts in the order
+    of the alphabet), ``size`` in all."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(words(text))
+        found = words(text)
+        counts.update(with_pairs(found) if pairs else found)
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return (PADDING, UNKNOWN, *(word for word, _ in ranked[: size - 2]))
 
 
-def encode(texts: Sequence[str], vocabulary: Sequence[str], length: int, *, unique: bool = False) -> Tensor:
+def encode(
+    texts: Sequence[str], vocabulary: Sequence[str], length: int, *, unique: bool = False, pairs: bool = False
+) -> Tensor:
     """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown.
 
     Args:
         texts: of any length.
-        vocabulary: the words, a word's id its place.
+        vocabulary: the words and pairs of words, an id its place.
         length: tokens of a text that are kept.
         unique: keep each id once, where it first appears; ``length`` then counts these.
+        pairs: pairs of neighbouring words are tokens too, behind their second word, where the vocabulary has them.
     """
     place = {word: k for k, word in enumerate(vocabulary)}
     ids = np.zeros((len(texts), length), dtype=np.int32)
     for k, text in enumerate(texts):
-        found = [place.get(word, 1) for word in words(text)] or [1]
+        read = words(text)
+        if pairs:
+            read = [token for token in with_pairs(read) if token in place or " " not in token]
+        found = [place.get(token, 1) for token in read] or [1]
         found = (list(dict.fromkeys(found)) if unique else found)[:length]
         ids[k, : len(found)] = found
     return torch.from_numpy(ids)

@@ -133,7 +133,9 @@ def infer_texts(
     shape = DataShape.of(description)
     if not shape.vocabulary:
         raise UserError(f"--text: the model of {run.path} reads images; use --image")
-    ids = trimmed(encode(texts, description["vocabulary"], shape.length, unique=run.options().unique_words))
+    options = run.options()
+    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+    ids = trimmed(encode(texts, description["vocabulary"], shape.length, **reading))
     return _classified(run, ids, "texts", [{"text": text} for text in texts], backend, opening)
 
 

@@ -29,4 +29,5 @@ class DataOptions(BaseModel):
     text_length: int = Field(512, ge=1, description="tokens of a text that are read")
     vocabulary: int = Field(20_000, ge=3, description="size of the vocabulary, padding and unknown included")
     unique_words: bool = Field(False, description="read each word of a text once, in the order of first appearance")
+    word_pairs: bool = Field(False, description="frequent pairs of neighbouring words are tokens too")
     workers: int = Field(0, ge=0, description="processes that prepare batches")
