@@ -32,8 +32,8 @@ def with_pairs(found: Sequence[str]) -> list[str]:
 
 
 def vocabulary_of(texts: Iterable[str], size: int, *, pairs: bool = False) -> tuple[str, ...]:
-    """Padding, unknown, then the most frequent words, with ``pairs`` also pairs of neighbours (equal counts in the order
-    of the alphabet), ``size`` in all."""
+    """Padding, unknown, then the most frequent words, ``size`` in all (equal counts in the order of the alphabet); with
+    ``pairs``, pairs of neighbours are counted among them."""
     counts: Counter[str] = Counter()
     for text in texts:
         found = words(text)
