@@ -154,7 +154,7 @@ def shown(values: Sequence[float], digits: int) -> str:
 
 def plot_gradients(groups: Sequence[tuple[str, Sequence[Sequence[dict[str, float]]]]], path: Path) -> None:
     """Gradient norm of each block, from the input on: in the first epoch and, dashed, in the last; mean over seeds."""
-    figure, (axes,) = new(columns=1)
+    figure, axes = new()
     for place, (label, histories) in enumerate(groups):
         blocks = [name for name in histories[0][0] if name.startswith("gradient_norm_block_")]
         for when, style in ((0, "-"), (-1, "--")):
