@@ -20,6 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
+from matplotlib.ticker import FuncFormatter
 
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.plots.comparison import plot_comparison
@@ -162,6 +163,8 @@ def plot_gradients(groups: Sequence[tuple[str, Sequence[Sequence[dict[str, float
             title = label if when == 0 else None
             axes.plot(range(1, len(blocks) + 1), norms, style, marker="o", color=f"C{place}", label=title)
     axes.set_yscale("log")
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which(FuncFormatter(lambda value, _: f"{value:g}"))
     tidy(axes, "block, from the input on", "gradient norm (dashed: last epoch)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)

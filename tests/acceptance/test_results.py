@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.models.build import count_parameters
 from tests.command_line import qrkt
@@ -31,8 +32,12 @@ def test_a_kept_run_loads_and_has_the_parameters_it_states(run):
         assert results["test"]["accuracy"] >= accuracy
         assert results["parameters"]["total"] <= most
     data = json.loads((run / "data.json").read_text())
+    shape = DataShape.of(data)
+    inputs = torch.zeros(2, shape.channels, shape.image_size, shape.image_size)
+    if shape.vocabulary:
+        inputs = torch.ones(2, 7, dtype=torch.int64)
     with torch.no_grad():
-        logits = model(torch.zeros(2, data["channels"], data["image_size"], data["image_size"]))
+        logits = model(inputs)
     assert logits.shape == (2, len(data["class_names"])) and logits.isfinite().all()
 
 
