@@ -88,6 +88,8 @@ def part(section: dict[str, Any]) -> list[str]:
         if section.get("gradients"):
             plot_gradients(named, folder / "gradients.png")
             lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
+    if section.get("energy"):
+        lines += energy(section["energy"])
     for name in section.get("devices", []):
         lines += devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))
     return [*lines, "", section.get("after", "").strip(), ""]
@@ -110,6 +112,23 @@ def devices(files: Sequence[Path]) -> list[str]:
             cells += [f"{same[0]['seconds']:,.0f}", f"{same[0]['usd']:,.0f}"] if same else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def energy(pairs: dict[str, Sequence[str]]) -> list[str]:
+    """A table of processor seconds an epoch, a quantum group beside one or two classical ones; none kept: no row."""
+    head = ["", "quantum", "classical, equal shape", "classical, equal parameters", "quantum against equal shape"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for title, names in pairs.items():
+        spent = [_processor_seconds(sorted((ROOT / "results" / name).glob("seed-*"))) for name in names]
+        if spent[0] and spent[1]:
+            cells = [title, *(shown(values, 1) for values in spent), *["-"] * (3 - len(spent))]
+            lines.append("| " + " | ".join([*cells, f"{mean(spent[0]) / mean(spent[1]):.1f}"]) + " |")
+    return lines
+
+
+def _processor_seconds(runs: Sequence[Path]) -> list[float]:
+    opened = [RunFolder.open(run) for run in runs]
+    return [read_json(run.results)["cpu_seconds"] / run.options().epochs for run in opened]
 
 
 def table(rows: Sequence[Sequence[str]], published: bool) -> list[str]:
@@ -139,7 +158,7 @@ def row(group: dict[str, Any], runs: Sequence[RunFolder], published: bool) -> li
     cells += [str(group.get("published", "-"))] if published else []
     cells += [shown([r["test"]["auroc"] for r in results], 4), f"{count['total']:,} ({count['quantum']:,})"]
     cells += [shown([100 * a[name]["accuracy"] for a in ablations if name in a], 1) for name in ("batch-mean", "sine")]
-    cells += [str(epochs), shown([r["cpu_seconds"] / epochs for r in results], 1)]
+    cells += [str(epochs), shown(_processor_seconds([run.path for run in runs]), 1)]
     cells.append(shown([r["train_seconds"] for r in results], 0))
     cells += [str(group.get("published_seconds", "-"))] if published else []
     return cells

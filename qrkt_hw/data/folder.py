@@ -12,7 +12,7 @@ from torch import Tensor
 from qrkt_hw.data.base import Data, DataShape
 from qrkt_hw.data.images import FileImages, decoded, statistics_of
 from qrkt_hw.data.memory import held_out
-from qrkt_hw.data.split import stratified
+from qrkt_hw.data.split import mixed, stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
@@ -64,11 +64,14 @@ def from_folder(options: DataOptions, path: Path) -> Data:
     statistics = statistics_of(_sampled([files[k] for k in whole], size))
     train, validation = held_out(labels, options.limit)
 
-    def part(index: np.ndarray) -> FileImages:
-        return FileImages([files[k] for k in index], torch.from_numpy(labels[index]), size, statistics)
+    def part(found: list[Path], marks: np.ndarray, index: np.ndarray) -> FileImages:
+        return FileImages([found[k] for k in index], torch.from_numpy(marks[index]), size, statistics)
 
-    splits = {"train": part(train), "validation": part(validation)}
-    splits["test"] = FileImages(test_files, torch.from_numpy(test_labels), size, statistics)
+    splits = {
+        "train": part(files, labels, train),
+        "validation": part(files, labels, validation[mixed(len(validation))]),
+        "test": part(test_files, test_labels, mixed(len(test_labels))),
+    }
     return Data(options.dataset, DataShape(3, size, len(names)), names, *statistics, splits, resized=True)
 
 

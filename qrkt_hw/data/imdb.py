@@ -10,6 +10,7 @@ import torch
 from qrkt_hw.data import files, parquet
 from qrkt_hw.data.base import Data, DataShape
 from qrkt_hw.data.memory import held_out
+from qrkt_hw.data.split import mixed
 from qrkt_hw.data.text import Texts, encode, vocabulary_of
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
@@ -38,16 +39,16 @@ def load(options: DataOptions) -> Data:
     vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
     kept, validation = held_out(labels, options.limit, RUN)
 
-    def split(chosen: list[str], marks: np.ndarray) -> Texts:
+    def split(part: Part, index: np.ndarray) -> Texts:
         reading = {"unique": options.unique_words, "pairs": options.word_pairs}
-        ids = encode(chosen, vocabulary, options.text_length, **reading)
-        return Texts(ids, torch.from_numpy(marks))
+        ids = encode([part[0][k] for k in index], vocabulary, options.text_length, **reading)
+        return Texts(ids, torch.from_numpy(part[1][index]))
 
     splits = {
-        name: split([texts[k] for k in index], labels[index])
-        for name, index in (("train", kept), ("validation", validation))
+        "train": split(train, kept),
+        "validation": split(train, validation[mixed(len(validation))]),
+        "test": split(test, mixed(len(test[1]))),
     }
-    splits["test"] = split(*test)
     shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
     return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
 

@@ -35,3 +35,9 @@ def stratified(labels: NDArray[np.int64], count: int, salt: int = 0) -> tuple[ND
         place[random.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
     order = np.lexsort((labels, place))
     return np.sort(order[:count]), np.sort(order[count:])
+
+
+def mixed(count: int) -> NDArray[np.int64]:
+    """A fixed order of ``count`` samples, for parts that come sorted by class: the first few then hold every class, and
+    so does a batch, whose mean would else give the class away."""
+    return np.random.RandomState(SPLIT_SEED).permutation(count)

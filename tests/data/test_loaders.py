@@ -214,3 +214,17 @@ def test_words_come_from_the_training_part_only(tmp_path):
     assert ids.max() < len(data.vocabulary) and labels.sum() == 18
     small = load_data(options("imdb", tmp_path, vocabulary=5))
     assert len(small.vocabulary) == 5 and "a" in small.vocabulary
+
+
+@pytest.mark.parametrize("kind", ["imdb", "folder"])
+def test_the_first_samples_hold_every_class(kind, tmp_path):
+    """Both formats come sorted by class: ``infer --limit 20`` must not see one class only, nor a batch's mean tell it."""
+    if kind == "imdb":
+        data = load_data(options("imdb", writing.imdb(tmp_path, train=400, test=200)))
+    else:
+        data = load_data(options("folder:pets", pets(tmp_path, {"train": 400, "test": 200})))
+    for split in ("validation", "test"):
+        _, labels = data.splits[split][list(range(20))]
+        assert 4 <= int(labels.sum()) <= 16, split
+        again = load_data(options(data.name, tmp_path)).splits[split][list(range(20))][1]
+        assert torch.equal(labels, again)
