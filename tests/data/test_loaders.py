@@ -218,7 +218,7 @@ def test_words_come_from_the_training_part_only(tmp_path):
 
 @pytest.mark.parametrize("kind", ["imdb", "folder"])
 def test_the_first_samples_hold_every_class(kind, tmp_path):
-    """Both formats come sorted by class: ``infer --limit 20`` must not see one class only, nor a batch's mean tell it."""
+    """Both come sorted by class: `infer --limit 20` must not see one class only, nor a batch tell it by its mean."""
     if kind == "imdb":
         data = load_data(options("imdb", writing.imdb(tmp_path, train=400, test=200)))
     else:
