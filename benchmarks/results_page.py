@@ -20,7 +20,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.plots.comparison import plot_comparison
@@ -83,8 +83,10 @@ def part(section: dict[str, Any]) -> list[str]:
         lines += table([row(groups[name], found, published) for name, found in runs.items()], published)
         named = [(groups[name]["title"], [read_history(run) for run in found]) for name, found in runs.items()]
         folder = ROOT / "docs" / "images" / f"results-{section['name']}"
-        plot_comparison(named, folder)
-        lines += ["", f"![{section['title']}: validation loss](images/{folder.name}/loss.png)"]
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(len(history) > 1 for _, histories in named for history in histories):
+            plot_comparison(named, folder)
+            lines += ["", f"![{section['title']}: validation loss](images/{folder.name}/loss.png)"]
         if section.get("gradients"):
             plot_gradients(named, folder / "gradients.png")
             lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
@@ -173,18 +175,21 @@ def shown(values: Sequence[float], digits: int) -> str:
 
 
 def plot_gradients(groups: Sequence[tuple[str, Sequence[Sequence[dict[str, float]]]]], path: Path) -> None:
-    """Gradient norm of each block, from the input on: in the first epoch and, dashed, in the last; mean over seeds."""
+    """Gradient norm of each block, from the input on: in the first epoch and, dashed, in the last of several; mean over
+    seeds."""
     figure, axes = new()
     for place, (label, histories) in enumerate(groups):
         blocks = [name for name in histories[0][0] if name.startswith("gradient_norm_block_")]
-        for when, style in ((0, "-"), (-1, "--")):
+        for when, style in ((0, "-"), (-1, "--"))[: len(histories[0])]:
             norms = [mean(history[when][name] for history in histories) for name in blocks]
             title = label if when == 0 else None
             axes.plot(range(1, len(blocks) + 1), norms, style, marker="o", color=f"C{place}", label=title)
     axes.set_yscale("log")
-    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:g}"))
-    tidy(axes, "block, from the input on", "gradient norm (dashed: last epoch)")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    later = " (dashed: last epoch)" if len(groups[0][1][0]) > 1 else ""
+    tidy(axes, "block, from the input on", f"gradient norm{later}")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)
