@@ -17,12 +17,14 @@ from qrkt_hw.options.data import DataOptions
 
 SOURCE = "https://huggingface.co/datasets/stanfordnlp/imdb"
 NAMES = ("neg", "pos")
-RUN = 250  # reviews of one film follow each other: validation takes whole runs, or it would know the training's films
+# reviews of one film and class follow each other: drawn one by one, most of validation's would have kin in training
+RUN = 250
 Part = tuple[list[str], np.ndarray]
 
 
-def load(options: DataOptions) -> Data:
-    """From parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's.
+def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
+    """From parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's where
+    none is given.
 
     Raises:
         UserError: missing or damaged files.
@@ -35,8 +37,9 @@ def load(options: DataOptions) -> Data:
     if train is None or test is None:
         raise files.missing(options, looked, "train-*.parquet and test-*.parquet, or aclImdb,", SOURCE)
     texts, labels = train
-    whole, _ = held_out(labels, None, RUN)
-    vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
+    if not vocabulary:
+        whole, _ = held_out(labels, None, RUN)
+        vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
     kept, validation = held_out(labels, options.limit, RUN)
 
     def split(part: Part, index: np.ndarray) -> Texts:

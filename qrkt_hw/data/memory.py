@@ -22,8 +22,8 @@ def held_out(labels: np.ndarray, limit: int | None, run: int = 1) -> tuple[np.nd
     Args:
         labels: ``(samples,)``.
         limit: keeps a fixed, proportional part of the first.
-        run: validation is drawn as runs of so many samples of a class that follow each other (shorter ones where a
-            hundredth of the samples is less), for data whose neighbours are akin.
+        run: validation is drawn as runs of so many samples of a class that follow each other, for data whose
+            neighbours are akin; shorter ones where a class has not fifty of them.
 
     Raises:
         UserError: fewer than two samples.
@@ -32,7 +32,7 @@ def held_out(labels: np.ndarray, limit: int | None, run: int = 1) -> tuple[np.nd
         raise UserError(
             f"--dataset: a training part of {len(labels)} samples cannot be split into training and validation"
         )
-    run = min(run, len(labels) // 100)
+    run = min(run, int(np.unique(labels, return_counts=True)[1].min()) // 50)
     if run > 1:
         train, validation = _in_runs(labels, run)
     else:

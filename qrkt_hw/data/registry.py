@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from qrkt_hw.data import cifar, digits, folder, imagenet, imdb, mnist
 from qrkt_hw.data.base import Data
@@ -20,8 +20,12 @@ DATASETS: dict[str, Callable[[DataOptions], Data]] = {
 }
 
 
-def load_data(options: DataOptions) -> Data:
+def load_data(options: DataOptions, vocabulary: Sequence[str] = ()) -> Data:
     """The data set of these options.
+
+    Args:
+        options: of the data.
+        vocabulary: of a trained model, for texts: its ids mean these words, whatever the training part holds by now.
 
     Raises:
         UserError: unknown data set, or files that are missing or damaged.
@@ -30,4 +34,7 @@ def load_data(options: DataOptions) -> Data:
     if name not in DATASETS or bool(colon) != (name == "folder"):
         known = ", ".join("folder:PATH" if name == "folder" else name for name in DATASETS)
         raise UserError(f"--dataset: no data set {options.dataset!r}; there are {known}")
-    return DATASETS[name](options)
+    for flag, given in (("--unique-words", options.unique_words), ("--word-pairs", options.word_pairs)):
+        if given and name != "imdb":
+            raise UserError(f"{flag}: {options.dataset} has no words")
+    return imdb.load(options, tuple(vocabulary)) if vocabulary else DATASETS[name](options)

@@ -60,10 +60,7 @@ def infer_split(
     """
     model = load(run, backend)
     run.check_inference()
-    options = run.options()
-    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
-    dataset: Any = data.splits[split]
-    dataset = first(dataset, limit)
+    dataset = _split(run, split, limit, data_dir)
     count = len(dataset)
     started = time.perf_counter()
     report: dict[str, Any] = {}
@@ -94,10 +91,14 @@ def infer_split(
 
 def count(run: RunFolder, split: str, limit: int | None, data_dir: Path | None = None) -> int:
     """How many samples :func:`infer_split` takes."""
+    return len(_split(run, split, limit, data_dir))
+
+
+def _split(run: RunFolder, split: str, limit: int | None, data_dir: Path | None) -> Any:
+    """The first samples of a split, as the run's model reads them."""
     options = run.options()
-    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
-    dataset: Any = first(data.splits[split], limit)
-    return len(dataset)
+    there = options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir})
+    return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
 
 
 def infer_images(

@@ -12,7 +12,6 @@ from qrkt_hw.data.text import trimmed
 from qrkt_hw.layers.tokens import Tokens
 
 PADDING = 0
-EMBEDDING_SCALE = 0.1
 
 
 def sincos_sequence(length: int, hidden: int) -> Tensor:
@@ -33,14 +32,16 @@ class TextTokens(Tokens):
         length: longest text in tokens.
         hidden: width of the tokens.
         left_out: share of the words that training leaves out, drawn anew for each text and step.
+        scale: standard deviation of the embeddings before training.
         options: of :class:`qrkt_hw.layers.tokens.Tokens`.
     """
 
-    def __init__(self, *, vocabulary: int, length: int, hidden: int, left_out: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self, *, vocabulary: int, length: int, hidden: int, left_out: float = 0.0, scale: float = 1.0, **options: Any
+    ) -> None:
         embedding = nn.Embedding(vocabulary, hidden, padding_idx=PADDING)
-        # words that are seldom trained keep what they start with: little, so that they say little
         with torch.no_grad():
-            embedding.weight.mul_(EMBEDDING_SCALE)
+            embedding.weight.mul_(scale)
         super().__init__(embedding, sincos_sequence(length, hidden), **options)
         self.left_out = left_out
 

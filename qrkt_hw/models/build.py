@@ -177,8 +177,8 @@ def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
         "dropout": options.dropout,
     }
     if shape.vocabulary:
-        left_out = options.token_dropout
-        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, left_out=left_out, **common)
+        common.update(left_out=options.token_dropout, scale=options.embedding_scale)
+        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.patch, **common)
 
 
@@ -209,6 +209,10 @@ def _check(options: ModelOptions, shape: DataShape) -> None:
         raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
     if options.token_dropout and options.model != "text":
         raise UserError(f"--token-dropout: {options.token_dropout} leaves out words; images have none, take 0")
+    if options.embedding_scale != 1 and options.model != "text":
+        raise UserError(f"--embedding-scale: {options.embedding_scale} is for words; images have none, take 1")
+    if not options.final_norm and options.decoder_blocks:
+        raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
     if options.pool_maps > 1 and options.pool != "weighted":
         raise UserError(f"--pool-maps: {options.pool_maps} sums need --pool weighted; --pool is {options.pool}")
     if shape.image_size % options.patch:

@@ -52,6 +52,9 @@ class ModelOptions(BaseModel):
     final_norm: bool = Field(
         True, description="LayerNorm of the tokens before the pool; without it, words that matter may be large"
     )
+    embedding_scale: float = Field(
+        1.0, gt=0, description="text: deviation of the embeddings before training; seldom words keep much of it"
+    )
     token_dropout: float = Field(0.0, ge=0, lt=1, description="text: share of words that a training step leaves out")
     pool_maps: int = Field(1, ge=1, description="sums that --pool weighted makes")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout")

@@ -93,7 +93,7 @@ def resume(
         UserError: a damaged run.
     """
     options = run.options()
-    data = load_data(options)
+    data = load_data(options, run.description().get("vocabulary", ()))
     backend = open_backend(options, options.seed, console)
     budget = limit(backend, max_seconds, max_cost)
     again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}

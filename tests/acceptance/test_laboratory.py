@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,11 @@ def test_text_is_learnt_and_inferred(projection, tmp_path):
     assert all(np.isfinite(list(item["probabilities"].values())).all() for item in record["texts"])
     refused = qrkt("infer", "run", "--image", "x.png", cwd=tmp_path)
     assert refused.returncode == 2 and "--text" in refused.stderr
+    # other reviews to train on, the same to test: the run's own words are what its ids mean
+    first = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
+    shutil.copy(writing.imdb(tmp_path / "more", train=60) / "imdb" / "train-00000-of-00001.parquet", tmp_path / "imdb")
+    again = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
+    assert again["loss"] == pytest.approx(first["loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize("pool", ["mean", "class"])

@@ -9,6 +9,7 @@ import torch
 from qrkt_hw.data import load_data
 from qrkt_hw.data.memory import held_out
 from qrkt_hw.data.text import encode, vocabulary_of, with_pairs
+from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 from tests.data import writing
 
@@ -52,6 +53,14 @@ def test_validation_by_runs_is_a_tenth_of_each_class_and_leaves_nothing_out(coun
     assert all(np.array_equal(a, b) for a, b in zip((train, validation), again, strict=True))
 
 
+@pytest.mark.parametrize(("many", "few"), [(24_800, 200), (950, 50)])
+def test_a_rare_class_has_its_share_of_validation(many, few):
+    labels = np.repeat([0, 1], [many, few])
+    _, validation = held_out(labels, None, run=250)
+    assert labels[validation].sum() == pytest.approx(few / 10, abs=2)
+    assert len(validation) == pytest.approx(len(labels) / 10, rel=0.1)
+
+
 def test_few_reviews_in_training_have_a_neighbour_in_validation():
     labels = np.repeat([0, 1], 12_500)
     for run, most in ((250, 0.01), (1, 1.0)):
@@ -66,6 +75,23 @@ def test_a_limit_takes_from_training_only():
     whole, validation = held_out(labels, None, run=20)
     train, same = held_out(labels, 100, run=20)
     assert np.array_equal(validation, same) and len(train) == 100 and set(train) < set(whole)
+
+
+def test_a_trained_vocabulary_is_kept_where_the_reviews_have_changed(tmp_path):
+    options = RunOptions(dataset="imdb", data_dir=writing.imdb(tmp_path / "a"), text_length=16, vocabulary=30)
+    trained = load_data(options)
+    other = options.model_copy(update={"data_dir": writing.imdb(tmp_path / "b", train=60)})
+    assert load_data(other).vocabulary != trained.vocabulary
+    kept = load_data(other, trained.vocabulary)
+    assert kept.vocabulary == trained.vocabulary
+    every = list(range(20))
+    assert torch.equal(kept.splits["test"][every][0], trained.splits["test"][every][0])
+
+
+@pytest.mark.parametrize("flag", ["unique_words", "word_pairs"])
+def test_images_have_no_words(flag):
+    with pytest.raises(UserError, match="--" + flag.replace("_", "-")):
+        load_data(RunOptions(**{flag: True}))
 
 
 def test_a_run_reads_texts_as_its_options_say(tmp_path):

@@ -48,9 +48,20 @@ def test_inference_reads_every_word():
     assert not torch.equal(model(ids), model(ids))
 
 
-def test_images_have_no_words_to_leave_out():
+def test_what_is_for_words_is_refused_for_images_and_a_decoder_keeps_its_norm():
     with pytest.raises(UserError, match="--token-dropout: "):
         build_model(RunOptions(token_dropout=0.5), DataShape(1, 8, 10))
+    with pytest.raises(UserError, match="--embedding-scale: "):
+        build_model(RunOptions(embedding_scale=0.5), DataShape(1, 8, 10))
+    with pytest.raises(UserError, match="--no-final-norm: "):
+        build_model(RunOptions(**SMALL, final_norm=False, decoder_blocks=1), SHAPE)
+
+
+def test_embeddings_start_as_large_as_asked():
+    for scale in (1.0, 0.1):
+        torch.manual_seed(0)
+        embedding = TextTokens(vocabulary=5000, length=400, hidden=4, scale=scale).embedding.weight
+        assert embedding.std().item() == pytest.approx(scale, rel=0.05) and not embedding[0].any()
 
 
 def test_without_norms_a_model_sees_how_large_its_tokens_are():
