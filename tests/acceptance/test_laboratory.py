@@ -3,12 +3,12 @@
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from rich.console import Console
@@ -122,7 +122,10 @@ def test_text_is_learnt_and_inferred(projection, tmp_path):
     assert refused.returncode == 2 and "--text" in refused.stderr
     # other reviews to train on, the same to test: the run's own words are what its ids mean
     first = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
-    shutil.copy(writing.imdb(tmp_path / "more", train=60) / "imdb" / "train-00000-of-00001.parquet", tmp_path / "imdb")
+    file = tmp_path / "imdb" / "train-00000-of-00001.parquet"
+    frame = pandas.read_parquet(file)
+    frame["text"] += " slow funny slow funny"
+    frame.to_parquet(file)
     again = json.loads(qrkt("infer", "run", "--json", cwd=tmp_path).stdout)
     assert again["loss"] == pytest.approx(first["loss"], abs=1e-6)
 
