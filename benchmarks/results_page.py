@@ -91,7 +91,7 @@ def part(section: dict[str, Any]) -> list[str]:
             plot_gradients(named, folder / "gradients.png")
             lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
     if section.get("energy"):
-        lines += energy(section["energy"])
+        lines += energy(ROOT / "results" / "energy.json")
     for name in section.get("devices", []):
         lines += devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))
     return [*lines, "", section.get("after", "").strip(), ""]
@@ -116,21 +116,14 @@ def devices(files: Sequence[Path]) -> list[str]:
     return lines
 
 
-def energy(pairs: dict[str, Sequence[str]]) -> list[str]:
-    """A table of processor seconds an epoch, a quantum group beside one or two classical ones; none kept: no row."""
+def energy(file: Path) -> list[str]:
+    """A table of what ``benchmarks/energy.py`` measured: processor seconds of one epoch."""
     head = ["", "quantum", "classical, equal shape", "classical, equal parameters", "quantum against equal shape"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for title, names in pairs.items():
-        spent = [_processor_seconds(sorted((ROOT / "results" / name).glob("seed-*"))) for name in names]
-        if spent[0] and spent[1]:
-            cells = [title, *(shown(values, 1) for values in spent), *["-"] * (3 - len(spent))]
-            lines.append("| " + " | ".join([*cells, f"{mean(spent[0]) / mean(spent[1]):.1f}"]) + " |")
+    for model, spent in json.loads(file.read_text()).items():
+        cells = [model, *(f"{seconds:.1f}" for seconds in spent), *["-"] * (3 - len(spent))]
+        lines.append("| " + " | ".join([*cells, f"{spent[0] / spent[1]:.2f}"]) + " |")
     return lines
-
-
-def _processor_seconds(runs: Sequence[Path]) -> list[float]:
-    opened = [RunFolder.open(run) for run in runs]
-    return [read_json(run.results)["cpu_seconds"] / run.options().epochs for run in opened]
 
 
 def table(rows: Sequence[Sequence[str]], published: bool) -> list[str]:
@@ -166,7 +159,7 @@ def row(group: dict[str, Any], runs: Sequence[RunFolder], published: bool) -> li
     cells += [str(group.get("published", "-"))] if published else []
     cells += [shown([r["test"]["auroc"] for r in results], 4), f"{count['total']:,} ({count['quantum']:,})"]
     cells += [_ablated([a[name] for a in ablations if name in a]) for name in ("batch-mean", "sine")]
-    cells += [str(epochs), shown(_processor_seconds([run.path for run in runs]), 1)]
+    cells += [str(epochs), shown([r["cpu_seconds"] / epochs for r in results], 1)]
     cells.append(shown([r["train_seconds"] for r in results], 0))
     cells += [str(group.get("published_seconds", "-"))] if published else []
     return cells
