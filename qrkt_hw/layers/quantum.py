@@ -111,6 +111,10 @@ class QuantumLayer(TorchConnector):
             self._found = (backend, made)
         return self._found[1]
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
+        return {**self.__dict__, "_found": None}
+
     @property
     def method(self) -> str:
         """The simulation method in use."""

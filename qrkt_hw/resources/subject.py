@@ -120,7 +120,7 @@ def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[
     with torch.random.fork_rng(devices=[]):
         backend = CountingBackend()
         part, _ = logical(trace(build_model(options, shape, backend), backend, shape))
-    return summary(part, shots)
+    return summary(part, shots, "text" if shape.vocabulary else "image")
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:

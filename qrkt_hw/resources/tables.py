@@ -168,8 +168,8 @@ def _parameters(report: Report) -> Rows:
     )
 
 
-def summary(part: Logical, shots: int | None) -> list[str]:
-    """Two lines for the start of a command; ``shots`` of each circuit where the backend samples."""
+def summary(part: Logical, shots: int | None, sample: str = "image") -> list[str]:
+    """Two lines for the start of a command; ``shots`` of each circuit where the backend samples; ``sample``: its name."""
     if not part.layers:
         return ["no quantum layer: nothing runs on a backend"]
     rows = []
@@ -180,7 +180,7 @@ def summary(part: Logical, shots: int | None) -> list[str]:
             f"(depth {circuit.depth}, {circuit.two_qubit_gates} two-qubit gates)"
         )
     sampled = "" if shots is None else f" of {shots:,} shots: {part.calls_per_image * shots:,} executions"
-    calls = f"per image {_many(part.calls_per_image, 'circuit')} in {_many(len(part.rounds), 'round')}{sampled}"
+    calls = f"per {sample} {_many(part.calls_per_image, 'circuit')} in {_many(len(part.rounds), 'round')}{sampled}"
     return ["; ".join(rows), calls]
 
 

@@ -212,6 +212,15 @@ def test_summary_does_not_touch_the_random_numbers_of_training():
     assert torch.rand(1) == before
 
 
+def test_summary_names_what_the_model_reads():
+    from qrkt_hw.resources.subject import summarize
+
+    options = {**SMALL, "model": "text", "positions": "none"}
+    assert summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)[1].startswith("per image ")
+    text = summarize(RunOptions(**options), DataShape(0, 0, 2, vocabulary=50, length=9), None)
+    assert text[1].startswith("per text ")
+
+
 def test_predicted_error_ranks_circuits_by_their_true_noisy_error():
     """Short form of benchmarks/predicted_error.py: every template on 3 and 4 qubits with one and two layers."""
     import importlib.util

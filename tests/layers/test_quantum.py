@@ -1,6 +1,7 @@
 """QuantumLayer: a torch module that agrees with the stock TorchConnector."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -50,6 +51,18 @@ def test_copies_are_independent_and_keep_working():
     x = torch.randn(3, 4)
     assert not torch.allclose(layer(x), twin(x))
     assert twin.weight is twin._parameters["weight"]
+
+
+@pytest.mark.parametrize("ansatz", names())
+@pytest.mark.parametrize("layers", [1, 3])
+def test_copies_and_pickles_of_a_layer_in_use_give_the_same(ansatz, layers):
+    layer = QuantumLayer(8, ansatz=ansatz, qubits=4, layers=layers)
+    x = torch.randn(5, 8)
+    values = layer(x)  # its compiled evaluator holds addresses now
+    values.sum().backward()
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert twin.weight is not layer.weight
+        torch.testing.assert_close(twin(x), values, rtol=0, atol=0)
 
 
 def test_double_precision_follows_the_dtype():
