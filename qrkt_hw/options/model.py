@@ -58,6 +58,10 @@ class ModelOptions(BaseModel):
     token_dropout: float = Field(0.0, ge=0, lt=1, description="text: share of words that a training step leaves out")
     pool_maps: int = Field(1, ge=1, description="sums that --pool weighted makes")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
+    initial_angles: Literal["uniform", "conditioned"] = Field(
+        "uniform",
+        description="angles before training: drawn from [-pi, pi], or from there to where circuits pass a signal best",
+    )
     input_scale: bool = Field(False, description="a learned factor per feature in front of each circuit")
     output_scale: bool = Field(True, description="a learned factor per feature behind each circuit")
     output_bias: bool = Field(False, description="a learned offset per feature behind each circuit")

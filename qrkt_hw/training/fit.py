@@ -20,7 +20,15 @@ from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, field_evaluations, largest_circuit, summed_qubits
+from qrkt_hw.layers.conditioning import condition
+from qrkt_hw.models.build import (
+    build_model,
+    count_parameters,
+    field_evaluations,
+    largest_circuit,
+    quantum_layers,
+    summed_qubits,
+)
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
@@ -125,6 +133,8 @@ def announce(backend: Backend, console: Console) -> None:
 def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:
     torch.manual_seed(options.seed)
     model = build_model(options, data.shape, backend)
+    if options.initial_angles == "conditioned":
+        condition(quantum_layers(model))
     if isinstance(model, Gan):
         gan.check_losses(options, model, backend)
     return model

@@ -1,0 +1,79 @@
+"""Angles to begin with that let a signal through a circuit.
+
+With angles drawn uniformly a circuit is nearly deaf to its inputs: for standard normal x the linear part of its values,
+``C = E[f(x) x^T]``, which is the mean Jacobian ``E[df/dx]`` (Stein's lemma), has singular values of some hundredths,
+where a dense map has them around one. Deep networks learn best where these are large and alike (Saxe et al. 2014,
+arXiv:1312.6120; Pennington et al. 2017, arXiv:1711.04735). :func:`condition` moves the angles to where
+``log det(C C^T)`` is largest. An ansatz may have no such place: :func:`linear_part` says what was reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.simulator import simulator
+
+SAMPLES = 256
+STEPS = 150
+RATE = 0.1  # of Adam; angles turn by up to this much a step
+FLOOR = 1e-6  # keeps the determinant of a circuit that is deaf to some direction finite
+
+
+def condition(layers: Sequence[QuantumLayer]) -> None:
+    """Move the angles of quantum layers, in place, from where they are to a nearby maximum of ``log det(C C^T)``.
+
+    Circuits are evaluated without noise on the exact simulator, whatever backend the layers have; the inputs are drawn
+    from torch's generator.
+    """
+    alike: dict[Any, list[QuantumLayer]] = {}
+    for layer in layers:
+        if layer.weight.numel():
+            evaluate = simulator(layer.template, layer.dtype, layer.requested_method)
+            alike.setdefault((id(evaluate), layer.weight.dtype), []).append(layer)
+    for together in alike.values():
+        _condition(together)
+
+
+def linear_part(layer: QuantumLayer, samples: int = SAMPLES) -> Tensor:
+    """``C = E[f(x) x^T]`` of each circuit for standard normal inputs, ``(groups, outputs, inputs)``.
+
+    Args:
+        layer: its circuits.
+        samples: inputs drawn from torch's generator, half of them the other half's negatives; the entries' errors are
+            about ``samples ** -0.5``.
+    """
+    weights = layer.weight.detach().view(layer.groups, -1)
+    with torch.no_grad():
+        return _linear(layer, _inputs(layer, layer.groups, samples), weights)
+
+
+def _condition(layers: Sequence[QuantumLayer]) -> None:
+    first = layers[0]
+    angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in layers]).requires_grad_()
+    x = _inputs(first, len(angles), SAMPLES)
+    optimiser = torch.optim.Adam([angles], lr=RATE)
+    for _ in range(STEPS):
+        c = _linear(first, x, angles)
+        gram = c @ c.mT if c.shape[-2] <= c.shape[-1] else c.mT @ c
+        floor = FLOOR * torch.eye(gram.shape[-1], dtype=gram.dtype)
+        optimiser.zero_grad()
+        (-torch.linalg.slogdet(gram + floor).logabsdet.sum()).backward()
+        optimiser.step()
+    with torch.no_grad():
+        for layer, part in zip(layers, angles.split([layer.groups for layer in layers]), strict=True):
+            layer.weight.copy_(part.reshape(-1))
+
+
+def _inputs(layer: QuantumLayer, groups: int, samples: int) -> Tensor:
+    x = torch.randn(samples // 2, groups, layer.template.num_inputs, dtype=layer.weight.dtype)
+    return torch.cat([x, -x])  # even parts of the values, which C does not hold, then cancel to the last bit
+
+
+def _linear(layer: QuantumLayer, x: Tensor, weights: Tensor) -> Tensor:
+    values = simulator(layer.template, layer.dtype, layer.requested_method)(x, weights)
+    return torch.einsum("sgo,sgi->goi", values, x) / len(x)
