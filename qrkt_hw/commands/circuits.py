@@ -8,6 +8,8 @@ import click
 
 from qrkt_hw.errors import UserError
 
+LARGEST_SIGNAL = 6  # qubits up to which angles are conditioned for the table
+
 
 @click.group()
 def circuits() -> None:
@@ -79,9 +81,9 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
 def analyze(
     name: str, qubits: str, layers: str, pairs: int, samples: int, seed: int, plot: Path | None, as_json: bool
 ) -> None:
-    """How much a template reaches, entangles and trains: expressibility, entanglement, gradient variance.
+    """How much a template reaches, entangles and trains: expressibility, entanglement, gradient variance, signal.
 
-    Inputs and weights are drawn alike, uniform in [0, 2 pi).
+    Inputs and weights are drawn alike, uniform in [0, 2 pi); for the signal the inputs are standard normal.
     """
     import dataclasses
     import json
@@ -92,6 +94,7 @@ def analyze(
     from qrkt_hw.circuits import build
     from qrkt_hw.circuits.analysis import cones
     from qrkt_hw.circuits.analysis.measures import LARGEST, measure
+    from qrkt_hw.layers.conditioning import signal
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
     if max(widths) > LARGEST:
@@ -104,14 +107,17 @@ def analyze(
             template = build(name, width, depth)
             found = dataclasses.asdict(measure(template, pairs=pairs, samples=samples, seed=seed))
             sizes = [len(cone.inputs) for cone in cones(template)]
+            passed = signal(template, seed=seed) if width <= LARGEST_SIGNAL and template.num_inputs else (None, None)
             rows.append(
-                {"qubits": width, "layers": depth, "weights": template.num_weights, **found, "inputs_seen": sizes}
-            )
+                {"qubits": width, "layers": depth, "weights": template.num_weights, **found, "inputs_seen": sizes,
+                 "signal": passed[0], "signal_conditioned": passed[1]}
+            )  # fmt: skip
     if as_json:
         click.echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
     else:
         table = Table("qubits", "layers", "weights", box=None, header_style="bold")
-        for title in ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output"):
+        titles = ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output", "signal")
+        for title in titles:
             table.add_column(title, justify="right")
         for row in rows:
             seen = row["inputs_seen"]
@@ -119,10 +125,13 @@ def analyze(
                 str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
                 f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
                 f"{min(seen)} to {max(seen)}",
+                "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}",
             )  # fmt: skip
-        Console(width=100).print(table)
+        Console(width=110).print(table)
         click.echo(
-            "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most"
+            "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most;\n"
+            "signal: linear part of the values, with angles as drawn and with --initial-angles conditioned; 0 is\n"
+            "deaf, 0.61 a sine of each input"
         )
     if plot is not None:
         from qrkt_hw.plots.analysis import plot_analysis

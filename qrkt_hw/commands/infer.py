@@ -153,8 +153,8 @@ def infer(
         for name, found in record.get("ablations", {}).items():
             click.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            samples = "texts" if folder.options().model == "text" else "images"
-            for line in [*_report(record, samples), *_layers(record)]:
+            kind = "texts" if folder.options().model == "text" else "images"
+            for line in [*_report(record, kind), *_layers(record)]:
                 click.echo(line)
     announce(backend, console)
 
@@ -191,14 +191,14 @@ def _summarize(folder: Any, backend: Any, console: Any) -> None:
         console.print(line, highlight=False)
 
 
-def _report(record: dict[str, Any], samples: str) -> list[str]:
+def _report(record: dict[str, Any], kind: str) -> list[str]:
     there = record["backend_details"]
     low, high = record["interval"]
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f} (bootstrap)"),
-        (f"exact, same {samples}", f"{record['exact_accuracy']:.4f}   95 % interval {record['exact_interval'][0]:.4f} to "
-                               f"{record['exact_interval'][1]:.4f}; {record['agreement']:.1%} classified alike"),
+        (f"exact, same {kind}", f"{record['exact_accuracy']:.4f}   95 % interval {record['exact_interval'][0]:.4f} to "
+                                f"{record['exact_interval'][1]:.4f}; {record['agreement']:.1%} classified alike"),
         ("sampling", shots),
         ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions, {record['rounds']} rounds"),
         ("wall time", f"{record['wall_seconds']:.1f} s"),

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.simulator import simulator
 
 SAMPLES = 256
+SIGNAL_SAMPLES = 4096
 STEPS = 150
 RATE = 0.1  # of Adam; angles turn by up to this much a step
 FLOOR = 1e-6  # keeps the determinant of a circuit that is deaf to some direction finite
@@ -50,6 +52,29 @@ def linear_part(layer: QuantumLayer, samples: int = SAMPLES) -> Tensor:
     weights = layer.weight.detach().view(layer.groups, -1)
     with torch.no_grad():
         return _linear(layer, _inputs(layer, layer.groups, samples), weights)
+
+
+def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[float, float]:
+    """How much of a small signal a circuit passes: the geometric mean of the singular values of ``C``.
+
+    A sine of each input has ``exp(-1/2)``, about 0.61; 0 says that the values hold nothing linear in some direction.
+
+    Args:
+        template: of some inputs; at most about 10 qubits.
+        draws: sets of angles; the result is their median.
+        seed: of angles and inputs; torch's generator is left alone.
+
+    Returns:
+        With angles as drawn, and as :func:`condition` leaves them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = QuantumLayer(draws * template.num_inputs, ansatz=template)
+        drawn = torch.linalg.svdvals(linear_part(layer, SIGNAL_SAMPLES))
+        condition([layer])
+        conditioned = torch.linalg.svdvals(linear_part(layer, SIGNAL_SAMPLES))
+    before, after = (found.clamp_min(1e-12).log().mean(-1).exp().median().item() for found in (drawn, conditioned))
+    return before, after
 
 
 def _condition(layers: Sequence[QuantumLayer]) -> None:

@@ -169,7 +169,7 @@ def _parameters(report: Report) -> Rows:
 
 
 def summary(part: Logical, shots: int | None, sample: str = "image") -> list[str]:
-    """Two lines for the start of a command; ``shots`` of each circuit where the backend samples; ``sample``: its name."""
+    """Two lines for the start of a command; ``shots`` of each circuit where the backend samples, ``sample`` a name."""
     if not part.layers:
         return ["no quantum layer: nothing runs on a backend"]
     rows = []
