@@ -10,12 +10,13 @@ arXiv:1312.6120; Pennington et al. 2017, arXiv:1711.04735). :func:`condition` mo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
 from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.simulator import simulator
 
@@ -23,6 +24,8 @@ SAMPLES = 256
 SIGNAL_SAMPLES = 4096
 STEPS = 150
 RATE = 0.1  # of Adam; angles turn by up to this much a step
+LARGEST = 12  # qubits
+AMPLITUDES = 2**16  # of all circuits of a step, for one sample
 FLOOR = 1e-6  # keeps the determinant of a circuit that is deaf to some direction finite
 
 
@@ -31,13 +34,21 @@ def condition(layers: Sequence[QuantumLayer]) -> None:
 
     Circuits are evaluated without noise on the exact simulator, whatever backend the layers have; the inputs are drawn
     from torch's generator.
+
+    Raises:
+        UserError: circuits of more than 12 qubits, whose 38,400 evaluations and slopes would take too long.
     """
-    alike: dict[Any, list[QuantumLayer]] = {}
+    alike: dict[int, tuple[TensorFunction, list[QuantumLayer]]] = {}
     for layer in layers:
+        if layer.template.num_qubits > LARGEST:
+            raise UserError(
+                f"--initial-angles: conditioned is for circuits of at most {LARGEST} qubits, not "
+                f"{layer.template.num_qubits}; take uniform"
+            )
         if layer.weight.numel():
             evaluate = simulator(layer.template, layer.dtype, layer.requested_method)
-            alike.setdefault((id(evaluate), layer.weight.dtype), []).append(layer)
-    for together in alike.values():
+            alike.setdefault(id(evaluate), (evaluate, []))[1].append(layer)
+    for _, together in alike.values():
         _condition(together)
 
 
@@ -79,19 +90,26 @@ def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[fl
 
 def _condition(layers: Sequence[QuantumLayer]) -> None:
     first = layers[0]
-    angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in layers]).requires_grad_()
-    x = _inputs(first, len(angles), SAMPLES)
+    angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in layers])
+    at_once = max(1, AMPLITUDES >> first.template.num_qubits)
+    moved = torch.cat([_ascend(first, part) for part in angles.split(at_once)])
+    with torch.no_grad():
+        for layer, part in zip(layers, moved.split([layer.groups for layer in layers]), strict=True):
+            layer.weight.copy_(part.reshape(-1))
+
+
+def _ascend(layer: QuantumLayer, angles: Tensor) -> Tensor:
+    angles = angles.clone().requires_grad_()
+    x = _inputs(layer, len(angles), SAMPLES)
     optimiser = torch.optim.Adam([angles], lr=RATE)
     for _ in range(STEPS):
-        c = _linear(first, x, angles)
+        c = _linear(layer, x, angles)
         gram = c @ c.mT if c.shape[-2] <= c.shape[-1] else c.mT @ c
         floor = FLOOR * torch.eye(gram.shape[-1], dtype=gram.dtype)
         optimiser.zero_grad()
         (-torch.linalg.slogdet(gram + floor).logabsdet.sum()).backward()
         optimiser.step()
-    with torch.no_grad():
-        for layer, part in zip(layers, angles.split([layer.groups for layer in layers]), strict=True):
-            layer.weight.copy_(part.reshape(-1))
+    return angles.detach()
 
 
 def _inputs(layer: QuantumLayer, groups: int, samples: int) -> Tensor:

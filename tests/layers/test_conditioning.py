@@ -8,6 +8,7 @@ from qiskit.circuit import ParameterVector, QuantumCircuit
 from qrkt_hw.circuits import CircuitTemplate, names
 
 from qrkt_hw import QuantumLayer
+from qrkt_hw.errors import UserError
 from qrkt_hw.layers.conditioning import condition, linear_part
 
 
@@ -85,3 +86,24 @@ def test_more_observables_than_inputs_and_fewer():
         condition([layer])
         assert linear_part(layer).shape == (2, len(observables), 2)
         assert layer.weight.isfinite().all()
+
+
+def test_a_run_begins_there_each_time_and_only_its_angles_differ():
+    from qrkt_hw import backends
+    from qrkt_hw.data import load_data
+    from qrkt_hw.options.run import RunOptions
+    from qrkt_hw.training.fit import _fresh_model
+
+    def begun(angles):
+        options = RunOptions(ansatz="brickwork", hidden=8, heads=2, mlp=4, limit=50, initial_angles=angles, seed=5)
+        return _fresh_model(options, load_data(options), backends.get("exact")).state_dict()
+
+    one, again, drawn = begun("conditioned"), begun("conditioned"), begun("uniform")
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    for name in one:
+        assert torch.equal(one[name], drawn[name]) != name.endswith("layer.weight"), name
+
+
+def test_wide_circuits_are_refused():
+    with pytest.raises(UserError, match=r"--initial-angles: .* 13"):
+        condition([QuantumLayer(13, ansatz="qrkt", qubits=13)])
