@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from qiskit_machine_learning.connectors import TorchConnector
-from torch import Tensor
+from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
 from qrkt_hw.backends import Backend
@@ -20,6 +20,14 @@ from qrkt_hw.layers import sharing
 from qrkt_hw.layers.network import TemplateNetwork
 from qrkt_hw.layers.rounds import run_round
 from qrkt_hw.simulator import Simulator, native, simulator
+from qrkt_hw.simulator.core import REAL
+
+
+class _Hidden:
+    """Stands before an inherited property, so that torch's own look-up finds the parameter of that name."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        raise AttributeError("weight")
 
 
 class QuantumLayer(TorchConnector):
@@ -34,13 +42,20 @@ class QuantumLayer(TorchConnector):
         qubits: qubits of each circuit; default: all features in one circuit.
         layers: repetitions of the ansatz.
         backend: name in ``backends.yaml`` or a Backend.
-        dtype: precision of the simulator, ``torch.complex64`` or ``torch.complex128``.
+        dtype: ``torch.complex64`` starts with angles in float32, ``torch.complex128`` in float64.
         method: simulation method; ``auto`` picks the cheapest.
         initial_weights: angles; default uniform in [-pi, pi] from torch's generator.
 
+    ``.weight`` is a parameter like any other: it may be replaced, parametrized, pruned, moved, or given by
+    ``torch.func.functional_call``. The values follow torch's type promotion of input and angles; the circuits are
+    evaluated in complex128 where either is float64, else in complex64.
+
     Raises:
         UserError: ``features`` is not a multiple of the circuit's inputs, or an unknown ansatz, backend or method.
+        ValueError: another ``dtype``, or ``initial_weights`` of another length.
     """
+
+    weight: Tensor = _Hidden()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -64,23 +79,44 @@ class QuantumLayer(TorchConnector):
             )
         where = backends.get(backend) if isinstance(backend, str) else backend
         groups = features // template.num_inputs
-        super().__init__(TemplateNetwork(template, where, groups))
-        # the connector registers its parameter under two names; one is enough for checkpoints and optimisers
-        object.__setattr__(self, "_weights", self._parameters.pop("_weights"))
-        real = torch.float64 if dtype == torch.complex128 else torch.float32
-        if initial_weights is None:
-            self.weight.data = torch.empty(self.weight.shape, dtype=real).uniform_(-math.pi, math.pi)
-        else:
-            self.weight.data = torch.as_tensor(initial_weights, dtype=real).detach().clone().reshape(-1)
+        if dtype not in REAL:
+            raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
+        # past the connector's constructor: it registers its parameter twice, under a private name too
+        nn.Module.__init__(self)
+        self._network = TemplateNetwork(template, where, groups)
         self.features = features
+        self.groups = groups
+        self.template = template
+        self.requested_method = method
         # for ablations (qrkt_hw.layers.ablation): what stands in for the circuit's values
         self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
-        self.groups = groups
-        self._found: tuple[Backend, TensorFunction | None] | None = None  # the evaluator on this backend
-        self.template = template
-        self.dtype = dtype
-        self.requested_method = method
+        self._found: dict[torch.dtype, tuple[Backend, TensorFunction | None]] = {}  # evaluators on this backend
+        count = groups * template.num_weights
+        if initial_weights is None:
+            torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
+            angles = torch.empty(count, dtype=REAL[dtype]).uniform_(-math.pi, math.pi)
+        else:
+            angles = torch.as_tensor(initial_weights, dtype=REAL[dtype]).detach().clone().reshape(-1)
+            if len(angles) != count:
+                raise ValueError(f"initial_weights must be {count} angles ({groups} circuits), not {len(angles)}")
+        self.weight = nn.Parameter(angles)
         simulator(template, dtype, method)  # an unknown method is refused here, not in the first forward
+
+    @property
+    def neural_network(self) -> TemplateNetwork:
+        """The circuits on their backend, as Qiskit Machine Learning sees them."""
+        return self._network
+
+    network = neural_network
+
+    @property
+    def sparse(self) -> bool:
+        return False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which the circuits are evaluated for inputs of at most the angles' precision."""
+        return torch.complex128 if self.weight.dtype == torch.float64 else torch.complex64
 
     @property
     def backend(self) -> Backend:
@@ -91,29 +127,24 @@ class QuantumLayer(TorchConnector):
         self.network.backend = backends.get(backend) if isinstance(backend, str) else backend
 
     @property
-    def network(self) -> TemplateNetwork:
-        network = self.neural_network
-        assert isinstance(network, TemplateNetwork)
-        return network
-
-    @property
     def simulator(self) -> TensorFunction:
         """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
         found = self.evaluator()
         return found if found is not None else simulator(self.template, self.dtype, self.requested_method)
 
-    def evaluator(self) -> TensorFunction | None:
-        """What evaluates the circuits on tensors; None where the backend is not differentiable."""
-        backend = self.neural_network.backend
-        if self._found is None or self._found[0] is not backend:
+    def evaluator(self, dtype: torch.dtype | None = None) -> TensorFunction | None:
+        """What evaluates the circuits on tensors in this precision; None where the backend is not differentiable."""
+        dtype, backend = dtype or self.dtype, self.backend
+        found = self._found.get(dtype)
+        if found is None or found[0] is not backend:
             differentiable = backend.differentiable
-            made = backend.simulator(self.template, self.dtype, self.requested_method) if differentiable else None
-            self._found = (backend, made)
-        return self._found[1]
+            made = backend.simulator(self.template, dtype, self.requested_method) if differentiable else None
+            found = self._found[dtype] = (backend, made)
+        return found[1]
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
-        return {**self.__dict__, "_found": None}
+        return {**self.__dict__, "_found": {}}
 
     @property
     def method(self) -> str:
@@ -131,14 +162,35 @@ class QuantumLayer(TorchConnector):
         Raises:
             ValueError: no input, or another number of features.
         """
-        if input_data is None or input_data.shape[-1] != self.features:
-            found = None if input_data is None else tuple(input_data.shape)
-            raise ValueError(f"input must be (..., {self.features}), not {found}")
+        if not isinstance(input_data, Tensor):
+            raise ValueError(f"input must be a tensor (..., {self.features}), not {type(input_data).__name__}")
         return evaluate_round([(self, input_data)])[0]
 
-    def grouped(self, input_data: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` as the simulator takes them."""
-        return input_data.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
+    def angles(self) -> Tensor:
+        """The weights ``(groups, weights)``, as the simulator takes them.
+
+        Raises:
+            ValueError: ``.weight`` has been given another shape, or no floating-point numbers.
+        """
+        weight = self.weight
+        count = self.groups * self.template.num_weights
+        if weight.shape != (count,) or not weight.is_floating_point():
+            raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
+        return weight.reshape(self.groups, self.template.num_weights)
+
+    def checked(self, x: Tensor) -> Tensor:
+        """The input, after its shape and kind were checked.
+
+        Raises:
+            ValueError: another number of features, complex numbers, or no dense tensor.
+        """
+        if x.layout != torch.strided or x.is_nested or x.is_quantized:
+            raise ValueError(f"input must be a dense tensor (..., {self.features})")
+        if x.ndim == 0 or x.shape[-1] != self.features:
+            raise ValueError(f"input must be (..., {self.features}), not {tuple(x.shape)}")
+        if x.is_complex():
+            raise ValueError(f"input must be real, not {x.dtype}")
+        return x
 
     def extra_repr(self) -> str:
         return (
@@ -172,14 +224,18 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
         around: for each job its factors and offsets; they go into the same call where the simulator takes them.
 
     Returns:
-        For each job its values ``(..., groups * observables)``, in the order given.
+        For each job its values ``(..., groups * observables)``, in the order given, as torch promotes the types of its
+        input and its angles.
+
+    Raises:
+        ValueError: an input or a weight that does not fit its layer.
     """
     results: list[Tensor | None] = [None] * len(jobs)
     together: dict[Any, list[int]] = {}
     functions: list[TensorFunction | None] = []
     remote: list[int] = []
     for place, (layer, inputs) in enumerate(jobs):
-        function = layer.evaluator()
+        function = layer.evaluator(_precision(layer, layer.checked(inputs), around[place] if around else None))
         functions.append(function)
         if function is None:
             remote.append(place)
@@ -192,7 +248,7 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
     if remote:
         layers = [jobs[p][0] for p in remote]
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in remote]
-        found = run_round([x.network for x in layers], entered, [x.weight for x in layers])
+        found = run_round([x.network for x in layers], entered, [x.angles().reshape(-1) for x in layers])
         for place, values, inputs in zip(remote, found, entered, strict=True):
             results[place] = _leave(jobs[place][0], values, inputs, around[place] if around else None)
     for places in together.values():
@@ -202,30 +258,46 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
         own = [around[p] for p in places] if around else []
         if isinstance(function, Simulator) and function.shares and all(x.replacement is None for x in layers):
             parts = _in_one_call(function, layers, [jobs[p][1] for p in places], own)
-            for place, part in zip(places, parts, strict=True):
-                results[place] = part
-            continue
+            if parts is not None:
+                for place, part in zip(places, parts, strict=True):
+                    results[place] = part
+                continue
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in places]
-        grouped = _join([x.unflatten(-1, (layer.groups, -1)) for x, layer in zip(entered, layers, strict=True)], -2)
-        values = function(grouped, _join([layer.weight.view(layer.groups, -1) for layer in layers], 0))
+        grouped = _join([_grouped(x, layer) for x, layer in zip(entered, layers, strict=True)], -2)
+        values = function(grouped, _join([layer.angles() for layer in layers], 0))
         for place, part, inputs in zip(places, _split(values, layers), entered, strict=True):
             results[place] = _leave(jobs[place][0], part, inputs, around[place] if around else None)
     return [values for values in results if values is not None]
 
 
+def _precision(layer: QuantumLayer, x: Tensor, around: Around | None) -> torch.dtype:
+    """Double where anything that enters the circuits is."""
+    scale = None if around is None else around.input_scale
+    double = torch.float64 in (x.dtype, layer.weight.dtype) or (scale is not None and scale.dtype == torch.float64)
+    return torch.complex128 if double else torch.complex64
+
+
+def _grouped(x: Tensor, layer: QuantumLayer) -> Tensor:
+    return x.unflatten(-1, (layer.groups, layer.template.num_inputs))
+
+
 def _in_one_call(
     simulate: Simulator, layers: Sequence[QuantumLayer], inputs: Sequence[Tensor], around: Sequence[Around]
-) -> list[Tensor]:
-    """Values of layers that one simulator evaluates, with what stands around them."""
+) -> list[Tensor] | None:
+    """Values of layers that one simulator evaluates, with what stands around them; None where precisions are mixed."""
+    if any(x.dtype != simulate.real_dtype for x in inputs):
+        return None
     under_way = sharing.current()
     if all(x is inputs[0] for x in inputs):  # query, key and value of the same tokens
         inputs = inputs[:1]
-    joined = _join([x.unflatten(-1, (layer.groups, -1)) for x, layer in zip(inputs, layers, strict=False)], -2)
+    joined = _join([_grouped(x, layer) for x, layer in zip(inputs, layers, strict=False)], -2)
     if under_way is not None:
         prepared, scales = under_way.coefficients(simulate, layers), under_way.scales(layers, around)
     else:
-        prepared = simulate.prepare(_join([layer.weight.view(layer.groups, -1) for layer in layers], 0))
+        prepared = simulate.prepare(_join([layer.angles() for layer in layers], 0))
         scales = sharing.joined_scales(layers, around)
+    if any(t is not None and t.dtype != simulate.real_dtype for t in scales):
+        return None
     return _split(simulate.with_prepared(joined, prepared, scales), layers)
 
 
@@ -238,6 +310,7 @@ def _split(values: Tensor, layers: Sequence[QuantumLayer]) -> list[Tensor]:
 
 
 def _leave(layer: QuantumLayer, values: Tensor, inputs: Tensor, around: Around | None) -> Tensor:
+    values = values.to(torch.promote_types(inputs.dtype, layer.weight.dtype))
     values = values if layer.replacement is None else layer.replacement(values, inputs)
     return values if around is None else around.after(values)
 

@@ -30,7 +30,7 @@ class Pass:
 
     def __init__(self, layers: Sequence[QuantumLayer]) -> None:
         self._layers = layers
-        self._of_layer: dict[int, Tensor] = {}
+        self._of_layer: dict[tuple[int, int], Tensor] = {}
         self._joined: dict[tuple[int, ...], Tensor] = {}
         self._scales: dict[tuple[int, ...], Scales] = {}
 
@@ -52,13 +52,14 @@ class Pass:
         return self._scales[key]
 
     def _one(self, simulate: Simulator, layer: QuantumLayer) -> Tensor:
-        if id(layer) not in self._of_layer:
-            alike = [a for a in self._layers if a.evaluator() is simulate]
+        key = (id(simulate), id(layer))
+        if key not in self._of_layer:
+            alike = [a for a in self._layers if a.evaluator(simulate.dtype) is simulate]
             together = alike if any(a is layer for a in alike) else [layer]
-            made = simulate.prepare(torch.cat([a.weight.view(a.groups, -1) for a in together]))
+            made = simulate.prepare(torch.cat([a.angles() for a in together]))
             for a, part in zip(together, made.split([a.groups for a in together]), strict=True):
-                self._of_layer[id(a)] = part
-        return self._of_layer[id(layer)]
+                self._of_layer[id(simulate), id(a)] = part
+        return self._of_layer[key]
 
 
 def joined_scales(layers: Sequence[QuantumLayer], around: Sequence[Around]) -> Scales:

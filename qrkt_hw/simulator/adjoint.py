@@ -24,7 +24,7 @@ from qrkt_hw.simulator import native
 from qrkt_hw.simulator.fused import FusedUnitaries
 from qrkt_hw.simulator.gatewise import Angles, Gatewise
 from qrkt_hw.simulator.readout import Readout
-from qrkt_hw.simulator.tables import Tables, taking_turns
+from qrkt_hw.simulator.tables import Tables, slopes, taking_turns
 
 LARGEST = 24  # qubits
 LARGEST_MATRIX = 6  # qubits of a matrix
@@ -94,6 +94,8 @@ class Adjoint:
         return native.Routine("circuit", record, self.real)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        if native.traced(inputs, weights):
+            return self.plain(taking_turns(inputs, len(weights)), weights)
         if torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad):
             return _Adjoint.apply(inputs, weights, self)
         return self.forward(inputs, weights, False)[0]
@@ -103,7 +105,7 @@ class Adjoint:
         if not native.serves(inputs, weights):
             return self.in_torch.forward(taking_turns(inputs, len(weights)), weights, keep)
         batch, groups = inputs.shape[0], weights.shape[0]
-        weights = weights.contiguous()
+        inputs, weights = self._checked(inputs, weights)
         out = inputs.new_empty(batch, groups, len(self.observables))
         states = None
         if keep:
@@ -124,7 +126,9 @@ class Adjoint:
             )
             return by_inputs.unflatten(1, (-1, groups)).sum(1), by_weights
         batch, groups = inputs.shape[0], weights.shape[0]
-        weights, cotangent = weights.contiguous(), cotangent.contiguous()
+        inputs, weights = self._checked(inputs, weights)
+        shape = (batch, groups, len(self.observables))
+        cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         by_inputs, by_weights = inputs.new_zeros(inputs.shape), torch.empty_like(weights)
         self.routine.backward(
             inputs.data_ptr(), native.strides(inputs), weights.data_ptr(), cotangent.data_ptr(), batch,
@@ -132,6 +136,19 @@ class Adjoint:
             by_weights.data_ptr(),
         )  # fmt: skip
         return by_inputs, by_weights
+
+    def _checked(self, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The tensors as the routine reads them.
+
+        Raises:
+            ValueError: shapes or precisions that do not fit the circuit or each other.
+        """
+        among, groups = inputs.shape[1], len(weights)
+        if groups % among if among else groups:
+            raise ValueError(f"inputs of {among} groups do not fit {groups} weight sets")
+        inputs = native.numbers(inputs, (len(inputs), among, self.program.num_inputs), self.real, "inputs")
+        weights = native.numbers(weights, (groups, self.program.num_weights), self.real, "weights")
+        return inputs, weights.contiguous()
 
     @cached_property
     def in_torch(self) -> TorchAdjoint:
@@ -236,14 +253,12 @@ class _Adjoint(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
         inputs, weights, states = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
-            # fresh views: inputs may themselves depend on the same weights, and that path is not this node's
-            inputs, weights = inputs.view_as(inputs), weights.view_as(weights)
-            value = ctx.method.plain(taking_turns(inputs, len(weights)), weights)
-            wanted = [t for t, need in zip((inputs, weights), needs, strict=True) if need]
-            slopes = torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True)
-            found = iter(slopes)
-            return next(found) if needs[0] else None, next(found) if needs[1] else None, None
+        if torch.is_grad_enabled() or native.traced(cotangent):
+
+            def plain(x: Tensor, w: Tensor) -> Tensor:
+                return ctx.method.plain(taking_turns(x, len(w)), w)
+
+            return *slopes(plain, (inputs, weights), needs, cotangent), None
         by_inputs, by_weights = ctx.method.backward(inputs, weights, states, cotangent)
         return by_inputs if needs[0] else None, by_weights if needs[1] else None, None
 

@@ -51,6 +51,7 @@ class Coefficients(Tables):
         lists = [[1 + place[f // 2] + len(used) * (f % 2) for f in monomial] for monomial in monomials]
         self.products = Products(lists, 1 + 2 * len(used), real_dtype) if used else None
         self.positions = positions
+        self.num_weights, self.real_dtype = program.num_weights, real_dtype
         self.routine: native.Routine | None = None
         if native.library() is not None and parts:
             lists = [[2 * place[f // 2] + f % 2 for f in monomial] for *_, monomial in parts]
@@ -114,7 +115,7 @@ class Coefficients(Tables):
     def __call__(self, weights: Tensor) -> Tensor:
         if self.routine is not None and native.serves(weights):
             return _Compiled.apply(weights, self)
-        if not (torch.is_grad_enabled() and weights.requires_grad):
+        if native.traced(weights) or not (torch.is_grad_enabled() and weights.requires_grad):
             return self.forward(weights)
         return _Shared.apply(weights, self)
 
@@ -133,7 +134,7 @@ class _Shared(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         weights, *kept = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or native.traced(cotangent):
             return _again(ctx.coefficients, weights, cotangent), None
         return ctx.coefficients.pull(cotangent, kept), None
 
@@ -143,7 +144,8 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weights: Tensor, coefficients: Coefficients) -> Tensor:
-        weights = weights.contiguous()
+        shape = (len(weights), coefficients.num_weights)
+        weights = native.numbers(weights, shape, coefficients.real_dtype, "weights").contiguous()
         result = weights.new_empty(len(weights), coefficients.positions)
         assert coefficients.routine is not None
         coefficients.routine.forward(weights.data_ptr(), len(weights), result.data_ptr())
@@ -154,9 +156,10 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         (weights,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not native.serves(cotangent):
             return _again(ctx.coefficients, weights, cotangent), None
-        cotangent = cotangent.contiguous()
+        shape = (len(weights), ctx.coefficients.positions)
+        cotangent = native.numbers(cotangent, shape, weights.dtype, "the cotangent").contiguous()
         result = torch.empty_like(weights)
         ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), len(weights), result.data_ptr())
         return result, None
@@ -164,10 +167,11 @@ class _Compiled(torch.autograd.Function):
 
 def _again(coefficients: Coefficients, weights: Tensor, cotangent: Tensor) -> Tensor | None:
     """The vector-Jacobian product in operations that autograd can follow."""
-    value = coefficients.forward(weights)
-    if not value.requires_grad:
-        return None
-    return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0]
+    with torch.enable_grad():  # a backward pass over many cotangents at once comes here without
+        value = coefficients.forward(weights)
+        if not value.requires_grad:
+            return None
+        return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0]
 
 
 __all__ = ["ONE", "Coefficients", "Part"]

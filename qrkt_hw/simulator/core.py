@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, lru_cache
 
 import torch
@@ -63,15 +64,18 @@ class Simulator:
             weights: ``(groups, weights)``: one weight set per group; or a multiple of that, and the groups take turns,
                 so that several layers read the same features.
 
+        Under ``torch.func`` and in dispatch modes plain operations of torch do the same, more slowly.
+
         Raises:
-            ValueError: shapes that do not fit the template or each other.
+            ValueError: shapes that do not fit the template or each other, complex numbers, or two devices.
         """
         self._check(inputs, weights)
         lead, groups = inputs.shape[:-2], len(weights)
         flat = inputs.reshape(math.prod(lead), *inputs.shape[-2:]).to(self.real_dtype)
         if groups != inputs.shape[-2] and not isinstance(self._evaluate, (PulledBackObservables, Adjoint)):
             flat = taking_turns(flat, groups)
-        values = self._evaluate(flat, weights.to(self.real_dtype))
+        with _full_precision(inputs):
+            values = self._evaluate(flat, weights.to(self.real_dtype))
         return values.reshape(*lead, groups, len(self.template.observables))
 
     @cached_property
@@ -87,16 +91,23 @@ class Simulator:
         """
         if not isinstance(self._evaluate, PulledBackObservables):
             raise TypeError(f"simulation method {self.method!r} prepares nothing")
-        return self._evaluate.prepare(weights.to(self.real_dtype))
+        if weights.ndim != 2 or weights.shape[1] != self.template.num_weights:
+            raise ValueError(f"weights must be (groups, {self.template.num_weights}), not {tuple(weights.shape)}")
+        with _full_precision(weights):
+            return self._evaluate.prepare(weights.to(self.real_dtype))
 
     def with_prepared(self, inputs: Tensor, prepared: Tensor, scales: Scales = NO_SCALES) -> Tensor:
         """As a call, with what :meth:`prepare` made of the weights, and scales around the circuits."""
         assert isinstance(self._evaluate, PulledBackObservables)
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
-        if inputs.shape[-1] != self.template.num_inputs or len(prepared) % groups:
+        _check_kind(inputs, prepared)
+        if scales is not NO_SCALES:
+            scales = Scales(*(t if t is None else t.to(self.real_dtype) for t in scales))
+        if inputs.shape[-1] != self.template.num_inputs or (len(prepared) % groups if groups else len(prepared)):
             raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
-        flat = inputs.reshape(-1, groups, inputs.shape[-1]).to(self.real_dtype)
-        values = self._evaluate(flat, None, prepared, scales)
+        flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
+        with _full_precision(inputs):
+            values = self._evaluate(flat, None, prepared, scales)
         return values.reshape(*lead, len(prepared), len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:
@@ -106,6 +117,25 @@ class Simulator:
         fits = weights.ndim == 2 and weights.shape[1] == self.template.num_weights
         if not fits or (weights.shape[0] != groups and (not groups or weights.shape[0] % groups)):
             raise ValueError(f"weights must be ({groups}, {self.template.num_weights}), not {tuple(weights.shape)}")
+        _check_kind(inputs, weights)
+
+
+_AS_IT_IS: AbstractContextManager = nullcontext()
+
+
+def _full_precision(tensor: Tensor) -> AbstractContextManager:
+    """Autocast off: circuits are evaluated in the precision of the simulator, whatever surrounds them."""
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return _AS_IT_IS
+
+
+def _check_kind(inputs: Tensor, weights: Tensor) -> None:
+    if inputs.is_complex() or weights.is_complex():
+        raise ValueError(f"inputs and weights must be real, not {inputs.dtype} and {weights.dtype}")
+    if inputs.device != weights.device:
+        raise ValueError(f"inputs are on {inputs.device} and weights on {weights.device}; move one to the other")
 
 
 @lru_cache(maxsize=256)

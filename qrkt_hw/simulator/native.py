@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.circuits.analysis.lowering import Affine
 
@@ -85,10 +87,34 @@ def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled routines can take these tensors."""
-    return all(t.device.type == "cpu" for t in tensors) and library() is not None
+    """Whether the compiled routines can take these tensors: on a CPU, and not :func:`traced`."""
+    return library() is not None and all(t.device.type == "cpu" for t in tensors) and not traced(*tensors)
 
 
+def traced(*tensors: Tensor) -> bool:
+    """Whether something must see every operation: ``torch.func``, a dispatch mode (fake tensors, make_fx), a subclass.
+
+    Only torch's own operations are right then; a compiled routine would read addresses that hold no numbers.
+    """
+    if torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode():
+        return True
+    return any((type(t) is not Tensor and type(t) is not Parameter) or _is_batched(t) for t in tensors)
+
+
+def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str) -> Tensor:
+    """The tensor, its numbers in memory as they read (a negative view is resolved); any strides.
+
+    Raises:
+        ValueError: another shape, precision or device than the routine takes; it would read or write foreign memory.
+    """
+    if tensor.shape != shape or tensor.dtype != real or tensor.device.type != "cpu":
+        found = f"{tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
+        raise ValueError(f"{name} must be {tuple(shape)} in {real} on a CPU, not {found}")
+    return tensor.resolve_neg()
+
+
+# as in torch.autograd.grad(..., is_grads_batched=True), which no transform announces
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 _Strides = ctypes.c_int64 * 4
 
 

@@ -44,7 +44,6 @@ class Products(Tables):
         self.rows = rows
         self.depth = 2 * len(self.levels)  # tensors that forward keeps
         # a single level whose second factors are all one is a mere choice of rows
-        self.choice = len(self.levels) == 1 and bool((self._made["b0"] == ONE).all())
         if self.choice:
             self.depth = 0
 
@@ -59,6 +58,7 @@ class Products(Tables):
                 hot = np.zeros((rows, len(pairs)))
                 hot[chosen, np.arange(len(pairs))] = 1
                 self.add(f"{name}{level}", hot, real_dtype)
+        self.choice = not self.levels and bool((second == ONE).all())
         self.levels.append(rows)
         self.multiplications += len(pairs)
 

@@ -21,7 +21,7 @@ from qrkt_hw.simulator.coefficients import Coefficients
 from qrkt_hw.simulator.encoding import Encoding
 from qrkt_hw.simulator.flat import Flat, Split
 from qrkt_hw.simulator.gathered import Gathered
-from qrkt_hw.simulator.tables import taking_turns
+from qrkt_hw.simulator.tables import slopes, taking_turns
 from qrkt_hw.simulator.tape import NO_SCALES, Scales, Tape, tape_cost
 
 Kind = Literal["flat", "split", "gathered"]
@@ -130,6 +130,8 @@ class PulledBackObservables:
         if scales is not NO_SCALES:
             return scaled(lambda x: self(x, weights, prepared), inputs, scales, len(prepared))
         inputs = taking_turns(inputs, len(prepared))
+        if native.traced(inputs, prepared):
+            return self.forward(inputs, weights, prepared)
         differentiable = torch.is_grad_enabled() and (inputs.requires_grad or prepared.requires_grad)
         if not differentiable or self.encoding.uses_weights:
             return self.forward(inputs, weights, prepared)
@@ -158,7 +160,7 @@ class _Values(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         inputs, shared, *kept = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or native.traced(cotangent):
             return *slopes(lambda x, c: ctx.method.forward(x, None, c), (inputs, shared), needs, cotangent), None
         by_table, by_shared = ctx.method.evaluator.pull(
             cotangent.permute(1, 2, 0).contiguous(), kept[0], shared, kept[1:], needs
@@ -180,7 +182,7 @@ class _Taped(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         inputs, shared, *rest = ctx.saved_tensors
         scales, needs = Scales(*rest), ctx.needs_input_grad[:5]
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() and native.serves(cotangent):
             return *ctx.method.tape.backward(inputs, shared, scales, cotangent, needs), None
 
         def plain(x: Tensor, c: Tensor, *factors: Tensor | None) -> Tensor:
@@ -200,21 +202,6 @@ def scaled(function: Callable[[Tensor], Tensor], inputs: Tensor, scales: Scales,
     if scales.outputs is not None:
         values = values * scales.outputs
     return values if scales.offsets is None else values + scales.offsets
-
-
-def slopes(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
-) -> list[Tensor | None]:
-    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed.
-
-    The function is given fresh views: a tensor may itself depend on another one (inputs of a later Runge-Kutta stage on
-    the weights of an earlier one, which are the same), and that path belongs to other nodes.
-    """
-    views = [None if t is None else t.view_as(t) for t in tensors]
-    wanted = [t for t, need in zip(views, needs, strict=True) if need and t is not None]
-    value = function(*views)
-    found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True))
-    return [next(found) if need and t is not None else None for t, need in zip(views, needs, strict=True)]
 
 
 def _of_inputs_alone(program: Program, e: PulledBack) -> bool:

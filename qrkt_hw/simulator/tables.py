@@ -1,11 +1,15 @@
-"""Constants of a compiled program, copied to each device once."""
+"""What the methods share: constants of a program, copied to each device once, and gradients in plain operations."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class Tables:
@@ -18,15 +22,46 @@ class Tables:
     def add(self, name: str, values: NDArray, dtype: torch.dtype) -> None:
         if not dtype.is_complex and np.iscomplexobj(values):
             values = values.real
-        self._made[name] = torch.as_tensor(np.ascontiguousarray(values)).to(dtype)
+        with _kept_tensors():
+            self._made[name] = torch.as_tensor(np.ascontiguousarray(values), device="cpu").to(dtype)
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
+        if device.type == "cpu":
+            return self._made
         if device not in self._by_device:
-            self._by_device[device] = {name: table.to(device) for name, table in self._made.items()}
+            with _kept_tensors():
+                self._by_device[device] = {name: table.to(device) for name, table in self._made.items()}
         return self._by_device[device]
+
+
+@contextmanager
+def _kept_tensors() -> Iterator[None]:
+    """Within, tensors are ordinary ones: what is kept must not be a fake or an inference tensor of its first user."""
+    with torch.inference_mode(False), _disable_current_modes():
+        yield
 
 
 def taking_turns(inputs: Tensor, groups: int) -> Tensor:
     """Inputs ``(batch, fewer groups, inputs)`` repeated to as many groups as there are weight sets."""
     times = groups // max(1, inputs.shape[1])
     return inputs if times == 1 else torch.cat([inputs] * times, dim=1)
+
+
+def slopes(
+    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
+) -> list[Tensor | None]:
+    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed.
+
+    The function is given fresh views: a tensor may itself depend on another one (inputs of a later Runge-Kutta stage on
+    the weights of an earlier one, which are the same), and that path belongs to other nodes.
+    """
+    with torch.enable_grad():  # a backward pass over many cotangents at once comes here without
+        views = [None if t is None else t.view_as(t) for t in tensors]
+        wanted = [t for t, need in zip(views, needs, strict=True) if need and t is not None]
+        value = function(*views)
+        if not value.requires_grad:  # a circuit that depends on no parameter
+            return [
+                torch.zeros_like(t) if need and t is not None else None for t, need in zip(views, needs, strict=True)
+            ]
+        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True))
+    return [next(found) if need and t is not None else None for t, need in zip(views, needs, strict=True)]

@@ -140,8 +140,8 @@ class Tape:
     def forward(self, inputs: Tensor, shared: Tensor, scales: Scales = NO_SCALES) -> Tensor:
         """``(batch, groups, outputs)`` of inputs ``(batch, input groups, inputs)``, coefficients ``(groups, ...)``."""
         batch, groups = len(inputs), len(shared)
+        inputs, shared, scales = self._checked(inputs, shared, scales)
         out = inputs.new_empty(batch, groups, self.outputs)
-        shared, scales = shared.contiguous(), _contiguous(scales)
         self._routine.forward(
             inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), *map(native.address, scales),
             batch, groups, out.data_ptr(),
@@ -152,7 +152,9 @@ class Tape:
         self, inputs: Tensor, shared: Tensor, scales: Scales, cotangent: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """The cotangents of inputs, coefficients and the three scales, where needed."""
-        shared, scales, cotangent = shared.contiguous(), _contiguous(scales), cotangent.contiguous()
+        inputs, shared, scales = self._checked(inputs, shared, scales)
+        shape = (len(inputs), len(shared), self.outputs)
+        cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         slopes = [
             torch.zeros(t.shape, dtype=t.dtype) if t is not None and need else None
             for t, need in zip((inputs, shared, *scales), needs, strict=True)
@@ -166,9 +168,26 @@ class Tape:
         )  # fmt: skip
         return slopes
 
+    def _checked(self, inputs: Tensor, shared: Tensor, scales: Scales) -> tuple[Tensor, Tensor, Scales]:
+        """The tensors as the routine reads them.
 
-def _contiguous(scales: Scales) -> Scales:
-    return scales if scales is NO_SCALES else Scales(*(t if t is None else t.contiguous() for t in scales))
+        Raises:
+            ValueError: shapes or precisions that do not fit the expansion or each other.
+        """
+        batch, among, groups = len(inputs), inputs.shape[1], len(shared)
+        if groups % among if among else groups:
+            raise ValueError(f"inputs of {among} groups do not fit {groups} weight sets")
+        inputs = native.numbers(inputs, (batch, among, self.num_inputs), self.real, "inputs")
+        shared = native.numbers(shared, (groups, self.positions), self.real, "coefficients").contiguous()
+        if scales is not NO_SCALES:
+            widths = (self.num_inputs, self.outputs, self.outputs)
+            scales = Scales(
+                *(
+                    None if t is None else native.numbers(t, (groups, width), self.real, name).contiguous()
+                    for t, width, name in zip(scales, widths, Scales._fields, strict=True)
+                )
+            )
+        return inputs, shared, scales
 
 
 def tape_cost(e: PulledBack) -> float:
