@@ -23,11 +23,16 @@ from qrkt_hw.simulator import Simulator, native, simulator
 from qrkt_hw.simulator.core import REAL
 
 
-class _Hidden:
-    """Stands before an inherited property, so that torch's own look-up finds the parameter of that name."""
+class _Weight:
+    """Stands before the connector's property, so that ``.weight`` is found and set as torch does any parameter."""
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
-        raise AttributeError("weight")
+    def __get__(self, instance: nn.Module | None, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        found = instance._parameters.get("weight")
+        if found is None:
+            raise AttributeError("weight")  # torch looks further: buffers, parametrizations
+        return found
 
 
 class QuantumLayer(TorchConnector):
@@ -55,7 +60,7 @@ class QuantumLayer(TorchConnector):
         ValueError: another ``dtype``, or ``initial_weights`` of another length.
     """
 
-    weight: Tensor = _Hidden()  # type: ignore[assignment]
+    weight: Tensor = _Weight()  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -241,7 +246,7 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
             remote.append(place)
             continue
         # compiled calls are cheap, and layers that read the same tensor need no copy of it
-        same = id(inputs) if native.serves(inputs) else inputs.shape[:-1]
+        same = id(inputs) if len(jobs) == 1 or native.serves(inputs) else inputs.shape[:-1]
         together.setdefault((id(function), same, inputs.device), []).append(place)
     if len(remote) < len(jobs):
         _count([jobs[p] for p in range(len(jobs)) if functions[p] is not None])

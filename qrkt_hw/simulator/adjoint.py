@@ -126,7 +126,7 @@ class Adjoint:
             )
             return by_inputs.unflatten(1, (-1, groups)).sum(1), by_weights
         batch, groups = inputs.shape[0], weights.shape[0]
-        inputs, weights = self._checked(inputs, weights)
+        inputs, weights = inputs.resolve_neg(), weights.resolve_neg().contiguous()  # checked when they came
         shape = (batch, groups, len(self.observables))
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         by_inputs, by_weights = inputs.new_zeros(inputs.shape), torch.empty_like(weights)

@@ -102,7 +102,8 @@ class Simulator:
         lead, groups = inputs.shape[:-2], inputs.shape[-2]
         _check_kind(inputs, prepared)
         if scales is not NO_SCALES:
-            scales = Scales(*(t if t is None else t.to(self.real_dtype) for t in scales))
+            real = self.real_dtype
+            scales = Scales(*(t if t is None or t.dtype == real else t.to(real) for t in scales))
         if inputs.shape[-1] != self.template.num_inputs or (len(prepared) % groups if groups else len(prepared)):
             raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
         flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
@@ -125,16 +126,15 @@ _AS_IT_IS: AbstractContextManager = nullcontext()
 
 def _full_precision(tensor: Tensor) -> AbstractContextManager:
     """Autocast off: circuits are evaluated in the precision of the simulator, whatever surrounds them."""
-    kind = tensor.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return _AS_IT_IS
+    if not torch._C._is_any_autocast_enabled():
+        return _AS_IT_IS
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _check_kind(inputs: Tensor, weights: Tensor) -> None:
     if inputs.is_complex() or weights.is_complex():
         raise ValueError(f"inputs and weights must be real, not {inputs.dtype} and {weights.dtype}")
-    if inputs.device != weights.device:
+    if not (inputs.is_cpu and weights.is_cpu) and inputs.device != weights.device:
         raise ValueError(f"inputs are on {inputs.device} and weights on {weights.device}; move one to the other")
 
 

@@ -88,7 +88,12 @@ def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the compiled routines can take these tensors: on a CPU, and not :func:`traced`."""
-    return library() is not None and all(t.device.type == "cpu" for t in tensors) and not traced(*tensors)
+    if library() is None:
+        return False
+    for t in tensors:
+        if not t.is_cpu:
+            return False
+    return not traced(*tensors)
 
 
 def traced(*tensors: Tensor) -> bool:
@@ -96,9 +101,13 @@ def traced(*tensors: Tensor) -> bool:
 
     Only torch's own operations are right then; a compiled routine would read addresses that hold no numbers.
     """
-    if torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode():
+    if _transforms_active() or is_in_torch_dispatch_mode():
         return True
-    return any((type(t) is not Tensor and type(t) is not Parameter) or _is_batched(t) for t in tensors)
+    for t in tensors:
+        kind = type(t)
+        if (kind is not Tensor and kind is not Parameter) or _is_batched(t):
+            return True
+    return False
 
 
 def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str) -> Tensor:
@@ -107,7 +116,7 @@ def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str
     Raises:
         ValueError: another shape, precision or device than the routine takes; it would read or write foreign memory.
     """
-    if tensor.shape != shape or tensor.dtype != real or tensor.device.type != "cpu":
+    if tensor.shape != shape or tensor.dtype != real or not tensor.is_cpu:
         found = f"{tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
         raise ValueError(f"{name} must be {tuple(shape)} in {real} on a CPU, not {found}")
     return tensor.resolve_neg()
@@ -115,6 +124,7 @@ def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str
 
 # as in torch.autograd.grad(..., is_grads_batched=True), which no transform announces
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+_transforms_active = torch._C._are_functorch_transforms_active
 _Strides = ctypes.c_int64 * 4
 
 

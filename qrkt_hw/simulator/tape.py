@@ -152,7 +152,9 @@ class Tape:
         self, inputs: Tensor, shared: Tensor, scales: Scales, cotangent: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """The cotangents of inputs, coefficients and the three scales, where needed."""
-        inputs, shared, scales = self._checked(inputs, shared, scales)
+        inputs, shared = inputs.resolve_neg(), shared.resolve_neg().contiguous()  # checked when they came
+        if scales is not NO_SCALES:
+            scales = Scales(*(None if t is None else t.resolve_neg().contiguous() for t in scales))
         shape = (len(inputs), len(shared), self.outputs)
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         slopes = [

@@ -1,4 +1,4 @@
-"""A quantum layer as a torch module: one parameter is the truth, and what does not fit is refused before native code."""
+"""A quantum layer as a torch module: one parameter is the truth; what does not fit is refused before native code."""
 
 import copy
 import math
@@ -17,6 +17,7 @@ from qrkt_hw.simulator import METHODS, Simulator
 
 X = torch.linspace(-2, 2, 40).reshape(5, 8)
 KINDS = [("qrkt", "pauli"), ("ry_rz_ring", "adjoint"), ("brickwork", "gatewise"), ("brickwork", "fused")]
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 KEPT = KINDS[:2]  # propagation and adjoint
 
 
@@ -301,5 +302,5 @@ def test_second_derivatives_of_a_circuit_that_depends_on_no_parameter(method):
 
 
 def test_a_dtype_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="complex64 or torch.complex128"):
+    with pytest.raises(ValueError, match=r"complex64 or torch\.complex128"):
         layer(dtype=torch.float32)
