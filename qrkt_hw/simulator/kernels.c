@@ -7,6 +7,7 @@
  * the nearest cache. Backward passes recompute instead of remembering, so memory does not grow with the circuit.
  */
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,20 +55,61 @@ typedef struct {
     const int32_t *by_input; /* whether an angle depends on inputs */
 } Circuit;
 
-static _Thread_local void *held[2];
-static _Thread_local size_t held_bytes[2];
+/* what a thread keeps from call to call, and gives back when it ends */
+typedef struct {
+    void *room[2];
+    size_t bytes[2];
+} Held;
 
+#define LARGEST_HELD ((size_t)64 << 20) /* bytes; more is given back after each call */
+
+static _Thread_local Held *held;
+static pthread_key_t at_exit;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int has_key;
+
+static void release(void *thread_held) {
+    Held *own = thread_held;
+    free(own->room[0]);
+    free(own->room[1]);
+    free(own);
+    held = NULL;
+}
+
+static void make_key(void) { has_key = !pthread_key_create(&at_exit, release); }
+
+/* at least that many bytes, aligned to 64; NULL where memory is short */
 static void *workspace(int which, size_t bytes) {
-    if (held_bytes[which] < bytes) {
-        void *fresh = NULL;
-        free(held[which]);
-        held[which] = NULL;
-        held_bytes[which] = 0;
-        if (posix_memalign(&fresh, 64, bytes)) return NULL;
-        held[which] = fresh;
-        held_bytes[which] = bytes;
+    if (!held) {
+        Held *fresh = calloc(1, sizeof *fresh);
+        if (!fresh) return NULL;
+        pthread_once(&once, make_key);
+        if (has_key && pthread_setspecific(at_exit, fresh)) {
+            free(fresh);
+            return NULL;
+        }
+        held = fresh;
     }
-    return held[which];
+    if (!bytes) bytes = 1; /* NULL means that memory is short */
+    if (held->bytes[which] < bytes) {
+        free(held->room[which]);
+        held->room[which] = NULL;
+        held->bytes[which] = 0;
+        if (posix_memalign(&held->room[which], 64, bytes)) {
+            held->room[which] = NULL;
+            return NULL;
+        }
+        held->bytes[which] = bytes;
+    }
+    return held->room[which];
+}
+
+/* after a call: what is large is not kept until the thread ends */
+static void trim(int which) {
+    if (held->bytes[which] <= LARGEST_HELD) return;
+    free(held->room[which]);
+    held->room[which] = NULL;
+    held->bytes[which] = 0;
 }
 
 int64_t qrkt_version(void) { return 4; }

@@ -243,6 +243,7 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
             for (int m = 0; m < p->outputs; m++)
                 for (int j = 0; j < n; j++) out[((first + j) * groups + g) * p->outputs + m] = values[m * CH + j];
         }
+    trim(1);
     return 0;
 }
 
@@ -300,5 +301,6 @@ int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *st
         if (by_weights)
             for (int k = 0; k < p->weights; k++) by_weights[g * p->weights + k] = (REAL)sums[k];
     }
+    trim(1);
     return 0;
 }
