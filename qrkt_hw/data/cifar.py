@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import gzip
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from qrkt_hw.data import files, parquet
 from qrkt_hw.data.base import Data
 from qrkt_hw.data.memory import in_memory, resized
+from qrkt_hw.data.pickles import read_pickle
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
@@ -29,6 +29,8 @@ MEMBERS = {
     "cifar10": {"train": [f"data_batch_{k}" for k in range(1, 6)], "test": ["test_batch"]},
     "cifar100": {"train": ["train"], "test": ["test"]},
 }
+# the largest true ones: 148 MiB, and 178 MiB unpacked
+LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29
 META = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
 
 
@@ -57,7 +59,8 @@ def _found(options: DataOptions, looked: list[Path]) -> tuple[Any, ...] | None:
         if inner.is_dir():
             return _pickled(options, _in_folder(inner))
         if (folder / ARCHIVES[name]).is_file():
-            return _pickled(options, _in_archive(folder / ARCHIVES[name]))
+            wanted = {META[name][0], *MEMBERS[name]["train"], *MEMBERS[name]["test"]}
+            return _pickled(options, _in_archive(folder / ARCHIVES[name], wanted))
     shards = {part: files.parquet_files(looked, part) for part in ("train", "test")}
     if not all(shards.values()):
         return None
@@ -87,27 +90,51 @@ class _Opened(Mapping[str, dict[str, Any]]):
 
 def _in_folder(folder: Path) -> _Opened:
     def read(name: str) -> dict[str, Any]:
-        try:
-            with (folder / name).open("rb") as handle:
-                return safe_unpickle(handle, folder / name)
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} lacks the file {name}") from error
+        file = folder / name
+        if not file.exists():
+            raise UserError(f"{folder} lacks the file {name}")
+        if files.regular(file).stat().st_size > LARGEST_FILE:
+            raise UserError(f"{file} is larger than {LARGEST_FILE >> 20} MiB, and so no CIFAR file")
+        return safe_unpickle(file.read_bytes(), file)
 
     return _Opened(folder, read, [p.name for p in folder.iterdir()])
 
 
-def _in_archive(archive: Path) -> _Opened:
+class _Bounded:
+    """A stream that ends in an error after so many bytes, whatever a small archive would unpack to."""
+
+    def __init__(self, handle: IO[bytes], left: int, name: Path) -> None:
+        self.handle, self.left, self.name = handle, left, name
+
+    def read(self, size: int) -> bytes:
+        content = self.handle.read(size)
+        self.left -= len(content)
+        if self.left < 0:
+            raise UserError(f"{self.name} unpacks to more than {LARGEST_ARCHIVE >> 20} MiB, and so is no CIFAR archive")
+        return content
+
+
+def _in_archive(archive: Path, wanted: set[str]) -> _Opened:
     contents: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                handle = tar.extractfile(member) if member.isfile() else None
-                name = Path(member.name).name
-                if handle is not None and (
-                    name.endswith("meta") or "batch_" in name or name in ("train", "test", "test_batch")
-                ):
-                    contents[name] = safe_unpickle(handle, archive / name)
-    except (tarfile.TarError, OSError, EOFError) as error:
+        with archive.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = _Bounded(gzip.GzipFile(fileobj=raw) if packed else raw, LARGEST_ARCHIVE, archive)  # type: ignore[arg-type]
+            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    name = Path(member.name).name
+                    # a sparse member promises any size without bytes for it
+                    if not member.isfile() or member.issparse() or member.size > LARGEST_FILE or name not in wanted:
+                        continue
+                    handle = tar.extractfile(member)
+                    assert handle is not None
+                    contents[name] = safe_unpickle(handle.read(), archive / name)
+            while stream.read(2**20):  # to the end, where the checksum stands
+                pass
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything
         raise UserError(f"{archive} is damaged: it cannot be unpacked") from error
 
     def read(name: str) -> dict[str, Any]:
@@ -118,60 +145,44 @@ def _in_archive(archive: Path) -> _Opened:
     return _Opened(archive, read, list(contents))
 
 
-class _Arrays(pickle.Unpickler):
-    """Dictionaries, lists, strings and NumPy arrays; nothing that could run code."""
-
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("_codecs", "encode"),
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} does not belong in a data file")
-        if name == "_reconstruct":
-            module = "numpy._core.multiarray"  # where NumPy 2 keeps it; the old name warns
-        return super().find_class(module, name)
-
-
-def safe_unpickle(handle: IO[bytes], path: Path) -> dict[str, Any]:
+def safe_unpickle(content: bytes, path: Path) -> dict[str, Any]:
     """The dictionary of a CIFAR pickle, keys as text.
 
     Raises:
         UserError: a damaged file, or one that holds anything but arrays, lists, numbers and strings.
     """
     try:
-        value = _Arrays(handle, encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else key: item for key, item in value.items()}
+        return read_pickle(content)
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{path} is damaged, or no CIFAR file ({type(error).__name__})") from error
+        raise UserError(f"{path} is damaged, or no CIFAR file ({error or type(error).__name__})") from error
 
 
 def _pickled(options: DataOptions, members: _Opened) -> tuple[Any, ...]:
     file, key = META[options.dataset]
     label = "labels" if options.dataset == "cifar10" else "fine_labels"
-    try:
-        names = tuple(n.decode() if isinstance(n, bytes) else str(n) for n in members[file][key])
-    except KeyError as error:
-        raise UserError(f"{members.where / file} is damaged: it lacks {key}") from error
+    listed = members[file].get(key)
+    if not (isinstance(listed, list) and listed and all(isinstance(name, (bytes, str)) for name in listed)):
+        raise UserError(f"{members.where / file} is damaged: it lacks {key}, a list of names")
+    names = tuple(n.decode(errors="replace") if isinstance(n, bytes) else n for n in listed)
     parts = []
     for part in ("train", "test"):
         pixels: list[np.ndarray] = []
-        labels: list[int] = []
+        labels: list[np.ndarray] = []
         for name in MEMBERS[options.dataset][part]:
-            content = members[name]
-            try:
-                pixels.append(np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32))
-                labels.extend(int(k) for k in content[label])
-            except (KeyError, ValueError, TypeError) as error:
-                raise UserError(f"{members.where / name} is damaged: no images and labels in it") from error
-            if sum(map(len, pixels)) != len(labels):
-                raise UserError(f"{members.where / name} is damaged: not as many labels as images")
-        images: Tensor = torch.from_numpy(np.concatenate(pixels))
-        parts.append((resized(images, options.image_size), torch.tensor(labels)))
+            content, where = members[name], members.where / name
+            images, marks = content.get("data"), content.get(label)
+            if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == (3072,)):
+                raise UserError(f"{where} is damaged: its data are no rows of 3,072 bytes")
+            if not isinstance(marks, (list, np.ndarray)) or len(marks) != len(images):
+                raise UserError(f"{where} is damaged: not as many labels as images")
+            if isinstance(marks, list):
+                marks = np.array([k if type(k) is int and -1 <= k < 2**31 else -1 for k in marks], dtype=np.int64)
+            if marks.ndim != 1 or (len(marks) and not 0 <= int(marks.min()) <= int(marks.max()) < len(names)):
+                raise UserError(f"{where} is damaged: its labels are no numbers from 0 to {len(names) - 1}")
+            pixels.append(images.reshape(-1, 3, 32, 32))
+            labels.append(marks.astype(np.int64))
+        all_pixels, all_labels = (torch.from_numpy(np.concatenate(found)) for found in (pixels, labels))
+        parts.append((resized(all_pixels, options.image_size), all_labels))
     return names, *parts
 
 

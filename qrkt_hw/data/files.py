@@ -21,6 +21,17 @@ def places(options: DataOptions, *names: str) -> list[Path]:
     return [*(root(options) / name for name in names), root(options)]
 
 
+def regular(path: Path) -> Path:
+    """The path of a file that can be read to its end.
+
+    Raises:
+        UserError: a folder, a device or a pipe, on which reading would wait for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no file that can be read: it is a folder, a pipe or a device")
+    return path
+
+
 def missing(options: DataOptions, looked: Sequence[Path], what: str, where: str) -> UserError:
     """The one sentence for a data set that is not there."""
     name = options.dataset.partition(":")[0]
@@ -38,5 +49,5 @@ def parquet_files(folders: Sequence[Path], split: str) -> list[Path]:
         for inner in (folder, folder / "data", folder / "plain_text", folder / "cifar100"):
             found = sorted(inner.glob(f"{split}-*.parquet")) or sorted(inner.glob(f"{split}.parquet"))
             if found:
-                return found
+                return [regular(file) for file in found]
     return []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qrkt_hw.data.base import Data, DataShape
+from qrkt_hw.data.files import regular
 from qrkt_hw.data.images import FileImages, decoded, statistics_of
 from qrkt_hw.data.memory import held_out
 from qrkt_hw.data.split import mixed, stratified
@@ -84,6 +85,8 @@ def _listed(path: Path) -> tuple[tuple[str, ...], list[Path], np.ndarray]:
         raise UserError(
             f"--dataset: {path} must hold one folder of images per class ({str(error).splitlines()[0]})"
         ) from error
+    for file, _ in found.samples:
+        regular(Path(file))
     return (
         tuple(found.classes),
         [Path(file) for file, _ in found.samples],

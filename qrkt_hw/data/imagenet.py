@@ -55,6 +55,9 @@ def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
         for part, found in (("train", train), ("test", test))
     }
     columns = (image, label)
+    for split, found in shards.items():
+        if not any(shard.members("train" if split == "train" else "all").any() for shard in found):
+            raise UserError(f"{found[0].file} holds no rows")
     statistics = statistics_of(_sampled(shards["train"], columns, size))
 
     def part(where: str, split: str, limit: int | None = None) -> Stream:
@@ -69,15 +72,17 @@ def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
 
 
 def _sampled(shards: list[Shard], columns: tuple[str, str], size: int) -> Iterator[Tensor]:
+    shards = [shard for shard in shards if shard.members("train").any()]
     for place in sorted({0, len(shards) // 2}):
         shard = shards[place]
         members = np.flatnonzero(shard.members("train"))[:SAMPLED]
-        wanted, last = set(members.tolist()), int(members[-1]) if len(members) else -1
+        wanted, last = set(members.tolist()), int(members[-1])
         for k, row in enumerate(parquet.rows(shard.file, columns)):
             if k > last:
                 break
             if k in wanted:
-                yield decoded(row[columns[0]]["bytes"], f"{shard.file}: row {k}", 3, size).unsqueeze(0)
+                name = f"{shard.file}: row {k}"
+                yield decoded(parquet.image_and_label(row, columns, name)[0], name, 3, size).unsqueeze(0)
 
 
 def _on_the_hub(split: str) -> list[str]:

@@ -14,9 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from qrkt_hw.data.files import regular
 from qrkt_hw.errors import UserError
 
 LARGEST_FILE = 64 * 2**20
+# at most so many pixels are decoded or scaled to: 400 MB in colour
+MOST_PIXELS = 2**27
+# formats of pixels alone; Pillow's others run programs (EPS), come from the net (FITS, FLI) or had overflows (PSD)
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 
@@ -48,7 +53,7 @@ class FileImages(Dataset[Any]):
 
 
 def decoded(source: Path | bytes, name: str, channels: int, size: int | None) -> Tensor:
-    """An encoded image as bytes ``(channels, height, width)``.
+    """An encoded image as bytes ``(channels, height, width)``; of several frames the first, without transparency.
 
     Args:
         source: a file, or its content.
@@ -57,24 +62,53 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None) ->
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
 
     Raises:
-        UserError: no image, a damaged one, or a file that cannot be read.
+        UserError: no image, a damaged one, one with pixels that are not 8 or 16 bits, or a file that cannot be read.
     """
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata
+            content = io.BytesIO(source) if isinstance(source, bytes) else regular(source)
+            with Image.open(content, formats=FORMATS) as opened:
+                if opened.width * opened.height > MOST_PIXELS:
+                    raise UserError(f"{name} is {_size(opened)} pixels; at most {MOST_PIXELS:,} in all are read")
+                image = _eight_bits(opened, name, channels)
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)})") from error
+    except Exception as error:  # a damaged image raises nearly anything
         raise UserError(f"{name} is not an image that can be read ({type(error).__name__})") from error
     if size is not None and image.size != (size, size):
+        if size * size * max(image.size) > MOST_PIXELS * min(image.size):
+            raise UserError(f"{name} is {_size(image)} pixels; it is too long to be scaled to a side of {size}")
         image = _scaled(image, size)
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
-def _scaled(image: Any, size: int) -> Any:
-    from PIL import Image
+def _size(image: Image.Image) -> str:
+    return f"{image.width}x{image.height}"
 
+
+def _eight_bits(image: Image.Image, name: str, channels: int) -> Image.Image:
+    """The image in mode L or RGB. 16 bits are rounded to 8, where Pillow would clip them; transparency is left out, as
+    torchvision does, so that what a palette or alpha hides counts as it is stored."""
+    if image.mode.startswith("I"):
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF; 12 would be taken for dark 16
+        if bits not in (16, 32):
+            raise UserError(f"{name} has {bits} bits per channel; 8 or 16 are read")
+        deep = np.asarray(image).astype(np.int64)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise UserError(f"{name} has pixels from {deep.min()} to {deep.max()}; 8 or 16 bits per channel are read")
+        image = Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode == "F":
+        raise UserError(f"{name} has pixels of mode F; 8 or 16 bits per channel are read")
+    elif image.mode in ("P", "PA"):
+        image = image.convert("RGBA")  # by way of it: a palette with transparency and one without give the same
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def _scaled(image: Any, size: int) -> Any:
     width, height = image.size
     factor = size / min(width, height)
     image = image.resize(
@@ -96,6 +130,8 @@ def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
     for chunk in chunks:
         values = chunk.transpose(0, 1).flatten(1).double() / 255
         total, squares, count = total + values.sum(1), squares + values.square().sum(1), count + values.shape[1]
+    if not count:
+        raise ValueError("no images to take mean and deviation of")
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(1e-12).sqrt().clamp_min(1e-3)
     return tuple(mean.tolist()), tuple(std.tolist())
@@ -105,40 +141,22 @@ def read_image(path: Path, description: dict[str, Any]) -> Tensor:
     """One image file as a normalised tensor ``(channels, size, size)``.
 
     Args:
-        path: any format Pillow reads.
+        path: any of :data:`FORMATS`.
         description: a run's ``data.json``: channels, image_size, mean, std; with ``resized`` any size is taken.
 
     Raises:
         UserError: no such file, not an image, or another size than the model's.
     """
-    size = description["image_size"]
+    size, name = description["image_size"], f"--image: {path}"
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"--image: {path} is larger than 64 MiB")
-        if description.get("resized", False):
-            scaled = decoded(path, f"--image: {path}", description["channels"], size)
-            return normalised(scaled, (tuple(description["mean"]), tuple(description["std"])))
-        with _opened(path) as image:
-            if image.size != (size, size):
-                raise UserError(
-                    f"--image: {path} is {image.size[0]}x{image.size[1]} pixels; this model takes {size}x{size}"
-                )
-            if image.mode.startswith("I;16"):  # Pillow would clip 16 bits to 8
-                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-            elif image.mode in ("I", "F"):
-                raise UserError(f"--image: {path} has pixels of mode {image.mode}; 8 or 16 bits per channel are read")
-            pixels = np.asarray(image.convert("L" if description["channels"] == 1 else "RGB"), dtype=np.float32) / 255
+            raise UserError(f"{name} is larger than 64 MiB")
     except FileNotFoundError as error:
         raise UserError(f"--image: no file {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"--image: {path} is not an image that can be read ({type(error).__name__})") from error
-    tensor = torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1)
-    mean, std = (torch.tensor(description[key]).view(-1, 1, 1) for key in ("mean", "std"))
-    return (tensor - mean) / std
-
-
-def _opened(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
-        # opening reads the header alone, and the size is checked before any pixel is
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+    except (OSError, ValueError) as error:  # no permission, or a name that no file can have
+        raise UserError(f"{name} cannot be read ({type(error).__name__})") from error
+    pixels = decoded(path, name, description["channels"], size if description.get("resized", False) else None)
+    if pixels.shape[1:] != (size, size):
+        height, width = pixels.shape[1:]
+        raise UserError(f"{name} is {width}x{height} pixels; this model takes {size}x{size}")
+    return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))

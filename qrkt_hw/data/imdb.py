@@ -36,6 +36,8 @@ def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
     train, test = parts
     if train is None or test is None:
         raise files.missing(options, looked, "train-*.parquet and test-*.parquet, or aclImdb,", SOURCE)
+    if not len(test[1]):
+        raise UserError(f"--dataset imdb: no test texts in {looked[0]}")
     texts, labels = train
     if not vocabulary:
         whole, _ = held_out(labels, None, RUN)
@@ -79,7 +81,7 @@ def _originals(folder: Path) -> Part:
     for label, name in enumerate(NAMES):
         for file in sorted((folder / name).glob("*.txt")):
             try:
-                texts.append(file.read_text(encoding="utf-8"))
+                texts.append(files.regular(file).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{file} is damaged: it is not text") from error
             labels.append(label)

@@ -68,14 +68,18 @@ def in_memory(
         train, test: bytes ``(samples, channels, size, size)`` and labels; validation is taken from ``train``.
 
     Raises:
-        UserError: labels without a name.
+        UserError: labels without a name, no test images, or parts of different sizes.
     """
     pixels, labels = train
+    if not len(test[1]):
+        raise UserError(f"--dataset {options.dataset}: the test part holds no images")
     for part in (labels, test[1]):
-        if len(part) and not (int(part.min()) >= 0 and int(part.max()) < len(names)):
-            raise UserError(
-                f"--dataset {options.dataset}: label {int(part.max())} found; there are {len(names)} classes"
-            )
+        wrong = part[(part < 0) | (part >= len(names))]
+        if len(wrong):
+            raise UserError(f"--dataset {options.dataset}: label {int(wrong[0])} found; there are {len(names)} classes")
+    if test[0].shape[1:] != pixels.shape[1:]:
+        sizes = " and ".join("x".join(map(str, found.shape[2:])) for found in (pixels, test[0]))
+        raise UserError(f"--dataset {options.dataset}: training and test images are {sizes} pixels; give --image-size")
     kept, validation = held_out(labels.numpy(), None)
     # of the whole training part, also where --limit takes less of it: the input stays the same
     statistics = statistics_of(_chunks(pixels, kept))

@@ -19,6 +19,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
 SOURCE = "https://huggingface.co/datasets/ylecun/mnist"
+LARGEST = 2**30  # of an unpacked file
 PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -69,32 +70,42 @@ def _read_pair(
     if images is None or labels is None:
         lacking = f"{part}-{'images-idx3' if images is None else 'labels-idx1'}-ubyte"
         raise UserError(f"--dataset mnist: {folder} lacks {lacking} (plain or .gz)")
-    pixels, marks = read_idx(images), read_idx(labels)
-    if pixels.ndim != 3 or marks.ndim != 1 or len(pixels) != len(marks):
+    pixels, marks = read_idx(images, 3), read_idx(labels, 1)
+    if len(pixels) != len(marks):
         raise UserError(f"{labels} is damaged: {len(marks)} labels for {len(pixels)} images")
+    if pixels.shape[1] != pixels.shape[2] or not pixels.size:
+        raise UserError(f"{images} holds an array of {_times(pixels.shape)}; images with two equal sides are read")
     return resized(torch.from_numpy(pixels).unsqueeze(1), options.image_size), torch.from_numpy(marks.astype(np.int64))
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """The array of an IDX file of unsigned bytes, plain or gzip.
+def read_idx(path: Path, dimensions: int) -> np.ndarray:
+    """The array of an IDX file of unsigned bytes, plain or gzip; no more is unpacked than its head promises.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged, or holds an array of other dimensions, or of more than 1 GiB.
     """
     try:
-        content = path.read_bytes()
-        if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            handle = gzip.GzipFile(fileobj=raw) if packed else raw
+            # magic: two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension, big-endian
+            head = handle.read(4 + 4 * dimensions)
+            if head[:4] != bytes([0, 0, 8, dimensions]) or len(head) < 4 + 4 * dimensions:
+                raise UserError(f"{path} is damaged: it is not an IDX file of bytes in {dimensions} dimensions")
+            shape = tuple(int.from_bytes(head[k : k + 4], "big") for k in range(4, len(head), 4))
+            if math.prod(shape) > LARGEST:
+                raise UserError(f"{path} promises an array of {_times(shape)}; at most 1 GiB is read")
+            content = handle.read(math.prod(shape) + 1)  # one more than there may be; at the end stands the checksum
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: it cannot be unpacked") from error
-    # magic: two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension, big-endian
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is damaged: it is not an IDX file of bytes")
-    start = 4 + 4 * content[3]
-    shape = [int.from_bytes(content[k : k + 4], "big") for k in range(4, start, 4)]
-    if len(content) < start or len(content) != start + math.prod(shape):
-        raise UserError(f"{path} is damaged: {len(content)} bytes do not hold an array of {'x'.join(map(str, shape))}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
+    if len(content) != math.prod(shape):
+        raise UserError(f"{path} is damaged: its bytes are not the promised array of {_times(shape)}")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _download(folder: Path) -> None:

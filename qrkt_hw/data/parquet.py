@@ -13,6 +13,8 @@ from torch import Tensor
 from qrkt_hw.data.images import decoded
 from qrkt_hw.errors import UserError
 
+MOST_ROWS = 10**8
+
 
 def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of one parquet file in order, encoded images as bytes; memory holds a row group of these columns.
@@ -41,7 +43,10 @@ def row_count(file: str) -> int:
     Raises:
         UserError: the file is damaged.
     """
-    return _metadata(file)[0]
+    count = _metadata(file)[0]
+    if not 0 <= count <= MOST_ROWS:
+        raise UserError(f"{file} is damaged: it says to hold {count} rows; at most {MOST_ROWS:,} are read")
+    return count
 
 
 def _metadata(file: str) -> tuple[int, list[str], Any]:
@@ -73,11 +78,32 @@ def class_names(file: str, label: str) -> tuple[str, ...] | None:
     """Names of the classes where the file knows them."""
     import datasets
 
+    schema = _metadata(file)[2]
     try:
-        feature = datasets.Features.from_arrow_schema(_metadata(file)[2]).get(label)
-    except (ValueError, TypeError, KeyError):
+        feature = datasets.Features.from_arrow_schema(schema).get(label)
+        return tuple(map(str, feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+    except Exception:  # metadata are anybody's text, and datasets checks none of it
         return None
-    return tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def image_and_label(row: dict[str, Any], columns: Sequence[str], name: str) -> tuple[bytes, int]:
+    """The encoded image and the label of a row.
+
+    Args:
+        row: of :func:`rows`.
+        columns: of image and label.
+        name: what to call the row in an error.
+
+    Raises:
+        UserError: there is no image, or no whole number from 0 as label.
+    """
+    image, label = (row[column] for column in columns)
+    content = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(content, bytes):
+        raise UserError(f"{name} holds no image: its {columns[0]} has no bytes")
+    if type(label) is not int or not 0 <= label < 2**31:
+        raise UserError(f"{name} has the {columns[1]} {str(label)[:40]!r}; a label is a whole number from 0")
+    return content, label
 
 
 def read_images(
@@ -99,8 +125,11 @@ def read_images(
     for file in files:
         image, label = column(str(file), images), column(str(file), labels)
         for k, row in enumerate(rows(str(file), [image, label])):
-            pixels.append(decoded(row[image]["bytes"], f"{file}: row {k}", channels, size))
-            found.append(int(row[label]))
-            if pixels[-1].shape != pixels[0].shape:
-                raise UserError(f"{file}: row {k} is an image of another size; give --image-size")
+            content, mark = image_and_label(row, (image, label), f"{file}: row {k}")
+            pixels.append(decoded(content, f"{file}: row {k}", channels, size))
+            found.append(mark)
+            if pixels[-1].shape != pixels[0].shape or pixels[0].shape[1] != pixels[0].shape[2]:
+                raise UserError(f"{file}: row {k} is an image of another size, or not square; give --image-size")
+    if not pixels:
+        raise UserError(f"{files[0]} holds no rows")
     return torch.stack(pixels), torch.from_numpy(np.array(found, dtype=np.int64))

@@ -37,4 +37,8 @@ def load_data(options: DataOptions, vocabulary: Sequence[str] = ()) -> Data:
     for flag, given in (("--unique-words", options.unique_words), ("--word-pairs", options.word_pairs)):
         if given and name != "imdb":
             raise UserError(f"{flag}: {options.dataset} has no words")
-    return imdb.load(options, tuple(vocabulary)) if vocabulary else DATASETS[name](options)
+    data = imdb.load(options, tuple(vocabulary)) if vocabulary else DATASETS[name](options)
+    # a GAN draws images of one kind, too
+    if data.shape.classes < 2 and getattr(options, "model", None) != "gan":
+        raise UserError(f"--dataset: {options.dataset} has the one class {data.class_names[0]}; a classifier takes two")
+    return data

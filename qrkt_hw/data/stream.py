@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qrkt_hw.data.images import Statistics, decoded, normalised
-from qrkt_hw.data.parquet import rows
+from qrkt_hw.data.parquet import image_and_label, rows
 from qrkt_hw.errors import UserError
 
 # encoded samples held for shuffling: about 110 MB of ImageNet
@@ -87,6 +87,8 @@ class Stream(Dataset[Any]):
             self._next += 1
         taken = [sample for _, sample in zip(range(size), self._samples, strict=False)]
         self._next += 1
+        if not taken:
+            raise UserError(f"{self.shards[-1].file} is damaged: it has fewer rows than it says")
         pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken])
         return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken])
 
@@ -113,7 +115,6 @@ class Stream(Dataset[Any]):
             yield window[place]
 
     def _rows(self, shards: Sequence[Shard]) -> Iterator[tuple[bytes, int, str]]:
-        image, label = self.columns
         given = 0
         for shard in shards:
             members = shard.members(self.split)
@@ -121,8 +122,9 @@ class Stream(Dataset[Any]):
                 if self.limit is not None and given >= self.limit:
                     return
                 if k < len(members) and members[k]:
-                    found, name = int(row[label]), f"{shard.file}: row {k}"
-                    if not 0 <= found < self.classes:
+                    name = f"{shard.file}: row {k}"
+                    content, found = image_and_label(row, self.columns, name)
+                    if found >= self.classes:
                         raise UserError(f"{name} has label {found}; there are {self.classes} classes")
                     given += 1
-                    yield row[image]["bytes"], found, name
+                    yield content, found, name
