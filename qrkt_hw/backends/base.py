@@ -85,6 +85,7 @@ class Backend(ABC):
         counters: circuits, executions, rounds and seconds so far.
         max_seconds: QPU seconds that one run may use where no flag says otherwise; None for no limit.
         fell_back_from: the backend that was asked for and could not be used; None otherwise.
+        working_entry: its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so.
         notice: what the user must be told about this backend; None where there is nothing.
     """
 
@@ -97,6 +98,7 @@ class Backend(ABC):
     target: Any = None
     max_seconds: float | None = None
     fell_back_from: str | None = None
+    working_entry: bool = False
     notice: str | None = None
 
     def __init__(self, name: str) -> None:
@@ -158,6 +160,12 @@ class Backend(ABC):
         if self._progress is not None:
             named = ", ".join(tag for tag in tags if tag)
             self._progress(f"{circuits:,} circuits on {self.name}" + (f": {named}" if named else ""))
+
+    def _tell(self, text: str) -> None:
+        """Say what is being waited for within a round, where whoever watches wants to know."""
+        update = getattr(self._progress, "update", None)
+        if update is not None:
+            update(text)
 
 
 class LocalBackend(Backend):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,9 +33,11 @@ from qrkt_hw.execution.placement import QUALITY
 from qrkt_hw.execution.pricing import DEFAULT_DELAY
 from qrkt_hw.execution.splitting import JobLimits
 from qrkt_hw.execution.transpiling import PlacedCircuit
-from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
+from qrkt_hw.simulator.superoperator import LARGEST, Kept, NoisySimulator
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
+TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
+SMALL = 5  # qubits up to which waking a second thread costs more than it brings
 
 
 class FakeBackend(AerBackend):
@@ -89,7 +92,8 @@ class FakeBackend(AerBackend):
             guard=guard, quality=quality, mitigation=mitigation != "none" and shots is not None,
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
-        self._tables: dict[tuple[str, tuple[int, ...]], NoisySimulator] = {}
+        self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
+        self._kept = Kept()
         if self.noise_name not in (device, "none"):
             missing = set(self.snapshot.target.operation_names) - set(
                 fake_device(self.noise_name).target.operation_names
@@ -157,7 +161,7 @@ class FakeBackend(AerBackend):
             placed = self.placed(template, basis)
             effects = observable_effects(basis, template.num_outputs, placed, self.noise)
             circuits.append(noisy_circuit(template, placed, self.noise, effects))
-        return NoisySimulator(template, circuits, dtype)
+        return NoisySimulator(template, circuits, dtype, self._kept)
 
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:
         return self._noisy(template, basis, self.placed(template, basis))
@@ -197,7 +201,9 @@ class FakeBackend(AerBackend):
         pool = self.packer.pooled(calls)
         sets = self.packer.parameter_sets(calls, pool)
         outcomes = []
-        for batch in batches:
+        for number, batch in enumerate(batches):
+            if number:
+                self._tell(f"packed circuit {number + 1} of {len(batches)} on {self.name}")
             shots = self.packer.shots_of(batch)
             outcomes.append(
                 [sample(self._chances(piece, batch, calls, pool, sets), shots, self.rng) for piece in batch.pieces]
@@ -220,16 +226,25 @@ class FakeBackend(AerBackend):
         chances = np.zeros((batch.executions, 2**template.num_qubits))
         chances[:, 0] = 1  # of copies that idle; nobody reads them
         if self._fits(template):
-            key = (piece.kind, piece.physical)
-            if key not in self._tables:
-                effects = outcome_effects(placed, self.noise)
-                circuits = [noisy_circuit(template, placed, self.noise, effects)]
-                self._tables[key] = NoisySimulator(template, circuits, torch.complex128)
-            call = Call(template, values)
-            chances[busy] = evaluate_by_weights(call, self._tables[key], 2**template.num_qubits)
+            with _one_thread(template.num_qubits <= SMALL):
+                table = self._table(template, piece, placed)
+                chances[busy] = evaluate_by_weights(Call(template, values), table, 2**template.num_qubits)
         else:
             chances[busy] = self._probabilities(template, self._noisy(template, basis, placed), values)
         return chances
+
+    def _table(self, template: CircuitTemplate, piece: Piece, placed: PlacedCircuit) -> NoisySimulator:
+        """Chances of all outcomes at one place of the chip; built once, as long as there is room."""
+        key = (piece.kind, piece.physical)
+        if key not in self._tables:
+            effects = outcome_effects(placed, self.noise)
+            circuits = [noisy_circuit(template, placed, self.noise, effects)]
+            most = max(1, TABLES // effects.size)
+            while len(self._tables) >= most:
+                self._tables.popitem(last=False)
+            self._tables[key] = NoisySimulator(template, circuits, torch.complex128, self._kept)
+        self._tables.move_to_end(key)
+        return self._tables[key]
 
     job_limits = JobLimits()
 
@@ -263,3 +278,17 @@ class FakeBackend(AerBackend):
                 populations = populations @ self.noise.readout[qubit]
             chances = np.kron(populations, chances)
         return chances[None]
+
+
+@contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """Torch on one thread: products of small matrices are done before others have woken, more so on a busy machine."""
+    before = torch.get_num_threads()
+    if not wanted or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,4 +1,8 @@
-"""The layers of ``backends.yaml``: shipped, config folder, working folder, ``--backends-file``; later ones win."""
+"""The layers of ``backends.yaml``: shipped, config folder, working folder, ``--backends-file``; later ones win.
+
+The working folder's file is read by the commands alone, which say so; a program that imports this package may be
+started anywhere. No file turns a name that bills nothing into one that does.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from typing import Any
 import yaml
 from yaml.events import AliasEvent
 
-from qrkt_hw.backends.schema import Entry, parse_entry
+from qrkt_hw.backends.schema import Entry, ExactEntry, IBMEntry, parse_entry
 from qrkt_hw.errors import UserError
 
 LARGEST = 256 * 1024  # bytes
+WORKING = Path("backends.yaml")  # in the working folder
+SHIPPED = "backends.yaml (shipped)"
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,24 +71,45 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qrkt-hw" / "backends.yaml"
 
 
-def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
-    """All entries with the file each comes from.
+def layers(named: Path | None = None, working: bool = False) -> dict[str, tuple[Entry, str]]:
+    """All entries with the file each comes from; one that says what the layer below says counts as that layer's.
+
+    Args:
+        named: a file over all others.
+        working: whether the working folder's file is read.
 
     Raises:
-        UserError: a file that cannot be read or is wrong; a fallback that loops or names nothing.
+        UserError: a file that cannot be read or is wrong; an entry that would make a name bill that does not; a
+            fallback that loops, names nothing or bills.
     """
     shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
-    merged = {
-        name: (entry, "backends.yaml (shipped)") for name, entry in read_entries(shipped, "backends.yaml").items()
-    }
+    merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
-    for path in (config_file(), Path("backends.yaml"), named):
+    for path in (config_file(), WORKING if working else None, named):
         if path is not None and path.is_file():
-            merged.update({name: (e, str(path)) for name, e in read_entries(_text(path), str(path)).items()})
+            for name, entry in read_entries(_text(path), str(path)).items():
+                _check_name(name, entry, str(path), merged)
+                if name not in merged or merged[name][0] != entry:
+                    merged[name] = (entry, str(path))
     for name in merged:
         _check_fallback(name, merged)
     return merged
+
+
+def _check_name(name: str, entry: Entry, where: str, below: dict[str, tuple[Entry, str]]) -> None:
+    """``exact`` is what everything is compared with, and the names of simulators are typed without fear of a bill."""
+    if name == "exact" and not isinstance(entry, ExactEntry):
+        raise UserError(
+            f"{where}: exact.provider is {entry.provider!r}; the name exact is reserved for provider exact, so "
+            "give the entry another name"
+        )
+    free = name.startswith("fake_") or (name in below and not isinstance(below[name][0], IBMEntry))
+    if free and isinstance(entry, IBMEntry):
+        raise UserError(
+            f"{where}: {name}.provider is 'ibm', but {name} is the name of a simulator, which bills nothing; give the "
+            "entry another name"
+        )
 
 
 def _text(path: Path) -> str:
@@ -113,5 +140,9 @@ def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
             raise UserError(
                 f"{where}: {chain[-1]}.fallback is {following!r}, which names no backend; "
                 f"there are {', '.join(entries)}"
+            )
+        if isinstance(entries[following][0], IBMEntry):
+            raise UserError(
+                f"{where}: {chain[-1]}.fallback is {following!r}, a device that bills; a fallback must be a simulator"
             )
         chain.append(following)

@@ -23,12 +23,10 @@ def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str =
     counts = np.bincount(which, minlength=len(sets))
     result = np.empty((len(flat), rows))
     with torch.no_grad():
-        if len(sets) and np.all(counts == counts[0]):
-            places = order.reshape(len(sets), -1)
-            jobs = [(places, sets)]
-        else:
-            jobs = [(part[None], sets[k : k + 1]) for k, part in enumerate(np.split(order, np.cumsum(counts)[:-1]))]
-        for places, weights in jobs:
+        starts = np.cumsum(counts) - counts
+        for count in np.unique(counts):  # weight sets with equally many samples go together
+            alike = np.flatnonzero(counts == count)
+            places, weights = order[starts[alike, None] + np.arange(count)], sets[alike]
             inputs = torch.from_numpy(flat[places.T, :inputs_wide]).to(device)
             values = evaluate(inputs, torch.from_numpy(np.ascontiguousarray(weights)).to(device))
             result[places.T] = values.cpu().numpy()

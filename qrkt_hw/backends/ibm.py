@@ -14,6 +14,7 @@ from qrkt_hw.backends.base import Backend, Call, Gradient
 from qrkt_hw.backends.schema import IBMEntry
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
+from qrkt_hw.execution.budget import Budget
 from qrkt_hw.execution.measurement import bases
 from qrkt_hw.execution.splitting import JobLimits
 
@@ -81,14 +82,28 @@ class IBMBackend(Backend):
         self.options: dict[str, Any] = {key: getattr(entry, key) for key in PLAIN}
         self.options["rep_delay"] = entry.rep_delay
         self.jobs: Any = None
-        self.billed = 0.0
-        self.estimated = 0.0
-        self.submissions = 0
+        self._totals: dict[str, tuple[float, float, int]] = {}  # by activity: billed, estimated, jobs
         self.notices: list[str] = []
         self._packer: Any = None
         self._planned: set[CircuitTemplate] = set()
         self._pinned: str | None = None  # when the device was calibrated for the plan that goes on
         self._seconds: dict[int, tuple[Any, float]] = {}
+
+    # what it cost: by the journal, so that what an earlier process paid for counts too --------------------------------
+    @property
+    def billed(self) -> float:
+        """QPU seconds billed for everything that was opened here."""
+        return sum(billed for billed, _, _ in self._totals.values())
+
+    @property
+    def estimated(self) -> float:
+        """QPU seconds that the same jobs were estimated to take."""
+        return sum(estimated for _, estimated, _ in self._totals.values())
+
+    @property
+    def submissions(self) -> int:
+        """Jobs that were sent."""
+        return sum(jobs for _, _, jobs in self._totals.values())
 
     # what it is ----------------------------------------------------------------------------------------------------
     @property
@@ -174,11 +189,14 @@ class IBMBackend(Backend):
 
         Args:
             journal: a :class:`qrkt_hw.execution.journal.Journal`; None keeps one in memory.
-            budget: admits every job and is charged with its bill.
+            budget: admits every job and is charged with its bill; None takes the entry's ``max_seconds``.
             progress: is told what is being waited for.
             activity: of the journal; None starts one.
             resubmit: send again what is held.
             replan: let go of the plan that was pinned.
+
+        Raises:
+            UserError: the activity is another device's, or its plan is damaged.
         """
         from qrkt_hw.backends.ibm_jobs import Jobs, Limits
         from qrkt_hw.execution.journal import Journal
@@ -186,13 +204,26 @@ class IBMBackend(Backend):
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
-        if self.account is not None and activity.device != self.place.name:  # least_busy may have moved on
-            self.place.move(activity.device)
+        if budget is None and self.max_seconds is not None:
+            budget = Budget.of(self.name, self.max_seconds, None, None)
+        if self.account is not None and activity.device != self.place.name:
+            if self.entry.name != "least_busy":
+                raise UserError(
+                    f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}; name "
+                    "the backend it was begun on, or begin anew with --restart"
+                )
+            self.place.move(activity.device)  # another is the least busy by now
             self.target, self._packer, self._planned = self.place.device.target, None, set()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
         self._pinned = None if plan is None else calibrated
         if plan is not None:
-            self._packer = self._new_packer().from_bytes(plan)
+            try:
+                self._packer = self._new_packer().from_bytes(plan)
+            except ValueError as error:
+                raise UserError(
+                    f"{journal.path}: the plan of what was begun is damaged ({error}); --resume --replan makes "
+                    "a new one"
+                ) from error
             if calibrated != self.calibrated():
                 self.notices.append(
                     f"{self.place.name} was calibrated anew since this began; its pinned plan goes on (--replan makes "
@@ -208,6 +239,7 @@ class IBMBackend(Backend):
         self.jobs = Jobs(
             self.account, self.place, journal, activity, budget, self.seconds, self._configure, limits, tell, resubmit
         )
+        self._settle()
         try:
             yield self
         finally:
@@ -218,6 +250,16 @@ class IBMBackend(Backend):
                 journal.close()
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        """See :meth:`Backend.run`.
+
+        Raises:
+            UserError: the device bills and :meth:`open` does not hold it, or a circuit is too large for it.
+        """
+        if self.jobs is None and self.account is not None:
+            raise UserError(
+                f"backend {self.name!r}: {self.place.name} bills what it runs; run it inside 'with backend.open():', "
+                "with a journal if nothing is to be paid for twice and a budget if there is a limit"
+            )
         if self.jobs is None:
             with self.open():
                 return self.run(calls)
@@ -256,11 +298,9 @@ class IBMBackend(Backend):
     def _settle(self) -> None:
         """Take over what was counted."""
         jobs = self.jobs
-        self.billed += jobs.bill
-        self.estimated += jobs.estimate
-        self.submissions += jobs.submitted
+        self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
         self.notices += [n for n in jobs.notices if n not in self.notices]
-        jobs.bill, jobs.estimate, jobs.submitted, jobs.notices = 0.0, 0.0, 0, []
+        jobs.notices = []
         if self.notices:
             self.notice = "; ".join(self.notices)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from requests import Session
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
@@ -74,6 +75,26 @@ class Careful(HTTPAdapter):
         return super().send(request, stream, (connect or 10.0, read), *args, **kwargs)
 
 
+def mount(service: Any, read_timeout: float) -> None:
+    """Let every connection of the client be :class:`Careful`.
+
+    Raises:
+        UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
+            would keep it from sending a job twice.
+    """
+    clients = getattr(service, "_api_clients", None)
+    every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
+    sessions = [getattr(client, "_session", None) for client in every]
+    if not all(isinstance(session, Session) for session in sessions):
+        raise UserError(
+            "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, so "
+            "a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"
+        )
+    for session in {id(session): session for session in sessions}.values():
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, Careful(read_timeout))
+
+
 class Account:
     """The account, signed in; signs in anew when its token has run out.
 
@@ -112,11 +133,7 @@ class Account:
                 time.sleep(pause)
                 pause *= 2
         self.generation += 1
-        for client in {id(c): c for c in [*self.service._api_clients.values()]}.values():
-            session = getattr(client, "_session", None)
-            if session is not None and hasattr(session, "mount"):
-                for scheme in ("https://", "http://"):
-                    session.mount(scheme, Careful(self.read_timeout))
+        mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
         """The answer to a question that may be asked again: with back-off, and after signing in anew.

@@ -83,9 +83,6 @@ class Jobs:
         self.tell, self.resubmit = tell, resubmit
         self.sent: deque[float] = deque()
         self.notices: list[str] = []
-        self.submitted = 0
-        self.bill = 0.0
-        self.estimate = 0.0
 
     # a round -------------------------------------------------------------------------------------------------------
     def outcomes(self, works: Sequence[Work]) -> list[dict[str, BitArray]]:
@@ -96,7 +93,7 @@ class Jobs:
         """
         cut = [self._parts(work) for work in works]
         keys = {part.key: part for pieces in cut for part in pieces}
-        missing = [w for w in keys.values() if self.journal.outcome(self.activity, w.key) is None]
+        missing = [w for w in keys.values() if self._kept(w) is None]
         pending = self._adopted(missing)
         under_way = {key for p in pending for key in p.submission.keys}
         fresh = [self._intend(group) for group in self._groups([w for w in missing if w.key not in under_way])]
@@ -115,10 +112,17 @@ class Jobs:
         self._look_for_copies(fresh)
         found = []
         for pieces in cut:
-            own = [self.journal.outcome(self.activity, p.key) for p in pieces]
+            own = [self._kept(piece) for piece in pieces]
             assert all(o is not None for o in own)
             found.append(_joined([o for o in own if o is not None]))
         return found
+
+    def _kept(self, work: Work) -> dict[str, BitArray] | None:
+        """The outcome in the journal; None where there is none yet."""
+        outcome = self.journal.outcome(self.activity, work.key)
+        if outcome is not None:
+            _check(work, outcome, f"{self.journal.path} is damaged: the result of {work.key[:12]}")
+        return outcome
 
     def _load(self, work: Work) -> Load:
         rows = len(work.values)
@@ -243,18 +247,12 @@ class Jobs:
                         raise UserError(self._held(submission)) from None
                     self.notices.append(f"the answer to a submission was lost; job {found} was found by its tag")
                     one.submission = self.journal.mark(submission, "submitted", job=found, remark="found by its tag")
-                    self._count(one)
                     return
                 self.journal.mark(submission, "failed", remark=redacted(reason(error)))
                 raise UserError(explain(error, f"submitting to {self.place.name}")) from None
             one.job, one.generation = job, account.generation if account else 0
             one.submission = self.journal.mark(submission, "submitted", job=str(job.job_id()))
-            self._count(one)
             return
-
-    def _count(self, one: Pending) -> None:
-        self.submitted += 1
-        self.estimate += one.submission.estimated
 
     def _run(self, mode: Any, submission: Submission, works: Sequence[Work]) -> Any:
         import warnings
@@ -361,9 +359,8 @@ class Jobs:
         for key, outcome in zip(one.submission.keys, outcomes, strict=True):
             work = by_key.get(key)
             if work is not None:
-                _check(work, outcome, str(one.submission.job))
+                _check(work, outcome, f"job {one.submission.job}: its result")
         one.submission = self.journal.done(one.submission, outcomes, billed)
-        self.bill += billed
         if self.budget is not None:
             self.budget.charge(billed)
 
@@ -390,7 +387,6 @@ class Jobs:
         """Write it down; a new submission where the failure is the service's own, else an error."""
         why = redacted(" ".join(why.split()))[:200]
         billed = self._bill(one)
-        self.bill += billed
         if self.budget is not None:
             self.budget.charge(billed)
         job, where = one.submission.job, self.place.name
@@ -444,7 +440,7 @@ def _joined(outcomes: Sequence[dict[str, BitArray]]) -> dict[str, BitArray]:
     }
 
 
-def _check(work: Work, outcome: dict[str, BitArray], job: str) -> None:
+def _check(work: Work, outcome: dict[str, BitArray], where: str) -> None:
     """A result must be of the shape that was asked for.
 
     Raises:
@@ -461,4 +457,4 @@ def _check(work: Work, outcome: dict[str, BitArray], job: str) -> None:
             or bits.num_shots < work.shots
             or (bits.num_shots > work.shots and not twirled)
         ):
-            raise UserError(f"job {job}: its result for register {register.name} is not what was asked for; not used")
+            raise UserError(f"{where} for register {register.name} is not what was asked for; not used")

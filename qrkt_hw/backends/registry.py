@@ -9,7 +9,7 @@ from typing import Any
 
 from qrkt_hw.backends import ibm
 from qrkt_hw.backends.base import Backend, Description, Gradient
-from qrkt_hw.backends.files import layers
+from qrkt_hw.backends.files import WORKING, config_file, layers
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
@@ -29,14 +29,16 @@ class BackendWarning(UserWarning):
 def get(name: str) -> Backend:
     """The backend of that name as its entry says; the same object for the same name.
 
+    The shipped entries count, and those of the user's config folder. :func:`resolve` takes a file by its name.
+
     Raises:
         UserError: no such backend, or one that cannot be used here.
     """
-    return _shared(name, Path.cwd())
+    return _shared(name, config_file())
 
 
 @lru_cache(maxsize=16)
-def _shared(name: str, folder: Path) -> Backend:
+def _shared(name: str, config: Path) -> Backend:
     return resolve(name)
 
 
@@ -49,6 +51,7 @@ def resolve(
     file: Path | None = None,
     seed: int | None = None,
     device: dict[str, Any] | None = None,
+    working: bool = False,
 ) -> Backend:
     """A new backend by its entry.
 
@@ -60,11 +63,13 @@ def resolve(
         file: another ``backends.yaml`` over all others.
         seed: of the samples where the entry has none.
         device: keys of the entry of a device, of IBM or a snapshot, instead of its own.
+        working: whether ``./backends.yaml`` is read, as the commands do; its use is then said in ``working_entry``.
 
     Raises:
         UserError: no such backend, a broken file, or a backend that cannot be used here.
     """
-    known = {key: entry for key, (entry, _) in layers(file).items()}
+    found = layers(file, working)
+    known = {key: entry for key, (entry, _) in found.items()}
     entry = _entry(name, known)
     entry = _with(name, entry, device or {})
     asked, problem = name, unavailable(entry)
@@ -78,6 +83,7 @@ def resolve(
         problem = unavailable(entry)
     backend = make(name, entry, shots, gradient, seed)
     backend.max_seconds = getattr(entry, "max_seconds", None)
+    backend.working_entry = working and any(found[key][1] == str(WORKING) for key in (asked, name) if key in found)
     if name != asked:
         backend.fell_back_from = asked
         backend.notice = (
@@ -87,8 +93,8 @@ def resolve(
     return backend
 
 
-def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
-    """The backend of a run's options.
+def from_options(options: BackendOptions, seed: int | None = None, working: bool = False) -> Backend:
+    """The backend of a run's options; ``working`` as for :func:`resolve`.
 
     Raises:
         UserError: see :func:`resolve`.
@@ -101,6 +107,7 @@ def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
         file=options.backends_file,
         seed=seed,
         device={key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key) is not None},
+        working=working,
     )
 
 
@@ -164,10 +171,10 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
-def listing(file: Path | None = None) -> list[Description]:
-    """Every entry, as a table shows it."""
+def listing(file: Path | None = None, working: bool = False) -> list[Description]:
+    """Every entry, as a table shows it; ``working`` as for :func:`resolve`."""
     found = []
-    for name, (entry, where) in layers(file).items():
+    for name, (entry, where) in layers(file, working).items():
         problem = unavailable(entry)
         kind, qubits, remark = f"{entry.provider}", None, problem or ""
         if isinstance(entry, ExactEntry):

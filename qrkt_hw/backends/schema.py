@@ -14,6 +14,7 @@ from qrkt_hw.options.validation import sentence
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
 Level = Annotated[int, Field(ge=0, le=3, strict=True)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000, strict=True)]  # at most a year
 Shots = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
 
 
@@ -60,7 +61,7 @@ class FakeEntry(_Sampling):
     guard: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5
     mitigation: Literal["none", "mthree"] = "none"
-    max_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_seconds: Seconds | None = None
 
 
 class IBMEntry(_Entry):
@@ -76,8 +77,8 @@ class IBMEntry(_Entry):
     optimization_level: Level = 3
     mode: Literal["job", "batch", "session", "auto"] = "batch"
     instance: str | None = None
-    max_seconds: Annotated[int, Field(ge=1, strict=True)] | None = None
-    max_time: Annotated[int, Field(ge=1, strict=True)] | None = None
+    max_seconds: Seconds | None = None
+    max_time: Seconds | None = None
     dynamical_decoupling: Literal["XX", "XpXm", "XY4"] | bool = False
     twirl_gates: bool = False
     twirl_measure: bool = False
@@ -86,11 +87,11 @@ class IBMEntry(_Entry):
     guard: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     quality: Annotated[float, Field(ge=0, le=1)] = 0.5
     mitigation: Literal["none", "mthree"] = "none"
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    patience: Annotated[float, Field(ge=0)] = 120.0
-    grace: Annotated[float, Field(ge=0)] = 60.0
-    max_wait: Annotated[float, Field(gt=0)] = 86_400.0
-    submissions_per_minute: Annotated[int, Field(ge=1, strict=True)] = 5
+    timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
+    patience: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 120.0
+    grace: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 60.0
+    max_wait: Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)] = 86_400.0
+    submissions_per_minute: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 5
     # what one job may hold: executions, bytes of input, QPU seconds (the service's limits: 10 million, 50 MB, 3 h)
     largest_job: Annotated[int, Field(ge=1, le=10_000_000, strict=True)] = 10_000_000
     largest_input: Annotated[int, Field(ge=1, le=50_000_000, strict=True)] = 45_000_000

@@ -31,7 +31,7 @@ def list_(backends_file: Path | None, remote: bool) -> None:
     from qrkt_hw.execution.devices import fake_names
 
     table = Table("name", "kind", "qubits", "values", "here", box=None, header_style="bold")
-    for found in listing(backends_file):
+    for found in listing(backends_file, working=True):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
         remark = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
@@ -77,17 +77,21 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
 
     from qrkt_hw import circuits
     from qrkt_hw.backends import BackendWarning, Call, resolve
+    from qrkt_hw.backends.exact import ExactBackend
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        backend = resolve(name, shots=shots, strict=strict_backend, file=backends_file, seed=1)
+        backend = resolve(name, shots=shots, strict=strict_backend, file=backends_file, seed=1, working=True)
+    if backend.working_entry:
+        click.echo(f"backend {name} is from backends.yaml of this folder", err=True)
     if backend.notice:
         click.secho(f"WARNING: {backend.notice}", fg="red", bold=True, err=True)
     template = circuits.build("brickwork", 2, 1)
     values = np.linspace(0.3, 1.5, template.num_inputs + template.num_weights)[None]
-    ideal = resolve("exact").run([Call(template, values)])[0][0]
+    ideal = ExactBackend("exact").run([Call(template, values)])[0][0]
     started = time.perf_counter()
-    seen = backend.run([Call(template, values, "check")])[0][0]
+    with backend.open():
+        seen = backend.run([Call(template, values, "check")])[0][0]
     seconds = time.perf_counter() - started
     for key, value in backend.about().items():
         click.echo(f"{key:14} {value if value is not None else 'none'}")

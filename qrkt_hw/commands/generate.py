@@ -46,11 +46,16 @@ def generate(
     click.echo(f"run {folder.path}")
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid
+    from qrkt_hw.training.devices import Waiting, held, same, unfinished
     from qrkt_hw.training.fit import announce, open_backend
 
     backend = open_backend(backend_options(flags), seed, console)
     model = generating.gan_of(folder, backend)
-    images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, columns))
+    asked = {"count": count, "seed": seed, "columns": columns, "interpolate": interpolate, **flags}
+    begun = unfinished(folder, "generate")
+    resume = begun is not None and same(begun.arguments, asked)  # on a device: what was paid for is used
+    with held(folder, backend, "generate", asked, resume=resume, restart=True, progress=Waiting(console)):
+        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, columns))
     announce(backend, console)
     if out is not None:
         generating.save_images(images, out)

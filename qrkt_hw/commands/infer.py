@@ -22,7 +22,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
 @click.option(
-    "--resume", is_flag=True, help="go on with the inference on a device that was stopped, with its own options"
+    "--resume", is_flag=True, help="with the same flags again: go on with the inference on a device that was stopped"
 )
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
@@ -88,10 +88,7 @@ def infer(
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     if resume:
-        chosen, flags = resumed(folder, {**chosen, **flags})
-        split, limit, texts, ablate = chosen["split"], chosen["limit"], tuple(chosen["texts"]), tuple(chosen["ablate"])
-        images = tuple(Path(p) for p in chosen["images"])
-        data_dir = Path(chosen["data_dir"]) if chosen.get("data_dir") else None
+        check_resumed(folder, {**chosen, **flags})
     elif resubmit or replan:
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     from qrkt_hw.experiments import inference
@@ -159,27 +156,22 @@ def infer(
     announce(backend, console)
 
 
-def resumed(folder: Any, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the stopped inference was asked for, and its backend flags.
+def check_resumed(folder: Any, asked: dict[str, Any]) -> None:
+    """Refuse flags that are not those of the inference that was stopped: a run's journal never decides what is paid.
 
     Raises:
-        UserError: none was stopped, or flags stand beside --resume.
+        UserError: none was stopped, or its flags were others.
     """
-    from qrkt_hw.training.devices import unfinished
+    from qrkt_hw.training.devices import command, same, unfinished
 
-    extra = [key for key, value in given.items() if value not in (None, [], ()) and key != "backends_file"]
-    if extra:
-        named = {"images": "image", "texts": "text"}.get(extra[0], extra[0].replace("_", "-"))
-        raise UserError(f"--resume goes on with the inference's own options; leave out --{named}")
     activity = unfinished(folder, "infer")
     if activity is None:
         raise UserError(f"--resume: no inference of {folder.path} on a device was stopped half-way")
-    kept = activity.arguments
-    chosen = {key: kept.get(key) for key in ("split", "limit", "images", "texts", "ablate", "data_dir")}
-    flags = {key: value for key, value in kept.items() if key not in chosen}
-    if given.get("backends_file") is not None:
-        flags["backends_file"] = given["backends_file"]
-    return chosen, flags
+    if not same(activity.arguments, asked):
+        raise UserError(
+            f"--resume goes on with what its flags say, as it is billed on {activity.device}; the inference that was "
+            f"stopped was asked for by: {command('infer', folder.path, activity.arguments)}"
+        )
 
 
 def _summarize(folder: Any, backend: Any, console: Any) -> None:

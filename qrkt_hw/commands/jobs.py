@@ -150,8 +150,10 @@ def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[A
 def _account(journal: Any, submission: Any) -> Any:
     from qrkt_hw.backends.ibm_account import Account
 
-    activity = next(a for a in journal.activities() if a.id == submission.activity)
-    return Account(activity.arguments.get("instance"))
+    instance = next(a for a in journal.activities() if a.id == submission.activity).arguments.get("instance")
+    if instance is not None and not isinstance(instance, str):
+        raise UserError(f"{journal.path} is damaged: instance of activity {submission.activity} is no text")
+    return Account(instance)
 
 
 def _search(account: Any, tag: str) -> str | None:

@@ -27,26 +27,31 @@ def digest(*parts: Any) -> str:
 def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The value kept under ``kind`` and ``key``, else a new one.
 
-    A damaged file is made anew; a folder that cannot be written costs time, nothing else.
+    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value. A folder that cannot be
+    written costs time, nothing else.
     """
     path = cache_folder() / kind / f"{key}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(kept, dict):
-            return kept
-    except (OSError, ValueError):
+        if isinstance(kept, dict) and isinstance(kept.get("value"), dict) and kept.get("sha256") == _sum(kept["value"]):
+            return kept["value"]
+    except (OSError, ValueError, RecursionError):
         pass
-    value = compute()
+    value = json.loads(json.dumps(compute()))  # the same whether it is new or kept
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{key}.", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(value, file)
+                json.dump({"sha256": _sum(value), "value": value}, file)
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)
     return value
+
+
+def _sum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

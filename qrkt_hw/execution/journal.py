@@ -12,12 +12,12 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import math
 import sqlite3
 import time
 import uuid
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ from qrkt_hw.errors import UserError
 State = Literal["planned", "submitting", "submitted", "done", "failed", "held"]
 OPEN: tuple[State, ...] = ("planned", "submitting", "submitted", "held")
 FORMAT = 1
+STATES = frozenset({*OPEN, "done", "failed"})
+LATEST = 253_402_300_799  # seconds since 1970 at the end of the year 9999
 _TABLES = """
 create table if not exists activities (
   id integer primary key, name text not null, kind text not null, device text not null, arguments text not null,
@@ -120,6 +122,7 @@ class Journal:
     def __init__(self, path: Path | None, write: bool = True) -> None:
         self.path = path
         self._handle: Any = None
+        self._base: Any = None
         if path is not None and write:
             try:
                 self._handle = path.with_suffix(".lock").open("w")
@@ -144,11 +147,18 @@ class Journal:
             if not write:
                 self._base.execute("pragma query_only = on")
         except sqlite3.Error as error:
+            self.close()
+            if write and "readonly" in str(error):
+                raise UserError(f"run: {path} cannot be written") from error
             raise UserError(f"{path} is damaged: it is not a journal ({error})") from error
+        except UserError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let others write."""
-        self._base.close()
+        if self._base is not None:
+            self._base.close()
         if self._handle is not None:
             self._handle.close()
 
@@ -158,11 +168,30 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _do(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        try:
+            return self._base.execute(statement, values)
+        except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
+            raise UserError(f"{self.path} cannot be read or written: {error}") from error
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows; a page of the file may turn out to be damaged only when it is read."""
+        try:
+            return self._do(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
+
+    def _sound(self, holds: bool, what: str) -> None:
+        if not holds:
+            raise UserError(f"{self.path} is damaged: {what}")
+
     # activities ----------------------------------------------------------------------------------------------------
     def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
         """A new activity."""
         name = uuid.uuid4().hex[:12]
-        self._base.execute(
+        self._do(
             "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
             (name, kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
         )
@@ -170,10 +199,17 @@ class Journal:
 
     def activities(self) -> list[Activity]:
         """All, oldest first."""
-        rows = self._base.execute(
-            "select id, name, kind, device, arguments, finished, created from activities order by id"
+        rows = self._rows("select id, name, kind, device, arguments, finished, created from activities order by id")
+        return [self._activity(row) for row in rows]
+
+    def _activity(self, row: Any) -> Activity:
+        identity, name, kind, device, text, finished, created = row
+        arguments = _json(text)
+        sound = all(isinstance(v, str) and v.isprintable() for v in (name, kind, device)) and isinstance(
+            arguments, dict
         )
-        return [Activity(i, n, k, d, json.loads(a), bool(f), c) for i, n, k, d, a, f, c in rows]
+        self._sound(sound and _number(created, LATEST), f"activity {identity} is not what qrkt-hw writes")
+        return Activity(identity, name, kind, device, arguments, bool(finished), created)  # type: ignore[arg-type]
 
     def unfinished(self, kind: str) -> Activity | None:
         """The newest activity of that kind, where it did not come to its end."""
@@ -182,7 +218,7 @@ class Journal:
 
     def finish(self, activity: Activity) -> None:
         """It came to its end."""
-        self._base.execute("update activities set finished = 1 where id = ?", (activity.id,))
+        self._do("update activities set finished = 1 where id = ?", (activity.id,))
 
     def abandon(self, activity: Activity) -> None:
         """Nothing of it will be asked for again; what it submitted stays listed."""
@@ -190,14 +226,14 @@ class Journal:
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
         """Pin layouts and circuits; None lets them go."""
-        self._base.execute(
-            "update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id)
-        )
+        self._do("update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id))
 
     def plan(self, activity: Activity) -> tuple[bytes | None, str | None]:
         """What :meth:`keep_plan` pinned, and the calibration it was made with."""
-        row = self._base.execute("select plan, calibrated from activities where id = ?", (activity.id,)).fetchone()
-        return row[0], row[1]
+        ((plan, calibrated),) = self._rows("select plan, calibrated from activities where id = ?", (activity.id,))
+        sound = (plan is None or isinstance(plan, bytes)) and (calibrated is None or isinstance(calibrated, str))
+        self._sound(sound, f"the plan of activity {activity.id} is not what qrkt-hw writes")
+        return plan, calibrated
 
     # submissions ---------------------------------------------------------------------------------------------------
     def intend(
@@ -206,7 +242,7 @@ class Journal:
         """Write down a submission before anything is sent."""
         now = time.time()
         tag = f"qrkt-job-{activity.name}-{uuid.uuid4().hex[:16]}"
-        cursor = self._base.execute(
+        cursor = self._do(
             "insert into submissions (activity, tag, state, device, keys, executions, estimated, created, changed) "
             "values (?, ?, 'planned', ?, ?, ?, ?, ?, ?)",
             (activity.id, tag, device, json.dumps(list(keys)), executions, estimated, now, now),
@@ -215,16 +251,35 @@ class Journal:
 
     def submission(self, identity: int) -> Submission:
         """By its id."""
-        row = self._base.execute(f"select {_COLUMNS} from submissions where id = ?", (identity,)).fetchone()
-        return _submission(row)
+        (row,) = self._rows(f"select {_COLUMNS} from submissions where id = ?", (identity,))
+        return self._submission(row, [row[1]])
 
     def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
         """Of one activity or all, in the order they were intended."""
-        rows = self._base.execute(f"select {_COLUMNS} from submissions order by id")
+        known = [i for (i,) in self._rows("select id from activities")]
+        rows = self._rows(f"select {_COLUMNS} from submissions order by id")
         return [
-            s for s in map(_submission, rows)
+            s for s in (self._submission(row, known) for row in rows)
             if (activity is None or s.activity == activity.id) and (states is None or s.state in states)
         ]  # fmt: skip
+
+    def _submission(self, row: Any, activities: Sequence[int]) -> Submission:
+        keys = _json(row[7])
+        one = Submission(*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:])
+        texts = (one.tag, one.device, *(t for t in (one.job, one.session) if t is not None))
+        sound = (
+            one.activity in activities
+            and one.state in STATES
+            and isinstance(keys, list)
+            and all(isinstance(key, str) for key in keys)
+            and all(isinstance(text, str) and text.isprintable() for text in texts)
+            and isinstance(one.remark, str)
+            and isinstance(one.executions, int)
+            and all(_number(v) for v in (one.executions, one.estimated, 0 if one.billed is None else one.billed))
+            and all(_number(v, LATEST) for v in (one.created, one.changed))
+        )
+        self._sound(sound, f"job {one.id} is not what qrkt-hw writes")
+        return replace(one, remark=_text(one.remark) or "")
 
     def mark(
         self,
@@ -237,30 +292,30 @@ class Journal:
         remark: str | None = None,
     ) -> Submission:
         """Go to another state; what is not named stays."""
-        self._base.execute(
+        self._do(
             "update submissions set state = ?, job = coalesce(?, job), session = coalesce(?, session), "
             "billed = coalesce(?, billed), remark = coalesce(?, remark), changed = ? where id = ?",
-            (state, job, session, billed, remark, time.time(), submission.id),
+            (state, _text(job), _text(session), billed, _text(remark), time.time(), submission.id),
         )
         return self.submission(submission.id)
 
     def done(self, submission: Submission, outcomes: Sequence[dict[str, BitArray]], billed: float) -> Submission:
         """Keep raw results and bill, in one step."""
-        self._base.execute("begin immediate")
+        self._do("begin immediate")
         try:
             for key, outcome in zip(submission.keys, outcomes, strict=True):
-                self._base.execute(
+                self._do(
                     "insert or replace into outcomes values (?, ?, ?, ?)",
                     (submission.activity, key, submission.id, packed(outcome)),
                 )
-            self._base.execute(
+            self._do(
                 "update submissions set state = 'done', billed = ?, changed = ? where id = ?",
                 (billed, time.time(), submission.id),
             )
         except BaseException:
-            self._base.execute("rollback")
+            self._do("rollback")
             raise
-        self._base.execute("commit")
+        self._do("commit")
         return self.submission(submission.id)
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
@@ -269,19 +324,22 @@ class Journal:
         Raises:
             UserError: what is there is damaged.
         """
-        row = self._base.execute(
-            "select data from outcomes where activity = ? and key = ?", (activity.id, key)
-        ).fetchone()
-        if row is None:
+        rows = self._rows("select data from outcomes where activity = ? and key = ?", (activity.id, key))
+        if not rows:
             return None
         try:
-            return unpacked(row[0])
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            return unpacked(rows[0][0])
+        except Exception as error:  # whatever zip, npz and arrays make of damaged bytes
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
 
     def billed(self, activity: Activity) -> float:
         """QPU seconds of an activity so far."""
-        return sum(s.billed or 0.0 for s in self.submissions(activity))
+        return self.totals(activity)[0]
+
+    def totals(self, activity: Activity) -> tuple[float, float, int]:
+        """Billed and estimated QPU seconds and the number of jobs that an activity sent, by whatever process."""
+        sent = [s for s in self.submissions(activity) if s.job is not None]
+        return sum(s.billed or 0.0 for s in sent), sum(s.estimated for s in sent), len(sent)
 
 
 def packed(outcome: dict[str, BitArray]) -> bytes:
@@ -301,7 +359,18 @@ def unpacked(data: bytes) -> dict[str, BitArray]:
         return {name: BitArray(file[f"{name}.array"], int(file[f"{name}.bits"])) for name in names}
 
 
-def _submission(row: Any) -> Submission:
-    values = list(row)
-    values[7] = tuple(json.loads(values[7]))
-    return Submission(*values)
+def _json(text: Any) -> Any:
+    try:
+        return json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _number(value: Any, most: float = math.inf) -> bool:
+    """A finite number from 0 to ``most``."""
+    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= most
+
+
+def _text(value: str | None) -> str | None:
+    """Text of the service without what would steer a terminal."""
+    return None if value is None else "".join(c if c.isprintable() else " " for c in str(value))

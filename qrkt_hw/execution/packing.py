@@ -7,6 +7,7 @@ which is where every circuit lies, is made once and can be kept as bytes.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import struct
@@ -20,6 +21,7 @@ from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 
 from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import UserError
 from qrkt_hw.execution.cache import digest, remember, versions
 from qrkt_hw.execution.measurement import Basis, bases
 from qrkt_hw.execution.mitigation import SHOTS, Readout
@@ -29,6 +31,7 @@ from qrkt_hw.execution.splitting import JobLimits, Load, jobs_of
 from qrkt_hw.execution.transpiling import PlacedCircuit, cut, transpiled
 from qrkt_hw.execution.work import Work, structure
 
+SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
 Outcomes = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
 
@@ -136,7 +139,7 @@ class Packer:
         """Where a template lies when measured in a basis; planned once.
 
         Raises:
-            UserError: the template has more qubits than the device.
+            UserError: the template has more qubits than the device, or a kept plan does not fit it.
         """
         if (template, basis) not in self._keys:
             written = structure(basis.rotated(template.circuit)).hex()
@@ -146,7 +149,16 @@ class Packer:
         if key not in self._kinds:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
             self._kinds[key] = Kind(key, cut(isa), tuple(self.copies(isa)))
-        return self._kinds[key]
+        kind = self._kinds[key]
+        names = {p.name for p in template.parameters}
+        if (
+            len(kind.placed.measured) != template.num_qubits
+            or not {p.name for p in kind.placed.circuit.parameters} <= names
+        ):
+            raise UserError(
+                f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"
+            )
+        return kind
 
     def copies(self, isa: QuantumCircuit) -> list[Copy]:
         """The copies of an ISA circuit that are packed, best first; its own place where nothing better is found."""
@@ -183,19 +195,45 @@ class Packer:
         file.write(struct.pack("<Q", len(text)) + text)
         if kinds:
             qpy.dump([k.placed.circuit for k in kinds], file)
-        return file.getvalue()
+        plan = file.getvalue()
+        return SEALED + hashlib.sha256(plan).digest() + plan
 
     def from_bytes(self, data: bytes) -> Packer:
-        """This packer, with the plan that :meth:`to_bytes` gave."""
-        size = struct.unpack("<Q", data[:8])[0]
-        head = json.loads(data[8 : 8 + size])
-        circuits = qpy.load(io.BytesIO(data[8 + size :])) if head else []
-        self._kinds = {}
-        for one, circuit in zip(head, circuits, strict=True):
-            placed = PlacedCircuit(circuit, tuple(one["physical"]), tuple(one["measured"]))
-            copies = tuple(Copy(tuple(physical), success) for physical, success in one["copies"])
-            self._kinds[one["key"]] = Kind(one["key"], placed, copies)
+        """This packer, with the plan that :meth:`to_bytes` gave.
+
+        Raises:
+            ValueError: the plan is damaged, or is not one for this device.
+        """
+        if data.startswith(SEALED):
+            seal, data = data[len(SEALED) : len(SEALED) + 32], data[len(SEALED) + 32 :]
+            if hashlib.sha256(data).digest() != seal:
+                raise ValueError("its checksum differs")
+        try:
+            size = struct.unpack("<Q", data[:8])[0]
+            head = json.loads(data[8 : 8 + size])
+            circuits = qpy.load(io.BytesIO(data[8 + size :])) if head else []
+            kinds = [self._read(one, circuit) for one, circuit in zip(head, circuits, strict=True)]
+        except Exception as error:  # JSON, QPY and the device raise of many kinds what damaged bytes make of them
+            raise ValueError(f"it cannot be read: {type(error).__name__}") from error
+        self._kinds = {kind.key: kind for kind in kinds}
         return self
+
+    def _read(self, one: dict[str, Any], circuit: QuantumCircuit) -> Kind:
+        """A circuit of a plan with its places, each of which must be one on this device."""
+        placed = PlacedCircuit(circuit, tuple(one["physical"]), tuple(one["measured"]))
+        copies = tuple(Copy(tuple(physical), float(success)) for physical, success in one["copies"])
+        width, chip = circuit.num_qubits, range(self.target.num_qubits)
+        if not copies or circuit.num_clbits or not _distinct(placed.measured, range(width)):
+            raise ValueError("what is measured")
+        for physical in (placed.physical, *(copy.physical for copy in copies)):
+            if len(physical) != width or not _distinct(physical, chip):
+                raise ValueError("where it lies")
+            for instruction in circuit.data:
+                name = instruction.operation.name
+                if name not in self.target.operation_names:
+                    raise ValueError(f"a gate {name}")
+                directed(self.target, name, tuple(physical[circuit.find_bit(q).index] for q in instruction.qubits))
+        return Kind(str(one["key"]), placed, copies)
 
     def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
         """A packer of the same plan that has learnt nothing of readout: packing there leaves this one as it is.
@@ -426,6 +464,11 @@ class Packer:
                 signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
                 values[row, output] += coefficient * signed / every
         return values
+
+
+def _distinct(places: Sequence[int], within: range) -> bool:
+    """Different integers of a range."""
+    return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
 
 
 def outcomes_of(bits: Any) -> Outcomes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from qrkt_hw import backends
 from qrkt_hw.backends import Backend
+from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
 from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import logits_of
 
 RESAMPLES = 10_000
@@ -41,7 +43,7 @@ def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
     if not quantum_layers(model):
         return 0
     own = [layer.backend for layer in quantum_layers(model)]
-    counter = backends.resolve("exact")
+    counter = ExactBackend("exact")
     set_backend(model, counter)
     with torch.no_grad():
         model(inputs)
@@ -65,7 +67,8 @@ def on_backend(
         batches: a sized iterable of inputs and labels.
         backend: where the circuits run.
         console: for the progress bar; None shows nothing.
-        opening: holds the backend, given what is told of progress; None opens it without journal and budget.
+        opening: holds the backend, given what is told of progress; None opens a simulator, and leaves a device that
+            bills to whoever called.
         layers: compare every value with the exact one at the same inputs.
 
     Returns:
@@ -74,14 +77,15 @@ def on_backend(
         ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike);
         with ``layers`` the rows of :class:`qrkt_hw.experiments.watching.Watched`.
     """
-    set_backend(model, backends.resolve("exact"))
+    set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
     total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
     watched = Watched(backend) if layers else None
     set_backend(model, watched or backend)
     before = asdict(backend.counters)
     started = time.perf_counter()
-    hold = opening or (lambda tell: backend.open(progress=tell))
+    # what bills is never opened here, without a journal: it refuses to run unless whoever calls holds it
+    hold = opening or (lambda tell: nullcontext() if keeps_journal(backend) else backend.open(progress=tell))
     with _progress(console, total) as tell, hold(tell):
         logits, _ = logits_of(model, batches)
     wall = time.perf_counter() - started
@@ -103,14 +107,15 @@ def on_backend(
 
 
 class _progress:
-    """A bar over rounds that names the round being waited for; lines now and then where there is no terminal."""
+    """A bar over circuit batches that names the one being waited for; now and then lines where there is no terminal."""
 
     def __init__(self, console: Console | None, total: int) -> None:
         self.console, self.total, self.done = console, total, 0
         self.last = time.monotonic()
         live = console is not None and console.is_terminal
-        columns = [TextColumn("round"), MofNCompleteColumn(), BarColumn(bar_width=30), TextColumn("{task.description}"),
-                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]  # fmt: skip
+        columns = [TextColumn("circuit batch"), MofNCompleteColumn(), BarColumn(bar_width=30),
+                   TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+                   TimeRemainingColumn()]  # fmt: skip
         self.bar = Progress(*columns, console=console, disable=not live, transient=True)
         self.every = max(1, total // 5)
 
@@ -120,7 +125,7 @@ class _progress:
         return self
 
     def update(self, text: str) -> None:
-        """What is waited for within the round."""
+        """What is waited for within the circuit batch."""
         self.bar.update(self.task, description=text if len(text) <= 110 else text[:107] + "...")
         if self.console is not None and not self.console.is_terminal and time.monotonic() - self.last > EVERY:
             self.last = time.monotonic()
@@ -131,7 +136,7 @@ class _progress:
         self.bar.update(self.task, description=f"waiting for {shown}", completed=self.done)
         if self.console is not None and not self.console.is_terminal and self.done % self.every == 0:
             self.console.print(
-                f"round {self.done + 1} of {self.total}: waiting for {shown}", highlight=False, soft_wrap=True
+                f"circuit batch {self.done + 1} of {self.total}: waiting for {shown}", highlight=False, soft_wrap=True
             )
         self.done += 1
 

@@ -24,6 +24,7 @@ from qrkt_hw.experiments.loading import load
 from qrkt_hw.layers.ablation import ablated
 from qrkt_hw.models.build import quantum_layers
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
@@ -57,7 +58,15 @@ def infer_split(
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
         :func:`qrkt_hw.experiments.device.on_backend` reports.
+
+    Raises:
+        UserError: ablations on a device that bills.
     """
+    if ablate and keeps_journal(backend):
+        raise UserError(
+            f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
+            "as --backend exact, where the weights are the same"
+        )
     model = load(run, backend)
     run.check_inference()
     dataset = _split(run, split, limit, data_dir)

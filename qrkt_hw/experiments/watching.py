@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Call
+from qrkt_hw.backends.exact import ExactBackend
 
 
 class Watched(Backend):
@@ -22,7 +22,7 @@ class Watched(Backend):
 
     def __init__(self, inner: Backend) -> None:
         super().__init__(inner.name)
-        self.inner, self.exact = inner, backends.resolve("exact")
+        self.inner, self.exact = inner, ExactBackend("exact")
         self.kind, self.shots, self.counters = inner.kind, inner.shots, inner.counters
         self.gradient, self.perturbation, self.target = inner.gradient, inner.perturbation, inner.target
         self.errors: dict[str, list[NDArray[np.float64]]] = {}

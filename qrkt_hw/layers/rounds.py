@@ -22,16 +22,23 @@ def run_round(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
     Args:
         networks: independent of each other.
         inputs: ``(..., groups * inputs)`` each.
-        weights: ``(groups * weights,)`` each.
+        weights: ``(groups * weights,)`` each. Values have the dtype that torch promotes inputs and weights to.
+
+    Raises:
+        TypeError: complex inputs or weights.
     """
+    for tensor in (*inputs, *weights):
+        if tensor.is_complex():
+            raise TypeError(f"inputs and weights of circuits are real angles, not {tensor.dtype}")
     return list(_Round.apply(tuple(networks), *inputs, *weights))
 
 
 class _Round(torch.autograd.Function):
     """Forward on the backend in double precision; backward a vector-Jacobian product by the backend's gradient rule.
 
-    Only derivatives that are needed are evaluated, and those of all layers go together as one round. Values and
-    gradients come back in the precision and on the device of the tensors. It is not twice differentiable, and says so.
+    Only derivatives that are needed are evaluated, and those of all layers go together as one round. Values come back
+    in the dtype that torch promotes input and weight to, so that an input of whole numbers does not cut them; gradients
+    in that of their tensor. It is not twice differentiable, and says so.
     """
 
     @staticmethod
@@ -45,8 +52,10 @@ class _Round(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         values = run_together([n.backend for n in networks], calls)
         return tuple(
-            torch.as_tensor(v.reshape(*x.shape[:-1], n.outputs), dtype=x.dtype, device=x.device)
-            for v, x, n in zip(values, inputs, networks, strict=True)
+            torch.as_tensor(
+                v.reshape(*x.shape[:-1], n.outputs), dtype=torch.promote_types(x.dtype, w.dtype), device=x.device
+            )
+            for v, x, w, n in zip(values, inputs, weights, networks, strict=True)
         )
 
     @staticmethod

@@ -7,8 +7,10 @@ backwards, to what is measured. The whole batch then meets it in one matrix prod
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,7 +27,9 @@ from qrkt_hw.simulator.tables import Tables
 
 LARGEST = 8  # qubits; beyond, a pulled-back observable has more than 65,536 entries
 CHUNK = 2**23  # numbers an intermediate result may hold where no gradient is needed
+KEPT = 2**25  # numbers of propagated observables that a backend keeps: 256 MiB in double precision
 NoisyStep = Channel | Rotation
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +45,34 @@ class NoisyCircuit:
     steps: tuple[NoisyStep, ...]
     num_qubits: int
     effects: NDArray[np.float64]
+
+
+class Kept:
+    """Propagated observables by circuit and weights; those that were not used for longest go first.
+
+    Args:
+        limit: numbers that all of them together may hold.
+    """
+
+    def __init__(self, limit: int = KEPT) -> None:
+        self.limit, self.held = limit, 0
+        self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def get(self, key: Hashable) -> Tensor | None:
+        """What is kept under the key; None where nothing is."""
+        found = self._tensors.get(key)
+        if found is not None:
+            self._tensors.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, tensor: Tensor) -> None:
+        """Keep a tensor, unless it is larger than the limit by itself."""
+        if tensor.numel() > self.limit or key in self._tensors:
+            return
+        self._tensors[key] = tensor
+        self.held += tensor.numel()
+        while self.held > self.limit:
+            self.held -= self._tensors.popitem(last=False)[1].numel()
 
 
 def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
@@ -70,9 +102,12 @@ def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
 class PulledBack(Tables):
     """Evaluates the rows of one noisy circuit: inputs ``(batch, groups, inputs)`` to ``(batch, groups, rows)``."""
 
-    def __init__(self, circuit: NoisyCircuit, num_inputs: int, num_weights: int, real: torch.dtype) -> None:
+    def __init__(
+        self, circuit: NoisyCircuit, num_inputs: int, num_weights: int, real: torch.dtype, kept: Kept | None = None
+    ) -> None:
         super().__init__()
-        self.num_qubits, self.real = circuit.num_qubits, real
+        self.num_qubits, self.real, self.kept = circuit.num_qubits, real, kept
+        self.number = next(_numbers)  # names this circuit among what is kept
         program = Program((), circuit.num_qubits, num_inputs, num_weights)
         single = Program((), 1, num_inputs, num_weights)
         steps = fuse(circuit.steps)
@@ -89,7 +124,7 @@ class PulledBack(Tables):
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         tables = self.on(inputs.device)
         effects = tables["effects"]
-        pulled = self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
+        pulled = self._propagated(effects, weights)
         per_sample = (
             effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
         )
@@ -97,6 +132,17 @@ class PulledBack(Tables):
         if torch.is_grad_enabled() or len(inputs) <= chunk:
             return self._meet(inputs, weights, pulled)
         return torch.cat([self._meet(part, weights, pulled) for part in inputs.split(chunk)])
+
+    def _propagated(self, effects: Tensor, weights: Tensor) -> Tensor:
+        """The effects at the end of the data's part, ``(groups, 4^n, rows)``: they depend on the weights alone."""
+        if self.kept is None or torch.is_grad_enabled():
+            return self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
+        key = (self.number, weights.device, weights.shape, weights.cpu().numpy().tobytes())
+        found = self.kept.get(key)
+        if found is None:
+            found = self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
+            self.kept.put(key, found)
+        return found
 
     def _meet(self, inputs: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
         batch, groups, rows = inputs.shape[0], inputs.shape[1], pulled.shape[-1]
@@ -120,6 +166,7 @@ class NoisySimulator:
         template: the circuit.
         circuits: noisy circuits whose rows are the template's observables; their values are added.
         dtype: ``torch.complex64`` or ``torch.complex128``; the arithmetic is real, in float32 or float64.
+        kept: where what depends on the weights alone is kept between calls without gradients; None keeps nothing.
 
     Raises:
         ValueError: a circuit with more than :data:`LARGEST` qubits.
@@ -127,14 +174,21 @@ class NoisySimulator:
 
     method: ClassVar[str] = "superoperator"
 
-    def __init__(self, template: CircuitTemplate, circuits: Sequence[NoisyCircuit], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        template: CircuitTemplate,
+        circuits: Sequence[NoisyCircuit],
+        dtype: torch.dtype,
+        kept: Kept | None = None,
+    ) -> None:
         for circuit in circuits:
             if circuit.num_qubits > LARGEST:
                 raise ValueError(f"superoperators fit {LARGEST} qubits, not {circuit.num_qubits}")
         self.template = template
         self.dtype = dtype
         self.real_dtype = REAL[dtype]
-        self._parts = [PulledBack(c, template.num_inputs, template.num_weights, self.real_dtype) for c in circuits]
+        shape = (template.num_inputs, template.num_weights)
+        self._parts = [PulledBack(c, *shape, self.real_dtype, kept) for c in circuits]
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(..., groups, rows)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``."""

@@ -39,7 +39,7 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, held, limit
+from qrkt_hw.training.devices import Waiting, command, held, keeps_journal, limit
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -87,6 +87,7 @@ def resume(
     replan: bool = False,
     max_seconds: float | None = None,
     max_cost: float | None = None,
+    agreed: str | None = None,
 ) -> RunFolder:
     """Go on with a run from its last whole epoch, with its own configuration.
 
@@ -96,13 +97,21 @@ def resume(
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
         max_seconds, max_cost: limits of QPU seconds and USD, with what was billed before.
+        agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
 
     Raises:
-        UserError: a damaged run.
+        UserError: a damaged run, or one on a device that bills without agreement.
     """
     options = run.options()
+    if agreed not in (None, options.backend):
+        raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
     data = load_data(options, run.description().get("vocabulary", ()))
     backend = open_backend(options, options.seed, console)
+    if keeps_journal(backend) and agreed is None:
+        raise UserError(
+            f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
+            f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
+        )
     budget = limit(backend, max_seconds, max_cost)
     again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
     with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
@@ -115,10 +124,15 @@ def _arguments(options: RunOptions) -> dict[str, Any]:
 
 
 def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
-    """The backend of these options; a fallback is announced where nobody misses it."""
+    """The backend of these options for a command, which reads ``./backends.yaml``.
+
+    The use of that file is announced, and a fallback where nobody misses it.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        backend = from_options(options, seed)
+        backend = from_options(options, seed, working=True)
+    if backend.working_entry:
+        console.print(f"backend {options.backend} is from backends.yaml of this folder", highlight=False, markup=False)
     announce(backend, console)
     return backend
 
@@ -184,7 +198,9 @@ def _fit(
         trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
-        console.print(f"go on with: qrkt-hw train --resume {run.path}", highlight=False, markup=False, soft_wrap=True)
+        how = command("train", run.path, {"backend": options.backend})
+        how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
+        console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
     if isinstance(model, Gan):
         gan.conclude(run, options, model, recorder, backend)
