@@ -80,7 +80,7 @@ class QuantumLayer(TorchConnector):
         self.template = template
         self.dtype = dtype
         self.requested_method = method
-        simulator(template, dtype, method)  # an unknown method is refused here, not in the first forward
+        simulator(self.network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @property
     def backend(self) -> Backend:
@@ -100,14 +100,16 @@ class QuantumLayer(TorchConnector):
     def simulator(self) -> TensorFunction:
         """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
         found = self.evaluator()
-        return found if found is not None else simulator(self.template, self.dtype, self.requested_method)
+        return found if found is not None else simulator(self.network.evaluated, self.dtype, self.requested_method)
 
     def evaluator(self) -> TensorFunction | None:
         """What evaluates the circuits on tensors; None where the backend is not differentiable."""
         backend = self.neural_network.backend
         if self._found is None or self._found[0] is not backend:
             differentiable = backend.differentiable
-            made = backend.simulator(self.template, self.dtype, self.requested_method) if differentiable else None
+            made = (
+                backend.simulator(self.network.evaluated, self.dtype, self.requested_method) if differentiable else None
+            )
             self._found = (backend, made)
         return self._found[1]
 
@@ -138,7 +140,8 @@ class QuantumLayer(TorchConnector):
 
     def grouped(self, input_data: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` as the simulator takes them."""
-        return input_data.unflatten(-1, (self.groups, -1)), self.weight.view(self.groups, -1)
+        inputs = input_data.unflatten(-1, (self.groups, -1))
+        return self.network.derive(inputs, self.weight.view(self.groups, self.template.num_weights))
 
     def extra_repr(self) -> str:
         return (
@@ -192,7 +195,10 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
     if remote:
         layers = [jobs[p][0] for p in remote]
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in remote]
-        found = run_round([x.network for x in layers], entered, [x.weight for x in layers])
+        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
+        found = run_round(
+            [layer.network for layer in layers], [x.flatten(-2) for x, _ in derived], [w.flatten() for _, w in derived]
+        )
         for place, values, inputs in zip(remote, found, entered, strict=True):
             results[place] = _leave(jobs[place][0], values, inputs, around[place] if around else None)
     for places in together.values():
@@ -200,17 +206,21 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
         assert function is not None
         layers = [jobs[p][0] for p in places]
         own = [around[p] for p in places] if around else []
-        if isinstance(function, Simulator) and function.shares and all(x.replacement is None for x in layers):
+        if isinstance(function, Simulator) and function.shares and all(_plain(x) for x in layers):
             parts = _in_one_call(function, layers, [jobs[p][1] for p in places], own)
             for place, part in zip(places, parts, strict=True):
                 results[place] = part
             continue
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in places]
-        grouped = _join([x.unflatten(-1, (layer.groups, -1)) for x, layer in zip(entered, layers, strict=True)], -2)
-        values = function(grouped, _join([layer.weight.view(layer.groups, -1) for layer in layers], 0))
+        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
+        values = function(_join([x for x, _ in derived], -2), _join([w for _, w in derived], 0))
         for place, part, inputs in zip(places, _split(values, layers), entered, strict=True):
             results[place] = _leave(jobs[place][0], part, inputs, around[place] if around else None)
     return [values for values in results if values is not None]
+
+
+def _plain(layer: QuantumLayer) -> bool:
+    return layer.replacement is None and layer.network.derived.trivial and layer.template.num_weights > 0
 
 
 def _in_one_call(
@@ -252,7 +262,7 @@ def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
     for layer, x in jobs:
         network = layer.network
         circuits, tags = by_backend.get(network.backend, (0, []))
-        each = layer.groups * network.backend.circuits_for(layer.template)
+        each = layer.groups * network.backend.circuits_for(network.evaluated)
         by_backend[network.backend] = circuits + x.numel() // x.shape[-1] * each, [*tags, network.tag]
     for backend, (circuits, tags) in by_backend.items():
         backend.begin_round(circuits, tags)
