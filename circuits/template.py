@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
-from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
+import numpy as np
+from qiskit.circuit import (
+    Barrier,
+    ControlFlowOp,
+    ControlledGate,
+    Delay,
+    Instruction,
+    Measure,
+    Parameter,
+    ParameterVector,
+    QuantumCircuit,
+    Reset,
+)
+from qiskit.circuit.library import UnitaryGate, get_standard_gate_name_mapping
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
 
@@ -23,13 +38,18 @@ class CircuitTemplate:
         circuit: parameterised, without measurements; it starts in ``|0...0>``.
         inputs: parameters that take features, in feature order.
         weights: trainable parameters, in the order of the layer's ``.weight``.
-        observables: what is measured; one real value each. Hermitian sums of Pauli strings.
+        observables: what is measured; one real value each. Hermitian sums of Pauli strings, or a single one.
         topology: which pairs of qubits its two-qubit gates join: ``chain``, ``ring``, ``all``, ``none``.
         reference: where the circuit comes from.
+        source: of a template that :func:`~qrkt_hw.circuits.analysis.derive` wrote, the one it was written from.
+
+    The circuit is copied: a gate appended to the original later does not enter the template.
 
     Raises:
+        TypeError: the circuit, an observable, an input or a weight is of another kind.
         ValueError: a parameter of the circuit is neither input nor weight (or the reverse), an observable has another
-            number of qubits or a complex coefficient, or the circuit measures, resets or branches.
+            number of qubits or a coefficient that is complex or not finite, or the circuit has no qubits, measures,
+            resets or branches.
     """
 
     name: str
@@ -39,27 +59,34 @@ class CircuitTemplate:
     observables: tuple[SparsePauliOp, ...] = field(default=())
     topology: str = "unknown"
     reference: str = ""
+    source: CircuitTemplate | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        found = self.observables or z_observables(self.circuit.num_qubits)
-        object.__setattr__(self, "observables", tuple(_as_operator(o) for o in found))
-        known = [*self.inputs, *self.weights]
+        if not isinstance(self.circuit, QuantumCircuit):
+            raise TypeError(f"template {self.name!r}: circuit is a {type(self.circuit).__name__}, not a QuantumCircuit")
+        if not self.circuit.num_qubits:
+            raise ValueError(f"template {self.name!r}: the circuit has no qubits")
+        object.__setattr__(self, "inputs", self._roles("inputs"))
+        object.__setattr__(self, "weights", self._roles("weights"))
+        known = self.parameters
         if len(set(known)) != len(known):
             raise ValueError(f"template {self.name!r}: a parameter is named twice among inputs and weights")
         if set(known) != set(self.circuit.parameters):
             odd = sorted(p.name for p in set(known) ^ set(self.circuit.parameters))
             raise ValueError(f"template {self.name!r}: parameters {odd} are not both in the circuit and declared")
-        for operator in self.observables:
-            if operator.num_qubits != self.circuit.num_qubits:
-                raise ValueError(
-                    f"template {self.name!r}: observable on {operator.num_qubits} qubits, "
-                    f"circuit on {self.circuit.num_qubits}"
-                )
-            if abs(operator.coeffs.imag).max() > 0:
-                raise ValueError(f"template {self.name!r}: an observable has a complex coefficient")
-        for instruction in self.circuit.data:
-            if instruction.clbits or instruction.operation.name == "reset":
-                raise ValueError(f"template {self.name!r}: {instruction.operation.name} is not allowed in a template")
+        given = self.observables
+        alone = (given,) if isinstance(given, (SparsePauliOp, Pauli, str)) and given != "" else given
+        if not isinstance(alone, Iterable):
+            raise TypeError(f"template {self.name!r}: observables are a {type(given).__name__}, not Pauli strings")
+        found = tuple(alone) or z_observables(self.circuit.num_qubits)
+        object.__setattr__(self, "observables", tuple(self._as_operator(o) for o in found))
+        try:
+            circuit = _plain(self.circuit)
+        except RecursionError as error:
+            raise ValueError(f"template {self.name!r}: a gate is defined by itself") from error
+        except ValueError as error:
+            raise ValueError(f"template {self.name!r}: {error}") from error
+        object.__setattr__(self, "circuit", circuit)
 
     def __deepcopy__(self, memo: dict) -> CircuitTemplate:
         return self  # never changed, and the key of everything that is compiled from it
@@ -85,9 +112,118 @@ class CircuitTemplate:
         """Inputs, then weights: the order of the last axis of parameter values everywhere."""
         return [*self.inputs, *self.weights]
 
+    def _roles(self, role: str) -> ParameterVector | tuple[Parameter, ...]:
+        given = getattr(self, role)
+        if isinstance(given, ParameterVector):
+            return given
+        found = tuple(given) if isinstance(given, Iterable) else (given,)
+        odd = [p for p in found if not isinstance(p, Parameter)]
+        if odd or not isinstance(given, Iterable):
+            kind = type(odd[0] if odd else given).__name__
+            raise TypeError(
+                f"template {self.name!r}: {role} must be a ParameterVector or a list of Parameter, not {kind}"
+            )
+        return found
 
-def _as_operator(observable: SparsePauliOp | Pauli | str) -> SparsePauliOp:
-    return observable if isinstance(observable, SparsePauliOp) else SparsePauliOp(observable)
+    def _as_operator(self, observable: SparsePauliOp | Pauli | str) -> SparsePauliOp:
+        if not isinstance(observable, (SparsePauliOp, Pauli, str)):
+            kind = type(observable).__name__
+            raise TypeError(
+                f"template {self.name!r}: an observable is a {kind}, not a SparsePauliOp, a Pauli or a string"
+            )
+        try:
+            operator = SparsePauliOp(observable)
+        except Exception as error:
+            raise ValueError(f"template {self.name!r}: {observable!r} is no Pauli string: {error}") from error
+        if operator.num_qubits != self.circuit.num_qubits:
+            raise ValueError(
+                f"template {self.name!r}: observable on {operator.num_qubits} qubits, "
+                f"circuit on {self.circuit.num_qubits}"
+            )
+        if operator.coeffs.dtype.kind not in "fc":
+            raise ValueError(f"template {self.name!r}: a coefficient of an observable is no number")
+        if operator.coeffs.imag.any() or operator.paulis.phase.any():
+            raise ValueError(f"template {self.name!r}: an observable has a complex coefficient, so it is not Hermitian")
+        if not np.isfinite(operator.coeffs.real).all():
+            raise ValueError(f"template {self.name!r}: a coefficient of an observable is not finite")
+        return operator
+
+
+@lru_cache(maxsize=1)
+def _standard() -> dict[type, str]:
+    """Qiskit's standard gates: their names by their classes."""
+    return {getattr(g, "base_class", type(g)): name for name, g in get_standard_gate_name_mapping().items()}
+
+
+def standard_name(gate: Any) -> str:
+    """The name of one of Qiskit's standard gates, by its class; empty for others, whatever they are called."""
+    if isinstance(gate, (Barrier, Delay)):
+        return "barrier"
+    if isinstance(gate, ControlledGate) and gate.ctrl_state != 2**gate.num_ctrl_qubits - 1:
+        return ""
+    return _standard().get(getattr(gate, "base_class", type(gate)), "")
+
+
+def definition_of(gate: Any) -> QuantumCircuit | None:
+    """The circuit a gate stands for; None where it has none.
+
+    Raises:
+        ValueError: the gate cannot say.
+    """
+    try:
+        return getattr(gate, "definition", None)
+    except RecursionError:
+        raise
+    except Exception as error:
+        raise ValueError(f"gate {gate.name!r} has no definition: {error}") from error
+
+
+def _plain(circuit: QuantumCircuit) -> QuantumCircuit:
+    """A copy in which no gate bears another's name: compilers go by the name, so such gates become what they stand for.
+
+    Raises:
+        ValueError: something is no gate, or bears a standard gate's name and has no definition.
+    """
+    if not any(_borrowed(i.operation) for i in circuit.data):
+        return circuit.copy()
+    copy = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        _append_plain(copy, instruction.operation, [circuit.find_bit(q).index for q in instruction.qubits])
+    return copy
+
+
+def _borrowed(gate: Any) -> bool:
+    """Whether a gate, or one within it, has the name of a standard gate and is another."""
+    if isinstance(gate, (Measure, Reset, ControlFlowOp)) or getattr(gate, "num_clbits", 0):
+        raise ValueError(f"{gate.name} is not allowed in a template")
+    if standard_name(gate):
+        return False
+    if gate.name in _names():
+        return True
+    if isinstance(gate, UnitaryGate) or not isinstance(gate, Instruction):
+        return False
+    try:
+        inner = definition_of(gate)
+    except ValueError:  # whoever needs it will say so
+        return False
+    return inner is not None and any(_borrowed(i.operation) for i in inner.data)
+
+
+@lru_cache(maxsize=1)
+def _names() -> frozenset[str]:
+    return frozenset({"barrier", *_standard().values()})
+
+
+def _append_plain(circuit: QuantumCircuit, gate: Any, qubits: list[int]) -> None:
+    if not _borrowed(gate):
+        circuit.append(gate, qubits)
+        return
+    inner = definition_of(gate)
+    if inner is None:
+        raise ValueError(f"a gate is called {gate.name!r} like one of Qiskit's, but is another and has no definition")
+    circuit.global_phase += inner.global_phase
+    for instruction in inner.data:
+        _append_plain(circuit, instruction.operation, [qubits[inner.find_bit(q).index] for q in instruction.qubits])
 
 
 def angle_encoding(num_qubits: int, axis: str = "y", name: str = "x") -> tuple[QuantumCircuit, ParameterVector]:

@@ -1,11 +1,13 @@
 """Looking inside a template: lowering to Pauli rotations, light cones. Knows neither torch nor backends."""
 
 from qrkt_hw.circuits.analysis.cones import Cone, causal_cone, cones
+from qrkt_hw.circuits.analysis.derived import Derived, derive, evaluate
 from qrkt_hw.circuits.analysis.lowering import Fixed, Program, Rotation, lower
 from qrkt_hw.circuits.analysis.shifts import Rule, Split, rule_for, split
 
 __all__ = [
     "Cone",
+    "Derived",
     "Fixed",
     "Program",
     "Rotation",
@@ -13,6 +15,8 @@ __all__ = [
     "Split",
     "causal_cone",
     "cones",
+    "derive",
+    "evaluate",
     "lower",
     "rule_for",
     "split",

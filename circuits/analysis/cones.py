@@ -15,6 +15,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.quantum_info import SparsePauliOp
+from qrkt_hw.circuits.analysis.derived import derive
 from qrkt_hw.circuits.analysis.lowering import PAULIS, Fixed, Program, Rotation, lower
 from qrkt_hw.circuits.analysis.states import jacobian
 from qrkt_hw.circuits.template import CircuitTemplate
@@ -50,25 +51,32 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     Raises:
         ValueError: the template cannot be lowered.
     """
-    program = lower(template)
-    rng = np.random.default_rng(20)
-    points = rng.uniform(-np.pi, np.pi, (POINTS, program.num_inputs + program.num_weights))
+    derived = derive(template)
+    program = lower(derived.template)
+    drawn = derived.points(POINTS, seed=20)
+    points, chain = derived.values(drawn), None if derived.trivial else derived.jacobian(drawn)
+
+    def moving(slopes: NDArray[np.float64]) -> NDArray[np.bool_]:
+        by_parameter = slopes if chain is None else np.einsum("ps,psk->pk", slopes, chain)
+        return np.asarray((np.abs(by_parameter) > TOLERANCE).any(axis=0))
+
     found: list[Cone] = []
-    by_state: NDArray[np.bool_] = np.zeros((0, 0), dtype=bool)
+    by_state: NDArray[np.float64] | None = None
     for place, observable in enumerate(template.observables):
         pulled = pull_back(program, observable, points)
         if pulled is not None:
-            moves, strings, exact = (np.abs(pulled[0][:, 1:]) > TOLERANCE).any(0), pulled[1], True
+            moves, strings, exact = moving(pulled[0][:, 1:]), pulled[1], True
         elif program.num_qubits <= LARGEST_STATE:
-            if not by_state.size:
-                slopes = jacobian(program, template.observables, points)
-                by_state = np.asarray((np.abs(slopes) > TOLERANCE).any(axis=0))
-            moves, strings, exact = by_state[place], 0, True
+            if by_state is None:
+                by_state = jacobian(program, template.observables, points)
+            moves, strings, exact = moving(by_state[:, place]), 0, True
         else:
-            moves, strings, exact = causal_cone(program, observable), 0, False
+            reached = causal_cone(program, observable)
+            moves = reached if chain is None else (chain[:, reached] != 0).any(axis=(0, 1))
+            strings, exact = 0, False
         where = np.flatnonzero(moves)
-        split = np.searchsorted(where, program.num_inputs)
-        inputs, weights = where[:split].tolist(), (where[split:] - program.num_inputs).tolist()
+        split = np.searchsorted(where, template.num_inputs)
+        inputs, weights = where[:split].tolist(), (where[split:] - template.num_inputs).tolist()
         found.append(Cone(tuple(inputs), tuple(weights), exact, strings))
     return tuple(found)
 

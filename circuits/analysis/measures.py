@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from qrkt_hw.circuits.analysis.lowering import lower
+from qrkt_hw.circuits.analysis.derived import derive
+from qrkt_hw.circuits.analysis.lowering import Program, lower
 from qrkt_hw.circuits.analysis.states import expectations, jacobian, states
 from qrkt_hw.circuits.template import CircuitTemplate
 
@@ -46,9 +47,8 @@ def measure(template: CircuitTemplate, *, pairs: int = PAIRS, samples: int = 200
         samples: parameter sets for the variance of the gradient.
         seed: of the parameters.
     """
-    one, two = _draw(template, pairs, seed), _draw(template, pairs, seed + 1)
+    program, one, two = _program(template), _draw(template, pairs, seed), _draw(template, pairs, seed + 1)
     fidelities, entanglement = [], []
-    program = lower(template)
     step = max(1, _AMPLITUDES >> program.num_qubits)
     for start in range(0, pairs, step):
         left, right = (states(program, part[start : start + step]) for part in (one, two))
@@ -67,7 +67,7 @@ def measure(template: CircuitTemplate, *, pairs: int = PAIRS, samples: int = 200
 
 def expressibility(template: CircuitTemplate, *, pairs: int = PAIRS, bins: int = BINS, seed: int = 0) -> float:
     """Divergence of the template's pair fidelities from those of Haar-random states; 0 where it reaches all."""
-    program = lower(template)
+    program = _program(template)
     left, right = (states(program, _draw(template, pairs, seed + k)) for k in (0, 1))
     fidelities = np.abs(np.einsum("bi,bi->b", left.conj(), right)) ** 2
     return divergence_from_haar(fidelities, program.num_qubits, bins)
@@ -75,19 +75,21 @@ def expressibility(template: CircuitTemplate, *, pairs: int = PAIRS, bins: int =
 
 def entangling_capability(template: CircuitTemplate, *, samples: int = PAIRS, seed: int = 0) -> float:
     """Mean Meyer-Wallach entanglement over random parameters: 0 for products, 1 where every qubit is fully mixed."""
-    return float(meyer_wallach(states(lower(template), _draw(template, samples, seed))).mean())
+    return float(meyer_wallach(states(_program(template), _draw(template, samples, seed))).mean())
 
 
 def gradients(template: CircuitTemplate, samples: int, seed: int = 0) -> NDArray[np.float64]:
     """``d<O>/d(weight)`` at random parameters, ``(samples, observables, weights)``."""
-    program = lower(template)
-    slopes = jacobian(program, template.observables, _draw(template, samples, seed))
-    return slopes[..., program.num_inputs :]
+    derived, drawn = derive(template), _uniform(template, samples, seed)
+    slopes = jacobian(lower(derived.template), template.observables, derived.values(drawn))
+    if not derived.trivial:
+        slopes = slopes @ derived.jacobian(drawn)
+    return slopes[..., template.num_inputs :]
 
 
 def typical_values(template: CircuitTemplate, samples: int = 40, seed: int = 11) -> NDArray[np.float64]:
     """Root mean square of every observable over random inputs and weights, ``(observables,)``."""
-    psi = states(lower(template), _draw(template, samples, seed))
+    psi = states(_program(template), _draw(template, samples, seed))
     return np.sqrt((expectations(template.observables, psi) ** 2).mean(axis=0))
 
 
@@ -115,5 +117,19 @@ def meyer_wallach(psi: NDArray[np.complex128]) -> NDArray[np.float64]:
     return 2 * (1 - np.mean(purities, axis=0))
 
 
+def _program(template: CircuitTemplate) -> Program:
+    return lower(derive(template).template)
+
+
 def _draw(template: CircuitTemplate, count: int, seed: int) -> NDArray[np.float64]:
+    """Parameters of the program, ``(count, parameters)``; the template's own are uniform in [0, 2 pi)."""
+    found = derive(template).values(_uniform(template, count, seed))
+    if not np.isfinite(found).all():
+        raise ValueError(
+            f"template {template.name!r}: an angle has no value somewhere in [0, 2 pi), where it is measured"
+        )
+    return found
+
+
+def _uniform(template: CircuitTemplate, count: int, seed: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).uniform(0, 2 * np.pi, (count, len(template.parameters)))

@@ -46,7 +46,7 @@ def condition(layers: Sequence[QuantumLayer]) -> None:
                 f"{layer.template.num_qubits}; take uniform"
             )
         if layer.weight.numel():
-            evaluate = simulator(layer.template, layer.dtype, layer.requested_method)
+            evaluate = simulator(layer.network.evaluated, layer.dtype, layer.requested_method)
             alike.setdefault(id(evaluate), (evaluate, []))[1].append(layer)
     for _, together in alike.values():
         _condition(together)
@@ -118,5 +118,6 @@ def _inputs(layer: QuantumLayer, groups: int, samples: int) -> Tensor:
 
 
 def _linear(layer: QuantumLayer, x: Tensor, weights: Tensor) -> Tensor:
-    values = simulator(layer.template, layer.dtype, layer.requested_method)(x, weights)
+    evaluate = simulator(layer.network.evaluated, layer.dtype, layer.requested_method)
+    values = evaluate(*layer.network.derive(x, weights))
     return torch.einsum("sgo,sgi->goi", values, x) / len(x)

@@ -144,17 +144,19 @@ def simulated_jacobian(call: Call, evaluate, wanted: Wanted) -> NDArray[np.float
     template = call.template
     flat = np.asarray(call.values, dtype=np.float64).reshape(call.samples, -1)
     # one weight set per sample, so that a summed output still has separate derivatives
-    features = torch.tensor(flat[:, : template.num_inputs]).requires_grad_()
-    weights = torch.tensor(flat[:, template.num_inputs :]).requires_grad_()
+    features = torch.tensor(flat[:, : template.num_inputs]).requires_grad_(wanted.inputs)
+    weights = torch.tensor(flat[:, template.num_inputs :]).requires_grad_(wanted.weights)
     result = np.zeros((call.samples, template.num_outputs, flat.shape[1]))
+    parts = [(t, s) for t, s in ((features, slice(0, template.num_inputs)), (weights, slice(template.num_inputs, None)))
+             if t.requires_grad]  # fmt: skip
     with torch.enable_grad():  # autograd.Function.backward runs without
         outputs = evaluate(features[None], weights)[0].sum(0).unbind()
     for m, output in enumerate(outputs):
         if not output.requires_grad:
             continue
         slopes = torch.autograd.grad(
-            output, (features, weights), retain_graph=True, allow_unused=True, materialize_grads=True
+            output, [t for t, _ in parts], retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        result[:, m, : template.num_inputs] = slopes[0].numpy() * wanted.inputs
-        result[:, m, template.num_inputs :] = slopes[1].numpy() * wanted.weights
+        for (_, where), slope in zip(parts, slopes, strict=True):
+            result[:, m, where] = slope.numpy()
     return result.reshape(*call.values.shape[:-1], template.num_outputs, -1)

@@ -105,7 +105,9 @@ class QuantumLayer(TorchConnector):
             if len(angles) != count:
                 raise ValueError(f"initial_weights must be {count} angles ({groups} circuits), not {len(angles)}")
         self.weight = nn.Parameter(angles)
-        simulator(template, dtype, method)  # an unknown method is refused here, not in the first forward
+        # whether the simulator takes the layer's own inputs and weights, as they are
+        self._direct = self._network.derived.trivial and count > 0
+        simulator(self._network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @property
     def neural_network(self) -> TemplateNetwork:
@@ -135,7 +137,7 @@ class QuantumLayer(TorchConnector):
     def simulator(self) -> TensorFunction:
         """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
         found = self.evaluator()
-        return found if found is not None else simulator(self.template, self.dtype, self.requested_method)
+        return found if found is not None else simulator(self.network.evaluated, self.dtype, self.requested_method)
 
     def evaluator(self, dtype: torch.dtype | None = None) -> TensorFunction | None:
         """What evaluates the circuits on tensors in this precision; None where the backend is not differentiable."""
@@ -143,7 +145,7 @@ class QuantumLayer(TorchConnector):
         found = self._found.get(dtype)
         if found is None or found[0] is not backend:
             differentiable = backend.differentiable
-            made = backend.simulator(self.template, dtype, self.requested_method) if differentiable else None
+            made = backend.simulator(self._network.evaluated, dtype, self.requested_method) if differentiable else None
             found = self._found[dtype] = (backend, made)
         return found[1]
 
@@ -182,6 +184,10 @@ class QuantumLayer(TorchConnector):
         if weight.shape != (count,) or not weight.is_floating_point():
             raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
         return weight.reshape(self.groups, self.template.num_weights)
+
+    def grouped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` as the simulator takes them."""
+        return self._network.derive(_grouped(x, self), self.angles())
 
     def checked(self, x: Tensor) -> Tensor:
         """The input, after its shape and kind were checked.
@@ -253,7 +259,10 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
     if remote:
         layers = [jobs[p][0] for p in remote]
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in remote]
-        found = run_round([x.network for x in layers], entered, [x.angles().reshape(-1) for x in layers])
+        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
+        found = run_round(
+            [layer.network for layer in layers], [x.flatten(-2) for x, _ in derived], [w.flatten() for _, w in derived]
+        )
         for place, values, inputs in zip(remote, found, entered, strict=True):
             results[place] = _leave(jobs[place][0], values, inputs, around[place] if around else None)
     for places in together.values():
@@ -261,15 +270,19 @@ def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence
         assert function is not None
         layers = [jobs[p][0] for p in places]
         own = [around[p] for p in places] if around else []
-        if isinstance(function, Simulator) and function.shares and all(x.replacement is None for x in layers):
+        if (
+            isinstance(function, Simulator)
+            and function.shares
+            and all(x._direct and x.replacement is None for x in layers)
+        ):
             parts = _in_one_call(function, layers, [jobs[p][1] for p in places], own)
             if parts is not None:
                 for place, part in zip(places, parts, strict=True):
                     results[place] = part
                 continue
         entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in places]
-        grouped = _join([_grouped(x, layer) for x, layer in zip(entered, layers, strict=True)], -2)
-        values = function(grouped, _join([layer.angles() for layer in layers], 0))
+        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
+        values = function(_join([x for x, _ in derived], -2), _join([w for _, w in derived], 0))
         for place, part, inputs in zip(places, _split(values, layers), entered, strict=True):
             results[place] = _leave(jobs[place][0], part, inputs, around[place] if around else None)
     return [values for values in results if values is not None]
@@ -330,7 +343,7 @@ def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
     for layer, x in jobs:
         network = layer.network
         circuits, tags = by_backend.get(network.backend, (0, []))
-        each = layer.groups * network.backend.circuits_for(layer.template)
+        each = layer.groups * network.backend.circuits_for(network.evaluated)
         by_backend[network.backend] = circuits + x.numel() // x.shape[-1] * each, [*tags, network.tag]
     for backend, (circuits, tags) in by_backend.items():
         backend.begin_round(circuits, tags)
