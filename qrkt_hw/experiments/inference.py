@@ -20,10 +20,11 @@ from qrkt_hw.data.images import read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
-from qrkt_hw.experiments.loading import load
+from qrkt_hw.experiments.loading import restored
 from qrkt_hw.layers.ablation import ablated
 from qrkt_hw.models.build import quantum_layers
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
@@ -58,8 +59,9 @@ def infer_split(
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
         :func:`qrkt_hw.experiments.device.on_backend` reports.
     """
-    model = load(run, backend)
-    run.check_inference()
+    model = restored(run, backend)
+    if keeps_journal(backend):
+        run.check_inference()  # what is paid for must be kept
     dataset = _split(run, split, limit, data_dir)
     count = len(dataset)
     started = time.perf_counter()
@@ -148,8 +150,9 @@ def _classified(
     backend: Backend,
     opening: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-    model = load(run, backend)
-    run.check_inference()
+    model = restored(run, backend)
+    if keeps_journal(backend):
+        run.check_inference()
     started = time.perf_counter()
     with opening(None) if opening else nullcontext(), torch.no_grad():
         probabilities = model(inputs).softmax(-1)

@@ -39,6 +39,11 @@ def keeps_journal(backend: Backend) -> bool:
     return backend.kind == "IBM Quantum"
 
 
+def resuming(run: RunFolder, backend: Backend) -> str:
+    """The command that goes on with a training; a device that bills is named again."""
+    return f"qrkt-hw train --resume {run.path}" + (f" --backend {backend.name}" if keeps_journal(backend) else "")
+
+
 def unfinished(run: RunFolder, kind: str) -> Activity | None:
     """What was begun on a device and not ended; read without keeping others from writing."""
     if not run.journal.is_file():
@@ -120,8 +125,8 @@ def held(
             told = kind == "train" and isinstance(stop, KeyboardInterrupt)  # the trainer says so itself
             sent = journal.submissions(activity, ["submitting", "submitted", "done", "held"])
             if console is not None and sent and not told:
-                how = f"infer {run.path} --resume" if kind == "infer" else f"train --resume {run.path}"
-                console.print(f"go on with: qrkt-hw {how}", highlight=False, markup=False, soft_wrap=True)
+                how = f"qrkt-hw infer {run.path} --resume" if kind == "infer" else resuming(run, backend)
+                console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
             raise
         journal.finish(activity)
 
