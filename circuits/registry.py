@@ -16,6 +16,7 @@ from qrkt_hw.errors import UserError
 Factory = Callable[[int, int], CircuitTemplate]
 ENTRY_POINTS = "qrkt_hw.ansatz"
 _factories: dict[str, Factory] = {}
+_sources: dict[str, str] = {}
 
 
 def register(name: str, factory: Factory) -> None:
@@ -94,10 +95,26 @@ def _from_file(name: str) -> Factory:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look a class's module up there
     try:
-        spec.loader.exec_module(module)
+        text = read(file)
+        exec(compile(text, str(file), "exec"), module.__dict__)  # what is kept of the file is what was run
     except Exception as error:
         raise UserError(f"--ansatz: {path!r} cannot be imported: {error}") from error
     factory = getattr(module, function, None)
     if not callable(factory):
         raise UserError(f"--ansatz: {path!r} has no function {function!r}")
+    _sources[name] = text
     return factory
+
+
+def source(name: str) -> str | None:
+    """The text of the file that the ansatz was imported from; None for a registered one."""
+    return _sources.get(name)
+
+
+def read(file: Path) -> str:
+    """The text of a Python file.
+
+    Raises:
+        OSError, SyntaxError, UnicodeDecodeError: it cannot be read, or is no text.
+    """
+    return importlib.util.decode_source(file.read_bytes())

@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it and exits with status 2; in Python it is an ordinary exception.
     """
+
+
+class RunWarning(UserWarning):
+    """What a user must know of a run that is used all the same; the command line shows it in one line."""

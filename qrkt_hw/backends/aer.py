@@ -89,6 +89,14 @@ class AerBackend(LocalBackend):
     def about(self) -> dict[str, Any]:
         return {**super().about(), "device": self.device, "method": self.method}
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "random": self.rng.bit_generator.state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if "random" in state:
+            self.rng.bit_generator.state = state["random"]
+
     @property
     def simulator_options(self) -> dict[str, Any]:
         """What Aer is made with. Batching on the GPU needs runtime parameter binding and is off by default."""

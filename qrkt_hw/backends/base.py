@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -147,6 +147,14 @@ class Backend(ABC):
             yield self
         finally:
             self._progress = before
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed training counts and samples as if it had never stopped."""
+        return {"counters": asdict(self.counters)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a kept :meth:`state`."""
+        self.counters = Counters(**state["counters"])
 
     def circuits_for(self, template: CircuitTemplate) -> int:
         """How many circuits one parameter set takes: one per measurement basis."""

@@ -129,6 +129,13 @@ class FakeBackend(AerBackend):
             )
         return found
 
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "estimated": self.estimated}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.estimated = float(state.get("estimated", 0.0))
+
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
         """The template on the device, measured in a basis; made once."""
         return self.packer.kind(template, basis).placed

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from typing import Any
 
 import click
 
 from qrkt_hw.commands.lazy import LazyGroup
 from qrkt_hw.commands.quick_start import PROGRAM
+from qrkt_hw.errors import RunWarning
 
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
@@ -37,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
     from qrkt_hw.errors import UserError
 
+    warnings.showwarning = _show
     obj = PROGRAM if arguments is None else None
     try:
         sys.exit(group.main(args=arguments, prog_name="qrkt-hw", standalone_mode=False, obj=obj) or 0)
@@ -51,3 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(0)
     click.echo("qrkt-hw: " + " ".join(message.split()), err=True)
     sys.exit(2)
+
+
+def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+    """A warning about a run in one line; others as before."""
+    if issubclass(category, RunWarning):
+        click.echo("warning: " + " ".join(str(message).split()), err=True)
+    else:
+        _others(message, category, *rest, **more)
+
+
+_others = warnings.showwarning

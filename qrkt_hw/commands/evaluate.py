@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.options import trust_flag
+
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
@@ -20,6 +22,7 @@ import click
 @click.option("--judge", type=click.Path(path_type=Path), help="file of the judge; made where it is missing")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
 @click.option("--yardsticks", is_flag=True, help="also the real test images, and Gaussian images of equal covariance")
+@trust_flag
 @click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
 def evaluate(
     run: Path | None,
@@ -30,6 +33,7 @@ def evaluate(
     judge: Path | None,
     data_dir: Path | None,
     yardsticks: bool,
+    trust_ansatz: bool,
     as_json: bool,
 ) -> None:
     """FID, KID, Inception Score, precision and recall of RUN's images, and what a judge says of them.
@@ -41,7 +45,7 @@ def evaluate(
     from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    folder = RunFolder.open(run if run is not None else newest())
+    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     click.echo(f"run {folder.path}", err=as_json)
     from qrkt_hw.experiments import evaluation
 

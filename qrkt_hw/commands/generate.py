@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import backend_options, options_from
+from qrkt_hw.commands.options import backend_options, options_from, trust_flag
 from qrkt_hw.options.training import BackendOptions
 
 
@@ -19,6 +19,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--out", type=click.Path(path_type=Path), help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1), default=8, show_default=True, help="of the grid")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
+@trust_flag
 @options_from(BackendOptions)
 def generate(
     run: Path | None,
@@ -28,6 +29,7 @@ def generate(
     out: Path | None,
     columns: int,
     interpolate: bool,
+    trust_ansatz: bool,
     **flags: Any,
 ) -> None:
     """Draw images with the generator of RUN: unselected, the first COUNT of the seed.
@@ -42,7 +44,7 @@ def generate(
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid: {grid} must end in .png")
     console = Console(stderr=True)
-    folder = RunFolder.open(run if run is not None else newest())
+    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     click.echo(f"run {folder.path}")
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import backend_options, device_flags, options_from
+from qrkt_hw.commands.options import backend_options, device_flags, options_from, trust_flag
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
 
@@ -26,6 +26,7 @@ from qrkt_hw.options.training import BackendOptions
 )
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
+@trust_flag
 @options_from(BackendOptions)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
@@ -57,6 +58,7 @@ def infer(
     max_qpu_seconds: float | None,
     max_cost: float | None,
     report: bool,
+    trust_ansatz: bool,
     **flags: Any,
 ) -> None:
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
@@ -80,7 +82,7 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
-    folder = RunFolder.open(run if run is not None else newest())
+    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     click.echo(f"run {folder.path}", err=as_json)
     if folder.options().model == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")

@@ -130,7 +130,7 @@ def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
     from qrkt_hw.execution.journal import Journal
     from qrkt_hw.runs import RunFolder, newest
 
-    folder = RunFolder.open(run if run is not None else newest())
+    folder = RunFolder.open(run if run is not None else newest(having="journal.sqlite"))
     if run is None:
         click.echo(f"run {folder.path}", err=True)
     if not folder.journal.is_file():

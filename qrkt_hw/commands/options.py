@@ -37,6 +37,15 @@ def device_flags(command: Any) -> Any:
     return command
 
 
+def trust_flag(command: Any) -> Any:
+    """Decorate a command that reads a run with the permission to import the Python file of its ansatz."""
+    return click.option(
+        "--trust-ansatz",
+        is_flag=True,
+        help="import the Python file that an old run without kept circuits names as its ansatz",
+    )(command)
+
+
 _DEVICE = (
     click.option(
         "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.options import merge
+from qrkt_hw.commands.options import merge, trust_flag
 from qrkt_hw.errors import UserError
 
 PLANS = ("open", "payg", "flex", "premium")
@@ -42,6 +42,7 @@ PLANS = ("open", "payg", "flex", "premium")
 )
 @click.option("--format", "style", type=click.Choice(["table", "json", "markdown"]), default="table", show_default=True)
 @click.option("--plot", type=click.Path(path_type=Path), help="draw the layout on the chip (.png)")
+@trust_flag
 @click.option("--schema", is_flag=True, help="print the JSON schema of --format json")
 def resources(
     run: tuple[str, ...],
@@ -59,6 +60,7 @@ def resources(
     style: str,
     plot: Path | None,
     schema: bool,
+    trust_ansatz: bool,
 ) -> None:
     """What RUN, a preset or a circuit costs on a device, and whether it is quantum at all.
 
@@ -84,7 +86,7 @@ def resources(
     from qrkt_hw.resources.report import make
     from qrkt_hw.resources.tables import text
 
-    subjects = [_subject(name) for name in names or [""]]
+    subjects = [_subject(name, trust_ansatz) for name in names or [""]]
     reports = [
         make(s, backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
     ]
@@ -116,7 +118,7 @@ def matching(patterns: tuple[str, ...]) -> list[str]:
     return list(found)
 
 
-def _subject(name: str):
+def _subject(name: str, trust: bool):
     """A run folder, ``preset:NAME``, or ``ANSATZ:QUBITS:LAYERS``; the newest run for an empty name."""
     from qrkt_hw.resources.subject import of_options, of_run, of_template
 
@@ -132,5 +134,5 @@ def _subject(name: str):
         return of_options(name, merge(name, None, {}))
     from qrkt_hw.runs import RunFolder, newest
 
-    folder = RunFolder.open(Path(name)) if name else RunFolder.open(newest())
+    folder = RunFolder.open(Path(name) if name else newest(), trust)
     return of_run(f"run {folder.path}", folder.options(), folder.description())

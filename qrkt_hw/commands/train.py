@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import device_flags, merge, options_from
+from qrkt_hw.commands.options import device_flags, merge, options_from, trust_flag
 from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
@@ -23,6 +23,7 @@ from qrkt_hw.options.run import RunOptions
     help="go on with this run, with its own options; --backend NAME again where it bills",
 )
 @device_flags
+@trust_flag
 @options_from(RunOptions)
 def train(
     preset: str | None,
@@ -33,6 +34,7 @@ def train(
     replan: bool,
     max_qpu_seconds: float | None,
     max_cost: float | None,
+    trust_ansatz: bool,
     **flags: Any,
 ) -> None:
     """Train a model and leave a run folder.
@@ -47,8 +49,9 @@ def train(
     console = Console(stderr=True)
     if click.get_current_context().find_root().obj == PROGRAM:
         import_lightning()
-    if resume is None and (resubmit or replan):
-        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume RUN")
+    with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
+    if resume is None and any(with_resume.values()):
+        raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
@@ -56,7 +59,8 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         from qrkt_hw.training import fit
 
-        run = fit.resume(RunFolder.open(resume), console, resubmit, replan, max_qpu_seconds, max_cost, backend)
+        folder = RunFolder.open(resume, trust_ansatz)
+        run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
         from qrkt_hw.training import fit

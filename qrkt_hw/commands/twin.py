@@ -6,13 +6,16 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.options import trust_flag
+
 
 @click.command()
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--trials", type=click.IntRange(1, 9), default=3, show_default=True, help="learning rates per side")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-twin]")
-def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) -> None:
+@trust_flag
+def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
     """Train the classical twins of RUN and compare: one of the same shape, one with as many parameters.
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
@@ -26,7 +29,7 @@ def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) ->
     from qrkt_hw.experiments import twins
     from qrkt_hw.runs import RunFolder, newest
 
-    folder = RunFolder.open(run if run is not None else newest())
+    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     click.echo(f"run {folder.path}")
     place = out or twins.default_out(folder)
     if folder.options().model == "gan":

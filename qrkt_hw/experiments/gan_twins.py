@@ -105,6 +105,7 @@ def twin(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
+    fit.refuse_billed(run, options, console)
     data = load_data(options)
     sides = {"same-shape": options.without_circuits(), "same-parameters": same_parameters(options, data.shape)}
     own = seconds_per_step(options, data)

@@ -20,7 +20,7 @@ from qrkt_hw.data.images import read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
-from qrkt_hw.experiments.loading import load
+from qrkt_hw.experiments.loading import restored
 from qrkt_hw.layers.ablation import ablated
 from qrkt_hw.models.build import quantum_layers
 from qrkt_hw.runs import RunFolder
@@ -67,8 +67,9 @@ def infer_split(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
             "as --backend exact, where the weights are the same"
         )
-    model = load(run, backend)
-    run.check_inference()
+    model = restored(run, backend)
+    if keeps_journal(backend):
+        run.check_inference()  # what is paid for must be kept
     dataset = _split(run, split, limit, data_dir)
     count = len(dataset)
     started = time.perf_counter()
@@ -157,8 +158,9 @@ def _classified(
     backend: Backend,
     opening: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-    model = load(run, backend)
-    run.check_inference()
+    model = restored(run, backend)
+    if keeps_journal(backend):
+        run.check_inference()
     started = time.perf_counter()
     with opening(None) if opening else nullcontext(), torch.no_grad():
         probabilities = model(inputs).softmax(-1)

@@ -1,34 +1,193 @@
-"""A trained model from its run folder."""
+"""A trained model from its run folder, with what turns raw images or texts into its inputs."""
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.errors import UserError
+from qrkt_hw.data.images import decoded, normalised
+from qrkt_hw.data.text import encode, trimmed
+from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.build import build_model
 from qrkt_hw.models.weights import load_weights
+from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
 
+DIGITS = 16.0  # largest pixel of scikit-learn's digits
 
-def load(run: str | Path | RunFolder | None = None, backend: str | Backend = "exact") -> nn.Module:
-    """The trained model of a run, in evaluation mode.
+
+def load(
+    run: str | Path | RunFolder | None = None, backend: str | Backend = "exact", *, trust: bool = False
+) -> nn.Module:
+    """The trained model of a run, in evaluation mode; ``model(inputs)`` takes inputs as training saw them.
+
+    A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`), ``predict``, from
+    raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that are not normalised.
+    A GAN draws images from noise and has none of these.
 
     Args:
-        run: its folder; None takes the newest under ``runs/``.
+        run: its folder; None takes the newest under ``runs/`` that has a trained model.
         backend: where its circuits run; the weights do not depend on it.
+        trust: import the Python file that an old run without kept circuits names as its ansatz.
 
     Raises:
-        UserError: not a run, a damaged one, or one without a trained model yet.
+        UserError: not a run, a damaged one, one without a trained model yet, or one that needs ``trust``.
     """
-    folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest())
+    folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
+    model = restored(folder, backend)
+    options, description = folder.options(), folder.description()
+    if options.model != "gan":
+        reader, names = Reader(options, description), tuple(description["class_names"])
+        found: Any = model
+        found.preprocess, found.class_names, found.predict = reader, names, Predictor(model, reader, names)
+        if not reader.vocabulary:
+            model.register_forward_pre_hook(reader.look)
+    return model
+
+
+def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
+    """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
     model = build_model(folder.options(), DataShape.of(folder.description()), backend)
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
         )
-    load_weights(model, folder.model)
+    load_weights(model, folder.model, folder.weights_sha256())
     return model.eval()
+
+
+class Reader:
+    """Raw images or texts as inputs of a trained model.
+
+    Images are arrays, tensors, PIL images or a list of these: ``(height, width)``, ``(channels, height, width)``,
+    ``(images, channels, height, width)``, and of one channel ``(images, height, width)``; uint8 from 0 to 255, or
+    floats from 0 to 1. A model of scikit-learn's digits also takes floats from 0 to 16, as ``load_digits`` gives them.
+    PIL images of any size are scaled and cropped where training did so.
+
+    Returns float32 ``(images, channels, size, size)``, or int64 token ids ``(texts, longest)`` of one text or a list.
+
+    Raises:
+        ValueError: another shape, size or range of values.
+        TypeError: another dtype, or something else than images or texts.
+    """
+
+    def __init__(self, options: RunOptions, description: dict[str, Any]) -> None:
+        self.dataset, self.channels = description["dataset"], description["channels"]
+        self.size, self.resized = description["image_size"], bool(description.get("resized", False))
+        self.vocabulary: list[str] = description.get("vocabulary") or []
+        self.length = description.get("length", 0)
+        self.words = {"unique": options.unique_words, "pairs": options.word_pairs}
+        self.statistics = (tuple(description["mean"]), tuple(description["std"]))
+        self.warned = False
+
+    def __call__(self, raw: Any) -> Tensor:
+        if self.vocabulary:
+            return self._texts([raw] if isinstance(raw, str) else raw)
+        if isinstance(raw, Image.Image):
+            raw = [raw]
+        if isinstance(raw, (list, tuple)):
+            if not raw:
+                raise ValueError("no images: an empty list")
+            return torch.cat([self._image(one) if isinstance(one, Image.Image) else self._array(one) for one in raw])
+        return self._array(raw)
+
+    def _texts(self, texts: Any) -> Tensor:
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"this model reads texts: a str or a list of them, not {type(texts).__name__}")
+        return trimmed(encode(texts, self.vocabulary, self.length, **self.words))
+
+    def _image(self, image: Image.Image) -> Tensor:
+        file = io.BytesIO()
+        try:  # read as training reads a file
+            (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image).save(file, "PNG")
+        except OSError as error:
+            raise TypeError(f"a PIL image of mode {image.mode} is not read; convert it to L or RGB") from error
+        return self._array(decoded(file.getvalue(), "image", self.channels, self.size if self.resized else None))
+
+    def _array(self, raw: Any) -> Tensor:
+        if not isinstance(raw, (np.ndarray, Tensor)):
+            raise TypeError(f"images are arrays, tensors or PIL images, not {type(raw).__name__}")
+        pixels = self._four(torch.as_tensor(raw))
+        if pixels.dtype == torch.uint8:
+            return normalised(pixels, self.statistics)
+        if not pixels.is_floating_point():
+            kind = str(pixels.dtype).removeprefix("torch.")
+            raise TypeError(f"images of {kind} are not read: give uint8 from 0 to 255, or floats from 0 to 1")
+        low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 0.0)
+        if self.dataset == "digits" and high > 1:
+            pixels, low, high = pixels / DIGITS, low / DIGITS, high / DIGITS
+        if not (low >= 0 and high <= 1):
+            also = ", or from 0 to 16 as scikit-learn has its digits" if self.dataset == "digits" else ""
+            most = DIGITS if self.dataset == "digits" and high > 1 else 1.0
+            raise ValueError(
+                f"images of floats from {low * most:g} to {high * most:g} are not read: give floats from 0 to 1{also},"
+                " or uint8 from 0 to 255"
+            )
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self.statistics)
+        return (pixels.float() - mean.to(pixels.device)) / std.to(pixels.device)
+
+    def _four(self, pixels: Tensor) -> Tensor:
+        """``(images, channels, size, size)``."""
+        found = pixels
+        if found.ndim == 2:
+            found = found[None]
+        if found.ndim == 3:
+            found = found.unsqueeze(1) if self.channels == 1 and found.shape[0] != 1 else found[None]
+        if found.shape[1:] != (self.channels, self.size, self.size):
+            one = f"({self.size}, {self.size}), " if self.channels == 1 else ""
+            raise ValueError(
+                f"images of shape {tuple(pixels.shape)} are not read by this model: give {one}"
+                f"({self.channels}, {self.size}, {self.size}) or (images, {self.channels}, {self.size}, {self.size})"
+            )
+        return found
+
+    def look(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Warn once of images that training cannot have seen; before every forward pass."""
+        if self.warned or not inputs or type(inputs[0]) is not Tensor or torch.compiler.is_compiling():
+            return
+        images = inputs[0]
+        if torch._C._functorch.is_functorch_wrapped_tensor(images) or torch.jit.is_tracing() or not images.numel():
+            return  # no values to look at
+        if not images.is_floating_point() or images.device.type == "meta":
+            return  # torch refuses integers itself
+        low, high = float(images.min()), float(images.max())
+        least = min((0 - m) / s for m, s in zip(*self.statistics, strict=True)) - 0.01
+        most = max((1 - m) / s for m, s in zip(*self.statistics, strict=True)) + 0.01
+        if low < least or high > most:
+            why = f"training saw {least + 0.01:.3g} to {most - 0.01:.3g}"
+        elif low >= 0 and high > 0.5 and high <= 1:
+            why = "they look like pixels that were not normalised"
+        else:
+            return
+        self.warned = True
+        warnings.warn(
+            f"images from {low:.3g} to {high:.3g}: {why}; model(model.preprocess(images)) takes raw ones",
+            RunWarning,
+            stacklevel=4,
+        )
+
+
+class Predictor:
+    """Names of the classes of raw images or texts, one for each; ``model(model.preprocess(raw))`` has all logits."""
+
+    def __init__(self, model: nn.Module, reader: Reader, names: Sequence[str]) -> None:
+        self.model, self.reader, self.names = model, reader, names
+
+    def __call__(self, raw: Any) -> list[str]:
+        weight = next(self.model.parameters())
+        was = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            logits = self.model(self.reader(raw).to(weight.device))
+        self.model.train(was)
+        return [self.names[k] for k in logits.argmax(-1).tolist()]

@@ -86,6 +86,7 @@ def twin(
     options = run.options()
     if options.projection == "classical":
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
+    fit.refuse_billed(run, options, console)
     options = options.model_copy(update={"epochs": epochs or options.epochs})
     data = load_data(options)
     sides = dict(zip(SIDES, (options, same_shape(options), same_parameters(options, data.shape)), strict=True))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qrkt_hw import circuits
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
@@ -184,14 +185,8 @@ def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
 
 def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> ProjectionFactory:
     def make(features: int) -> nn.Module:
-        layer = QuantumLayer(
-            features,
-            ansatz=options.ansatz,
-            qubits=qubits,
-            layers=options.layers,
-            backend=backend,
-            dtype=DTYPES[options.dtype],
-        )
+        template = (options.circuits or circuits.build)(options.ansatz, qubits, options.layers)
+        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[options.dtype])
         return QuantumProjection(
             layer, input_scale=options.input_scale, scale=options.output_scale, bias=options.output_bias
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]
 Rule = Literal["rk1", "rk2", "rk3", "rk4", "rk4-enhanced"]
@@ -66,6 +67,23 @@ class ModelOptions(BaseModel):
     output_scale: bool = Field(True, description="a learned factor per feature behind each circuit")
     output_bias: bool = Field(False, description="a learned offset per feature behind each circuit")
     dtype: Literal["complex64", "complex128"] = Field("complex64", description="precision of the simulator")
+
+    # gives the source of circuits; None for the registry
+    _circuits: Callable[[], Any] | None = PrivateAttr(default=None)
+
+    @property
+    def circuits(self) -> Any:
+        """What gives the template for an ansatz, qubits and layers: those a run keeps; None for the registry."""
+        return None if self._circuits is None else self._circuits()
+
+    def with_circuits(self, circuits: Callable[[], Any]) -> Self:
+        """The same options, whose circuits come from there, as do those of its copies."""
+        copy = self.model_copy()
+        copy._circuits = circuits
+        return copy
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__  # wherever the circuits come from
 
     @property
     def quantum_attention(self) -> bool:

@@ -80,10 +80,12 @@ def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = No
         found.append(templates)
         return description.model_dump(mode="json")
 
-    fixed = [options.model_dump(mode="json"), size]
+    # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
+    circuits = options.circuits.digest if options.circuits is not None else None
+    fixed = [options.model_dump(mode="json"), size, circuits]
     kept = (
         compute()
-        if not _cacheable(options.ansatz) or size is None
+        if size is None or not (circuits or _cacheable(options.ansatz))
         else remember("subjects", digest(fixed, versions()), compute)
     )
     return Subject(

@@ -8,31 +8,38 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.validation import sentence
 from qrkt_hw.runs.atomic import write_json, write_text
 from qrkt_hw.runs.environment import environment
 
 RUNS = Path("runs")
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+LARGEST = 256 * 1024  # bytes of a configuration
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _count(value: Any) -> bool:
-    return isinstance(value, int) and _number(value) and value > 0
+    return isinstance(value, int) and _number(value) and 0 < value <= 10_000_000
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
 
 
 # what data.json must hold under a key, where it holds the key
@@ -40,17 +47,26 @@ _IMAGES_ONLY = ("channels", "image_size", "mean", "std")
 _DESCRIPTION: dict[str, Callable[[Any], bool]] = {
     "channels": _count,
     "image_size": _count,
-    "class_names": lambda v: isinstance(v, list) and len(v) > 0 and all(isinstance(name, str) for name in v),
+    "class_names": _names,
     "mean": lambda v: isinstance(v, list) and all(map(_number, v)),
     "std": lambda v: isinstance(v, list) and all(_number(x) and x > 0 for x in v),
+    "vocabulary": lambda v: v == [] or _names(v),
+    "length": _count,
 }
 
 
 class RunFolder:
-    """Paths and contents of one run. The names are fixed; later work adds files and renames none."""
+    """Paths and contents of one run. The names are fixed; later work adds files and renames none.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the folder.
+        trust: of an old run without kept circuits, import the Python file that its configuration names.
+    """
+
+    def __init__(self, path: Path, trust: bool = False) -> None:
         self.path = path
+        self.trust = trust
+        self._circuits: Any = None
         self.config = path / "config.yaml"
         self.data = path / "data.json"
         self.environment = path / "environment.json"
@@ -88,6 +104,8 @@ class RunFolder:
             write_text(run.config, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
             write_json(run.data, data)
             write_json(run.environment, environment())
+            if options.circuits is not None:
+                options.circuits.write(staging / "circuits")
             staging.replace(path)
         except OSError as error:
             raise UserError(f"--out: {path} cannot be written: {error.strerror}") from error
@@ -96,13 +114,17 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing run.
+    def open(cls, path: Path, trust: bool = False) -> RunFolder:
+        """An existing run; ``trust`` as above.
 
         Raises:
             UserError: no such folder, or it is not a run.
         """
-        run = cls(path)
+        run = cls(path, trust)
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"run: {str(path)!a} is not a name in UTF-8; rename the folder") from error
         if not path.is_dir():
             raise UserError(f"run: no folder {path}")
         if not run.config.is_file() or not run.data.is_file():
@@ -110,20 +132,30 @@ class RunFolder:
         return run
 
     def options(self) -> RunOptions:
-        """The run's configuration.
+        """The run's configuration; its ``circuits`` are those that the run keeps, read when they are first used.
 
         Raises:
             UserError: the file is damaged.
         """
         try:
+            if self.config.stat().st_size > LARGEST:
+                raise UserError(f"{self.config} is damaged: it holds more than {LARGEST:,} bytes")
             values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-            return RunOptions.model_validate(values)
+            options = RunOptions.model_validate(values)
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise UserError(f"{self.config} is damaged: it is not YAML") from error
         except ValidationError as error:
             raise UserError(f"{self.config} is damaged: {sentence(error)}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits
+            raise UserError(f"{self.config} is damaged: it is not YAML") from error
+        return options.with_circuits(partial(self._kept, options.ansatz))
+
+    def _kept(self, ansatz: str) -> Any:
+        if self._circuits is None or self._circuits.ansatz != ansatz:
+            from qrkt_hw.runs import circuits  # it takes qiskit, which a comparison of runs does not need
+
+            self._circuits = circuits.of_run(self.path, ansatz, self.trust)
+        return self._circuits
 
     def description(self) -> dict[str, Any]:
         """The run's ``data.json``: what the model must know of its data.
@@ -141,6 +173,13 @@ class RunFolder:
                 continue
             if key in value and not wanted(value[key]):
                 raise UserError(f"{self.data} is damaged: its {key} is {str(value[key])[:40]!r}")
+        if text and "length" not in value:
+            raise UserError(f"{self.data} is damaged: it has a vocabulary and lacks length")
+        for key in () if text else ("mean", "std"):
+            if len(value[key]) != value["channels"]:
+                raise UserError(
+                    f"{self.data} is damaged: its {key} has {len(value[key])} numbers for {value['channels']} channels"
+                )
         return value
 
     @contextmanager
@@ -169,6 +208,28 @@ class RunFolder:
                     raise
                 raise UserError(f"run: {error.filename or self.path} cannot be written: {error.strerror}") from error
 
+    def weights_sha256(self) -> str | None:
+        """The hash of the trained weights that ``results.json`` keeps; None for an old or unfinished run."""
+        kept = read_json(self.results).get("weights_sha256") if self.results.is_file() else None
+        return kept if isinstance(kept, str) else None
+
+    def discard_untrained(self) -> None:
+        """Remove a folder in which no epoch was finished and from which nothing was sent to a device."""
+        if self.checkpoint.exists() or self.model.exists() or self._sent():
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _sent(self) -> bool:
+        if not self.journal.exists():
+            return False
+        from qrkt_hw.execution.journal import Journal
+
+        try:
+            with Journal(self.journal, write=False) as journal:
+                return bool(journal.submissions())
+        except UserError:
+            return True
+
     def check_inference(self) -> None:
         """Make sure that an inference can be kept, before its work is done.
 
@@ -181,12 +242,17 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"run: {self.inference} cannot be written: {error.strerror}") from error
 
-    def keep_inference(self, record: dict[str, Any]) -> Path:
-        """Write an inference under a name of its own; returns the file."""
-        self.check_inference()
+    def keep_inference(self, record: dict[str, Any]) -> Path | None:
+        """Write an inference under a name of its own; returns the file. Warns where the folder cannot be written."""
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         path = self.inference / f"{stamp}-{record['backend']}.json"
-        write_json(path, record)
+        try:
+            self.inference.mkdir(exist_ok=True)
+            write_json(path, record)
+        except OSError as error:
+            text = f"run: {self.inference} cannot be written ({error.strerror}); the record is not kept"
+            warnings.warn(text, RunWarning)
+            return None
         return path
 
 
@@ -209,8 +275,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def newest(root: Path = RUNS) -> Path:
-    """The newest run under ``root``, by the time its configuration was written.
+def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
+    """The newest run under ``root`` that has a trained model, by the time its configuration was written.
+
+    Args:
+        root: folder of runs.
+        having: the file that it must have. Newer runs without it are passed over with a warning.
 
     Raises:
         UserError: there is none.
@@ -218,7 +288,19 @@ def newest(root: Path = RUNS) -> Path:
     found = [config for config in root.glob("*/config.yaml") if (config.parent / "data.json").is_file()]
     if not found:
         raise UserError(f"run: no run under {root}{'/'}; train one first (qrkt-hw train) or name a run folder")
-    return max(found, key=lambda config: (config.stat().st_mtime_ns, config.parent.name)).parent
+    found.sort(key=lambda config: (config.stat().st_mtime_ns, config.parent.name), reverse=True)
+    skipped: list[Path] = []
+    for run in (config.parent for config in found):
+        if (run / having).is_file():
+            if skipped:
+                others = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+                warnings.warn(f"skipped {skipped[0]}{others}, which has no {having}; took {run}", RunWarning)
+            return run
+        skipped.append(run)
+    raise UserError(
+        f"run: no run under {root}{'/'} has a {having}; the newest is {skipped[0]} "
+        f"(go on with: qrkt-hw train --resume {skipped[0]})"
+    )
 
 
 def _fresh_name(options: RunOptions) -> Path:

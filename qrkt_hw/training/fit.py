@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,17 @@ from qrkt_hw.models.build import (
     summed_qubits,
 )
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.models.weights import load_weights
+from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, command, held, keeps_journal, limit
+from qrkt_hw.training.devices import Waiting, held, keeps_journal, limit, resuming
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -71,13 +72,26 @@ def start(
         UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
             behind then.
     """
+    check_accelerator(options)
     data = data or load_data(options)
     backend = open_backend(options, options.seed, console)
+    options = options.with_circuits(begun(options))
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     budget = limit(backend, max_seconds, max_cost)
     run = RunFolder.create(options, data.describe(), out)
-    with run.writing(), held(run, backend, "train", _arguments(options), budget=budget, progress=Waiting(console)):
-        return _fit(run, options, data, model, console, backend, callbacks)
+    try:
+        with run.writing(), held(run, backend, "train", _arguments(options), budget=budget, progress=Waiting(console)):
+            return _fit(run, options, data, model, console, backend, callbacks)
+    except Exception:  # not Ctrl-C: such a run goes on from its start
+        run.discard_untrained()
+        raise
+
+
+def begun(options: RunOptions) -> Callable[[], Circuits]:
+    """The circuits of a new run with these options: those of the run that the options come from, or fresh ones."""
+    source = options.circuits
+    circuits = source.again() if source is not None else Circuits(options.ansatz, begun=True)
+    return lambda: circuits
 
 
 def resume(
@@ -105,6 +119,7 @@ def resume(
     options = run.options()
     if agreed not in (None, options.backend):
         raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
+    check_accelerator(options)
     data = load_data(options, run.description().get("vocabulary", ()))
     backend = open_backend(options, options.seed, console)
     if keeps_journal(backend) and agreed is None:
@@ -137,6 +152,19 @@ def open_backend(options: BackendOptions, seed: int, console: Console) -> Backen
     return backend
 
 
+def refuse_billed(run: RunFolder, options: RunOptions, console: Console) -> None:
+    """Refuse to train anew, unasked, on the device of a run.
+
+    Raises:
+        UserError: the run's backend bills its time.
+    """
+    if keeps_journal(open_backend(options, options.seed, console)):
+        raise UserError(
+            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
+            "trained there; take a run that was trained on exact"
+        )
+
+
 def announce(backend: Backend, console: Console) -> None:
     """Print what the user must know of a backend, framed."""
     if backend.notice is not None:
@@ -144,7 +172,21 @@ def announce(backend: Backend, console: Console) -> None:
         console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
+def check_accelerator(options: RunOptions) -> None:
+    """Refuse a GPU that is not there.
+
+    Raises:
+        UserError: --accelerator cuda where torch sees none.
+    """
+    if options.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
+
+
 def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:
+    if options.model != "gan" and data.shape.classes < 2:
+        raise UserError(
+            f"--dataset: {options.dataset} has one class ({data.class_names[0]!r}); a classifier needs at least two"
+        )
     torch.manual_seed(options.seed)
     model = build_model(options, data.shape, backend)
     if options.initial_angles == "conditioned":
@@ -173,11 +215,15 @@ def _fit(
     write_json(run.path / "backend.json", backend.about())
     module: Classifier | Adversaries
     if isinstance(model, Gan):
-        module, recorder = gan.parts(run, options, data, model, len(train))
+        module, recorder = gan.parts(run, options, data, model, len(train), backend)
     else:
         module = Classifier(model, options, len(train))
-        recorder = Recorder(run, field_evaluations(model) * len(data.splits["train"]))  # type: ignore[arg-type]
+        evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
+        recorder = Recorder(run, backend, evaluations)
     quiet()
+    checkpoint = _whole_checkpoint(run, module, len(train))
+    if checkpoint is not None and run.model.is_file():
+        read_weights(model, run.model, run.weights_sha256())
     trainer = Trainer(
         accelerator=options.accelerator,
         devices=1,
@@ -191,17 +237,19 @@ def _fit(
         log_every_n_steps=1_000_000,
         callbacks=[LiveProgress(console, len(train)), recorder, *callbacks],
     )
-    checkpoint = _whole_checkpoint(run, module)
     before = signal.getsignal(signal.SIGINT)
     try:
         held_out = None if isinstance(model, Gan) else validation
         trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
-        how = command("train", run.path, {"backend": options.backend})
-        how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
-        console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"go on with: {resuming(run, backend)}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
+    except Exception as error:
+        foreign = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
+        if checkpoint is None or recorder.started or isinstance(error, foreign):
+            raise
+        raise _damaged(checkpoint, error) from error  # Lightning could not take up what it holds
     if isinstance(model, Gan):
         gan.conclude(run, options, model, recorder, backend)
     else:
@@ -210,7 +258,7 @@ def _fit(
     return run
 
 
-def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries) -> Path | None:
+def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches: int) -> Path | None:
     """The checkpoint to go on from; None where no epoch was finished yet.
 
     Raises:
@@ -218,21 +266,36 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries) -> Path 
     """
     if not run.checkpoint.is_file():
         return None
+    own = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
     try:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
-        shapes = {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
-        for key in ("optimizer_states", "lr_schedulers", "loops"):
-            content[key]
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
+        states = [s for one in content["optimizer_states"] for kept in one["state"].values() for s in kept.values()]
+        finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *states))
+        loop = content["loops"]["fit_loop"]
+        ended, seen = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+        whole = (content["epoch"], ended["ready"], ended["started"], ended["processed"], ended["completed"]) == (
+            epochs - 1, epochs, epochs, epochs, epochs - 1,
+        )  # fmt: skip
+        whole = whole and set(seen["current"].values()) == {batches} and seen["is_last_batch"] is True
+        content["lr_schedulers"], content["pytorch-lightning_version"].split(".")
     except Exception as error:  # torch raises many kinds for a file that is not whole
-        raise UserError(
-            f"{run.checkpoint} is damaged ({type(error).__name__}); remove it to train this run from the start"
-        ) from error
-    if shapes != {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}:
+        raise _damaged(run.checkpoint, error) from error
+    if not whole or type(epochs) is not int:
+        raise _damaged(run.checkpoint, ValueError("its epochs do not agree"))
+    if found != own:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if not finite:
+        raise _damaged(run.checkpoint, ValueError("it holds values that are not finite numbers"))
     if epochs > module.options.epochs:
         raise UserError(f"{run.config}: epochs is {module.options.epochs}, but {run.checkpoint} holds {epochs}")
     return run.checkpoint
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    why = str(error) if type(error) is ValueError else type(error).__name__
+    return UserError(f"{file} is damaged ({why}); remove it to train this run from the start")
 
 
 def _conclude(
@@ -240,7 +303,7 @@ def _conclude(
 ) -> None:
     from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
-    load_weights(model, run.model)
+    weights = load_weights(model, run.model)
     results: dict[str, Any] = {}
     started = time.perf_counter()
     for split in ("test", "validation"):
@@ -258,6 +321,7 @@ def _conclude(
             "summed_qubits": summed_qubits(model),
             "field_evaluations_per_forward": field_evaluations(model),
             "best_epoch": recorder.best_epoch,
+            "weights_sha256": sha256(weights),
             **spent(recorder, started),
             **where(options, backend),
         },

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from safetensors.torch import save_file
 from torch import Tensor
 
+from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
 from qrkt_hw.plots.images import save_grid
 from qrkt_hw.runs import RunFolder
@@ -33,11 +33,12 @@ class Gallery(Recorder):
 
     Args:
         run: the run.
+        backend: where its circuits run.
         every: epochs between two grids; the first and the last epoch have one in any case.
     """
 
-    def __init__(self, run: RunFolder, every: int) -> None:
-        super().__init__(run)
+    def __init__(self, run: RunFolder, backend: Backend, every: int) -> None:
+        super().__init__(run, backend)
         self.every = every
 
     @property
@@ -67,8 +68,7 @@ class Gallery(Recorder):
         if epoch in (1, epochs) or epoch % self.every == 0:
             self._draw(kept, epoch)
         if epoch == epochs or epoch % self.every == 0:
-            state = {name: value.contiguous().cpu().clone() for name, value in kept.state_dict().items()}
-            replace_with(self.run.model, lambda path: save_file(state, path, {"epoch": str(epoch)}))
+            self._keep_weights(kept, epoch)
         self._write_metrics()
         replace_with(self.run.checkpoint, lambda path: trainer.save_checkpoint(path))
         self._clock = (time.perf_counter(), time.process_time())

@@ -12,6 +12,7 @@ from qrkt_hw.data import Data
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.weights import read_weights, sha256
 from qrkt_hw.options.gan import TWICE
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.plots.images import save_animation
@@ -36,14 +37,14 @@ def check_losses(options: RunOptions, model: Gan, backend: Backend) -> None:
             f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
             "allow; take --loss hinge, or --backend exact"
         )
-    if options.accelerator == "cuda" and not torch.cuda.is_available():
-        raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
 
 
-def parts(run: RunFolder, options: RunOptions, data: Data, model: Gan, batches: int) -> tuple[Adversaries, Gallery]:
+def parts(
+    run: RunFolder, options: RunOptions, data: Data, model: Gan, batches: int, backend: Backend
+) -> tuple[Adversaries, Gallery]:
     """The module and the callback that keeps the run."""
     module = Adversaries(model, options, batches, (data.mean, data.std))
-    return module, Gallery(run, options.samples_every or max(1, options.epochs // 20))
+    return module, Gallery(run, backend, options.samples_every or max(1, options.epochs // 20))
 
 
 def threads_for(options: RunOptions) -> int:
@@ -114,6 +115,7 @@ def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, 
             "qubits": largest_circuit(model),
             "summed_qubits": summed_qubits(model),
             "epochs": gallery.best_epoch,
+            "weights_sha256": sha256(read_weights(model, run.model)),
             **spent(gallery, started),
             **where(options, backend),
         },

@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
 
+from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
+from qrkt_hw.models.weights import save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
 from qrkt_hw.training.measures import peak_memory
@@ -21,11 +22,19 @@ class Recorder(Callback):
     """After each epoch: ``metrics.csv``, ``model.safetensors`` where validation AUROC improved, then ``last.ckpt``.
 
     The checkpoint comes last and holds this callback's state, so that a run killed anywhere between repeats the epoch
-    and writes the same files again.
+    and writes the same files again. The state holds what the backend counted and the state of its random numbers, so
+    that a resumed training counts, and samples, as one that was never stopped.
+
+    Args:
+        run: the run.
+        backend: where its circuits run.
+        evaluations_per_epoch: field evaluations of an epoch's training samples.
     """
 
-    def __init__(self, run: RunFolder, evaluations_per_epoch: int = 0) -> None:
+    def __init__(self, run: RunFolder, backend: Backend, evaluations_per_epoch: int = 0) -> None:
         self.run = run
+        self.backend = backend
+        self.started = False
         self.evaluations_per_epoch = evaluations_per_epoch
         self.history: list[dict[str, float]] = []
         self.best: tuple[float, float] = (-1.0, float("-inf"))
@@ -41,14 +50,19 @@ class Recorder(Callback):
             "best_epoch": self.best_epoch,
             "train_seconds": self.train_seconds,
             "cpu_seconds": self.cpu_seconds,
+            "backend": self.backend.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in state_dict.items():
-            setattr(self, key, tuple(value) if key == "best" else value)
+            if key == "backend":
+                self.backend.restore(value)
+            else:
+                setattr(self, key, tuple(value) if key == "best" else value)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._clock = (time.perf_counter(), time.process_time())
+        self.started = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now = (time.perf_counter(), time.process_time())
@@ -76,10 +90,12 @@ class Recorder(Callback):
         score = (metrics["val_auroc"] if math.isfinite(metrics["val_auroc"]) else 0.0, -metrics["val_loss"])
         if score > self.best:
             self.best, self.best_epoch = score, epoch
-            # stages share their norms; a safetensors file wants each tensor in memory of its own
-            state = {name: value.contiguous().clone() for name, value in pl_module.kept.state_dict().items()}  # type: ignore[union-attr, operator]
-            replace_with(self.run.model, lambda path: save_file(state, path, {"epoch": str(epoch)}))
+            self._keep_weights(pl_module.kept, epoch)
         replace_with(self.run.checkpoint, lambda path: trainer.save_checkpoint(path))
+
+    def _keep_weights(self, model: Any, epoch: int) -> None:
+        self.run.results.unlink(missing_ok=True)  # of another model: of a run that goes on after its end
+        replace_with(self.run.model, lambda path: save_weights(model.state_dict(), path, epoch))
 
     def _write_metrics(self) -> None:
         text = io.StringIO()

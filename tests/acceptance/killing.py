@@ -77,7 +77,7 @@ def arrange(moment: str) -> None:
         "second-epoch": lambda: after(Classifier, "training_step", 6),
         "gan-second-epoch": lambda: after(Adversaries, "training_step", 5),
         "later-validation": lambda: after(Classifier, "validation_step", 2),
-        "best-model-written": lambda: after(recorder, "save_file", 2),
+        "best-model-written": lambda: after(recorder, "save_weights", 2),
         "checkpoint-half-written": lambda: half_written_checkpoint(2),
         "checkpoint-written": lambda: after(recorder, "replace_with", 4),
         "last-epoch": lambda: before(Classifier, "training_step", 12),

@@ -111,6 +111,7 @@ def killed_and_resumed(service, folder, moment, kills, run, whole):
 
 TRAIN = ["train", "--preset", "digits-hardware", "--backend", "ibm_fez", "--gradient", "spsa", "--epochs", "2",
          "--limit", "24", "--batch-size", "8", "--shots", "16", "--warmup-steps", "1"]  # fmt: skip
+RESUME = ["train", "--backend", "ibm_fez", "--resume"]
 
 
 def trained(path):
@@ -133,19 +134,19 @@ def test_a_training_killed_at_twenty_moments_equals_one_that_was_not(gradient, s
     name, resubmit, deaths = f"stopped-{gradient}", [], 0
     kills = 20 if gradient == "spsa" else 6
     for kill, moment in zip(range(kills), itertools.cycle(MOMENTS), strict=False):
-        arguments = [*train, "--out", name] if kill == 0 else ["train", "--resume", name, *resubmit]
+        arguments = [*train, "--out", name] if kill == 0 else [*RESUME, name, *resubmit]
         resubmit = []
         status, text = killed(service, arguments, folder, moment, 1 + kill % 2)
         if status == 2 and "is held" in text:
-            status, text = killed(service, ["train", "--resume", name, "--resubmit"], folder, moment, 1 + kill % 2)
+            status, text = killed(service, [*RESUME, name, "--resubmit"], folder, moment, 1 + kill % 2)
         assert "Traceback" not in text, text
         if status == 0:
             break
         assert status == -9, (status, text)
         deaths += 1
-    status, text = forked(["train", "--resume", name], folder)
+    status, text = forked([*RESUME, name], folder)
     if status == 2 and "is held" in text:
-        status, text = forked(["train", "--resume", name, "--resubmit"], folder)
+        status, text = forked([*RESUME, name, "--resubmit"], folder)
     assert status == 0, text
     assert deaths == kills
     report = service.report()

@@ -63,6 +63,7 @@ def test_the_newest_run_is_found(tmp_path):
         newest(tmp_path)
     for age, name in enumerate(["c", "a", "b"]):
         run = RunFolder.create(RunOptions(), DATA, tmp_path / name)
+        run.model.touch()
         os.utime(run.config, ns=(age, age))
     (tmp_path / "z").mkdir()
     assert newest(tmp_path).name == "b"

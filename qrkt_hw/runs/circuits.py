@@ -1,0 +1,409 @@
+"""The circuits of a run, kept as data: ``circuits/circuits.json``, and one QPY file for each distinct template.
+
+A run is trained on the templates that were read back from these files, and every later command reads the same files, so
+that neither an edited source nor another version of this package changes what a trained run computes. QPY holds no
+Python code. Roles are ordered lists of parameter names; the fingerprint does not depend on names, nor on the bytes that
+a version of Qiskit writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import warnings
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from qiskit import QuantumCircuit, qpy
+from qiskit.circuit import AnnotatedOperation, Parameter, ParameterExpression
+from qiskit.circuit.library import PauliEvolutionGate
+from qiskit.quantum_info import Operator, SparsePauliOp
+
+from qrkt_hw.circuits import registry
+from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.options.validation import sentence
+from qrkt_hw.runs.atomic import replace_with, write_json
+
+FOLDER, INDEX = "circuits", "circuits.json"
+QPY = 13  # read by every Qiskit since 1.3; older versions hold expressions as text that is evaluated
+LARGEST = 16 * 2**20  # bytes of a file
+LARGEST_SOURCE = 2**20  # bytes of a user's file that are compared
+
+Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Description(BaseModel):
+    """A template in ``circuits.json``.
+
+    Attributes:
+        file, sha256: the QPY file and the hash of its bytes.
+        qubits, layers: what the model asked the ansatz for.
+        name, topology, reference, num_qubits: of the template.
+        inputs, weights: names of the circuit's parameters, in the order of their roles.
+        observables: for each value its Pauli strings (qubit 0 last, as in Qiskit) and their coefficients.
+        encoding: how features become inputs; ``angle``: they are the parameters.
+        fingerprint: of gates, roles and observables; see :func:`fingerprint`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}\.qpy$")]
+    sha256: Sha
+    qubits: int = Field(ge=1, le=10_000)
+    layers: int = Field(ge=1, le=10_000)
+    name: str
+    num_qubits: int = Field(ge=1, le=10_000)
+    inputs: list[str]
+    weights: list[str]
+    observables: list[list[tuple[str, float]]] = Field(min_length=1)
+    topology: str
+    reference: str
+    encoding: Literal["angle"]
+    fingerprint: Sha
+
+
+class Source(BaseModel):
+    """The file of a user's ansatz as it was when the run began."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: Sha
+    text: str
+
+
+class Index(BaseModel):
+    """``circuits.json``; ``ansatz`` is that of ``config.yaml``, ``source`` None for a registered one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1]
+    ansatz: str
+    source: Source | None
+    circuits: list[Description]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A template as data: its description and the bytes of its QPY file."""
+
+    description: Description
+    data: bytes
+
+    @property
+    def template(self) -> CircuitTemplate:
+        """The template that was read back; the same object for the same data."""
+        return _read(self.description.model_dump_json(), self.data)
+
+
+@dataclass
+class Circuits:
+    """The circuits of a run: ``circuits(ansatz, qubits, layers)`` is a template.
+
+    Of a new run (``begun``) each is built when it is first asked for, turned into data, and read back. Of a run with
+    kept circuits it is the kept one, and none other is made. Of an old run without, a registered ansatz is built by its
+    name, and a user's file is imported only where ``trusted``.
+
+    Attributes:
+        ansatz: the run's, as in ``config.yaml``.
+        run: the run, for messages.
+        begun: it is a new run; what is asked for is kept.
+        trusted: a user's file may be imported.
+        kept: by qubits and layers; None for an old run.
+        source: of a user's ansatz.
+        asked: what was asked for, to be written.
+    """
+
+    ansatz: str
+    run: Path | None = None
+    begun: bool = False
+    trusted: bool = False
+    kept: dict[tuple[int, int], Kept] | None = None
+    source: Source | None = None
+    asked: dict[tuple[int, int], Kept] = field(default_factory=dict)
+
+    def __call__(self, ansatz: str, qubits: int, layers: int) -> CircuitTemplate:
+        """The template of that size.
+
+        Raises:
+            UserError: no such ansatz or size; a circuit that cannot be kept, or whose file is damaged.
+        """
+        if ansatz != self.ansatz:  # of another model that is weighed against the run's
+            self._refuse_file(ansatz)
+            return registry.build(ansatz, qubits, layers)
+        size = (qubits, layers)
+        found = (self.kept or {}).get(size)
+        if found is None and self.begun:
+            found = keep(registry.build(ansatz, qubits, layers), qubits, layers, f"--ansatz: {ansatz!r}")
+            text = registry.source(ansatz)
+            if text is not None:
+                self.source = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), text=text)
+            self.kept = {**(self.kept or {}), size: found}
+        if found is not None:
+            self.asked[size] = found
+            return found.template
+        if self.kept is not None:
+            sizes = ", ".join(f"{q} qubits and {n} layers" for q, n in self.kept) or "none"
+            raise UserError(
+                f"{self.run}: the configuration asks for circuits of {qubits} qubits and {layers} layers, but "
+                f"{FOLDER}/{INDEX} keeps {sizes}; was config.yaml changed since the training?"
+            )
+        self._refuse_file(ansatz)
+        return registry.build(ansatz, qubits, layers)
+
+    def _refuse_file(self, ansatz: str) -> None:
+        if not self.trusted and not self.begun and ansatz not in registry.names():
+            raise UserError(
+                f"run: {self.run} keeps no circuits, and its ansatz {ansatz!r} is a Python file that would be run here;"
+                " where you know that file, say --trust-ansatz (in Python: load(..., trust=True))"
+            )
+
+    def again(self) -> Circuits:
+        """The same circuits for a new run."""
+        return Circuits(self.ansatz, self.run, True, self.trusted, self.kept, self.source)
+
+    @property
+    def digest(self) -> str | None:
+        """Of everything that is kept; None where nothing is."""
+        if not self.kept:
+            return None
+        marks = sorted((size, kept.description.fingerprint) for size, kept in self.kept.items())
+        return hashlib.sha256(repr(marks).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write what was asked for into ``folder``; nothing for a model without circuits."""
+        if not self.asked:
+            return
+        folder.mkdir()
+        found = list(self.asked.values())
+        for kept in found:
+            content = kept.data
+            replace_with(folder / kept.description.file, lambda path, content=content: path.write_bytes(content))
+        index = Index(format=1, ansatz=self.ansatz, source=self.source, circuits=[k.description for k in found])
+        write_json(folder / INDEX, index.model_dump(mode="json"))
+
+
+def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
+    """The circuits of a run folder; warns once where the file of its ansatz is not what it was.
+
+    Raises:
+        UserError: a damaged index or QPY file, or an index of another ansatz.
+    """
+    place = run / FOLDER / INDEX
+    if not place.is_file():
+        return Circuits(ansatz, run, trusted=trusted)
+    try:
+        index = Index.model_validate_json(_bytes(place))
+    except ValidationError as error:
+        raise UserError(f"{place} is damaged: {sentence(error)}") from error
+    if index.ansatz != ansatz:
+        raise UserError(
+            f"{run / 'config.yaml'}: ansatz is {ansatz!r}, but {place} keeps the circuits of {index.ansatz!r}"
+        )
+    kept = {(d.qubits, d.layers): Kept(d, _bytes(place.with_name(d.file))) for d in index.circuits}
+    for one in kept.values():
+        with _damaged(place.with_name(one.description.file)):
+            _ = one.template
+    if index.source is not None:
+        _compare(run, ansatz, index.source)
+    return Circuits(ansatz, run, trusted=trusted, kept=kept, source=index.source)
+
+
+def _compare(run: Path, ansatz: str, source: Source) -> None:
+    file = Path(ansatz.rpartition(":")[0])
+    try:
+        if not file.is_file():
+            return
+        same = file.stat().st_size <= LARGEST_SOURCE and registry.read(file) == source.text
+    except (OSError, ValueError, SyntaxError):
+        same = False
+    if not same:
+        warnings.warn(f"{file} has changed since {run} was trained; the run's own circuits are used", RunWarning)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{path} is damaged: {path.stat().st_size:,} bytes are too many (at most {LARGEST:,})")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+class _damaged:
+    """Turns a ValueError into the sentence that a file is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ValueError):
+            raise UserError(f"{self.path} is damaged: {error}") from error
+
+
+# a template as data
+def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the ansatz") -> Kept:
+    """The template as data, read back once.
+
+    Raises:
+        UserError: QPY cannot hold the circuit, or holds another one.
+    """
+    circuit = template.circuit.copy(name=template.circuit.name)
+    circuit.metadata = {}
+    file = io.BytesIO()
+    try:
+        qpy.dump(circuit, file, version=QPY)
+        mark = fingerprint(template)
+        data = file.getvalue()
+        described = Description(
+            file=f"{qubits}-qubits-{layers}-layers.qpy",
+            sha256=hashlib.sha256(data).hexdigest(),
+            qubits=qubits,
+            layers=layers,
+            name=template.name,
+            num_qubits=template.num_qubits,
+            inputs=[p.name for p in template.inputs],
+            weights=[p.name for p in template.weights],
+            observables=[[(word, float(c.real)) for word, c in o.to_list()] for o in template.observables],
+            topology=template.topology,
+            reference=template.reference,
+            encoding=getattr(template, "encoding", "angle"),
+            fingerprint=mark,
+        )
+        kept = Kept(described, data)
+        _ = kept.template
+    except UserError:
+        raise
+    except Exception as error:  # a gate of the user's own may fail in any way
+        raise UserError(
+            f"{named} cannot be kept as data (QPY), so no run can be trained with it: {_short(error)}; give a gate of "
+            "your own a definition of standard gates, or take a UnitaryGate"
+        ) from error
+    return kept
+
+
+@lru_cache(maxsize=256)
+def _read(description: str, data: bytes) -> CircuitTemplate:
+    """The template of a QPY file.
+
+    Raises:
+        ValueError: damaged, or not what the description says.
+    """
+    one = Description.model_validate_json(description)
+    if hashlib.sha256(data).hexdigest() != one.sha256:
+        raise ValueError(f"its sha256 is not the one in {INDEX}")
+    _check_header(data, one.num_qubits)
+    try:
+        (circuit,) = qpy.load(io.BytesIO(data))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Qiskit's reader is no Exception
+        raise ValueError(f"it is not QPY that can be read ({_short(error)})") from error
+    if not isinstance(circuit, QuantumCircuit) or circuit.num_qubits != one.num_qubits:
+        raise ValueError(f"it does not hold a circuit on {one.num_qubits} qubits")
+    found = {parameter.name: parameter for parameter in circuit.parameters}
+    missing = [name for name in (*one.inputs, *one.weights) if name not in found]
+    if missing:
+        raise ValueError(f"its circuit has no parameter {missing[0]!r}")
+    template = CircuitTemplate(
+        one.name,
+        circuit,
+        tuple(found[name] for name in one.inputs),
+        tuple(found[name] for name in one.weights),
+        tuple(SparsePauliOp([word for word, _ in o], [c for _, c in o]) for o in one.observables),
+        one.topology,
+        one.reference,
+    )
+    if fingerprint(template) != one.fingerprint:
+        raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
+    return template
+
+
+_HEADER = struct.Struct("!6sBBBBQc1sH1cHIIQIQI")  # of the file, of its first program, of its circuit
+
+
+def _check_header(data: bytes, num_qubits: int) -> None:
+    """Sizes that the reader would reserve memory for."""
+    if len(data) < _HEADER.size or data[:7] != b"QISKIT" + bytes([QPY]):
+        raise ValueError(f"it is not QPY of version {QPY}")
+    head = _HEADER.unpack_from(data)
+    programs, kind, qubits, clbits, metadata, registers, instructions = (head[k] for k in (5, 7, 11, 12, 13, 14, 15))
+    if programs != 1 or kind != b"q" or qubits != num_qubits or clbits:
+        raise ValueError(f"it does not hold one circuit on {num_qubits} qubits")
+    if max(metadata, registers, instructions) > len(data):
+        raise ValueError("it is cut off")
+
+
+# what a template computes, whatever its parameters are called
+def fingerprint(template: CircuitTemplate) -> str:
+    """SHA-256 of gates, roles and observables.
+
+    Parameters count by their role and place, not by their names; numbers count exactly. An expression counts by its
+    values at two points, rounded to 1e-6, so that a version of Qiskit that writes or sums it differently agrees.
+    """
+    place = {parameter: k for k, parameter in enumerate(template.parameters)}
+    content = [
+        [template.num_qubits, template.num_inputs, template.num_weights],
+        _gates(template.circuit, place),
+        [[[word, float(c.real).hex()] for word, c in o.to_list()] for o in template.observables],
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _gates(circuit: QuantumCircuit, place: dict[Parameter, int]) -> list[Any]:
+    return [
+        [_gate(one.operation, place), [circuit.find_bit(q).index for q in one.qubits]]
+        for one in circuit.data
+        if one.operation.name != "barrier"
+    ]
+
+
+def _gate(gate: Any, place: dict[Parameter, int]) -> list[Any]:
+    if isinstance(gate, AnnotatedOperation):
+        return [repr(gate.modifiers), _gate(gate.base_op, place)]
+    kind = getattr(gate, "base_class", type(gate))  # the class of a singleton has no module
+    params = [_number(p, place) for p in gate.params]
+    described = [gate.name, getattr(gate, "ctrl_state", None), params]
+    if kind.__module__.startswith("qiskit.circuit.library") and kind is not PauliEvolutionGate:
+        return [*described, kind.__name__]
+    if gate.definition is not None:
+        return [*described, _gates(gate.definition, place)]
+    return described if gate.name == "delay" else [*described, _number(Operator(gate).data, place)]
+
+
+def _number(value: Any, place: dict[Parameter, int]) -> Any:
+    """A gate's parameter: text for a number, a list for an expression."""
+    if isinstance(value, ParameterExpression) and value.parameters:
+        names = sorted(place[p] for p in value.parameters)
+        if isinstance(value, Parameter):
+            return names
+        return [names, [_at(value, place, start) for start in (0.3, 0.7)]]
+    if isinstance(value, ParameterExpression):
+        value = value.numeric()
+    if isinstance(value, np.ndarray):
+        found = np.ascontiguousarray(value, dtype=complex)
+        return f"{found.shape} {hashlib.sha256(found.tobytes()).hexdigest()}"
+    if isinstance(value, (int, float, np.number)) and not isinstance(value, complex):
+        return float(np.real(value)).hex()
+    return repr(complex(value)) if isinstance(value, complex) else str(value)
+
+
+def _at(value: ParameterExpression, place: dict[Parameter, int], start: float) -> str:
+    point = {p: start + (place[p] + 1) * 0.6180339887 % 1 for p in value.parameters}
+    found = complex(value.bind(point).numeric())
+    return f"{found.real + 0.0:.6f} {found.imag + 0.0:.6f}"
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
