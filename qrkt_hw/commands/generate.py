@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
+from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import backend_options, options_from
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.options.training import BackendOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(1, 1_000_000), default=64, show_default=True, help="images")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the noise")
@@ -34,16 +36,15 @@ def generate(
 
     Without --grid and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.errors import UserError
     from qrkt_hw.runs import RunFolder, newest
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid: {grid} must end in .png")
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     folder = RunFolder.open(run if run is not None else newest())
-    click.echo(f"run {folder.path}")
+    echo(f"run {folder.path}")
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid
     from qrkt_hw.training.fit import announce, open_backend
@@ -54,11 +55,11 @@ def generate(
     announce(backend, console)
     if out is not None:
         generating.save_images(images, out)
-        click.echo(f"{count} images in {out}")
+        echo(f"{count} images in {out}")
     if grid is not None or out is None:
         place = grid or folder.path / "samples" / f"seed-{seed}.png"
         try:
             save_grid(images, place, columns)
         except OSError as error:
             raise UserError(f"--grid: {place} cannot be written: {error.strerror}") from error
-        click.echo(str(place))
+        echo(str(place))

@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
+from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import backend_options, device_flags, options_from
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation"]), default=None, help="[default: test]")
 @click.option(
@@ -66,12 +68,11 @@ def infer(
 
     Without RUN, the newest run under runs/, named on the first line.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if report and (images or texts):
         raise UserError("--report compares a split; leave out --image and --text")
     if dry_run and (report or ablate or resume):
@@ -81,7 +82,7 @@ def infer(
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest())
-    click.echo(f"run {folder.path}", err=as_json)
+    echo(f"run {folder.path}", err=as_json)
     if folder.options().model == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     seed = folder.options().seed
@@ -113,10 +114,10 @@ def infer(
     if dry_run:
         assert plan is not None
         if as_json:
-            click.echo(to_json({"backend": backend.name, **plan.record()}))
+            echo(to_json({"backend": backend.name, **plan.record()}))
         else:
             for line in plan.lines(backend.name):
-                click.echo(line)
+                echo(line)
         return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
@@ -136,26 +137,26 @@ def infer(
         from qrkt_hw.plots.devices import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
-        click.echo(f"drawn to {drawn}", err=True)
+        echo(f"drawn to {drawn}", err=True)
     if as_json:
-        click.echo(to_json(record))
+        echo(to_json(record))
     elif images or texts:
         for result in record["images" if images else "texts"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
             name = result["file"] if images else result["text"][:60]
-            click.echo(f"{name}: {result['class']}   ({shown})")
+            echo(f"{name}: {result['class']}   ({shown})")
     else:
-        click.echo(
+        echo(
             f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
             f"F1 {record['f1']:.4f}  AUROC {record['auroc']:.4f}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():
-            click.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
+            echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
             kind = "texts" if folder.options().model == "text" else "images"
             for line in [*_report(record, kind), *_layers(record)]:
-                click.echo(line)
+                echo(line)
     announce(backend, console)
 
 

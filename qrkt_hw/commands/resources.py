@@ -7,13 +7,15 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import merge
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 
 PLANS = ("open", "payg", "flex", "premium")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", nargs=-1)
 @click.option(
     "--preset", "presets", multiple=True, help="a preset instead of a run; repeat, or 'thesis-*', with --compare"
@@ -68,7 +70,7 @@ def resources(
     from qrkt_hw.resources.schema import Report
 
     if schema:
-        click.echo(json.dumps(Report.model_json_schema(), indent=2))
+        echo(json.dumps(Report.model_json_schema(), indent=2))
         return
     if ansatz is None and (qubits is not None or layers is not None):
         raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
@@ -90,18 +92,18 @@ def resources(
     ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
-        click.echo(json.dumps(found if compare else found[0]))
+        echo(json.dumps(found if compare else found[0]))
     elif compare:
         from qrkt_hw.resources.compare import comparison
 
-        click.echo(comparison(reports, plan, style))
+        echo(comparison(reports, plan, style))
     else:
-        click.echo(text(reports[0], plan, style))
+        echo(text(reports[0], plan, style))
     if plot is not None:
         from qrkt_hw.resources.picture import draw
 
         draw(reports, plot)
-        click.echo(f"drawn to {plot}", err=style == "json")
+        echo(f"drawn to {plot}", err=style == "json")
 
 
 def matching(patterns: tuple[str, ...]) -> list[str]:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.terminal import echo
 
-@click.command()
+
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--trials", type=click.IntRange(1, 9), default=3, show_default=True, help="learning rates per side")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
@@ -20,22 +23,21 @@ def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None) ->
 
     The twins of a GAN get its learning rates and as much processor time as it had; all are measured by one protocol.
     """
-    from rich.console import Console
-
     from qrkt_hw.commands.compare import show
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.experiments import twins
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(run if run is not None else newest())
-    click.echo(f"run {folder.path}")
+    echo(f"run {folder.path}")
     place = out or twins.default_out(folder)
     if folder.options().model == "gan":
         from qrkt_hw.experiments import gan_twins
 
-        groups, _ = gan_twins.twin(folder, epochs, place, Console(stderr=True))
+        groups, _ = gan_twins.twin(folder, epochs, place, Terminal(stderr=True))
         show(groups)
-        click.echo(str(place))
+        echo(str(place))
         return
-    groups, _ = twins.twin(folder, trials, epochs, place, Console(stderr=True))
+    groups, _ = twins.twin(folder, trials, epochs, place, Terminal(stderr=True))
     show(groups)
-    click.echo(str(place))
+    echo(str(place))
