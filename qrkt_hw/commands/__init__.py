@@ -117,9 +117,7 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError) -> str:
             "fewer --qubits, a smaller model, or a machine with more memory"
         )
     if "shared memory" in text or "DataLoader worker" in text:
-        return (
-            "--workers: processes cannot share memory here (is /dev/shm there, and free?); take --workers 0"
-        )
+        return "--workers: processes cannot share memory here (is /dev/shm there, and free?); take --workers 0"
     return ""
 
 

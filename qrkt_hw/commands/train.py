@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import device_flags, merge, options_from
+from qrkt_hw.commands.options import check_early, device_flags, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
 from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
@@ -42,19 +42,25 @@ def train(
     from qrkt_hw.runs.folder import read_json
 
     console = Terminal(stderr=True)
-    if click.get_current_context().find_root().obj == PROGRAM:
-        import_lightning()
     if resume is None and (resubmit or replan):
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume RUN")
+    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
+        folder = RunFolder.open(resume)
+        folder.options(), folder.description()  # a damaged run is named at once
+        if program:
+            import_lightning()
         from qrkt_hw.training import fit
 
-        run = fit.resume(RunFolder.open(resume), console, resubmit, replan, max_qpu_seconds, max_cost)
+        run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost)
     else:
         options = merge(preset, config, flags)
+        check_early(options)
+        if program:
+            import_lightning()
         from qrkt_hw.training import fit
 
         run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
