@@ -8,6 +8,7 @@ import click
 
 from qrkt_hw.commands.lazy import Group
 from qrkt_hw.commands.terminal import echo, printable
+from qrkt_hw.errors import UserError
 
 
 @click.group(cls=Group)
@@ -27,6 +28,8 @@ def list_(backends_file: Path | None, remote: bool) -> None:
 
     from qrkt_hw.commands.console import Terminal
 
+    if remote and backends_file is not None:
+        raise UserError("--backends-file: the devices of --remote come from the account; leave it out")
     if remote:
         _remote()
         return
@@ -105,6 +108,4 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
     verdict = "as it should be" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
     echo(f"{'difference':14} {error:.1e} ({verdict})")
     if error > allowed and not noisy:
-        from qrkt_hw.errors import UserError
-
         raise UserError(f"backend {name!r} is off by {error:.1e} where {allowed:.1e} is allowed; run qrkt-hw doctor")

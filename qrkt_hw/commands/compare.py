@@ -18,10 +18,12 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
 
     Writes table.md, table.csv, loss.png and auroc.png.
     """
-    from qrkt_hw.experiments.comparison import grouped, write_comparison
     from qrkt_hw.runs import RunFolder
 
-    groups = grouped([RunFolder.open(path) for path in runs])
+    folders = [RunFolder.open(path) for path in runs]
+    from qrkt_hw.experiments.comparison import grouped, write_comparison
+
+    groups = grouped(folders)
     files = write_comparison(groups, out)
     show(groups)
     for file in files:

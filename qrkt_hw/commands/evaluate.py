@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import check_used
 from qrkt_hw.commands.terminal import echo
 
 
 @click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--samples", type=click.IntRange(100), default=50_000, show_default=True, help="images to draw")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of their noise")
+@click.option("--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="images to draw")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of their noise")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
@@ -45,6 +46,7 @@ def evaluate(
 
     folder = RunFolder.open(run if run is not None else newest())
     echo(f"run {folder.path}", err=as_json)
+    check_used(folder, {"data_dir": data_dir})
     from qrkt_hw.experiments import evaluation
 
     record = evaluation.evaluate(

@@ -19,6 +19,8 @@ from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.options.unused import unused_option
 from qrkt_hw.options.validation import flag, sentence
 
+INFERRING = [key for key in BackendOptions.model_fields if key != "gradient"]  # inference differentiates nothing
+
 
 def options_from(model: type[BaseModel], only: Sequence[str] | None = None) -> Callable[[Any], Any]:
     """Decorate a command with an option per field; a flag that is not given arrives as None."""
@@ -111,6 +113,18 @@ def check_early(options: RunOptions) -> None:
 
     attention = options.model == "gan" or options.quantum_attention
     circuits.build(options.ansatz, options.qubits if attention else options.circuit_mlp_qubits, options.layers)
+
+
+def check_used(folder: Any, flags: dict[str, Any]) -> None:
+    """Refuse flags that would change nothing for the model or the data of a run.
+
+    Raises:
+        UserError: such a flag is given.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    reason = unused_option(folder.options().model_copy(update=given), given)
+    if reason is not None:
+        raise UserError(f"{reason} (run {folder.path})")
 
 
 def backend_options(flags: dict[str, Any]) -> BackendOptions:

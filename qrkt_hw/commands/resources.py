@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import merge
@@ -67,15 +68,18 @@ def resources(
     Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
     run or paid. Without RUN, the newest run under runs/.
     """
-    from qrkt_hw.resources.schema import Report
-
+    _check_said(schema, backends, compare, style)
     if schema:
+        from qrkt_hw.resources.schema import Report
+
         echo(json.dumps(Report.model_json_schema(), indent=2))
         return
     if ansatz is None and (qubits is not None or layers is not None):
         raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UserError(f"--plot: {plot} must end in .png")
+    if plot is not None and not backends:
+        raise UserError("--plot: a layout needs a device; name one with --backend, such as fake_torino")
     names = [
         *run,
         *(f"preset:{p}" for p in matching(presets)),
@@ -83,6 +87,9 @@ def resources(
     ]
     if len(names) > 1 and not compare:
         raise UserError(f"one run, preset or ansatz at a time, not {len(names)}; --compare puts several into one table")
+    if plot is not None and (len(names) > 1 or len(set(backends)) > 1):
+        several = f"{len(names)} models" if len(names) > 1 else f"{len(set(backends))} devices"
+        raise UserError(f"--plot: draws one circuit on one device, not {several}; name one")
     from qrkt_hw.resources.report import make
     from qrkt_hw.resources.tables import text
 
@@ -104,6 +111,29 @@ def resources(
 
         draw(reports, plot)
         echo(f"drawn to {plot}", err=style == "json")
+
+
+def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: str) -> None:
+    """Refuse what was said and would change nothing.
+
+    Raises:
+        UserError: a flag that the others leave without effect.
+    """
+    context = click.get_current_context()
+    said = [
+        option.opts[0] if isinstance(option, click.Option) else "RUN"
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE
+    ]
+    for name in said:
+        if schema and name != "--schema":
+            raise UserError(f"{name}: --schema prints the JSON schema and nothing else; leave one of them out")
+        if not backends and name in ("--optimization-level", "--shots", "--images", "--training-steps", "--plan"):
+            raise UserError(f"{name}: without a device nothing is sampled or priced; name one with --backend")
+        if name == "--plan" and style == "json":
+            raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
+        if name == "--training-steps" and compare and style != "json":
+            raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")
 
 
 def matching(patterns: tuple[str, ...]) -> list[str]:

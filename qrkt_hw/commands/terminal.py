@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import click
@@ -18,3 +19,8 @@ def printable(text: str) -> str:
 def echo(text: str = "", err: bool = False) -> None:
     """Print a line whose control characters are written out."""
     click.echo(printable(text), err=err)
+
+
+def defined(value: float | None) -> str:
+    """A figure with four digits, or that it is undefined: None in JSON, NaN in Python."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -10,7 +10,7 @@ import click
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import check_early, device_flags, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 
@@ -70,9 +70,8 @@ def train(
         echo(str(run.path))
         return
     test, count = results["test"], results["parameters"]
-    auroc = "undefined" if test["auroc"] is None else f"{test['auroc']:.4f}"
     echo(
-        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {auroc}  "
+        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {defined(test['auroc'])}  "
         f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
     )
     echo(

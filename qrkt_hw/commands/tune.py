@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import merge, options_from
+from qrkt_hw.commands.options import check_early, merge, options_from
 from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
@@ -45,7 +45,7 @@ def tune(
 
     Called again with the same study it goes on; called on several machines with one --storage they share the trials.
     """
-    from qrkt_hw.experiments.search import parse
+    from qrkt_hw.experiments.search import check_space, parse
 
     dimensions = [parse(text) for text in searched]
     keys = [dimension.key for dimension in dimensions]
@@ -53,6 +53,11 @@ def tune(
     if twice:
         raise UserError(f"--search: {twice[0]} is given twice")
     options = merge(preset, config, flags)
+    if options.model == "gan":
+        raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
+    check_space(options, dimensions)
+    if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
+        check_early(options)
     from rich.table import Table
 
     from qrkt_hw.commands.console import Terminal

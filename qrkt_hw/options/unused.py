@@ -38,15 +38,11 @@ def unused_option(options: RunOptions, given: Iterable[str]) -> str | None:
 
 def _reason(o: RunOptions, key: str) -> str | None:
     gan, name = o.model == "gan", o.dataset.partition(":")[0]
-    generator = gan and any(int(n) for text in (o.generator_blocks, o.generator_rk_blocks) for n in text.split(","))
+    generator = gan and any(int(n) for n in f"{o.generator_blocks},{o.generator_rk_blocks}".split(","))
     generator_fields = gan and any(int(n) for n in o.generator_rk_blocks.split(","))
     discriminator_fields = gan and o.discriminator_rk_blocks > 0
     discriminator = gan and o.discriminator_blocks + o.discriminator_rk_blocks > 0
-    blocks = generator or discriminator or (not gan and o.encoder_blocks + o.rk_blocks + o.decoder_blocks > 0)
-    # the projection of each part of the model that has blocks
-    parts = [(o.generator_projection or o.projection)] if generator else []
-    parts += [(o.discriminator_projection or o.projection)] if discriminator else []
-    parts += [o.projection] if blocks and not gan else []
+    parts = set(o.projections)
     # the Runge-Kutta methods in use
     rules = [(o.generator_rk or o.rk)] if generator_fields else []
     rules += [(o.discriminator_rk or o.rk)] if discriminator_fields else []
@@ -61,7 +57,7 @@ def _reason(o: RunOptions, key: str) -> str | None:
         (key in ("image_size", "data_dir", "download") and name == "digits", "the digits come with the package, 8x8"),
         (key == "download" and name == "folder", "a folder of your own is not fetched from anywhere"),
         (key == "data_dir" and o.dataset.startswith("folder:/"), f"the path of {o.dataset} is absolute"),
-        (key in ("heads", "mlp", "projection") and not gan and not blocks,
+        (key in ("heads", "mlp", "projection") and not gan and not parts,
          "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
         (key in _GENERATOR_BLOCKS and not generator, "the generator has no blocks"),
         (key == "generator_rk" and not generator_fields, "the generator has no Runge-Kutta blocks"),
@@ -73,9 +69,9 @@ def _reason(o: RunOptions, key: str) -> str | None:
         (key in _FIELDS and not rules, "the model has no Runge-Kutta blocks (--rk-blocks)"),
         (key == "share_stages" and set(rules) == {"rk1"}, "rk1 has one stage"),
         (key == "cross_attention" and not o.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
-        (key in _CIRCUITS and set(parts) <= {"classical"}, "the model has no circuits"),
-        (key == "mlp_qubits" and not set(parts) & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
-        (key == "qubits" and o.mlp_qubits is not None and not set(parts) & {"quantum", "quantum-attention"},
+        (key in _CIRCUITS and not o.has_circuits, "the model has no circuits"),
+        (key == "mlp_qubits" and not parts & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
+        (key == "qubits" and o.mlp_qubits is not None and not parts & {"quantum", "quantum-attention"},
          "only the MLP has circuits, and --mlp-qubits is theirs"),
         (key in ("penalty", "penalty_every") and o.loss == "hinge", f"--loss {o.loss} has no gradient penalty"),
         (key == "penalty_every" and not o.penalty, "--penalty is 0"),
