@@ -35,35 +35,38 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
         warnings.simplefilter("ignore", BackendWarning)
         own = from_options(options, options.seed)
     set_backend(probe, own)
+    sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
-        seconds, circuits = _measured(probe, data, own, 1)
-        few = min(SAMPLES, len(data.splits["train"]))  # type: ignore[arg-type]
-        if seconds < LONG and few > 1:
-            seconds, circuits = _measured(probe, data, own, few)
-        else:
-            few = 1
-    images = len(data.splits["train"])  # type: ignore[arg-type]
-    epoch = seconds / few * images
+        few = 1
+        step, forward, circuits = _measured(probe, data, own, few)
+        if step < LONG and sizes["train"] > 1:
+            few = min(SAMPLES, sizes["train"])
+            step, forward, circuits = _measured(probe, data, own, few)
+    checked = 0 if isinstance(probe, Gan) else sizes["validation"]
+    epoch = (step * sizes["train"] + forward * checked) / few
+    whole = epoch * options.epochs + (forward * (checked + sizes["test"]) / few if checked else 0)
     circuits //= few
     return (
-        f"{backend.name} evaluates {circuits:,} circuits for a training sample, {circuits * images:,} in an epoch: "
-        f"about {_time(epoch)} an epoch and {_time(epoch * options.epochs)} in all, measured on {few} "
-        f"sample{'s' if few > 1 else ''}; faster, without noise: --backend exact"
+        f"{backend.name} evaluates {circuits:,} circuits for a training sample, {circuits * sizes['train']:,} in an "
+        f"epoch: about {_time(epoch)} an epoch and {_time(whole)} in all (from {few} sample{'s' if few > 1 else ''}); "
+        "faster, without noise: --backend exact"
     )
 
 
-def _measured(probe: nn.Module, data: Data, backend: Backend, count: int) -> tuple[float, int]:
-    """Seconds and circuits of one training step on so many samples."""
+def _measured(probe: nn.Module, data: Data, backend: Backend, count: int) -> tuple[float, float, int]:
+    """Seconds of a training step on so many samples and of its forward pass, and circuits of the step."""
     inputs, _ = next(iter(loader(first(data.splits["train"], count), count)))
     inputs = inputs.to(next(probe.parameters()).dtype) if inputs.is_floating_point() else inputs
     before, started = backend.counters.circuits, time.perf_counter()
     if isinstance(probe, Gan):
         drawn = probe.generator(torch.randn(count, probe.latent, dtype=inputs.dtype))
         probe.discriminator(torch.cat([inputs, drawn.detach()])).sum().backward()
-        probe.discriminator(drawn).sum().backward()
+        value = probe.discriminator(drawn).sum()
     else:
-        probe(inputs).sum().backward()
-    return time.perf_counter() - started, backend.counters.circuits - before
+        value = probe(inputs).sum()
+    forward = time.perf_counter() - started
+    value.backward()
+    return time.perf_counter() - started, forward, backend.counters.circuits - before
 
 
 def _time(seconds: float) -> str:
