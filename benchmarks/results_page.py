@@ -27,6 +27,7 @@ from qrkt_hw.plots.comparison import plot_comparison
 from qrkt_hw.plots.figure import new, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
+from qrkt_hw.training.metrics import wilson
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("config.yaml", "data.json", "metrics.csv", "results.json", "environment.json", "model.safetensors")
@@ -99,21 +100,31 @@ def part(section: dict[str, Any]) -> list[str]:
 
 def devices(files: Sequence[Path]) -> list[str]:
     """A table of the kept inferences on devices, and the plans that lie beside them (of ``--dry-run --json``)."""
-    head = ["run", "device", "images", "accuracy there (%)", "95 % interval", "exact, same images (%)", "alike (%)"]
+    head = ["run", "device", "images", "accuracy there (%)", "95 % interval (Wilson)", "exact, same images (%)"]
+    head += ["95 % interval (Wilson)", "alike (%)", "right there only and exact only, p"]
     head += ["circuits", "executions", "QPU seconds, planned", "USD, planned"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for file in files:
         plans = [json.loads(path.read_text()) for path in file.parent.glob("plan*.json")]
         for record in sorted(json.loads(file.read_text()), key=lambda record: (record["backend"], record["count"])):
-            low, high = record["interval"]
             same = [p for p in plans if (p["backend"], p["samples"]) == (record["backend"], record["count"])]
             cells = [f"{file.parent.parent.name}, {file.parent.name}", record["backend"], f"{record['count']:,}"]
-            cells += [f"{100 * record['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
-            cells += [f"{100 * record['exact_accuracy']:.1f}", f"{100 * record['agreement']:.1f}"]
+            for key in ("accuracy", "exact_accuracy"):  # from the counts: older records hold bootstrap intervals
+                low, high = wilson(round(record[key] * record["count"]), record["count"])
+                cells += [f"{100 * record[key]:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
+            cells += [f"{100 * record['agreement']:.1f}", _paired(record)]
             cells += [f"{record['circuits']:,}", f"{record['executions']:,}"]
             cells += [f"{same[0]['seconds']:,.0f}", f"{same[0]['usd']:,.0f}"] if same else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _paired(record: dict[str, Any]) -> str:
+    """The exact McNemar test; "-" for an older record, which kept no pairs, unless all images were classified alike."""
+    if "discordant" in record:
+        there, exact = record["discordant"]
+        return f"{there} and {exact}, p = {record['p_value']:.2g}"
+    return "0 and 0, p = 1" if record["agreement"] == 1 else "-"
 
 
 def energy(file: Path) -> list[str]:

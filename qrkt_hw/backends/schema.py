@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from qrkt_hw.backends.base import Gradient
 from qrkt_hw.errors import UserError
+from qrkt_hw.options.training import Gradient
 from qrkt_hw.options.validation import sentence
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
+import re
+import signal
 import sys
 import warnings
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 
@@ -41,20 +47,85 @@ def main(arguments: list[str] | None = None) -> None:
     from qrkt_hw.errors import UserError
 
     warnings.showwarning = _show
-    obj = PROGRAM if arguments is None else None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
+    status, message = 2, ""
     try:
-        sys.exit(group.main(args=arguments, prog_name="qrkt-hw", standalone_mode=False, obj=obj) or 0)
+        status = _run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         message = str(error)
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # since click 8.2
+        click.echo(error.format_message(), err=True)
     except click.ClickException as error:
         message = error.format_message()
     except (click.Abort, KeyboardInterrupt):
-        click.echo("qrkt-hw: stopped", err=True)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    click.echo("qrkt-hw: " + " ".join(message.split()), err=True)
-    sys.exit(2)
+        status, message = 130, "stopped"
+    except BrokenPipeError:  # the reader has what it wanted
+        status = 0
+    except (OSError, MemoryError, RuntimeError) as error:
+        message = _of_the_machine(error)
+        if not message:
+            raise
+    _end(arguments is None, status, " ".join(message.split()))
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run a command; its exit status. Unlike click's ``main`` every error arrives as it was raised."""
+    if "_QRKT_HW_COMPLETE" in os.environ:  # the shell asks for completions
+        return group.main(prog_name="qrkt-hw", standalone_mode=False) or 0
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        with group.make_context("qrkt-hw", list(words), obj=PROGRAM if arguments is None else None) as context:
+            return group.invoke(context) or 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+
+
+def _end(program: bool, status: int, message: str) -> NoReturn:
+    """Say the last word and exit with this status, also where nobody reads or Ctrl-C comes once more."""
+    if program:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the interpreter's own end
+    with suppress(OSError):
+        if message:
+            from qrkt_hw.commands.terminal import echo
+
+            echo(f"qrkt-hw: {message}", err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            # Python flushes once more when it ends, and would print a warning and take a status of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(status)
+
+
+def _of_the_machine(error: OSError | MemoryError | RuntimeError) -> str:
+    """One sentence on memory, files or processes that the machine does not give; empty for any other error."""
+    text = str(error)
+    if isinstance(error, OSError):
+        if isinstance(error.filename, (str, bytes)):
+            return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return f"output cannot be written: {error.strerror}" if error.errno in _FULL else ""
+    if isinstance(error, MemoryError) or any(word in text for word in _NO_MEMORY):
+        asked = re.search(r"allocate (?:memory: you tried to allocate )?([\d.,]+ ?\w+)", text)
+        size = f" ({asked.group(1)} at once)" if asked else ""
+        return (
+            f"out of memory{size}: take fewer samples at a time (--batch-size, --limit, --count, --samples), "
+            "fewer --qubits, a smaller model, or a machine with more memory"
+        )
+    if "shared memory" in text or "DataLoader worker" in text:
+        return "--workers: processes cannot share memory here (is /dev/shm there, and free?); take --workers 0"
+    return ""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+_NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Storage size calculation overflowed")
 
 
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

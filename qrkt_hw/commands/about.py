@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.terminal import echo
 
-@click.command()
+
+@click.command(cls=Command)
 def about() -> None:
     """Versions and devices, for a bug report."""
     from qrkt_hw.runs.environment import environment
@@ -15,4 +18,4 @@ def about() -> None:
     for key, value in {**found, **packages}.items():
         if isinstance(value, list):
             value = ", ".join(value) or "none"
-        click.echo(f"{key:24} {value}")
+        echo(f"{key:24} {value}")

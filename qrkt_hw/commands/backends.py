@@ -6,8 +6,12 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.lazy import Group
+from qrkt_hw.commands.terminal import echo, printable
+from qrkt_hw.errors import UserError
 
-@click.group()
+
+@click.group(cls=Group)
 def backends() -> None:
     """List the backends and try one."""
 
@@ -20,9 +24,12 @@ FILE = click.option("--backends-file", type=click.Path(path_type=Path), help="a 
 @FILE
 def list_(backends_file: Path | None, remote: bool) -> None:
     """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
-    from rich.console import Console
     from rich.table import Table
 
+    from qrkt_hw.commands.console import Terminal
+
+    if remote and backends_file is not None:
+        raise UserError("--backends-file: the devices of --remote come from the account; leave it out")
     if remote:
         _remote()
         return
@@ -30,21 +37,22 @@ def list_(backends_file: Path | None, remote: bool) -> None:
     from qrkt_hw.backends import listing
     from qrkt_hw.execution.devices import fake_names
 
-    table = Table("name", "kind", "qubits", "values", "here", box=None, header_style="bold")
+    table = Table("name", "kind", "qubits", "values", box=None, header_style="bold")
+    table.add_column("here", overflow="fold")
     for found in listing(backends_file, working=True):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
         remark = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
         table.add_row(found.name, found.kind, qubits, f"{found.shots} shots" if found.shots else "exact", here + remark)
-    Console().print(table)
-    click.echo(f"and {len(fake_names())} snapshots by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+    Terminal().print(table)
+    echo(f"and {len(fake_names())} snapshots by name, such as fake_kingston: any fake_NAME of the IBM runtime")
 
 
 def _remote() -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from qrkt_hw.backends.ibm_account import Account
+    from qrkt_hw.commands.console import Terminal
 
     account = Account()
     left = account.seconds_left
@@ -58,8 +66,8 @@ def _remote() -> None:
         date = getattr(properties, "last_update_date", None)
         table.add_row(device.name, str(device.num_qubits), str(status.pending_jobs), state,
                       date.isoformat(" ", "minutes") if date else "-")  # fmt: skip
-    Console().print(table)
-    click.echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
+    Terminal().print(table)
+    echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
 
 
 @backends.command()
@@ -85,7 +93,7 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
     if backend.working_entry:
         click.echo(f"backend {name} is from backends.yaml of this folder", err=True)
     if backend.notice:
-        click.secho(f"WARNING: {backend.notice}", fg="red", bold=True, err=True)
+        click.secho(printable(f"WARNING: {backend.notice}"), fg="red", bold=True, err=True)
     template = circuits.build("brickwork", 2, 1)
     values = np.linspace(0.3, 1.5, template.num_inputs + template.num_weights)[None]
     ideal = ExactBackend("exact").run([Call(template, values)])[0][0]
@@ -94,18 +102,14 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
         seen = backend.run([Call(template, values, "check")])[0][0]
     seconds = time.perf_counter() - started
     for key, value in backend.about().items():
-        click.echo(f"{key:14} {value if value is not None else 'none'}")
-    click.echo(
-        f"{'circuit':14} {template.name}, 2 qubits, {backend.counters.executions or 'no'} executions, {seconds:.2f} s"
-    )
-    click.echo(f"{'saw':14} <Z0> {seen[0]:+.4f}  <Z1> {seen[1]:+.4f}")
-    click.echo(f"{'ideal':14} <Z0> {ideal[0]:+.4f}  <Z1> {ideal[1]:+.4f}")
+        echo(f"{key:14} {value if value is not None else 'none'}")
+    echo(f"{'circuit':14} {template.name}, 2 qubits, {backend.counters.executions or 'no'} executions, {seconds:.2f} s")
+    echo(f"{'saw':14} <Z0> {seen[0]:+.4f}  <Z1> {seen[1]:+.4f}")
+    echo(f"{'ideal':14} <Z0> {ideal[0]:+.4f}  <Z1> {ideal[1]:+.4f}")
     error = float(np.abs(seen - ideal).max())
     allowed = 5 / math.sqrt(backend.shots) if backend.shots else 1e-6
     noisy = "calibrated" in backend.about()
     verdict = "as it should be" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
-    click.echo(f"{'difference':14} {error:.1e} ({verdict})")
+    echo(f"{'difference':14} {error:.1e} ({verdict})")
     if error > allowed and not noisy:
-        from qrkt_hw.errors import UserError
-
         raise UserError(f"backend {name!r} is off by {error:.1e} where {allowed:.1e} is allowed; run qrkt-hw doctor")

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.lazy import Group
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 
 LARGEST_SIGNAL = 6  # qubits up to which angles are conditioned for the table
 
 
-@click.group()
+@click.group(cls=Group)
 def circuits() -> None:
     """List, show and analyze the circuit templates."""
 
@@ -19,16 +21,16 @@ def circuits() -> None:
 @circuits.command("list")
 def list_() -> None:
     """Every template: weights at 4 qubits and one layer, topology, source."""
-    from rich.console import Console
     from rich.table import Table
 
     from qrkt_hw.circuits import describe
+    from qrkt_hw.commands.console import Terminal
 
     table = Table("name", "weights", "topology", "source", box=None, header_style="bold")
     for template in describe():
         table.add_row(template.name, str(template.num_weights), template.topology, template.reference)
-    Console().print(table)
-    click.echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function")
+    Terminal().print(table)
+    echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function")
 
 
 @circuits.command()
@@ -46,16 +48,16 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
     if qasm:
         from qiskit import qasm3
 
-        click.echo(qasm3.dumps(template.circuit))
+        echo(qasm3.dumps(template.circuit))
     else:
         two = sum(1 for i in circuit.data if len(i.qubits) == 2)
-        click.echo(circuit.draw("text", fold=100))
-        click.echo(
+        echo(str(circuit.draw("text", fold=100)))
+        echo(
             f"{template.name}: {template.num_qubits} qubits, {template.num_inputs} inputs, "
             f"{template.num_weights} weights, {template.num_outputs} observables, "
             f"depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
         )
-        click.echo(f"source: {template.reference}")
+        echo(f"source: {template.reference}")
     if draw is not None:
         if draw.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UserError(f"--draw: {draw} must end in .png, .pdf or .svg")
@@ -64,7 +66,7 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
             figure.savefig(draw, dpi=150, bbox_inches="tight")
         except OSError as error:
             raise UserError(f"--draw: {draw} cannot be written: {error.strerror}") from error
-        click.echo(f"drawn to {draw}", err=qasm)
+        echo(f"drawn to {draw}", err=qasm)
 
 
 @circuits.command()
@@ -88,12 +90,12 @@ def analyze(
     import dataclasses
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from qrkt_hw.circuits import build
     from qrkt_hw.circuits.analysis import cones
     from qrkt_hw.circuits.analysis.measures import LARGEST, measure
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.layers.conditioning import signal
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
@@ -113,7 +115,7 @@ def analyze(
                  "signal": passed[0], "signal_conditioned": passed[1]}
             )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
+        echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
     else:
         table = Table("qubits", "layers", "weights", box=None, header_style="bold")
         titles = ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output", "signal")
@@ -127,8 +129,8 @@ def analyze(
                 f"{min(seen)} to {max(seen)}",
                 "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}",
             )  # fmt: skip
-        Console(width=110).print(table)
-        click.echo(
+        Terminal(width=110).print(table)
+        echo(
             "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most;\n"
             "signal: linear part of the values, with angles as drawn and with --initial-angles conditioned; 0 is\n"
             "deaf, 0.61 a sine of each input"
@@ -140,7 +142,7 @@ def analyze(
             plot_analysis(name, rows, plot)
         except OSError as error:
             raise UserError(f"--plot: {plot} cannot be written: {error.strerror}") from error
-        click.echo(f"drawn to {plot}", err=as_json)
+        echo(f"drawn to {plot}", err=as_json)
 
 
 def numbers(flag: str, text: str) -> list[int]:

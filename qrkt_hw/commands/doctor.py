@@ -6,8 +6,10 @@ import sys
 
 import click
 
+from qrkt_hw.commands.lazy import Command
 
-@click.command()
+
+@click.command(cls=Command)
 def doctor() -> None:
     """What is installed, what does not fit together, and the command that mends each problem.
 

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.options import trust_flag
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import check_used, trust_flag
+from qrkt_hw.commands.terminal import echo
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--samples", type=click.IntRange(100), default=50_000, show_default=True, help="images to draw")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of their noise")
+@click.option("--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="images to draw")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of their noise")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
@@ -40,18 +42,18 @@ def evaluate(
 
     The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    click.echo(f"run {folder.path}", err=as_json)
+    echo(f"run {folder.path}", err=as_json)
+    check_used(folder, {"data_dir": data_dir})
     from qrkt_hw.experiments import evaluation
 
     record = evaluation.evaluate(
         folder,
-        Console(stderr=True),
+        Terminal(stderr=True),
         samples=samples,
         seed=seed,
         split=split,
@@ -61,26 +63,24 @@ def evaluate(
         data_dir=data_dir,
     )
     if as_json:
-        click.echo(to_json(record))
+        echo(to_json(record))
         return
     p, judged = record["protocol"], record["judge"]
-    click.echo(
-        f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}"
-    )
-    click.echo(f"  features of {p['extractor']}; resized: {p['resize']}")
+    echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
+    echo(f"  features of {p['extractor']}; resized: {p['resize']}")
     for name, row in {"run": record["metrics"], **record.get("yardsticks", {})}.items():
-        click.echo(
+        echo(
             f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "
             f"score {row['inception_score']:.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         )
     quality = judged["quality"]
-    click.echo(
+    echo(
         f"judge ({quality['test_accuracy']:.2%} on test images; sure of {quality['sure_of_gaussian']:.1%} of Gaussian "
         f"and {quality['sure_of_shuffled']:.1%} of shuffled images): sure of {judged['sure']:.1%}"
     )
-    click.echo("  classes take " + " ".join(f"{share:.1%}" for share in judged["shares"]))
+    echo("  classes take " + " ".join(f"{share:.1%}" for share in judged["shares"]))
     near = record["nearest_training_image"]
-    click.echo(
+    echo(
         f"nearest training image: {near['median_distance']:.2f} away (test images: "
         f"{near['median_distance_of_test_images']:.2f}), copies {near['copies']:.1%}; evaluation/nearest.png"
     )

@@ -7,27 +7,29 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import backend_options, options_from, trust_flag
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import INFERRING, backend_options, check_used, options_from, trust_flag
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.options.training import BackendOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--count", type=click.IntRange(1, 1_000_000), default=64, show_default=True, help="images")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="of the noise")
+@click.option("--count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of the noise")
 @click.option("--grid", type=click.Path(path_type=Path), help="all images in one picture (.png)")
 @click.option("--out", type=click.Path(path_type=Path), help="folder for one file an image  [default: a grid instead]")
-@click.option("--columns", type=click.IntRange(1), default=8, show_default=True, help="of the grid")
+@click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
 @trust_flag
-@options_from(BackendOptions)
+@options_from(BackendOptions, only=INFERRING)
 def generate(
     run: Path | None,
-    count: int,
+    count: int | None,
     seed: int,
     grid: Path | None,
     out: Path | None,
-    columns: int,
+    columns: int | None,
     interpolate: bool,
     trust_ansatz: bool,
     **flags: Any,
@@ -36,16 +38,24 @@ def generate(
 
     Without --grid and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.errors import UserError
     from qrkt_hw.runs import RunFolder, newest
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid: {grid} must end in .png")
-    console = Console(stderr=True)
+    if columns is not None and out is not None and grid is None and not interpolate:
+        raise UserError("--columns: single files stand in no grid; add --grid, or leave it out")
+    row = columns or 8
+    if interpolate and row < 2:
+        raise UserError(f"--columns: a row of {row} leads from nowhere to nowhere; --interpolate needs at least 2")
+    if interpolate and count is not None and count % row:
+        raise UserError(f"--count: {count} is no multiple of {row} columns; the last row would end half-way")
+    count = count or (8 * row if interpolate else 64)
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    click.echo(f"run {folder.path}")
+    echo(f"run {folder.path}")
+    check_used(folder, flags)
+    console = Terminal(stderr=True)
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid
     from qrkt_hw.training.devices import Waiting, held, same, unfinished
@@ -53,19 +63,19 @@ def generate(
 
     backend = open_backend(backend_options(flags), seed, console)
     model = generating.gan_of(folder, backend)
-    asked = {"count": count, "seed": seed, "columns": columns, "interpolate": interpolate, **flags}
+    asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     begun = unfinished(folder, "generate")
     resume = begun is not None and same(begun.arguments, asked)  # on a device: what was paid for is used
     with held(folder, backend, "generate", asked, resume=resume, restart=True, progress=Waiting(console)):
-        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, columns))
+        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
     announce(backend, console)
     if out is not None:
         generating.save_images(images, out)
-        click.echo(f"{count} images in {out}")
+        echo(f"{count} images in {out}")
     if grid is not None or out is None:
         place = grid or folder.path / "samples" / f"seed-{seed}.png"
         try:
-            save_grid(images, place, columns)
+            save_grid(images, place, row)
         except OSError as error:
             raise UserError(f"--grid: {place} cannot be written: {error.strerror}") from error
-        click.echo(str(place))
+        echo(str(place))

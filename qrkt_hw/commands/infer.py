@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import backend_options, device_flags, options_from, trust_flag
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
+from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["test", "validation"]), default=None, help="[default: test]")
 @click.option(
@@ -27,7 +29,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
 @trust_flag
-@options_from(BackendOptions)
+@options_from(BackendOptions, only=INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",
@@ -68,25 +70,32 @@ def infer(
 
     Without RUN, the newest run under runs/, named on the first line.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if report and (images or texts):
         raise UserError("--report compares a split; leave out --image and --text")
-    if dry_run and (report or ablate or resume):
-        raise UserError("--dry-run only plans; leave out --report, --ablate and --resume")
+    if dry_run and (report or ablate or resume or restart):
+        raise UserError("--dry-run only plans; leave out --report, --ablate, --resume and --restart")
+    if resume and restart:
+        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
     if images and (split or limit or ablate or texts or data_dir):
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    click.echo(f"run {folder.path}", err=as_json)
+    echo(f"run {folder.path}", err=as_json)
     if folder.options().model == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
-    seed = folder.options().seed
+    options = folder.options()
+    check_used(folder, {**flags, "data_dir": data_dir})
+    if ablate and not options.has_circuits:
+        raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
+    if (images or texts) and bool(texts) != (options.model == "text"):
+        wanted, reads = ("text", "texts") if options.model == "text" else ("image", "images")
+        raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     if resume:
@@ -97,7 +106,12 @@ def infer(
     from qrkt_hw.training.devices import Waiting, held
     from qrkt_hw.training.fit import announce, open_backend
 
-    backend = open_backend(backend_options(flags), seed, console)
+    backend = open_backend(backend_options(flags), options.seed, console)
+    _refuse_simulator(
+        backend,
+        {"--restart": restart, "--dry-run": dry_run, "--max-qpu-seconds": max_qpu_seconds, "--max-cost": max_cost},
+        report,
+    )
     _summarize(folder, backend, console)
     from qrkt_hw.commands.planning import planned
 
@@ -107,15 +121,17 @@ def infer(
     if planning:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         plan, budget = planned(
-            folder, backend, samples, batch, max_qpu_seconds, max_cost, refuse=not dry_run and not resume
-        )
+            folder, backend, samples, batch, max_qpu_seconds, max_cost,
+            # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+            refuse=not resume and (not dry_run or max_qpu_seconds is not None or max_cost is not None),
+        )  # fmt: skip
     if dry_run:
         assert plan is not None
         if as_json:
-            click.echo(to_json({"backend": backend.name, **plan.record()}))
+            echo(to_json({"backend": backend.name, **plan.record()}))
         else:
             for line in plan.lines(backend.name):
-                click.echo(line)
+                echo(line)
         return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
@@ -135,26 +151,28 @@ def infer(
         from qrkt_hw.plots.devices import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
-        click.echo(f"drawn to {drawn}", err=True)
+        echo(f"drawn to {drawn}", err=True)
     if as_json:
-        click.echo(to_json(record))
+        echo(to_json(record))
     elif images or texts:
         for result in record["images" if images else "texts"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
             name = result["file"] if images else result["text"][:60]
-            click.echo(f"{name}: {result['class']}   ({shown})")
+            echo(f"{name}: {result['class']}   ({shown})")
     else:
-        click.echo(
+        if limit is not None and record["count"] < limit:
+            echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
+        echo(
             f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
-            f"F1 {record['f1']:.4f}  AUROC {record['auroc']:.4f}  ({record['seconds']:.2f} s)"
+            f"F1 {record['f1']:.4f}  AUROC {defined(record['auroc'])}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():
-            click.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
+            echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
             kind = "texts" if folder.options().model == "text" else "images"
             for line in [*_report(record, kind), *_layers(record)]:
-                click.echo(line)
+                echo(line)
     announce(backend, console)
 
 
@@ -176,6 +194,32 @@ def check_resumed(folder: Any, asked: dict[str, Any]) -> None:
         )
 
 
+def _refuse_simulator(backend: Any, given: dict[str, Any], report: bool) -> None:
+    """Refuse what only a device, or a backend other than the exact one, can do.
+
+    Raises:
+        UserError: such a flag is given.
+    """
+    from qrkt_hw.backends.exact import ExactBackend
+    from qrkt_hw.training.devices import keeps_journal
+
+    samples = getattr(backend, "packer", None) is not None and backend.shots
+    for name, value in given.items():
+        if value and name == "--restart" and not keeps_journal(backend):
+            raise UserError(
+                f"{name}: backend {backend.name!r} is a simulator, where nothing stops half-way; leave it out"
+            )
+        if value and not samples and name != "--restart":
+            raise UserError(
+                f"{name} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
+                "fake one with --shots"
+            )
+    if report and isinstance(backend, ExactBackend):
+        raise UserError(
+            f"--report compares a backend with the exact values, and {backend.name!r} gives them; name another"
+        )
+
+
 def _summarize(folder: Any, backend: Any, console: Any) -> None:
     """Two lines on the circuits, before anything runs."""
     from qrkt_hw.data.base import DataShape
@@ -187,12 +231,13 @@ def _summarize(folder: Any, backend: Any, console: Any) -> None:
 
 def _report(record: dict[str, Any], kind: str) -> list[str]:
     there = record["backend_details"]
-    low, high = record["interval"]
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
+    here, exact = record["discordant"]
     rows = [
-        ("accuracy there", f"{record['accuracy']:.4f}   95 % interval {low:.4f} to {high:.4f} (bootstrap)"),
-        (f"exact, same {kind}", f"{record['exact_accuracy']:.4f}   95 % interval {record['exact_interval'][0]:.4f} to "
-                                f"{record['exact_interval'][1]:.4f}; {record['agreement']:.1%} classified alike"),
+        ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),
+        (f"exact, same {kind}", f"{record['exact_accuracy']:.4f}   {_interval(record['exact_interval'])}"),
+        ("classified alike", f"{record['agreement']:.4f}   {_interval(record['agreement_interval'])}"),
+        ("right there only", f"{here}, right exactly only {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
         ("sampling", shots),
         ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions, {record['rounds']} rounds"),
         ("wall time", f"{record['wall_seconds']:.1f} s"),
@@ -206,6 +251,10 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
     return [f"  {name:20}{text}" for name, text in rows]
+
+
+def _interval(ends: list[float]) -> str:
+    return f"95 % interval {ends[0]:.4f} to {ends[1]:.4f} (Wilson)"
 
 
 def _layers(record: dict[str, Any]) -> list[str]:

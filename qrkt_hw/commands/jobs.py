@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
+from qrkt_hw.commands.lazy import Group
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 
 RUN = click.argument("run", required=False, type=click.Path(path_type=Path))
 PENDING = ("planned", "submitting", "submitted", "held")
 
 
-@click.group()
+@click.group(cls=Group)
 def jobs() -> None:
     """Jobs that a run sent to a device: what they are, cost and wait for."""
 
@@ -23,9 +25,9 @@ def jobs() -> None:
 @click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
 def list_(run: Path | None, as_json: bool) -> None:
     """Every job of RUN: state, device, executions, estimated and billed seconds."""
-    from rich.console import Console
     from rich.table import Table
 
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs.atomic import to_json
 
     folder, journal = _open(run, write=False)
@@ -34,7 +36,7 @@ def list_(run: Path | None, as_json: bool) -> None:
         found = journal.submissions()
         billed = sum(s.billed or 0.0 for s in found)
         if as_json:
-            click.echo(to_json([_shown(s, kinds) for s in found]))
+            echo(to_json([_shown(s, kinds) for s in found]))
             return
         table = Table("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark", box=None,
                       header_style="bold")  # fmt: skip
@@ -43,8 +45,8 @@ def list_(run: Path | None, as_json: bool) -> None:
                 str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}",
                 f"{s.estimated:.1f}", "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60],
             )  # fmt: skip
-        Console().print(table)
-        click.echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
+        Terminal(markup=False).print(table)
+        echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
 
 
 @jobs.command()
@@ -66,7 +68,7 @@ def show(run: Path | None, number: int | None) -> None:
                 value = datetime.fromtimestamp(value).isoformat(" ", "seconds")
             if key == "circuits":
                 value = f"{len(value)}: " + ", ".join(k[:12] for k in value)
-            click.echo(f"{key:12} {value if value not in (None, '') else '-'}")
+            echo(f"{key:12} {value if value not in (None, '') else '-'}")
 
 
 @jobs.command()
@@ -78,7 +80,7 @@ def cancel(run: Path | None, number: int | None) -> None:
     with journal:
         chosen = _chosen(journal, number, PENDING)
         if not chosen:
-            click.echo(f"no job of {folder.path} is under way")
+            echo(f"no job of {folder.path} is under way")
             return
         account = None
         for one in chosen:
@@ -88,15 +90,15 @@ def cancel(run: Path | None, number: int | None) -> None:
             account = account or _account(journal, one)
             job_id = one.job or _search(account, one.tag)
             if job_id is None:
-                click.echo(f"#{one.id}: the service finds no job by its tag; it stays {one.state}")
+                echo(f"#{one.id}: the service finds no job by its tag; it stays {one.state}")
                 continue
             text = _cancel(account, job_id)
             if text == "done":  # its result waits to be taken
                 journal.mark(one, "submitted", job=job_id)
-                click.echo(f"#{one.id}: job {job_id} is done already; --resume takes its result")
+                echo(f"#{one.id}: job {job_id} is done already; --resume takes its result")
             else:
                 journal.mark(one, "failed", job=job_id, remark="cancelled by qrkt-hw jobs cancel")
-                click.echo(f"#{one.id}: job {job_id} {text}")
+                echo(f"#{one.id}: job {job_id} {text}")
 
 
 @jobs.command()
@@ -111,7 +113,7 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
     with journal:
         chosen = _chosen(journal, number, ("submitting", "held"))
         if not chosen:
-            click.echo(f"no job of {folder.path} is held")
+            echo(f"no job of {folder.path} is held")
             return
         account = _account(journal, chosen[0])
         for one in chosen:
@@ -120,10 +122,10 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
                 account.ask(lambda: account.service.job(job_id), f"looking for job {job_id}")
             if found is None:
                 journal.mark(one, "held")
-                click.echo(f"#{one.id}: the service finds no job by its tag; --resume --resubmit sends it anew")
+                echo(f"#{one.id}: the service finds no job by its tag; --resume --resubmit sends it anew")
             else:
                 journal.mark(one, "submitted", job=found, remark="adopted")
-                click.echo(f"#{one.id}: adopted job {found}; --resume takes its result")
+                echo(f"#{one.id}: adopted job {found}; --resume takes its result")
 
 
 def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
@@ -132,7 +134,7 @@ def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
 
     folder = RunFolder.open(run if run is not None else newest(having="journal.sqlite"))
     if run is None:
-        click.echo(f"run {folder.path}", err=True)
+        echo(f"run {folder.path}", err=True)
     if not folder.journal.is_file():
         raise UserError(f"run: {folder.path} sent nothing to a device (it has no journal.sqlite)")
     return folder, Journal(folder.journal, write=write)

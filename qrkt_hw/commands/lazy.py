@@ -1,4 +1,4 @@
-"""A click group that knows its commands by name and imports each when it is used."""
+"""Click commands that take no option twice, and a group that imports each command when it is used."""
 
 from __future__ import annotations
 
@@ -6,6 +6,31 @@ import importlib
 from typing import Any
 
 import click
+
+from qrkt_hw.errors import UserError
+
+
+class Command(click.Command):
+    """A command that refuses an option given twice: click would take the last and drop the others in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        for option in order:
+            once = isinstance(option, click.Option) and not option.multiple and not option.count
+            switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts
+            if once and not switch and order.count(option) > 1:
+                raise UserError(f"{option.opts[0]}: given {order.count(option)} times; it is taken once only")
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # whole sentences, where click cuts them to a line
+            formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
 
 
 class LazyGroup(click.Group):

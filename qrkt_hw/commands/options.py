@@ -13,9 +13,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import SIDES
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
+from qrkt_hw.options.unused import unused_option
 from qrkt_hw.options.validation import flag, sentence
+
+INFERRING = [key for key in BackendOptions.model_fields if key != "gradient"]  # inference differentiates nothing
 
 
 def options_from(model: type[BaseModel], only: Sequence[str] | None = None) -> Callable[[Any], Any]:
@@ -82,10 +86,54 @@ def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Run
         key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
         where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
         raise UserError(f"{where}: {sentence(error)}") from error
+    reason = unused_option(options, given)
+    if reason is not None:
+        raise UserError(reason)
     file, colon, function = options.ansatz.rpartition(":")
     if colon and Path(file).is_file():  # so that the run works from every folder
         return options.model_copy(update={"ansatz": f"{Path(file).resolve()}:{function}"})
     return options
+
+
+def check_early(options: RunOptions) -> None:
+    """Refuse what can be refused before torch and Lightning take their seconds to load.
+
+    Raises:
+        UserError: no such data set, ansatz or backend, or sizes that do not fit each other.
+    """
+    options.check_name()
+    name = options.dataset.partition(":")[0]
+    if options.model != "gan":
+        options.check_sizes()
+        side = SIDES[name] if name == "digits" or options.image_size is None else options.image_size
+        if options.model != "text" and side and side % options.patch:
+            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.patch}")
+    if not options.has_circuits:
+        return
+    from qrkt_hw.backends.files import layers
+
+    known = layers(options.backends_file)
+    if options.backend not in known and not options.backend.startswith(("fake_", "ibm_")):
+        raise UserError(
+            f"--backend: no backend {options.backend!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
+            "runtime"
+        )
+    from qrkt_hw import circuits
+
+    attention = options.model == "gan" or options.quantum_attention
+    circuits.build(options.ansatz, options.qubits if attention else options.circuit_mlp_qubits, options.layers)
+
+
+def check_used(folder: Any, flags: dict[str, Any]) -> None:
+    """Refuse flags that would change nothing for the model or the data of a run.
+
+    Raises:
+        UserError: such a flag is given.
+    """
+    given = {key: value for key, value in flags.items() if value is not None}
+    reason = unused_option(folder.options().model_copy(update=given), given)
+    if reason is not None:
+        raise UserError(f"{reason} (run {folder.path})")
 
 
 def backend_options(flags: dict[str, Any]) -> BackendOptions:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
+from qrkt_hw.commands.lazy import Group
+from qrkt_hw.commands.terminal import echo
 
-@click.group()
+
+@click.group(cls=Group)
 def presets() -> None:
     """List and show the presets."""
 
@@ -17,7 +20,7 @@ def list_() -> None:
 
     for name in shipped.names():
         first = shipped.text(name).splitlines()[0].lstrip("# ")
-        click.echo(f"{name:28} {first}")
+        echo(f"{name:28} {first}")
 
 
 @presets.command()

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import merge, trust_flag
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 
 PLANS = ("open", "payg", "flex", "premium")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", nargs=-1)
 @click.option(
     "--preset", "presets", multiple=True, help="a preset instead of a run; repeat, or 'thesis-*', with --compare"
@@ -67,15 +70,18 @@ def resources(
     Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
     run or paid. Without RUN, the newest run under runs/.
     """
-    from qrkt_hw.resources.schema import Report
-
+    _check_said(schema, backends, compare, style)
     if schema:
-        click.echo(json.dumps(Report.model_json_schema(), indent=2))
+        from qrkt_hw.resources.schema import Report
+
+        echo(json.dumps(Report.model_json_schema(), indent=2))
         return
     if ansatz is None and (qubits is not None or layers is not None):
         raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
     if plot is not None and plot.suffix.lower() != ".png":
         raise UserError(f"--plot: {plot} must end in .png")
+    if plot is not None and not backends:
+        raise UserError("--plot: a layout needs a device; name one with --backend, such as fake_torino")
     names = [
         *run,
         *(f"preset:{p}" for p in matching(presets)),
@@ -83,6 +89,9 @@ def resources(
     ]
     if len(names) > 1 and not compare:
         raise UserError(f"one run, preset or ansatz at a time, not {len(names)}; --compare puts several into one table")
+    if plot is not None and (len(names) > 1 or len(set(backends)) > 1):
+        several = f"{len(names)} models" if len(names) > 1 else f"{len(set(backends))} devices"
+        raise UserError(f"--plot: draws one circuit on one device, not {several}; name one")
     from qrkt_hw.resources.report import make
     from qrkt_hw.resources.tables import text
 
@@ -92,18 +101,41 @@ def resources(
     ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
-        click.echo(json.dumps(found if compare else found[0]))
+        echo(json.dumps(found if compare else found[0]))
     elif compare:
         from qrkt_hw.resources.compare import comparison
 
-        click.echo(comparison(reports, plan, style))
+        echo(comparison(reports, plan, style))
     else:
-        click.echo(text(reports[0], plan, style))
+        echo(text(reports[0], plan, style))
     if plot is not None:
         from qrkt_hw.resources.picture import draw
 
         draw(reports, plot)
-        click.echo(f"drawn to {plot}", err=style == "json")
+        echo(f"drawn to {plot}", err=style == "json")
+
+
+def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: str) -> None:
+    """Refuse what was said and would change nothing.
+
+    Raises:
+        UserError: a flag that the others leave without effect.
+    """
+    context = click.get_current_context()
+    said = [
+        option.opts[0] if isinstance(option, click.Option) else "RUN"
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE
+    ]
+    for name in said:
+        if schema and name != "--schema":
+            raise UserError(f"{name}: --schema prints the JSON schema and nothing else; leave one of them out")
+        if not backends and name in ("--optimization-level", "--shots", "--images", "--training-steps", "--plan"):
+            raise UserError(f"{name}: without a device nothing is sampled or priced; name one with --backend")
+        if name == "--plan" and style == "json":
+            raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
+        if name == "--training-steps" and compare and style != "json":
+            raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")
 
 
 def matching(patterns: tuple[str, ...]) -> list[str]:

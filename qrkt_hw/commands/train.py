@@ -7,13 +7,15 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import device_flags, merge, options_from, trust_flag
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import check_early, device_flags, merge, options_from, trust_flag
 from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
+from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--preset", help="start from a preset (qrkt-hw presets list)")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
 @click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
@@ -41,54 +43,57 @@ def train(
 
     Options stack: defaults, --preset, --config, flags. A YAML key is its flag with underscores.
     """
-    from rich.console import Console
-
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.runs.folder import read_json
 
-    console = Console(stderr=True)
-    if click.get_current_context().find_root().obj == PROGRAM:
-        import_lightning()
+    console = Terminal(stderr=True)
     with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
+    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
+        folder = RunFolder.open(resume, trust_ansatz)
+        folder.options(), folder.description()  # a damaged run is named at once
+        if program:
+            import_lightning()
         from qrkt_hw.training import fit
 
-        folder = RunFolder.open(resume, trust_ansatz)
         run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
+        check_early(options)
+        if program:
+            import_lightning()
         from qrkt_hw.training import fit
 
         run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
     results = read_json(run.results)
     if "losses" in results:
         _of_a_gan(results)
-        click.echo(str(run.path))
+        echo(str(run.path))
         return
     test, count = results["test"], results["parameters"]
-    auroc = "undefined" if test["auroc"] is None else f"{test['auroc']:.4f}"
-    click.echo(
-        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {auroc}  "
+    echo(
+        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {defined(test['auroc'])}  "
         f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
     )
-    click.echo(
+    echo(
         f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
     )
-    click.echo(str(run.path))
+    echo(str(run.path))
 
 
 def _of_a_gan(results: dict[str, Any]) -> None:
     losses = results["losses"]
-    click.echo(
+    echo(
         f"generator loss {losses['generator_loss']:.4f}  discriminator loss {losses['discriminator_loss']:.4f}  "
         f"({results['epochs']} epochs, {results['train_seconds']:.0f} s)"
     )
     for side, count in results["parameters_of"].items():
-        click.echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
-    click.echo("samples/training.gif shows it learn; draw more: qrkt-hw generate; measure it: qrkt-hw evaluate")
+        echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
+    echo("samples/training.gif shows it learn; draw more: qrkt-hw generate; measure it: qrkt-hw evaluate")

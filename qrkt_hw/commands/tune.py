@@ -7,12 +7,14 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.options import merge, options_from
+from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.options import check_early, merge, options_from
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--search", "searched", multiple=True, required=True, help="option=a,b,c, option=low:high or option=log:low:high"
 )
@@ -43,7 +45,7 @@ def tune(
 
     Called again with the same study it goes on; called on several machines with one --storage they share the trials.
     """
-    from qrkt_hw.experiments.search import parse
+    from qrkt_hw.experiments.search import check_space, parse
 
     dimensions = [parse(text) for text in searched]
     keys = [dimension.key for dimension in dimensions]
@@ -51,9 +53,14 @@ def tune(
     if twice:
         raise UserError(f"--search: {twice[0]} is given twice")
     options = merge(preset, config, flags)
-    from rich.console import Console
+    if options.model == "gan":
+        raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
+    check_space(options, dimensions)
+    if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
+        check_early(options)
     from rich.table import Table
 
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.experiments import tuning
 
     try:
@@ -62,18 +69,18 @@ def tune(
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
     url = storage or f"sqlite:///{(out / 'study.db').resolve()}"
     study = tuning.open_study(name, url, dimensions, sampler, prune, options.seed)
-    tuning.tune(options, dimensions, study, sampler, trials, out, Console(stderr=True))
+    tuning.tune(options, dimensions, study, sampler, trials, out, Terminal(stderr=True))
     found = tuning.rows(study)
     columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]
     table = Table(*columns, box=None, header_style="bold")
     for row in found[:20]:
         table.add_row(*(_cell(row.get(column)) for column in columns))
-    Console().print(table)
+    Terminal(markup=False).print(table)
     for key, share in tuning.importances(study).items():
-        click.echo(f"{key} explains {share:.0%} of the spread")
+        echo(f"{key} explains {share:.0%} of the spread")
     for file in tuning.write_study(study, out):
-        click.echo(str(file))
-    click.echo(f"best: {found[0]['run']}")
+        echo(str(file))
+    echo(f"best: {found[0]['run']}")
 
 
 def _cell(value: Any) -> str:

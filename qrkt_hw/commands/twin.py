@@ -6,16 +6,19 @@ from pathlib import Path
 
 import click
 
+from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import trust_flag
+from qrkt_hw.commands.terminal import echo
+from qrkt_hw.errors import UserError
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--trials", type=click.IntRange(1, 9), default=3, show_default=True, help="learning rates per side")
+@click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-twin]")
 @trust_flag
-def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
+def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
     """Train the classical twins of RUN and compare: one of the same shape, one with as many parameters.
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
@@ -23,22 +26,27 @@ def twin(run: Path | None, trials: int, epochs: int | None, out: Path | None, tr
 
     The twins of a GAN get its learning rates and as much processor time as it had; all are measured by one protocol.
     """
-    from rich.console import Console
-
     from qrkt_hw.commands.compare import show
+    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.experiments import twins
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    click.echo(f"run {folder.path}")
+    echo(f"run {folder.path}")
+    options = folder.options()
+    if not options.has_circuits:
+        raise UserError(f"run: {folder.path} has no circuits, so it has no classical twin")
+    if options.model == "gan" and trials is not None:
+        raise UserError("--trials: the twins of a GAN take its own learning rates; leave it out")
+
     place = out or twins.default_out(folder)
-    if folder.options().model == "gan":
+    if options.model == "gan":
         from qrkt_hw.experiments import gan_twins
 
-        groups, _ = gan_twins.twin(folder, epochs, place, Console(stderr=True))
+        groups, _ = gan_twins.twin(folder, epochs, place, Terminal(stderr=True))
         show(groups)
-        click.echo(str(place))
+        echo(str(place))
         return
-    groups, _ = twins.twin(folder, trials, epochs, place, Console(stderr=True))
+    groups, _ = twins.twin(folder, trials or 3, epochs, place, Terminal(stderr=True))
     show(groups)
-    click.echo(str(place))
+    echo(str(place))

@@ -30,10 +30,8 @@ def load_data(options: DataOptions, vocabulary: Sequence[str] = ()) -> Data:
     Raises:
         UserError: unknown data set, or files that are missing or damaged.
     """
-    name, colon, _ = options.dataset.partition(":")
-    if name not in DATASETS or bool(colon) != (name == "folder"):
-        known = ", ".join("folder:PATH" if name == "folder" else name for name in DATASETS)
-        raise UserError(f"--dataset: no data set {options.dataset!r}; there are {known}")
+    options.check_name()
+    name = options.dataset.partition(":")[0]
     for flag, given in (("--unique-words", options.unique_words), ("--word-pairs", options.word_pairs)):
         if given and name != "imdb":
             raise UserError(f"{flag}: {options.dataset} has no words")

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,23 +18,9 @@ from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
 from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.training.devices import keeps_journal
-from qrkt_hw.training.metrics import logits_of
+from qrkt_hw.training.metrics import logits_of, mcnemar, wilson
 
-RESAMPLES = 10_000
 EVERY = 20.0  # seconds between two lines on what is waited for, where there is no terminal
-
-
-def bootstrap_interval(correct: Tensor, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap of the mean of ``correct (images,)`` over the images: lower and upper end.
-
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. Resampling a 0/1 list n times is a
-    binomial draw.
-    """
-    count = len(correct)
-    rng = np.random.default_rng(seed)
-    means = rng.binomial(count, float(correct.double().mean()), size=RESAMPLES) / count
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
@@ -73,9 +58,11 @@ def on_backend(
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
-        calibration date), ``circuits``, ``executions``, ``rounds``, ``wall_seconds``, ``interval`` (95 %),
-        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike);
-        with ``layers`` the rows of :class:`qrkt_hw.experiments.watching.Watched`.
+        calibration date), ``circuits``, ``executions``, ``rounds``, ``wall_seconds``, ``interval`` of the accuracy,
+        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike) and
+        ``agreement_interval``; ``discordant`` (images that the backend alone, and that the exact simulator alone,
+        classifies rightly) and the ``p_value`` of the exact McNemar test on them. Intervals are Wilson's of 95 %.
+        With ``layers`` also the rows of :class:`qrkt_hw.experiments.watching.Watched`.
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
@@ -90,7 +77,10 @@ def on_backend(
         logits, _ = logits_of(model, batches)
     wall = time.perf_counter() - started
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
+    count = len(labels)
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
+    alike = logits.argmax(-1) == exact.argmax(-1)
+    discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     set_backend(model, backend)
     return logits, labels, {
         **({"layers": watched.rows()} if watched else {}),
@@ -99,10 +89,13 @@ def on_backend(
         "executions": used["executions"],
         "rounds": used["rounds"],
         "wall_seconds": round(wall, 3),
-        "interval": [round(v, 4) for v in bootstrap_interval(right)],
+        "interval": wilson(int(right.sum()), count),
         "exact_accuracy": right_exact.double().mean().item(),
-        "exact_interval": [round(v, 4) for v in bootstrap_interval(right_exact)],
-        "agreement": (logits.argmax(-1) == exact.argmax(-1)).double().mean().item(),
+        "exact_interval": wilson(int(right_exact.sum()), count),
+        "agreement": alike.double().mean().item(),
+        "agreement_interval": wilson(int(alike.sum()), count),
+        "discordant": discordant,
+        "p_value": mcnemar(*discordant),
     }  # fmt: skip
 
 

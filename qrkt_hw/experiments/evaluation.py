@@ -7,6 +7,7 @@ TensorFlow 1), or the judge of the data set. A number belongs to its protocol an
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -56,9 +57,15 @@ def evaluate(
         data_dir: folder with the data set's files; None takes the run's.
 
     Raises:
-        UserError: no GAN, or weights that are none.
+        UserError: no GAN, weights that are none, or a folder that cannot be written.
     """
     model = gan_of(run)
+    folder = run.path / "evaluation"
+    try:  # before the work that would be lost
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
     options = run.options()
     data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
     judged = judge(data, console, judge_file)
@@ -100,13 +107,14 @@ def evaluate(
             "test images": metrics(extract(tested), features),
             "gaussian images": metrics(extract(gaussian), features),
         }
-    folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
     indices, _ = nearest(images[:32], train)
     rows = [t for k in range(0, 32, 16) for t in (*images[k : k + 16], *train[indices[k : k + 16]])]
-    save_grid(torch.stack(rows), folder / "nearest.png", 16)
-    save_grid(images[:64], folder / "samples.png", 8)
-    write_json(folder / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.json", record)
+    try:
+        save_grid(torch.stack(rows), folder / "nearest.png", 16)
+        save_grid(images[:64], folder / "samples.png", 8)
+        write_json(folder / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.json", record)
+    except OSError as error:
+        raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
     return record
 
 
@@ -143,6 +151,8 @@ def _extractor(weights: Path | None, judged: Judged) -> tuple[Extractor, str]:
         return lambda images: (features_of(model, images), logits_of(model, images)), f"judge sha256 {judged.sha256}"
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    if not weights.is_file():  # a pipe would wait for ever
+        raise UserError(f"--inception-weights: {weights} is not a regular file")
     try:
         name = hashlib.sha256(weights.read_bytes()).hexdigest()
         inception = FeatureExtractorInceptionV3(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -46,8 +48,14 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
 
 @torch.no_grad()
 def draw(model: Gan, points: Tensor) -> Tensor:
-    """Images ``(count, channels, size, size)`` in [-1, 1], rounded to 8 bits as a file would hold them."""
+    """Images ``(count, channels, size, size)`` in [-1, 1], rounded to 8 bits as a file would hold them.
+
+    Raises:
+        UserError: values that are not finite.
+    """
     images = torch.cat([model(part) for part in points.split(BATCH)]).float().clamp(-1, 1)
+    if not images.isfinite().all():
+        raise UserError("run: the generator draws no finite pixels; its weights are damaged, or its training diverged")
     return ((images + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -59,9 +67,13 @@ def save_images(images: Tensor, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{os.getpid()}.tmp"  # a picture is whole or not there, whenever the process ends
         for number, image in enumerate(to_bytes(images)):
-            picture(image).save(folder / f"{number:05d}.png")
+            picture(image).save(temporary, format="PNG")
+            temporary.replace(folder / f"{number:05d}.png")
     except OSError as error:
+        with suppress(OSError):
+            (folder / f".{os.getpid()}.tmp").unlink(missing_ok=True)
         raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
 
 

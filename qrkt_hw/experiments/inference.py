@@ -80,6 +80,7 @@ def infer_split(
     else:
         logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, opening, layers)
         seconds = report["wall_seconds"]
+    _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
     record = {
         "split": split,
@@ -163,7 +164,9 @@ def _classified(
         run.check_inference()
     started = time.perf_counter()
     with opening(None) if opening else nullcontext(), torch.no_grad():
-        probabilities = model(inputs).softmax(-1)
+        logits = model(inputs)
+    _check_finite(run, logits)
+    probabilities = logits.softmax(-1)
     seconds = time.perf_counter() - started
     names = run.description()["class_names"]
     for item, row in zip(items, probabilities, strict=True):
@@ -172,3 +175,17 @@ def _classified(
     record = {kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     run.keep_inference(record)
     return record
+
+
+def _check_finite(run: RunFolder, logits: torch.Tensor) -> None:
+    """Make sure that logits ``(samples, classes)`` say something: a class out of NaN would be the first one.
+
+    Raises:
+        UserError: they do not.
+    """
+    odd = int((~logits.isfinite()).any(-1).sum())
+    if odd:
+        raise UserError(
+            f"run: {run.path} gives no finite values for {odd} of {len(logits)} samples; its weights are damaged "
+            f"({run.model.name}), or its training diverged"
+        )

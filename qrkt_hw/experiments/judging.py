@@ -9,6 +9,8 @@ confidence says nothing about an image.
 from __future__ import annotations
 
 import hashlib
+import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from qrkt_hw.data import Data
@@ -93,27 +95,41 @@ def judge(data: Data, console: Console, file: Path | None = None) -> Judged:
     """The judge of a data set: read from ``file`` or the cache, or trained and kept there.
 
     Raises:
-        UserError: the file is not a judge of such images.
+        UserError: the file is not a judge of such images, or cannot be read or written.
     """
     shape = data.shape
     place = (
         file or cache_folder() / "judges" / f"{data.name.replace('/', '-').replace(':', '-')}-{_key(data)}.safetensors"
     )
     model = Judge(shape.channels, shape.classes)
+    if place.exists() and not place.is_file():
+        raise UserError(f"--judge: {place} is not a regular file")
     if not place.is_file():
+        try:  # before a training that would be lost
+            place.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=place.parent).close()
+        except OSError as error:
+            raise UserError(
+                f"--judge: {place.parent} cannot be written: {error.strerror}; name a file elsewhere"
+            ) from error
         console.print(f"training a judge for {data.name}, kept as {place}", highlight=False)
         quality = _train(model, data)
-        place.parent.mkdir(parents=True, exist_ok=True)
         state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
         described = {name: repr(value) for name, value in quality.items()}
-        replace_with(place, lambda path: save_file(state, path, described))
+        try:
+            replace_with(place, lambda path: path.write_bytes(save(state, described)))
+        except OSError as error:
+            raise UserError(f"--judge: {place} cannot be written: {error.strerror}") from error
     try:
-        model.load_state_dict(load_file(place))
-        with safe_open(place, "pt") as opened:
-            quality = {name: float(value) for name, value in (opened.metadata() or {}).items()}
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        content = place.read_bytes()
+        model.load_state_dict(load(content))
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        quality = {name: float(value) for name, value in header.get("__metadata__", {}).items()}
+    except OSError as error:
+        raise UserError(f"--judge: {place} cannot be read: {error.strerror}") from error
+    except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(f"--judge: {place} is not a judge of these images ({type(error).__name__})") from error
-    return Judged(model.eval(), hashlib.sha256(place.read_bytes()).hexdigest(), quality)
+    return Judged(model.eval(), hashlib.sha256(content).hexdigest(), quality)
 
 
 def _key(data: Data) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.unused import unused_option
+from qrkt_hw.options.validation import sentence
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,31 @@ def parse(text: str) -> Dimension:
     if len(set(choices)) < len(choices):
         raise UserError(f"--search: {text!r} names a value twice")
     return Dimension(key, choices)
+
+
+def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
+    """Make sure that every searched value is allowed and that no searched option is without effect throughout.
+
+    Raises:
+        UserError: such an option.
+    """
+    ends = {d.key: d.choices or (d.low, d.high) for d in dimensions}
+    for key, values in ends.items():
+        for value in values:
+            try:
+                RunOptions.model_validate({**options.model_dump(), key: value})
+            except ValidationError as error:
+                raise UserError(f"--search: {sentence(error)}") from error
+    fixed = {key: RunOptions.model_fields[key].default for key in ends}
+    reasons: dict[str, list[str | None]] = {key: [] for key in ends}
+    for chosen in itertools.islice(itertools.product(*ends.values()), 10_000):
+        tried = options.model_copy(update=dict(zip(ends, chosen, strict=True)))
+        for key in ends:
+            if getattr(tried, key) != fixed[key]:
+                reasons[key].append(unused_option(tried, [key]))
+    for found in reasons.values():
+        if found and all(found):
+            raise UserError(f"--search: {found[0]}")
 
 
 def _value(key: str, text: str, whole: str) -> Any:

@@ -11,10 +11,12 @@ from typing import Any
 
 import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from pydantic import ValidationError
 from rich.console import Console
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
@@ -90,13 +92,23 @@ def open_study(
                 if attempt == RACES - 1:
                     raise
                 time.sleep(0.3 * (attempt + 1))
-    except Exception as error:  # SQLAlchemy and its drivers raise many kinds
-        raise UserError(
-            f"--storage: {storage.partition('@')[2] or storage} cannot be opened ({type(error).__name__})"
-        ) from error
+    except Exception as error:  # SQLAlchemy and its drivers raise many kinds, and some repeat the URL
+        raise UserError(f"--storage: {shown(storage)} cannot be opened ({type(error).__name__})") from None
     if known is not None and known != space:
         raise UserError(f"--study: {name} searches other options ({'; '.join(known)}); name another study")
     return study
+
+
+def shown(storage: str) -> str:
+    """A storage's URL for a message: without passwords, and without any part of one that cannot be read."""
+    try:
+        url = make_url(storage)
+    except Exception:  # whatever SQLAlchemy makes of it
+        return "this URL, which is not of the form dialect://user:password@host/name,"
+    if "@" in f"{url.host}{url.database}":  # the rest of a password with an @ in it
+        return f"this {url.drivername} URL, whose password must have its @ written as %40,"
+    text = url.set(query={}).render_as_string(hide_password=True)
+    return text + ("?..." if url.query else "")  # there, too, a password may stand
 
 
 def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.samplers.BaseSampler:
@@ -137,8 +149,13 @@ def tune(
     searched = {d.key for d in dimensions}
     shared = load_data(base) if not searched & set(_data_keys()) else None
     stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
-    if sum(t.state in DONE for t in study.trials) < trials:
-        study.optimize(_objective(base, dimensions, out, console, shared), callbacks=[stop])
+    try:
+        if sum(t.state in DONE for t in study.trials) < trials:
+            study.optimize(_objective(base, dimensions, out, console, shared), callbacks=[stop])
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(
+            f"--storage: the study cannot be reached any more ({type(error).__name__}); the same command goes on"
+        ) from None
     if not any(t.state == TrialState.COMPLETE for t in study.trials):
         reasons = [t.user_attrs["refused"] for t in study.trials if "refused" in t.user_attrs]
         raise UserError(

@@ -84,7 +84,7 @@ def twin(
         UserError: the run is classical, or ``out`` belongs to other options.
     """
     options = run.options()
-    if options.projection == "classical":
+    if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
     fit.refuse_billed(run, options, console)
     options = options.model_copy(update={"epochs": epochs or options.epochs})

@@ -206,17 +206,6 @@ def _check(options: ModelOptions, shape: DataShape) -> None:
         raise UserError(f"--token-dropout: {options.token_dropout} leaves out words; images have none, take 0")
     if options.embedding_scale != 1 and options.model != "text":
         raise UserError(f"--embedding-scale: {options.embedding_scale} is for words; images have none, take 1")
-    if not options.final_norm and options.decoder_blocks:
-        raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
-    if options.pool_maps > 1 and options.pool != "weighted":
-        raise UserError(f"--pool-maps: {options.pool_maps} sums need --pool weighted; --pool is {options.pool}")
     if shape.image_size % options.patch:
         raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
-    if options.hidden % options.heads:
-        raise UserError(f"--heads: hidden size {options.hidden} is not divisible by {options.heads} heads")
-    if options.quantum_attention and options.hidden % options.qubits:
-        raise UserError(f"--qubits: hidden size {options.hidden} is not divisible by {options.qubits} qubits per group")
-    if options.quantum_mlp and options.mlp % options.circuit_mlp_qubits:
-        raise UserError(
-            f"--mlp-qubits: MLP size {options.mlp} is not divisible by {options.circuit_mlp_qubits} qubits per group"
-        )
+    options.check_sizes()

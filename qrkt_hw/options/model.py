@@ -7,6 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from qrkt_hw.errors import UserError
+
 Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]
 Rule = Literal["rk1", "rk2", "rk3", "rk4", "rk4-enhanced"]
 
@@ -97,3 +99,22 @@ class ModelOptions(BaseModel):
     def circuit_mlp_qubits(self) -> int:
         """Qubits per group in the MLP, the default resolved."""
         return self.mlp_qubits or min(self.qubits, self.mlp)
+
+    def check_sizes(self) -> None:
+        """Make sure that the sizes of a transformer fit each other; they need no data for that.
+
+        Raises:
+            UserError: two that do not, by their flags.
+        """
+        if not self.final_norm and self.decoder_blocks:
+            raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
+        if self.pool_maps > 1 and self.pool != "weighted":
+            raise UserError(f"--pool-maps: {self.pool_maps} sums need --pool weighted; --pool is {self.pool}")
+        if self.hidden % self.heads:
+            raise UserError(f"--heads: hidden size {self.hidden} is not divisible by {self.heads} heads")
+        if self.quantum_attention and self.hidden % self.qubits:
+            raise UserError(f"--qubits: hidden size {self.hidden} is not divisible by {self.qubits} qubits per group")
+        if self.quantum_mlp and self.mlp % self.circuit_mlp_qubits:
+            raise UserError(
+                f"--mlp-qubits: MLP size {self.mlp} is not divisible by {self.circuit_mlp_qubits} qubits per group"
+            )

@@ -38,12 +38,19 @@ class RunOptions(BackendOptions, TrainingOptions, GanOptions, ModelOptions, Data
         return values
 
     @property
-    def has_circuits(self) -> bool:
-        """Whether any side of the model is quantum."""
+    def projections(self) -> list[str]:
+        """Where circuits stand, for each part of the model that has blocks: the transformer, or a GAN's two sides."""
         if self.model != "gan":
-            return self.projection != "classical"
-        sides = (self.generator_projection, self.discriminator_projection)
-        return any((side or self.projection) != "classical" for side in sides)
+            return [self.projection] if self.encoder_blocks + self.rk_blocks + self.decoder_blocks else []
+        generator = any(int(n) for n in f"{self.generator_blocks},{self.generator_rk_blocks}".split(","))
+        sides = [self.generator_projection] if generator else []
+        sides += [self.discriminator_projection] if self.discriminator_blocks + self.discriminator_rk_blocks else []
+        return [side or self.projection for side in sides]
+
+    @property
+    def has_circuits(self) -> bool:
+        """Whether any part of the model is quantum."""
+        return any(projection != "classical" for projection in self.projections)
 
     def without_circuits(self) -> RunOptions:
         """The same shape with dense maps instead of circuits."""

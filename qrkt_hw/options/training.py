@@ -25,7 +25,10 @@ class TrainingOptions(BaseModel):
         0.99, ge=0, lt=1, description="decay per step of the averaged weights that are validated and kept; 0: none"
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of torch [default: 1 where a batch is too small to share, else all cores]"
+        None,
+        ge=1,
+        le=1024,
+        description="CPU threads of torch [default: 1 where a batch is too small to share, else all cores]",
     )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of weights, batches and dropout")
 

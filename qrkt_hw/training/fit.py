@@ -41,6 +41,7 @@ from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
 from qrkt_hw.training.devices import Waiting, held, keeps_journal, limit, resuming
+from qrkt_hw.training.estimate import estimate
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -212,6 +213,9 @@ def _fit(
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
     for line in summarize(options, data.shape, backend.shots):
         console.print(line, highlight=False)
+    expected = estimate(options, data, model, backend)
+    if expected is not None:
+        console.print(expected, highlight=False, soft_wrap=True)
     write_json(run.path / "backend.json", backend.about())
     module: Classifier | Adversaries
     if isinstance(model, Gan):

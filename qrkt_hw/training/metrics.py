@@ -15,12 +15,15 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """``loss`` (mean cross-entropy), ``accuracy``, ``f1`` (macro) and ``auroc`` (macro, one-vs-rest).
 
     The AUROC is the mean over the classes that occur in ``labels`` but do not make up all of them; where there is no
-    such class it is NaN.
+    such class it is NaN. The F1 is the mean over the classes that occur in labels or predictions. Where a logit is
+    not finite, or without a sample, all are NaN: no class was predicted.
 
     Args:
         logits: ``(samples, classes)``.
         labels: ``(samples,)``, int64.
     """
+    if not len(labels) or not logits.isfinite().all():
+        return dict.fromkeys(("loss", "accuracy", "f1", "auroc"), math.nan)
     logits = logits.float()
     classes = logits.shape[-1]
     scores = logits.softmax(-1)
@@ -30,6 +33,30 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "f1": multiclass_f1_score(scores, labels, num_classes=classes, average="macro").item(),
         "auroc": _auroc(scores, labels, classes),
     }
+
+
+def wilson(right: int, count: int) -> list[float]:
+    """Ends of the 95 % Wilson score interval of a proportion of ``right`` in ``count``; NaN without a sample.
+
+    Unlike a bootstrap it has a width where all or none are right. Wilson, J. Am. Stat. Assoc. 22, 1927.
+    """
+    from scipy.stats import binomtest  # only now: it takes a while to import
+
+    if not count:
+        return [math.nan, math.nan]
+    found = binomtest(right, count).proportion_ci(0.95, method="wilson")
+    return [float(found.low), float(found.high)]
+
+
+def mcnemar(first_only: int, second_only: int) -> float:
+    """p-value of the exact McNemar test: whether two classifiers of the same samples are right equally often.
+
+    Two-sided and binomial on the samples where one alone is right; 1 where there is none.
+    """
+    from scipy.stats import binomtest
+
+    discordant = first_only + second_only
+    return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
 
 
 def _auroc(scores: Tensor, labels: Tensor, classes: int) -> float:
