@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
+from qrkt_hw.circuits.analysis.derived import derive
 from qrkt_hw.circuits.template import CircuitTemplate
 
 from qrkt_hw.errors import UserError
@@ -46,7 +47,7 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
         layers: repetitions of the ansatz, at least 1.
 
     Raises:
-        UserError: no such ansatz, file or function, or a size it does not accept.
+        UserError: no such ansatz, file or function, a size it does not accept, or a circuit that cannot be simulated.
     """
     if num_qubits < 1 or layers < 1:
         raise UserError(f"ansatz {name!r} needs at least 1 qubit and 1 layer, not {num_qubits} and {layers}")
@@ -61,6 +62,10 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
         ) from error
     if not isinstance(template, CircuitTemplate):
         raise UserError(f"ansatz {name!r} returned a {type(template).__name__}, not a CircuitTemplate")
+    try:
+        derive(template)
+    except ValueError as error:
+        raise UserError(f"ansatz {name!r} cannot be simulated: {error}") from error
     return template
 
 

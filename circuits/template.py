@@ -142,10 +142,10 @@ class CircuitTemplate:
             )
         if operator.coeffs.dtype.kind not in "fc":
             raise ValueError(f"template {self.name!r}: a coefficient of an observable is no number")
+        if not np.isfinite(operator.coeffs).all():
+            raise ValueError(f"template {self.name!r}: a coefficient of an observable is not finite")
         if operator.coeffs.imag.any() or operator.paulis.phase.any():
             raise ValueError(f"template {self.name!r}: an observable has a complex coefficient, so it is not Hermitian")
-        if not np.isfinite(operator.coeffs.real).all():
-            raise ValueError(f"template {self.name!r}: a coefficient of an observable is not finite")
         return operator
 
 

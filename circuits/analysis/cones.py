@@ -22,6 +22,8 @@ from qrkt_hw.circuits.template import CircuitTemplate
 
 LARGEST_SUM = 2048  # Pauli strings up to which an observable is pulled back
 LARGEST_STATE = 12  # qubits up to which a statevector decides instead
+# numbers touched over all observables, some seconds' worth; beyond, the causal cone bounds what they depend on
+LARGEST_WORK = 2e8
 LARGEST_GATE = 3  # qubits of a fixed gate through which strings are pulled
 POINTS = 3
 TOLERANCE = 1e-13
@@ -63,10 +65,10 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     found: list[Cone] = []
     by_state: NDArray[np.float64] | None = None
     for place, observable in enumerate(template.observables):
-        pulled = pull_back(program, observable, points)
+        pulled = pull_back(program, observable, points, work=LARGEST_WORK / len(template.observables))
         if pulled is not None:
             moves, strings, exact = moving(pulled[0][:, 1:]), pulled[1], True
-        elif program.num_qubits <= LARGEST_STATE:
+        elif program.num_qubits <= LARGEST_STATE and _state_work(program, len(template.observables)) <= LARGEST_WORK:
             if by_state is None:
                 by_state = jacobian(program, template.observables, points)
             moves, strings, exact = moving(by_state[:, place]), 0, True
@@ -79,6 +81,10 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
         inputs, weights = where[:split].tolist(), (where[split:] - template.num_inputs).tolist()
         found.append(Cone(tuple(inputs), tuple(weights), exact, strings))
     return tuple(found)
+
+
+def _state_work(program: Program, observables: int) -> float:
+    return len(program.steps) * (1.0 + observables) * POINTS * 2**program.num_qubits
 
 
 def causal_cone(program: Program, observable: SparsePauliOp) -> NDArray[np.bool_]:
@@ -95,7 +101,11 @@ def causal_cone(program: Program, observable: SparsePauliOp) -> NDArray[np.bool_
 
 
 def pull_back(
-    program: Program, observable: SparsePauliOp, points: NDArray[np.float64], limit: int = LARGEST_SUM
+    program: Program,
+    observable: SparsePauliOp,
+    points: NDArray[np.float64],
+    limit: int = LARGEST_SUM,
+    work: float = LARGEST_WORK,
 ) -> tuple[NDArray[np.float64], int] | None:
     """Value and derivatives of an observable at the points given, by its Pauli strings at the circuit's start.
 
@@ -104,16 +114,20 @@ def pull_back(
         observable: on all its qubits.
         points: ``(points, inputs + weights)``.
         limit: give up beyond this many strings.
+        work: give up beyond this many numbers touched.
 
     Returns:
         ``(points, 1 + inputs + weights)``: the value, then its derivatives; and the most strings there were. None where
-        they became too many or a fixed gate is too wide.
+        they became too many, took too much work, or a fixed gate is too wide.
     """
     rows = _Strings(observable, program.num_qubits, points)
     widest = len(rows.x)
     for step in reversed(program.steps):
         if not rows.touches(step.qubits):
             continue
+        work -= rows.coefficients.size
+        if work < 0:
+            return None
         if isinstance(step, Rotation):
             rows.rotate(step)
         elif len(step.qubits) > LARGEST_GATE:

@@ -173,7 +173,9 @@ def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: st
     where = f"gate {gate!r}: its parameter {value}"
     places = {parameter.name: index[parameter] for parameter in value.parameters}
     try:
-        formula = _walk(sympy.sympify(value.sympify()), places)
+        expression = sympy.sympify(value.sympify())
+        real = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in expression.free_symbols}
+        formula = _walk(expression.xreplace(real), places)
     except Exception as error:
         raise ValueError(f"{where} cannot be computed from the features: {error}") from error
     compared = 0
@@ -212,7 +214,7 @@ def _walk(node: Any, places: dict[str, int]) -> Formula:
     if kind == "Pow":
         return ("pow", *parts)
     if kind == "conjugate":
-        return parts[0]  # features and weights are real
+        return parts[0]  # all parameters are real
     if kind in _FUNCTIONS:
         return (_FUNCTIONS[kind], *parts)
     raise ValueError(f"{kind} is not known here")

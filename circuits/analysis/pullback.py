@@ -107,7 +107,7 @@ class _Expansion:
         result: Terms = defaultdict(dict)
         for (x, z), held in terms.items():
             if not (x | z) & mask or (((x & pz).bit_count() + (z & px).bit_count()) & 1) == 0:
-                _add(result[x, z], held.items(), 1.0, ())
+                _keep(result, (x, z), held)
                 continue
             rx, rz = x ^ px, z ^ pz
             power = (x & z).bit_count() + (px & pz).bit_count() - (rx & rz).bit_count() + 2 * (z & px).bit_count() - 1
@@ -182,6 +182,14 @@ def _add(held: dict, items: Iterable, sign: float, factor: Monomial) -> None:
         held[key] = held.get(key, 0.0) + sign * coefficient
 
 
+def _keep(result: Terms, string: String, held: dict) -> None:
+    """Take over a string that a step leaves alone; its terms are not copied, as nobody reads the old ones again."""
+    if string in result:
+        _add(result[string], held.items(), 1.0, ())
+    else:
+        result[string] = held
+
+
 def _conjugate(step: Fixed, mask: int, terms: Terms) -> Terms:
     k = len(step.qubits)
     if k > LARGEST_GATE:
@@ -190,7 +198,7 @@ def _conjugate(step: Fixed, mask: int, terms: Terms) -> Terms:
     result: Terms = defaultdict(dict)
     for (x, z), held in terms.items():
         if not (x | z) & mask:
-            _add(result[x, z], held.items(), 1.0, ())
+            _keep(result, (x, z), held)
             continue
         local = sum(((x >> q & 1) | (z >> q & 1) << k) << i for i, q in enumerate(step.qubits))
         for image, coefficient in table[local]:

@@ -26,15 +26,12 @@ from qiskit.circuit.library import (
     RZXGate,
     RZZGate,
     UnitaryGate,
+    get_standard_gate_name_mapping,
 )
 from qiskit.quantum_info import Pauli, SparsePauliOp
-from qrkt_hw.circuits.analysis.lowering import Fixed, Rotation, affine, lower
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.circuits.analysis.lowering import ROTATIONS, Fixed, Rotation, affine, is_symbolic, lower
+from qrkt_hw.circuits.template import CircuitTemplate, standard_name
 
-# gates whose own parameters are shifted: their rotations are known, so the gate itself runs as it is
-_DIRECT = {
-    "rx", "ry", "rz", "p", "u1", "rxx", "ryy", "rzz", "rzx", "crx", "cry", "crz", "cp", "cu1", "u", "u3", "u2", "r",
-}  # fmt: skip
 _GATES = {"X": RXGate, "Y": RYGate, "Z": RZGate, "XX": RXXGate, "YY": RYYGate, "ZZ": RZZGate, "ZX": RZXGate}
 
 
@@ -94,12 +91,11 @@ def split(template: CircuitTemplate) -> Split:
         by_instruction.setdefault(step.instruction, []).append(step)
     for place, instruction in enumerate(template.circuit.data):
         gate, qubits = instruction.operation, instruction.qubits
-        symbolic = any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params)
-        if not symbolic:
+        if not is_symbolic(gate):
             circuit.append(gate, [template.circuit.find_bit(q).index for q in qubits])
-        elif gate.name in _DIRECT:
+        elif standard_name(gate) in ROTATIONS:  # its rotations are known, so the gate itself runs as it is
             gate = gate.to_mutable()
-            gate_rules = _gate_rules(gate)
+            gate_rules = _gate_rules(standard_name(gate))
             for k, value in enumerate(gate.params):
                 if isinstance(value, ParameterExpression) and value.parameters:
                     angle = affine(value, index, gate.name)
@@ -144,14 +140,15 @@ def rule_for(frequencies: tuple[float, ...]) -> Rule:
     return Rule(frequencies, tuple(shifts.tolist()), tuple(coefficients.tolist()))
 
 
-def _gate_rules(gate: Gate) -> list[Rule]:
-    """One rule per parameter of a gate, from the rotations the gate lowers to."""
-    fresh = [Parameter(f"slot{k}") for k in range(len(gate.params))]
-    circuit = QuantumCircuit(gate.num_qubits)
-    alone = gate.copy()
+@lru_cache(maxsize=64)
+def _gate_rules(name: str) -> list[Rule]:
+    """One rule per parameter of a standard gate, from the rotations the gate lowers to."""
+    alone = get_standard_gate_name_mapping()[name].to_mutable()
+    fresh = [Parameter(f"slot{k}") for k in range(len(alone.params))]
+    circuit = QuantumCircuit(alone.num_qubits)
     alone.params = list(fresh)
-    circuit.append(alone, range(gate.num_qubits))
-    rotations = lower(CircuitTemplate(gate.name, circuit, tuple(fresh), ())).rotations
+    circuit.append(alone, range(alone.num_qubits))
+    rotations = lower(CircuitTemplate(name, circuit, tuple(fresh), ())).rotations
     rules = []
     for k in range(len(fresh)):
         own = [(r, dict(r.angle.terms)[k]) for r in rotations if k in dict(r.angle.terms)]

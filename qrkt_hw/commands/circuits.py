@@ -107,9 +107,13 @@ def analyze(
     for width in widths:
         for depth in depths:
             template = build(name, width, depth)
-            found = dataclasses.asdict(measure(template, pairs=pairs, samples=samples, seed=seed))
-            sizes = [len(cone.inputs) for cone in cones(template)]
-            passed = signal(template, seed=seed) if width <= LARGEST_SIGNAL and template.num_inputs else (None, None)
+            try:
+                found = dataclasses.asdict(measure(template, pairs=pairs, samples=samples, seed=seed))
+                sizes = [len(cone.inputs) for cone in cones(template)]
+                small = width <= LARGEST_SIGNAL and template.num_inputs
+                passed = signal(template, seed=seed) if small else (None, None)
+            except ValueError as error:  # angles such as log(x) where they have no value
+                raise UserError(f"{name} cannot be analyzed: {error}") from error
             rows.append(
                 {"qubits": width, "layers": depth, "weights": template.num_weights, **found, "inputs_seen": sizes,
                  "signal": passed[0], "signal_conditioned": passed[1]}

@@ -60,7 +60,7 @@ def linear_part(layer: QuantumLayer, samples: int = SAMPLES) -> Tensor:
         samples: inputs drawn from torch's generator, half of them the other half's negatives; the entries' errors are
             about ``samples ** -0.5``.
     """
-    weights = layer.weight.detach().view(layer.groups, -1)
+    weights = layer.weight.detach().view(layer.groups, layer.template.num_weights)
     with torch.no_grad():
         return _linear(layer, _inputs(layer, layer.groups, samples), weights)
 
@@ -77,11 +77,17 @@ def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[fl
 
     Returns:
         With angles as drawn, and as :func:`condition` leaves them.
+
+    Raises:
+        ValueError: an angle such as ``log(x)`` has no value for some inputs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layer = QuantumLayer(draws * template.num_inputs, ansatz=template)
-        drawn = torch.linalg.svdvals(linear_part(layer, SIGNAL_SAMPLES))
+        found = linear_part(layer, SIGNAL_SAMPLES)
+        if not found.isfinite().all():
+            raise ValueError(f"template {template.name!r}: an angle has no value for some normally distributed inputs")
+        drawn = torch.linalg.svdvals(found)
         condition([layer])
         conditioned = torch.linalg.svdvals(linear_part(layer, SIGNAL_SAMPLES))
     before, after = (found.clamp_min(1e-12).log().mean(-1).exp().median().item() for found in (drawn, conditioned))

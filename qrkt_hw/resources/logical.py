@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from qiskit.circuit import QuantumCircuit
 
-from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.execution.cache import digest
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Request
@@ -33,7 +32,7 @@ def logical(rounds: Sequence[Sequence[Asked]]) -> tuple[Logical, list[CircuitTem
                     layers=tags,
                     circuit=circuit,
                     groups=groups,
-                    weights=groups * templates[circuit].num_weights,
+                    weights=groups * as_written(templates[circuit]).num_weights,
                     calls_per_image=count * len(tags),
                 )
                 for (circuit, groups, count), tags in rows.items()
@@ -57,16 +56,21 @@ def _requests(round_: Sequence[Asked], templates: list[CircuitTemplate]) -> list
     return list(found.values())
 
 
+def as_written(template: CircuitTemplate) -> CircuitTemplate:
+    """The template as its author wrote it, before angles became derived inputs."""
+    return template.source or template
+
+
 def describe(template: CircuitTemplate) -> Circuit:
-    """The logical figures of one template."""
-    circuit = template.circuit
+    """The logical figures of one template: the circuit that runs, with the inputs and weights of its author."""
+    circuit, written = template.circuit, as_written(template)
     return Circuit(
         fingerprint=fingerprint(template),
         template=template.name,
         topology=template.topology,
         qubits=template.num_qubits,
-        inputs=template.num_inputs,
-        weights=template.num_weights,
+        inputs=written.num_inputs,
+        weights=written.num_weights,
         outputs=template.num_outputs,
         bases=_bases(template),
         gates={str(name): int(count) for name, count in circuit.count_ops().items()},
@@ -122,5 +126,4 @@ def _bases(template: CircuitTemplate) -> int:
 def _shifts(template: CircuitTemplate) -> int:
     from qrkt_hw.circuits.analysis import split
 
-    lower(template)
     return sum(2 * len(rule.shifts) for rule in split(template).rules)

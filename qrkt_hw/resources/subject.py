@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qrkt_hw.errors import UserError
 from qrkt_hw.execution.cache import digest, remember, versions
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from qrkt_hw.circuits.template import CircuitTemplate
     from qrkt_hw.data.base import DataShape
 
+LARGEST_WORK = 1e7  # gates x outputs of a lone template: about a minute
 BUILT_IN = Path(__file__).parents[2] / "circuits"
 # what a preset's model is built for when its images are not at hand
 SHAPES = {
@@ -129,22 +131,32 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
     """A lone template, evaluated once for an "image".
 
     Raises:
-        UserError: no such ansatz, or a size it does not accept.
+        UserError: no such ansatz, a size it does not accept, or one that would take minutes.
     """
 
     def make() -> list[CircuitTemplate]:
         from qrkt_hw.circuits import build
+        from qrkt_hw.circuits.analysis import derive
 
-        return [build(ansatz, qubits, layers)]
+        template = derive(build(ansatz, qubits, layers)).template
+        work = len(template.circuit.data) * template.num_outputs
+        if work > LARGEST_WORK:
+            fitting = max(1, int(layers * LARGEST_WORK / work))
+            raise UserError(
+                f"--layers: {ansatz} of {qubits} qubits and {layers} layers has {len(template.circuit.data):,} gates "
+                f"and {template.num_outputs} outputs, which would take minutes to analyze; up to {fitting} layers fit"
+            )
+        return [template]
 
     def compute() -> dict[str, Any]:
-        from qrkt_hw.resources.logical import logical
+        from qrkt_hw.resources.logical import as_written, logical
         from qrkt_hw.resources.trace import Asked
         from qrkt_hw.resources.verdict import verdict
 
         (template,) = make()
         part, _ = logical([[Asked("circuit", template, 1, 1)]])
-        parameters = Parameters(quantum=template.num_weights, classical=0, total=template.num_weights, twin=None)
+        weights = as_written(template).num_weights
+        parameters = Parameters(quantum=weights, classical=0, total=weights, twin=None)
         return Description(logical=part, verdicts=[verdict(template, 0)], parameters=parameters).model_dump(mode="json")
 
     key = digest(ansatz, qubits, layers, versions())

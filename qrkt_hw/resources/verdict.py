@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qrkt_hw.circuits.analysis import cones, lower
 from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.resources.logical import as_written
 from qrkt_hw.resources.schema import Output, Verdict
 
 BATCH = 256  # circuits for which the methods of the simulator state their cost, in nanoseconds
@@ -12,6 +13,7 @@ LARGEST_SHOWN = 60  # letters of an observable's name
 
 def verdict(template: CircuitTemplate, place: int) -> Verdict:
     """Part 4 of the report for the circuit at ``place`` of the list of circuits."""
+    written = as_written(template)
     outputs = [
         Output(
             observable=_name(template, k),
@@ -20,7 +22,7 @@ def verdict(template: CircuitTemplate, place: int) -> Verdict:
             exact=c.exact,
             strings=c.strings,
         )
-        for k, c in enumerate(cones(template))
+        for k, c in enumerate(cones(written))
     ]
     used = {w for output in outputs for w in output.weights}
     method, microseconds = _method(template)
@@ -28,8 +30,8 @@ def verdict(template: CircuitTemplate, place: int) -> Verdict:
         circuit=place,
         outputs=outputs,
         elementwise=sum(1 for o in outputs if len(o.inputs) <= 1),
-        dead_weights=template.num_weights - len(used),
-        sentence=sentence(outputs, template.num_inputs, template.num_weights - len(used)),
+        dead_weights=written.num_weights - len(used),
+        sentence=sentence(outputs, written.num_inputs, written.num_weights - len(used)),
         method=method,
         microseconds=microseconds,
         hardness=_hardness(outputs, template.num_qubits, method, microseconds),
