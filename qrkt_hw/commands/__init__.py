@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
         status, message = 130, "stopped"
     except BrokenPipeError:  # the reader has what it wanted
         status = 0
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         message = _of_the_machine(error)
         if not message:
             raise
@@ -105,7 +105,7 @@ def _end(program: bool, status: int, message: str) -> NoReturn:
     sys.exit(status)
 
 
-def _of_the_machine(error: OSError | MemoryError | RuntimeError) -> str:
+def _of_the_machine(error: OSError | MemoryError | RuntimeError | ImportError) -> str:
     """One sentence on memory, files or processes that the machine does not give; empty for any other error."""
     text = str(error)
     if isinstance(error, OSError):
@@ -125,7 +125,10 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError) -> str:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-_NO_MEMORY = ("can't allocate memory", "out of memory", "bad_alloc", "Storage size calculation overflowed")
+_NO_MEMORY = (
+    "can't allocate memory", "out of memory", "bad_alloc", "Storage size calculation overflowed",
+    "failed to map segment", "Cannot allocate memory",
+)  # fmt: skip
 
 
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:

@@ -129,7 +129,6 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
 
 
 def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
-    from qrkt_hw.execution.journal import Journal
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(run if run is not None else newest(having="journal.sqlite"))
@@ -137,6 +136,8 @@ def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
         echo(f"run {folder.path}", err=True)
     if not folder.journal.is_file():
         raise UserError(f"run: {folder.path} sent nothing to a device (it has no journal.sqlite)")
+    from qrkt_hw.execution.journal import Journal
+
     return folder, Journal(folder.journal, write=write)
 
 

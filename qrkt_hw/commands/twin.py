@@ -26,9 +26,6 @@ def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | N
 
     The twins of a GAN get its learning rates and as much processor time as it had; all are measured by one protocol.
     """
-    from qrkt_hw.commands.compare import show
-    from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.experiments import twins
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
@@ -38,6 +35,9 @@ def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | N
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical twin")
     if options.model == "gan" and trials is not None:
         raise UserError("--trials: the twins of a GAN take its own learning rates; leave it out")
+    from qrkt_hw.commands.compare import show
+    from qrkt_hw.commands.console import Terminal
+    from qrkt_hw.experiments import twins
 
     place = out or twins.default_out(folder)
     if options.model == "gan":

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qrkt_hw.data import Data
@@ -117,7 +117,7 @@ def judge(data: Data, console: Console, file: Path | None = None) -> Judged:
         state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
         described = {name: repr(value) for name, value in quality.items()}
         try:
-            replace_with(place, lambda path: path.write_bytes(save(state, described)))
+            replace_with(place, lambda path: save_file(state, path, described))
         except OSError as error:
             raise UserError(f"--judge: {place} cannot be written: {error.strerror}") from error
     try:

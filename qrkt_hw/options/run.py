@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ConfigDict, ValidationInfo, field_validator, model_validator
 
@@ -23,7 +23,8 @@ class RunOptions(BackendOptions, TrainingOptions, GanOptions, ModelOptions, Data
     @classmethod
     def _yes_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         # YAML reads `hidden: yes` as true, and Python takes true for 1
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and kind is not bool and bool not in get_args(kind):
             raise ValueError("yes and no (true and false) are not allowed here")
         return value
 

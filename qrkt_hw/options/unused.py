@@ -67,7 +67,6 @@ def _reason(o: RunOptions, key: str) -> str | None:
         (key == "projection" and gan and bool(o.generator_projection and o.discriminator_projection),
          "--generator-projection and --discriminator-projection take its place"),
         (key in _FIELDS and not rules, "the model has no Runge-Kutta blocks (--rk-blocks)"),
-        (key == "share_stages" and set(rules) == {"rk1"}, "rk1 has one stage"),
         (key == "cross_attention" and not o.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         (key in _CIRCUITS and not o.has_circuits, "the model has no circuits"),
         (key == "mlp_qubits" and not parts & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
