@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from qrkt_hw.errors import UserError
 
+KEPT = "qrkt-hw"  # the entry of a file's header
+
 
 def sha256(state: Mapping[str, Tensor]) -> str:
     """Hash of weights: their names, dtypes, shapes and values."""
@@ -30,7 +32,8 @@ def save_weights(state: Mapping[str, Tensor], file: Path, epoch: int) -> None:
     # stages share their norms; a safetensors file wants each tensor in memory of its own
     own = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     # bytes, not save_file: that makes a file which nobody else may read
-    file.write_bytes(save(own, {"epoch": str(epoch), "sha256": sha256(own)}))
+    # one entry alone: safetensors writes several in any order, and the same weights must be the same bytes
+    file.write_bytes(save(own, {KEPT: json.dumps({"epoch": epoch, "sha256": sha256(own)})}))
 
 
 def read_weights(model: nn.Module, file: Path, expected: str | None = None) -> dict[str, Tensor]:
@@ -53,8 +56,8 @@ def read_weights(model: nn.Module, file: Path, expected: str | None = None) -> d
     try:
         state = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        kept = header.get("__metadata__", {}).get("sha256")
-    except (SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        kept = json.loads(header.get("__metadata__", {}).get(KEPT, "{}")).get("sha256")
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} is damaged: it is not a safetensors file") from error
     wanted = model.state_dict()
     if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in wanted.items()}:

@@ -22,6 +22,13 @@ def replace_with(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    def write(target: Path) -> None:
+        target.write_bytes(data)
+
+    replace_with(path, write)
+
+
 def write_text(path: Path, text: str) -> None:
     def write(target: Path) -> None:
         target.write_text(text, encoding="utf-8")

@@ -29,7 +29,7 @@ from qrkt_hw.circuits import registry
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.options.validation import sentence
-from qrkt_hw.runs.atomic import replace_with, write_json
+from qrkt_hw.runs.atomic import write_bytes, write_json
 
 FOLDER, INDEX = "circuits", "circuits.json"
 QPY = 13  # read by every Qiskit since 1.3; older versions hold expressions as text that is evaluated
@@ -183,8 +183,7 @@ class Circuits:
         folder.mkdir()
         found = list(self.asked.values())
         for kept in found:
-            content = kept.data
-            replace_with(folder / kept.description.file, lambda path, content=content: path.write_bytes(content))
+            write_bytes(folder / kept.description.file, kept.data)
         index = Index(format=1, ansatz=self.ansatz, source=self.source, circuits=[k.description for k in found])
         write_json(folder / INDEX, index.model_dump(mode="json"))
 
