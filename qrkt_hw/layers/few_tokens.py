@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from qrkt_hw.simulator import native
 
@@ -18,14 +19,39 @@ NARROW = 8
 _Where = ctypes.c_int64 * 11
 
 
+def _keys(tensor: Tensor) -> int:
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+with torch.inference_mode():
+    _PLAIN = {_keys(torch.empty(0))}
+with torch.inference_mode(False):
+    _PLAIN.add(_keys(torch.empty(0)))
+_KINDS = (Tensor, nn.Parameter)
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether native code may read these tensors: dense ones on a CPU, of one precision, that torch does not wrap
+    (``torch.func``, subclasses), record (``FakeTensorMode``, ``make_fx``) or compute on access (negated views)."""
+    dtype = tensors[0].dtype
+    if dtype not in native.COLUMNS or native.library() is None:
+        return False
+    for t in tensors:
+        if t.dtype is not dtype or type(t) not in _KINDS or _keys(t) not in _PLAIN:
+            return False
+    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+
+
 def serves(query: Tensor, key: Tensor, heads: int) -> bool:
     """Whether the compiled routine takes these tensors ``(batch, tokens, hidden)`` and is the faster one."""
-    largest = LARGEST if query.shape[2] // heads <= NARROW else LARGEST_WIDE
+    if query.ndim != 3 or key.ndim != 3:
+        return False
+    hidden, tokens = query.shape[2], query.shape[1] * key.shape[1]
     return (
-        query.shape[1] * key.shape[1] <= largest
-        and query.dtype in (torch.float32, torch.float64)
-        and key.dtype == query.dtype
-        and native.serves(query, key)
+        0 < tokens <= (LARGEST if hidden // heads <= NARROW else LARGEST_WIDE)
+        and query.is_cpu
+        and query.dtype in native.COLUMNS
+        and native.library() is not None
     )
 
 
@@ -40,11 +66,36 @@ def attention(
         heads: the hidden axis holds them one after another.
         dropout: its probability; what it leaves follows from a seed that torch's generator gives.
         mask: ``(batch, others)``, True where a token is read. Where nothing is read the result is 0.
+
+    Raises:
+        ValueError: shapes, heads or a mask that do not fit each other, or a dropout outside 0 to 1.
     """
+    _check(query, key, value, heads, dropout, mask)
     if dropout >= 1:
         return torch.zeros_like(query) * value.sum()  # nothing is kept, yet the graph goes on
+    query, key, value = query.resolve_neg(), key.resolve_neg(), value.resolve_neg()
+    seen = mask is None or (type(mask) is Tensor and _keys(mask) in _PLAIN)
+    if not (seen and readable(query, key, value) and query.numel() and key.numel()):
+        ones = query.new_ones(len(query), heads, query.shape[1], key.shape[1]) if dropout > 0 else None
+        return plain_attention(query, key, value, heads, None if ones is None else F.dropout(ones, dropout), mask)
     seed = int(torch.randint(2**62, ()).item()) if dropout > 0 else 0
     return _Attention.apply(query, key, value, heads, Dropout(seed, dropout), mask)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> None:
+    of_query, of_key = tuple(query.shape), tuple(key.shape)
+    fits = len(of_query) == len(of_key) == 3 and of_query[0] == of_key[0] and of_query[2] == of_key[2]
+    if not fits or tuple(value.shape) != of_key:
+        raise ValueError(
+            "query must be (batch, tokens, hidden), key and value (batch, others, hidden); found "
+            f"{of_query}, {of_key} and {tuple(value.shape)}"
+        )
+    if heads < 1 or of_query[2] % heads:
+        raise ValueError(f"heads must divide the hidden size {of_query[2]}; {heads} does not")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must lie between 0 and 1, not {dropout}")
+    if mask is not None and (mask.dtype is not torch.bool or tuple(mask.shape) != of_key[:2]):
+        raise ValueError(f"mask must be a bool tensor {of_key[:2]}, not {mask.dtype} {tuple(mask.shape)}")
 
 
 class Dropout:
@@ -70,40 +121,61 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query, key, value, heads: int, dropout: Dropout, mask) -> Tensor:  # type: ignore[override]
         query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
-        batch, tokens, hidden = query.shape
-        strides = [s for t in (query, key, value) for s in t.stride()[:2]]
-        where = _Where(*strides, batch, heads, tokens, key.shape[1], hidden // heads)
+        where = _where(query, key, value, heads)
         columns = native.COLUMNS[query.dtype]
-        stats = query.new_empty(-(-batch // columns), heads, tokens, 2, columns)
-        out = query.new_empty(batch, tokens, hidden)
+        stats = query.new_empty(-(-len(query) // columns), heads, query.shape[1], 2, columns)
+        out = query.new_empty(query.shape)
         seen = None if mask is None else mask.contiguous()
         native.run(
             "attention_forward", query.dtype, where, query.data_ptr(), key.data_ptr(), value.data_ptr(),
             native.address(seen), *dropout.arguments, stats.data_ptr(), out.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, stats, seen)
-        ctx.where, ctx.heads, ctx.dropout = where, heads, dropout
+        ctx.heads, ctx.dropout = heads, dropout
         return out
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
         query, key, value, stats, seen = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            kept = ctx.dropout.kept(ctx.where, query)
-            # fresh views: key and value may be one tensor, or depend on each other, and those paths are not this node's
-            q, k, v = (t.view_as(t) for t in (query, key, value))
-            result = plain_attention(q, k, v, ctx.heads, kept, seen)
+        again = torch.is_grad_enabled()
+        if again or not readable(cotangent, query, key, value, stats):
+            kept = ctx.dropout.kept(_where(query, key, value, ctx.heads), query)
+            with torch.enable_grad():
+                # fresh views: key and value may be one tensor, or depend on each other, and those paths are not this
+                # node's
+                q, k, v = (t.view_as(t) if again else t.detach().requires_grad_() for t in (query, key, value))
+                result = plain_attention(q, k, v, ctx.heads, kept, seen)
             wanted = [t for t, need in zip((q, k, v), ctx.needs_input_grad, strict=False) if need]
-            found = iter(torch.autograd.grad(result, wanted, cotangent, create_graph=True))
+            found = iter(torch.autograd.grad(result, wanted, cotangent, create_graph=again))
             return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
-        cotangent = cotangent.contiguous()
+        # hooks on saved tensors may give back others: of other strides, or not aligned
+        query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
+        stats, seen, cotangent = aligned(stats), None if seen is None else seen.contiguous(), in_memory(cotangent)
         slopes = [torch.empty(t.shape, dtype=t.dtype) for t in (query, key, value)]
         native.run(
-            "attention_backward", query.dtype, ctx.where, query.data_ptr(), key.data_ptr(), value.data_ptr(),
-            native.address(seen), *ctx.dropout.arguments, stats.data_ptr(), cotangent.data_ptr(),
+            "attention_backward", query.dtype, _where(query, key, value, ctx.heads), query.data_ptr(), key.data_ptr(),
+            value.data_ptr(), native.address(seen), *ctx.dropout.arguments, stats.data_ptr(), cotangent.data_ptr(),
             *(t.data_ptr() for t in slopes),
         )  # fmt: skip
         return *slopes, None, None, None
+
+
+def _where(query: Tensor, key: Tensor, value: Tensor, heads: int) -> ctypes.Array:
+    """How the routines find their way in ``(batch, tokens, hidden)``."""
+    strides = [s for t in (query, key, value) for s in t.stride()[:2]]
+    batch, tokens, hidden = query.shape
+    return _Where(*strides, batch, heads, tokens, key.shape[1], hidden // heads)
+
+
+def in_memory(tensor: Tensor) -> Tensor:
+    """The same numbers one after another, as they are in memory."""
+    return tensor.resolve_neg().contiguous()
+
+
+def aligned(rows: Tensor) -> Tensor:
+    """The same numbers one after another, where the routines' vectors may read them."""
+    rows = in_memory(rows)
+    return rows if rows.data_ptr() % 64 == 0 else rows.clone()
 
 
 def plain_attention(

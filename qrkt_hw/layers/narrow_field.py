@@ -7,13 +7,14 @@ the attention, and dropout. Derivatives of derivatives go through plain operatio
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qrkt_hw.layers.few_tokens import Dropout
+from qrkt_hw.layers.few_tokens import Dropout, aligned, in_memory, readable
 from qrkt_hw.simulator import native
 
 LARGEST = 2048  # entries of a dense map up to which the compiled loops win over a library's product
@@ -24,7 +25,7 @@ _Keep = ctypes.c_int64 * 11
 
 def serves(y: Tensor, dense: nn.Linear) -> bool:
     """Whether the compiled routines take tokens ``(..., width)`` and are the faster ones."""
-    return dense.weight.numel() <= LARGEST and y.dtype in (torch.float32, torch.float64) and native.serves(y)
+    return dense.weight.numel() <= LARGEST and y.is_cpu and native.library() is not None
 
 
 def enter(y: Tensor, norm: nn.LayerNorm, other: nn.LayerNorm | None, dense: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -32,14 +33,27 @@ def enter(y: Tensor, norm: nn.LayerNorm, other: nn.LayerNorm | None, dense: nn.L
 
     Args:
         y: ``(..., width)``.
-        norm, other: LayerNorms over the last axis, with gain and shift, of equal epsilon.
+        norm, other: LayerNorms over the last axis.
         dense: width to the MLP's size.
 
     Returns:
         ``(..., width)`` and ``(..., size)``.
+
+    Raises:
+        ValueError: parameters that do not fit the tokens.
     """
-    gain, shift = (None, None) if other is None else (other.weight, other.bias)
-    return _Enter.apply(y, norm.weight, norm.bias, gain, shift, dense.weight, dense.bias, norm.eps)
+    norms = [norm] if other is None else [norm, other]
+    y = y.resolve_neg()
+    found = _parameters([y], [*norms, dense])
+    if found is None or any(len(n.normalized_shape) != 1 or n.eps != norm.eps for n in norms):
+        z = norm(y)
+        return z, dense(z if other is None else other(y))
+    width = y.shape[-1]
+    for gain, shift in zip(found[:-2:2], found[1:-2:2], strict=True):
+        _fit(norm, gain, shift, width)
+    _fit(dense, *found[-2:], len(found[-1]), width)
+    gains = found[:-2] if other is not None else [*found[:2], None, None]
+    return _Enter.apply(y, *gains, *found[-2:], norm.eps)
 
 
 def leave(hidden: Tensor, attended: Tensor, dense: nn.Linear, dropout: float, training: bool) -> Tensor:
@@ -49,33 +63,80 @@ def leave(hidden: Tensor, attended: Tensor, dense: nn.Linear, dropout: float, tr
         hidden: ``(..., size)``.
         attended: ``(..., width)``.
         dense: size to width.
-        dropout: its probability, below 1; what it leaves follows from seeds that torch's generator gives.
+        dropout: its probability; what it leaves follows from seeds that torch's generator gives.
         training: without, nothing is dropped.
+
+    Raises:
+        ValueError: tokens or parameters that do not fit each other, or a dropout outside 0 to 1.
     """
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must lie between 0 and 1, not {dropout}")
+    if hidden.shape[:-1] != attended.shape[:-1]:
+        raise ValueError(
+            "hidden (..., size) and attended (..., width) must hold the same tokens; found "
+            f"{tuple(hidden.shape)} and {tuple(attended.shape)}"
+        )
     if not training:
         dropout = 0.0
+    hidden, attended = hidden.resolve_neg(), attended.resolve_neg()
+    found = _parameters([hidden, attended], [dense])
+    if found is None or dropout == 1:
+        return F.dropout(attended + dense(F.gelu(F.dropout(hidden, dropout))), dropout)
+    _fit(dense, *found, attended.shape[-1], hidden.shape[-1])
     seeds = torch.randint(2**62, (2,)).tolist() if dropout > 0 else [0, 0]
-    return _Leave.apply(hidden, attended, dense.weight, dense.bias, *(Dropout(seed, dropout) for seed in seeds))
+    dropouts = (Dropout(seed, dropout) for seed in seeds)
+    return _Leave.apply(hidden, attended, *found, *dropouts)
+
+
+def _parameters(tokens: Sequence[Tensor], layers: Sequence[nn.Linear | nn.LayerNorm]) -> list[Tensor] | None:
+    """Weight and bias of each layer, as they are in memory; None where native code cannot stand for the layers: for
+    subclasses, parametrizations, hooks, an absent bias, or tensors that it cannot read."""
+    found: list[Tensor | None] = []
+    for layer in layers:
+        hooked = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+        if type(layer) not in (nn.Linear, nn.LayerNorm) or hooked:
+            return None
+        found += layer._parameters.values()
+    parameters = [p for p in found if p is not None]
+    if len(parameters) != 2 * len(layers) or not all(t.ndim and t.numel() for t in tokens):
+        return None
+    return [p.contiguous() for p in parameters] if readable(*tokens, *parameters) else None
+
+
+def _fit(layer: nn.Linear | nn.LayerNorm, weight: Tensor, bias: Tensor, *shape: int) -> None:
+    if weight.shape != shape or bias.shape != shape[:1]:
+        raise ValueError(
+            f"the {type(layer).__name__} must have weight {shape} and bias {shape[:1]} for these tokens; found "
+            f"{tuple(weight.shape)} and {tuple(bias.shape)}"
+        )
 
 
 def _rows(t: Tensor) -> tuple[Tensor, int]:
     """The tensor, and the stride between its tokens; a copy where there is no such stride."""
-    if t.stride(-1) == 1 and all(t.stride(i) == t.stride(i + 1) * t.shape[i + 1] for i in range(t.ndim - 2)):
+    if (
+        t.ndim > 1
+        and t.stride(-1) == 1
+        and all(t.stride(i) == t.stride(i + 1) * t.shape[i + 1] for i in range(t.ndim - 2))
+    ):
         return t, t.stride(-2)
     return t.contiguous(), t.shape[-1]
 
 
-def _apart(tensors: Any) -> list[Tensor | None]:
-    """The same tensors as nodes of their own: what is differentiated in them does not reach into earlier stages,
-    whose tokens depend on the same weights."""
-    return [None if t is None else t.view_as(t) for t in tensors]
+def _again(
+    ctx: Any, function: Callable[..., Any], tensors: Sequence[Tensor | None], cotangents: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """Gradients by plain operations, to be differentiated again where torch asks for that.
 
-
-def _again(ctx: Any, result: Tensor | tuple[Tensor, ...], tensors: Any, cotangents: Any) -> list[Tensor | None]:
-    """Slopes that can be differentiated again, of a result made by plain operations."""
+    The tensors become nodes of their own: what is differentiated in them does not reach into earlier stages, whose
+    tokens depend on the same weights.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        apart = [None if t is None else t.view_as(t) if again else t.detach().requires_grad_() for t in tensors]
+        result = function(*apart)
     needed = list(ctx.needs_input_grad[: len(tensors)])
-    wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(result, wanted, cotangents, create_graph=True))
+    wanted = [t for t, need in zip(apart, needed, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(result, wanted, cotangents, create_graph=again))
     return [next(found) if need else None for need in needed]
 
 
@@ -96,21 +157,25 @@ class _Enter(torch.autograd.Function):
             stats.data_ptr(), z.data_ptr(), hidden.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(y, gain, shift, other_gain, other_shift, weight, bias, stats)
-        ctx.where, ctx.eps = where, eps
+        ctx.eps = eps
         return z, hidden
 
     @staticmethod
     def backward(ctx: Any, by_z: Tensor, by_hidden: Tensor) -> Any:  # type: ignore[override]
         *tensors, stats = ctx.saved_tensors
-        y, gain, shift, other_gain, other_shift, weight, _ = tensors
-        if torch.is_grad_enabled():
-            apart: Any = _apart(tensors)
-            return *_again(ctx, plain_enter(*apart, ctx.eps), apart, (by_z, by_hidden)), None  # type: ignore[call-arg]
-        by_z, by_hidden = by_z.contiguous(), by_hidden.contiguous()
+        if torch.is_grad_enabled() or not readable(by_z, by_hidden, stats, *(t for t in tensors if t is not None)):
+            return *_again(ctx, lambda *t: plain_enter(*t, ctx.eps), tensors, (by_z, by_hidden)), None
+        # hooks on saved tensors may give back others: of other strides, or not aligned
+        y, stride = _rows(tensors[0].resolve_neg())
+        own: Any = [None if t is None else in_memory(t) for t in tensors[1:]]
+        gain, shift, other_gain, other_shift, weight, _ = own
+        by_z, by_hidden, stats = in_memory(by_z), in_memory(by_hidden), aligned(stats)
+        size, width = weight.shape
+        where = _Where(y.numel() // width, width, size, stride, 0)
         parameters = [t for t in tensors[1:] if t is not None]
         by_y, slopes = torch.empty(y.shape, dtype=y.dtype), y.new_empty(sum(t.numel() for t in parameters))
         native.run(
-            "enter_backward", y.dtype, ctx.where, y.data_ptr(), gain.data_ptr(), shift.data_ptr(),
+            "enter_backward", y.dtype, where, y.data_ptr(), gain.data_ptr(), shift.data_ptr(),
             native.address(other_gain), native.address(other_shift), weight.data_ptr(), stats.data_ptr(),
             by_z.data_ptr(), by_hidden.data_ptr(), by_y.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
@@ -149,24 +214,26 @@ class _Leave(torch.autograd.Function):
             bias.data_ptr(), first.arguments[0], *second.arguments, out.data_ptr(),
         )  # fmt: skip
         ctx.save_for_backward(hidden, attended, weight, bias)
-        ctx.where, ctx.dropouts = where, (first, second)
+        ctx.dropouts = (first, second)
         return out
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
         hidden, attended, weight, bias = tensors = ctx.saved_tensors
         first, second = ctx.dropouts
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not readable(cotangent, *tensors):
             kept = [d.kept(_Keep(*[0] * 6, t.numel() // t.shape[-1], 1, 1, t.shape[-1], 0), t)
                     for d, t in ((first, hidden), (second, attended))]  # fmt: skip
             factors = [None if k is None else k.view(t.shape) for k, t in zip(kept, tensors[:2], strict=True)]
-            apart: Any = _apart(tensors)
-            return *_again(ctx, plain_leave(*apart, *factors), apart, (cotangent,)), None, None
-        cotangent = cotangent.contiguous()
+            return *_again(ctx, lambda *t: plain_leave(*t, *factors), tensors, (cotangent,)), None, None
+        hidden, stride = _rows(hidden.resolve_neg())
+        weight, cotangent = in_memory(weight), in_memory(cotangent)
+        width, size = weight.shape
+        where = _Where(hidden.numel() // size, width, size, stride, 0)
         by_hidden, by_attended = (torch.empty(t.shape, dtype=t.dtype) for t in (hidden, attended))
         slopes = hidden.new_empty(weight.numel() + bias.numel())
         native.run(
-            "leave_backward", hidden.dtype, ctx.where, hidden.data_ptr(), weight.data_ptr(), first.arguments[0],
+            "leave_backward", hidden.dtype, where, hidden.data_ptr(), weight.data_ptr(), first.arguments[0],
             *second.arguments, cotangent.data_ptr(), by_hidden.data_ptr(), by_attended.data_ptr(), slopes.data_ptr(),
         )  # fmt: skip
         by_weight, by_bias = slopes.split([weight.numel(), bias.numel()])

@@ -1,0 +1,210 @@
+"""The native kernels of attention and of the field read only what fits; all else is refused or left to torch."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+from qrkt_hw.layers import few_tokens, narrow_field
+from qrkt_hw.simulator import native
+
+needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels were not built")
+
+
+def attention(q, k, v, dropout=0.0, mask=None, heads=4):
+    return few_tokens.attention(q, k, v, heads, dropout, mask)
+
+
+def tokens(*shape, dtype=torch.float32):
+    """Read by strides: as one of three parts of a wider tensor."""
+    return torch.randn(*shape[:-1], 3 * shape[-1], dtype=dtype).split(shape[-1], -1)[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, k, v: attention(q[0], k[0], v[0]),
+        lambda q, k, v: attention(q, k[:2], v[:2]),
+        lambda q, k, v: attention(q, k, v[:2]),
+        lambda q, k, v: attention(q, k, v[:, :6]),
+        lambda q, k, v: attention(q, k[..., :8], v[..., :8]),
+        lambda q, k, v: attention(q, k, v[..., :8]),
+        lambda q, k, v: attention(q, k, v, heads=5),
+        lambda q, k, v: attention(q, k, v, heads=0),
+        lambda q, k, v: attention(q, k, v, dropout=-0.1),
+        lambda q, k, v: attention(q, k, v, dropout=1.5),
+        lambda q, k, v: attention(q, k, v, mask=torch.ones(3, 6, dtype=torch.bool)),
+        lambda q, k, v: attention(q, k, v, mask=torch.ones(1, 7, dtype=torch.bool)),
+        lambda q, k, v: attention(q, k, v, mask=torch.ones(3, 7)),
+        lambda q, k, v: attention(q, k, v, mask=torch.ones(3, 7, dtype=torch.int64)),
+    ],
+)
+def test_attention_refuses_what_does_not_fit(change):
+    with pytest.raises(ValueError, match=r"must|does not"):
+        change(torch.randn(3, 5, 12), torch.randn(3, 7, 12), torch.randn(3, 7, 12))
+
+
+@needs_library
+def test_the_field_refuses_what_does_not_fit():
+    norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
+    y, hidden, attended = torch.randn(4, 5, 6), torch.randn(4, 5, 3), torch.randn(4, 5, 6)
+    wrong = nn.Linear(6, 3)
+    wrong.weight.data = torch.randn(3, 5)
+    short = nn.Linear(3, 6)
+    short.bias.data = torch.randn(5)
+    narrow = nn.LayerNorm(6)
+    narrow.weight.data = torch.randn(4)
+    for call in (
+        lambda: narrow_field.enter(y[..., :5], norm, None, dense),
+        lambda: narrow_field.enter(y, norm, None, wrong),
+        lambda: narrow_field.enter(y, narrow, None, dense),
+        lambda: narrow_field.enter(y, norm, nn.LayerNorm(5), dense),
+        lambda: narrow_field.leave(hidden, attended[:3], back, 0.0, True),
+        lambda: narrow_field.leave(hidden, attended[..., :5], back, 0.0, True),
+        lambda: narrow_field.leave(hidden[..., :2], attended, back, 0.0, True),
+        lambda: narrow_field.leave(hidden, attended, short, 0.0, True),
+        lambda: narrow_field.leave(hidden, attended, back, 1.1, True),
+    ):
+        with pytest.raises(ValueError, match="must"):
+            call()
+
+
+def paths(dtype=torch.float32):
+    """Functions through all three kernels, with what they are differentiated by."""
+    torch.manual_seed(0)
+    q, k, v, y = (tokens(3, n, 12, dtype=dtype).requires_grad_() for n in (5, 7, 7, 9))
+    norm, dense, back = nn.LayerNorm(12, dtype=dtype), nn.Linear(12, 3, dtype=dtype), nn.Linear(3, 12, dtype=dtype)
+
+    def field(y):
+        z, hidden = narrow_field.enter(y, norm, None, dense)
+        return narrow_field.leave(hidden, z, back, 0.0, True)
+
+    return [(attention, (q, k, v)), (field, (y,))]
+
+
+@needs_library
+def test_hooks_on_saved_tensors_may_change_strides_and_alignment():
+    """Offloading and checkpointing give tensors back in another layout than they took them."""
+
+    def elsewhere(t):
+        room = torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape)  # off the 64 bytes by one number
+        return room.copy_(t.detach())
+
+    for function, inputs in paths():
+        wanted = torch.autograd.grad(function(*inputs).square().sum(), inputs)
+        with torch.autograd.graph.saved_tensors_hooks(elsewhere, lambda t: t):
+            value = function(*inputs)
+        for ours, theirs in zip(torch.autograd.grad(value.square().sum(), inputs), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_negated_views_are_read_negated():
+    for function, inputs in paths():
+        negated = [torch._neg_view(t.detach().contiguous()) for t in inputs]
+        assert negated[0].is_neg()
+        torch.testing.assert_close(function(*negated), function(*(t.clone() for t in negated)))
+        value = function(*inputs)
+        cotangent = torch._neg_view(torch.randn_like(value))
+        ours = torch.autograd.grad(value, inputs, cotangent, retain_graph=True)
+        wanted = torch.autograd.grad(value, inputs, cotangent.clone())
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_parameters_read_by_strides_of_other_precision_or_absent():
+    y, hidden = torch.randn(4, 5, 6), torch.randn(4, 5, 3)
+    norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
+    dense.weight = nn.Parameter(torch.randn(6, 3).t())
+    back.weight = nn.Parameter(torch.randn(3, 6).t())
+    _, entered = narrow_field.enter(y, norm, None, dense)
+    torch.testing.assert_close(entered, dense(norm(y)))
+    out = narrow_field.leave(hidden, y, back, 0.0, True)
+    torch.testing.assert_close(out, narrow_field.plain_leave(hidden, y, back.weight, back.bias))
+    for plain in (nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm(6, bias=False)):
+        torch.testing.assert_close(narrow_field.enter(y, plain, None, dense)[1], dense(plain(y)))
+    torch.testing.assert_close(
+        narrow_field.enter(y, norm, None, nn.Linear(6, 3, bias=False).requires_grad_(False))[0], norm(y)
+    )
+    other = nn.LayerNorm(6, eps=0.5)
+    torch.testing.assert_close(narrow_field.enter(y, norm, other, dense)[1], dense(other(y)))
+    with pytest.raises(RuntimeError, match=r"dtype|Double|type"):
+        narrow_field.enter(y, norm, None, copy.deepcopy(dense).double())
+    with pytest.raises(RuntimeError, match=r"dtype|Double|type"):
+        attention(torch.randn(3, 5, 12), torch.randn(3, 7, 12), torch.randn(3, 7, 12).double())
+
+
+def test_hooks_parametrizations_and_pruning_of_the_layers_count():
+    y = torch.randn(4, 5, 6)
+    for change in (
+        lambda m: m.register_forward_hook(lambda *given: 2 * given[-1]),
+        lambda m: m.register_forward_pre_hook(lambda _, given: (0 * given[0],)),
+        lambda m: prune.random_unstructured(m, "weight", 0.5),
+        lambda m: parametrizations.weight_norm(m),
+        lambda m: parametrizations.spectral_norm(m),
+    ):
+        norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
+        for module in (dense, back):
+            change(module)
+            module.eval()
+        for _ in range(2):  # pruning makes its weight anew in each call
+            z, hidden = narrow_field.enter(y, norm, None, dense)
+            out = narrow_field.leave(hidden, z, back, 0.0, False)
+            torch.testing.assert_close(hidden, dense(norm(y)))
+            torch.testing.assert_close(out, z + back(nn.functional.gelu(hidden)))
+            out.sum().backward()
+
+
+@pytest.mark.parametrize("batch, length, others", [(0, 3, 3), (2, 0, 3), (2, 0, 0)])
+def test_empty_tensors(batch, length, others):
+    q, k, v = (torch.randn(batch, n, 12, requires_grad=True) for n in (length, others, others))
+    out = attention(q, k, v)
+    assert out.shape == q.shape
+    out.sum().backward()
+    norm, dense, back = nn.LayerNorm(12), nn.Linear(12, 3), nn.Linear(3, 12)
+    z, hidden = narrow_field.enter(q, norm, None, dense)
+    assert narrow_field.leave(hidden, z, back, 0.5, True).shape == q.shape
+
+
+def test_torch_func_and_batched_gradients():
+    for function, inputs in paths(torch.float64):
+        value = function(*inputs)
+        batched = torch.func.vmap(lambda *given, f=function: f(*(t[None] for t in given))[0])
+        torch.testing.assert_close(batched(*(t.detach() for t in inputs)), value)
+        cotangents = torch.randn(3, *value.shape, dtype=value.dtype)
+        together = torch.autograd.grad(value, inputs, cotangents, retain_graph=True, is_grads_batched=True)
+        for place, cotangent in enumerate(cotangents):
+            alone = torch.autograd.grad(value, inputs, cotangent, retain_graph=True)
+            torch.testing.assert_close([t[place] for t in together], list(alone))
+        _, back = torch.func.vjp(function, *(t.detach() for t in inputs))
+        torch.testing.assert_close(list(back(cotangents[0])), [t[0] for t in together])
+
+
+RECORDED = """
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from qrkt_hw.layers import few_tokens, narrow_field
+
+norm, dense, back = nn.LayerNorm(12), nn.Linear(12, 3), nn.Linear(3, 12)
+
+def whole(q):
+    y = few_tokens.attention(q, q, q, 4, 0.0)
+    z, hidden = narrow_field.enter(y, norm, None, dense)
+    return narrow_field.leave(hidden, z, back, 0.0, True)
+
+q = torch.randn(3, 5, 12)
+with torch.no_grad():
+    torch.testing.assert_close(make_fx(whole)(torch.randn(3, 5, 12))(q), whole(q), rtol=1e-4, atol=1e-5)
+with FakeTensorMode(allow_non_fake_inputs=True):
+    assert whole(torch.empty(3, 5, 12)).shape == whole(q).shape == q.shape
+print("right")
+"""
+
+
+def test_recorders_and_fake_tensors_see_torchs_operations():
+    done = subprocess.run([sys.executable, "-c", RECORDED], capture_output=True, text=True, timeout=240)
+    assert done.stdout == "right\n", done.stderr
