@@ -265,7 +265,8 @@ class Journal:
 
     def _submission(self, row: Any, activities: Sequence[int]) -> Submission:
         keys = _json(row[7])
-        one = Submission(*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:])
+        values = [*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:]]
+        one = Submission(*values)
         texts = (one.tag, one.device, *(t for t in (one.job, one.session) if t is not None))
         sound = (
             one.activity in activities
