@@ -69,21 +69,21 @@ def infer_with_kills(service, folder, moment, kills, run):
     service.reset()
     sent_again, flags = 0, []
     for kill in range(kills):
-        arguments = ["infer", run, *INFER[2:]] if kill == 0 else ["infer", run, "--resume"]
+        arguments = ["infer", run, *INFER[2:]] if kill == 0 else ["infer", run, *INFER[2:], "--resume"]
         status, text = killed(service, [*arguments, *flags], folder, moment, nth(moment, kill))
         flags = []
         if status == 2 and "is held" in text:  # nobody knows whether it arrived: only the user can decide
             assert moment == "about to be sent", text
-            status, text = killed(service, ["infer", run, "--resume", "--resubmit"], folder, moment, 2)
+            status, text = killed(service, ["infer", run, *INFER[2:], "--resume", "--resubmit"], folder, moment, 2)
             sent_again += 1
         assert status == -9, (status, text)
         assert "Traceback" not in text
-    status, text = forked(["infer", run, "--resume"], folder)
+    status, text = forked(["infer", run, *INFER[2:], "--resume"], folder)
     if status == 2 and "is held" in text:
         status, found = forked(["jobs", "adopt", run], folder)
         assert status == 0 and "--resume --resubmit sends it anew" in found
         sent_again += 1
-        status, text = forked(["infer", run, "--resume", "--resubmit"], folder)
+        status, text = forked(["infer", run, *INFER[2:], "--resume", "--resubmit"], folder)
     assert status == 0, text
     return sent_again
 
@@ -133,19 +133,23 @@ def test_a_training_killed_at_twenty_moments_equals_one_that_was_not(gradient, s
     name, resubmit, deaths = f"stopped-{gradient}", [], 0
     kills = 20 if gradient == "spsa" else 6
     for kill, moment in zip(range(kills), itertools.cycle(MOMENTS), strict=False):
-        arguments = [*train, "--out", name] if kill == 0 else ["train", "--resume", name, *resubmit]
+        arguments = (
+            [*train, "--out", name] if kill == 0 else ["train", "--backend", "ibm_fez", "--resume", name, *resubmit]
+        )
         resubmit = []
         status, text = killed(service, arguments, folder, moment, 1 + kill % 2)
         if status == 2 and "is held" in text:
-            status, text = killed(service, ["train", "--resume", name, "--resubmit"], folder, moment, 1 + kill % 2)
+            status, text = killed(
+                service, ["train", "--backend", "ibm_fez", "--resume", name, "--resubmit"], folder, moment, 1 + kill % 2
+            )
         assert "Traceback" not in text, text
         if status == 0:
             break
         assert status == -9, (status, text)
         deaths += 1
-    status, text = forked(["train", "--resume", name], folder)
+    status, text = forked(["train", "--backend", "ibm_fez", "--resume", name], folder)
     if status == 2 and "is held" in text:
-        status, text = forked(["train", "--resume", name, "--resubmit"], folder)
+        status, text = forked(["train", "--backend", "ibm_fez", "--resume", name, "--resubmit"], folder)
     assert status == 0, text
     assert deaths == kills
     report = service.report()
@@ -160,10 +164,10 @@ def test_two_resumes_at_once(service, folder, uninterrupted):
     status, _ = killed(service, INFER, folder, "running")
     assert status == -9
     service.misbehave("stall_read", where="results", seconds=4)
-    first, log = start(["infer", "run", "--resume"], folder)
+    first, log = start([*INFER, "--resume"], folder)
     while not service.report()["requests"].get("GET jobs/results", 0) and first.exitcode is None:
         time.sleep(0.05)
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     assert status == 2 and "another process is at work" in text, text
     status, text = finish(first, log)
     assert status == 0, text
@@ -183,7 +187,7 @@ def test_an_unfinished_inference_is_not_forgotten(service, folder, uninterrupted
     assert status == 0 and ("is cancelled" in text or "is done already" in text)
     status, text = forked([*INFER, "--restart"], folder)
     assert status == 0 and inferred(folder) == uninterrupted[0]
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     assert status == 2 and "was stopped half-way" in text
 
 
@@ -197,10 +201,10 @@ def test_a_device_calibrated_anew_between_kill_and_resume(moment, service, folde
     status, _ = killed(service, INFER, folder, moment, nth)
     assert status == -9
     service.control("recalibrate", backend="ibm_fez")
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     if moment == "about to be sent":
         assert status == 2 and "is held" in text
-        status, text = forked(["infer", "run", "--resume", "--resubmit"], folder)
+        status, text = forked([*INFER, "--resume", "--resubmit"], folder)
     assert status == 0 and "calibrated anew" in text, text
     assert inferred(folder) == results and not service.report()["twice"]
     assert sorted(e["content"] for e in service.report()["executed"]) == wanted
