@@ -84,7 +84,7 @@ def mount(service: Any, read_timeout: float) -> None:
     """
     clients = getattr(service, "_api_clients", None)
     every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
-    sessions = [getattr(client, "_session", None) for client in every]
+    sessions: list[Any] = [getattr(client, "_session", None) for client in every]
     if not all(isinstance(session, Session) for session in sessions):
         raise UserError(
             "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, so "

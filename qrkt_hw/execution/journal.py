@@ -103,6 +103,7 @@ class Submission:
     changed: float
 
 
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
 _COLUMNS = (
     "id, activity, tag, state, job, session, device, keys, executions, estimated, billed, remark, created, changed"
 )
@@ -146,7 +147,7 @@ class Journal:
             self._base.execute("select count(*) from submissions").fetchone()
             if not write:
                 self._base.execute("pragma query_only = on")
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             self.close()
             if write and "readonly" in str(error):
                 raise UserError(f"run: {path} cannot be written") from error
@@ -173,14 +174,14 @@ class Journal:
             return self._base.execute(statement, values)
         except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
             raise UserError(f"{self.path} cannot be read or written: {error}") from error
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows; a page of the file may turn out to be damaged only when it is read."""
         try:
             return self._do(statement, values).fetchall()
-        except sqlite3.Error as error:
+        except _DAMAGE as error:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
 
     def _sound(self, holds: bool, what: str) -> None:
@@ -265,7 +266,8 @@ class Journal:
 
     def _submission(self, row: Any, activities: Sequence[int]) -> Submission:
         keys = _json(row[7])
-        one = Submission(*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:])
+        values = [*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:]]
+        one = Submission(*values)
         texts = (one.tag, one.device, *(t for t in (one.job, one.session) if t is not None))
         sound = (
             one.activity in activities

@@ -150,10 +150,10 @@ class Packer:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
             self._kinds[key] = Kind(key, cut(isa), tuple(self.copies(isa)))
         kind = self._kinds[key]
-        names = {p.name for p in template.parameters}
+        known = {p.name for p in template.parameters}
         if (
             len(kind.placed.measured) != template.num_qubits
-            or not {p.name for p in kind.placed.circuit.parameters} <= names
+            or not {p.name for p in kind.placed.circuit.parameters} <= known
         ):
             raise UserError(
                 f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"

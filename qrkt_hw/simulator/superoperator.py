@@ -155,7 +155,7 @@ class PulledBack(Tables):
             return torch.matmul(pulled.transpose(1, 2), state).permute(2, 0, 1)
         split = pulled.reshape(groups, 4 ** (self.num_qubits - half), 4**half, rows)
         met = torch.matmul(split.permute(0, 3, 1, 2).reshape(groups, -1, 4**half), low)
-        met = met.reshape(groups, rows, -1, batch) * high.unsqueeze(1)
+        met = met.reshape(groups, rows, high.shape[1], batch) * high.unsqueeze(1)
         return met.sum(2).permute(2, 0, 1)
 
 

@@ -134,7 +134,7 @@ def test_inference_prints_the_report(tmp_path, capsys):
     for part in ("accuracy there", "exact, same images", "95 % interval", "128 shots", "executions", "4 rounds",
                  "wall time", "fake_miami", "2026-04-17"):  # fmt: skip
         assert part in seen.out
-    assert "round 1 of 4: waiting for" in seen.err
+    assert "circuit batch 1 of 4: waiting for" in seen.err
 
 
 def test_a_gpu_that_is_not_there_falls_back_visibly_and_on_record(tmp_path, capsys, monkeypatch):

@@ -179,11 +179,12 @@ def test_the_clients_local_testing_mode(home):
 def test_the_key_is_written_nowhere(home, service, monkeypatch, tmp_path):
     service.reset()
     service.misbehave("fail", code=1517)
-    said = [qrkt("infer", "run", "--backend", "ibm_fez", "--limit", 2, "--shots", 8, cwd=home)]
+    asked = ["infer", "run", "--backend", "ibm_fez", "--limit", "2", "--shots", "8"]
+    said = [qrkt(*asked, cwd=home)]
     refused(said[0], "circuit is bad")
     # a process of its own, as the client reads where to log, and how much, when it is imported
     logging = {"QISKIT_IBM_RUNTIME_LOG_LEVEL": "DEBUG", "QISKIT_IBM_RUNTIME_LOG_FILE": str(home / "client.log")}
-    command = [sys.executable, "-m", "qrkt_hw", "infer", "run", "--resume"]
+    command = [sys.executable, "-m", "qrkt_hw", *asked, "--resume"]
     said.append(subprocess.run(command, cwd=home, env={**os.environ, **logging}, capture_output=True, text=True))
     assert said[1].returncode == 0, said[1].stderr
     assert (home / "client.log").read_text().count("DEBUG") > 20
@@ -219,14 +220,16 @@ def test_suppression_changes_no_noiseless_value(key, home, service):
     call = Call(template, np.random.default_rng(7).normal(size=(6, len(template.parameters))))
     backend = resolve("ibm_fez", shots=2048, file=home / "backends.yaml", device={key: True})
     exact = resolve("exact").run([call])[0]
-    assert np.abs(backend.run([call])[0] - exact).max() < 5 / np.sqrt(2048)
+    with backend.open():
+        assert np.abs(backend.run([call])[0] - exact).max() < 5 / np.sqrt(2048)
 
 
 def test_estimates_follow_the_formula(home, service):
     service.reset()
     template = circuits.build("brickwork", 4, 1)
     backend = resolve("ibm_fez", shots=100, file=home / "backends.yaml", device={"pack": False})
-    backend.run([Call(template, np.zeros((7, len(template.parameters))))])
+    with backend.open():
+        backend.run([Call(template, np.zeros((7, len(template.parameters))))])
     (work,) = backend.packer.pack([Call(template, np.zeros((7, len(template.parameters))))])
     wanted = usage(700, 250e-6, work.circuit.estimate_duration(backend.target)).seconds
     (job,) = service.report()["jobs"]

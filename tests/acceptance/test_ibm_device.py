@@ -79,7 +79,9 @@ def test_a_circuit_without_parameters_is_run_for_every_row(fez, service):
     circuit.cx(0, 1)
     observables = (SparsePauliOp("ZZ"), SparsePauliOp("IZ"))
     call = Call(circuits.CircuitTemplate("pair", circuit, (), (), observables), np.zeros((100, 0)))
-    values = fez().run([call])[0]
+    backend = fez()
+    with backend.open():
+        values = backend.run([call])[0]
     assert values.shape == (100, 2) and (values[:, 0] == 1).all()
     assert len(np.unique(values[:, 1])) > 5 and np.abs(values[:, 1]).max() < 5 / np.sqrt(256)
     assert service.report()["executions"] < 100 * 256 / 20  # copies are packed
@@ -90,7 +92,8 @@ def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
     call, found = draw(40), {}
     for guard in (0, 1):
         backend = fez(guard=guard)
-        values = backend.run([call])[0]
+        with backend.open():
+            values = backend.run([call])[0]
         assert np.abs(values - resolve("exact").run([call])[0]).max() < 5.5 / np.sqrt(256)
         near = Chip.of(backend.target).distances
         placed = [piece.physical for work in backend.packer.pack([call]) for piece in work.batch.pieces]
@@ -154,11 +157,13 @@ def test_what_exceeds_a_limit_of_the_service_is_split(limit, fez, service):
     keys = {"executions": {"largest_job": 60_000}, "input": {"largest_input": 40_000}, "time": {"longest_job": 15.0}}
     theirs = {"executions": {"largest_job": 60_000}, "input": {"largest_input": 44_000}, "time": {"longest_job": 17.0}}
     service.reset(**theirs[limit])
-    with pytest.raises(UserError) as stopped:
-        fez_again(fez, service, theirs[limit]).run([call])
+    backend = fez_again(fez, service, theirs[limit])
+    with pytest.raises(UserError) as stopped, backend.open():
+        backend.run([call])
     assert "\n" not in str(stopped.value) and not service.report()["executed"]
     backend = fez_again(fez, service, theirs[limit], **keys[limit])
-    values = backend.run([call])[0]
+    with backend.open():
+        values = backend.run([call])[0]
     jobs = service.report()["jobs"]
     print(limit, [(job["executions"], job["size"], round(job["usage"], 1)) for job in jobs])
     assert 2 < len(jobs) <= 6 and sum(job["executions"] for job in jobs) == 600 * 256

@@ -69,21 +69,21 @@ def infer_with_kills(service, folder, moment, kills, run):
     service.reset()
     sent_again, flags = 0, []
     for kill in range(kills):
-        arguments = ["infer", run, *INFER[2:]] if kill == 0 else ["infer", run, "--resume"]
+        arguments = ["infer", run, *INFER[2:]] if kill == 0 else ["infer", run, *INFER[2:], "--resume"]
         status, text = killed(service, [*arguments, *flags], folder, moment, nth(moment, kill))
         flags = []
         if status == 2 and "is held" in text:  # nobody knows whether it arrived: only the user can decide
             assert moment == "about to be sent", text
-            status, text = killed(service, ["infer", run, "--resume", "--resubmit"], folder, moment, 2)
+            status, text = killed(service, ["infer", run, *INFER[2:], "--resume", "--resubmit"], folder, moment, 2)
             sent_again += 1
         assert status == -9, (status, text)
         assert "Traceback" not in text
-    status, text = forked(["infer", run, "--resume"], folder)
+    status, text = forked(["infer", run, *INFER[2:], "--resume"], folder)
     if status == 2 and "is held" in text:
         status, found = forked(["jobs", "adopt", run], folder)
         assert status == 0 and "--resume --resubmit sends it anew" in found
         sent_again += 1
-        status, text = forked(["infer", run, "--resume", "--resubmit"], folder)
+        status, text = forked(["infer", run, *INFER[2:], "--resume", "--resubmit"], folder)
     assert status == 0, text
     return sent_again
 
@@ -161,10 +161,10 @@ def test_two_resumes_at_once(service, folder, uninterrupted):
     status, _ = killed(service, INFER, folder, "running")
     assert status == -9
     service.misbehave("stall_read", where="results", seconds=4)
-    first, log = start(["infer", "run", "--resume"], folder)
+    first, log = start([*INFER, "--resume"], folder)
     while not service.report()["requests"].get("GET jobs/results", 0) and first.exitcode is None:
         time.sleep(0.05)
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     assert status == 2 and "another process is at work" in text, text
     status, text = finish(first, log)
     assert status == 0, text
@@ -184,7 +184,7 @@ def test_an_unfinished_inference_is_not_forgotten(service, folder, uninterrupted
     assert status == 0 and ("is cancelled" in text or "is done already" in text)
     status, text = forked([*INFER, "--restart"], folder)
     assert status == 0 and inferred(folder) == uninterrupted[0]
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     assert status == 2 and "was stopped half-way" in text
 
 
@@ -198,10 +198,10 @@ def test_a_device_calibrated_anew_between_kill_and_resume(moment, service, folde
     status, _ = killed(service, INFER, folder, moment, nth)
     assert status == -9
     service.control("recalibrate", backend="ibm_fez")
-    status, text = forked(["infer", "run", "--resume"], folder)
+    status, text = forked([*INFER, "--resume"], folder)
     if moment == "about to be sent":
         assert status == 2 and "is held" in text
-        status, text = forked(["infer", "run", "--resume", "--resubmit"], folder)
+        status, text = forked([*INFER, "--resume", "--resubmit"], folder)
     assert status == 0 and "calibrated anew" in text, text
     assert inferred(folder) == results and not service.report()["twice"]
     assert sorted(e["content"] for e in service.report()["executed"]) == wanted

@@ -232,7 +232,8 @@ def test_what_a_user_can_meet_is_one_sentence(how, words, fez, service, monkeypa
             service.misbehave("reject_key", times=99)
         width = 8 if how == "too small" else 2
         template = circuits.build("brickwork", width, 1)
-        backend.run([Call(template, np.zeros((1, len(template.parameters))))])
+        with backend.open():
+            backend.run([Call(template, np.zeros((1, len(template.parameters))))])
     text = str(stopped.value)
     assert all(word in text for word in words), text
     assert "\n" not in text and "Traceback" not in text and "another-key" not in text

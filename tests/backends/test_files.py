@@ -75,7 +75,7 @@ def test_layers_are_laid_over_each_other_by_name(tmp_path, monkeypatch):
     (tmp_path / "backends.yaml").write_text("b: {provider: aer, shots: 2}\nc: {provider: aer, shots: 2}")
     named = tmp_path / "named.yaml"
     named.write_text("c: {provider: aer, shots: 3}")
-    found = {name: entry for name, (entry, _) in layers(named).items()}
+    found = {name: entry for name, (entry, _) in layers(named, working=True).items()}
     assert [found[name].shots for name in "abc"] == [1, 2, 3]
     assert found["exact"].provider == "exact"
 
