@@ -17,7 +17,11 @@ from qrkt_hw.options.run import RunOptions
 @click.option("--preset", help="start from a preset (qrkt-hw presets list)")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
 @click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
-@click.option("--resume", type=click.Path(path_type=Path), help="go on with this run, with its own options")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="go on with this run, with its own options; --backend NAME again where it bills",
+)
 @device_flags
 @trust_flag
 @options_from(RunOptions)
@@ -49,14 +53,14 @@ def train(
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
     if resume is not None:
-        billed = flags.pop("backend")
+        backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         from qrkt_hw.training import fit
 
         folder = RunFolder.open(resume, trust_ansatz)
-        run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, billed)
+        run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
         from qrkt_hw.training import fit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.budget import Budget
 from qrkt_hw.execution.journal import Activity, Journal
+from qrkt_hw.options.validation import flag
 from qrkt_hw.runs import RunFolder
 
 EVERY = 20.0  # seconds between two lines on what is waited for
@@ -39,17 +42,37 @@ def keeps_journal(backend: Backend) -> bool:
     return backend.kind == "IBM Quantum"
 
 
-def resuming(run: RunFolder, backend: Backend) -> str:
-    """The command that goes on with a training; a device that bills is named again."""
-    return f"qrkt-hw train --resume {run.path}" + (f" --backend {backend.name}" if keeps_journal(backend) else "")
-
-
 def unfinished(run: RunFolder, kind: str) -> Activity | None:
     """What was begun on a device and not ended; read without keeping others from writing."""
     if not run.journal.is_file():
         return None
     with Journal(run.journal, write=False) as journal:
         return journal.unfinished(kind)
+
+
+def same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a journal's arguments are those asked for now; where a backend's entry stands does not matter."""
+    return _plain(kept) == _plain(asked)
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    found = json.loads(json.dumps(arguments, default=str))
+    return {key: value for key, value in found.items() if value not in (None, []) and key != "backends_file"}
+
+
+def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
+    """What goes on with an unfinished activity, as it is typed; values are quoted for a shell."""
+    if kind == "train":
+        words = ["train", "--resume", str(run), "--backend", str(arguments.get("backend"))]
+    else:
+        words = [kind, str(run), *(["--resume"] if kind == "infer" else [])]
+        for key, value in arguments.items():
+            named = flag({"images": "image", "texts": "text"}.get(key, key))
+            if value is False:
+                words.append(f"--no-{named[2:]}")
+            for one in value if isinstance(value, list) else [value]:
+                words += [] if one is None or one is False else [named] if one is True else [named, str(one)]
+    return " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
 
 
 def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -> Budget | None:
@@ -87,8 +110,8 @@ def held(
     Args:
         run: the run; its ``journal.sqlite`` is used.
         backend: where the circuits run.
-        kind: ``infer`` or ``train``.
-        arguments: kept, so that a resume needs none.
+        kind: ``infer``, ``train`` or ``generate``.
+        arguments: kept, so that a resume is known to be of the same.
         resume: go on with the unfinished activity of that kind; one is begun where there is none.
         restart: leave an unfinished activity as it is and begin another.
         resubmit: send again what is held.
@@ -110,7 +133,7 @@ def held(
             if sent and not restart:
                 raise UserError(
                     f"run: on {activity.device} an unfinished {_NAMES[kind]} of {run.path} has {len(sent)} jobs; "
-                    "--resume goes on with it without paying again, --restart begins anew"
+                    "the same command with --resume goes on with it without paying again, --restart begins anew"
                 )
             journal.finish(activity)
             activity = None
@@ -125,10 +148,10 @@ def held(
             told = kind == "train" and isinstance(stop, KeyboardInterrupt)  # the trainer says so itself
             sent = journal.submissions(activity, ["submitting", "submitted", "done", "held"])
             if console is not None and sent and not told:
-                how = f"qrkt-hw infer {run.path} --resume" if kind == "infer" else resuming(run, backend)
+                how = command(kind, run.path, arguments)
                 console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
             raise
         journal.finish(activity)
 
 
-_NAMES = {"infer": "inference", "train": "training"}
+_NAMES = {"infer": "inference", "train": "training", "generate": "drawing of images"}

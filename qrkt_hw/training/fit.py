@@ -40,7 +40,7 @@ from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, held, keeps_journal, limit, resuming
+from qrkt_hw.training.devices import Waiting, command, held, keeps_journal, limit
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 from qrkt_hw.training.progress import LiveProgress
@@ -101,7 +101,7 @@ def resume(
     replan: bool = False,
     max_seconds: float | None = None,
     max_cost: float | None = None,
-    billed: str | None = None,
+    agreed: str | None = None,
 ) -> RunFolder:
     """Go on with a run from its last whole epoch, with its own configuration.
 
@@ -111,22 +111,21 @@ def resume(
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
         max_seconds, max_cost: limits of QPU seconds and USD, with what was billed before.
-        billed: name of the run's backend where it is a device: who goes on with a run, perhaps somebody else's, says
-            where it spends money.
+        agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
 
     Raises:
-        UserError: a damaged run, or one on a device that was not named.
+        UserError: a damaged run, or one on a device that bills without agreement.
     """
     options = run.options()
-    if billed is not None and billed != options.backend:
-        raise UserError(f"--backend: {run.path} goes on where it was begun, on {options.backend!r}, not on {billed!r}")
+    if agreed not in (None, options.backend):
+        raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
     check_accelerator(options)
     data = load_data(options, run.description().get("vocabulary", ()))
     backend = open_backend(options, options.seed, console)
-    if billed is None and keeps_journal(backend):
+    if keeps_journal(backend) and agreed is None:
         raise UserError(
-            f"--resume: {run.path} trains on {options.backend!r}, a device that bills its time; where that is what you "
-            f"want, say --backend {options.backend}"
+            f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
+            f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
         )
     budget = limit(backend, max_seconds, max_cost)
     again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
@@ -239,7 +238,9 @@ def _fit(
         trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
-        console.print(f"go on with: {resuming(run, backend)}", highlight=False, markup=False, soft_wrap=True)
+        how = command("train", run.path, {"backend": options.backend})
+        how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
+        console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
     except Exception as error:
         foreign = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -267,19 +268,18 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
-        states = [s for one in content["optimizer_states"] for kept in one["state"].values() for s in kept.values()]
-        finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *states))
+        whole, moments = _optimizers(module, content["optimizer_states"])
+        finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments))
         loop = content["loops"]["fit_loop"]
         ended, seen = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
-        whole = (content["epoch"], ended["ready"], ended["started"], ended["processed"], ended["completed"]) == (
-            epochs - 1, epochs, epochs, epochs, epochs - 1,
-        )  # fmt: skip
-        whole = whole and set(seen["current"].values()) == {batches} and seen["is_last_batch"] is True
+        counted = [content["epoch"] + 1, ended["ready"], ended["started"], ended["processed"], ended["completed"] + 1]
+        whole = whole and set(counted) == {epochs} and set(seen["current"].values()) == {batches}
+        whole = whole and seen["is_last_batch"] is True
         content["lr_schedulers"], content["pytorch-lightning_version"].split(".")
     except Exception as error:  # torch raises many kinds for a file that is not whole
         raise _damaged(run.checkpoint, error) from error
     if not whole or type(epochs) is not int:
-        raise _damaged(run.checkpoint, ValueError("its epochs do not agree"))
+        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers do not agree"))
     if found != own:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
     if not finite:
@@ -287,6 +287,19 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
     if epochs > module.options.epochs:
         raise UserError(f"{run.config}: epochs is {module.options.epochs}, but {run.checkpoint} holds {epochs}")
     return run.checkpoint
+
+
+def _optimizers(module: Classifier | Adversaries, kept: list[Any]) -> tuple[bool, list[torch.Tensor]]:
+    """Whether kept states are of the module's optimizers, and all their tensors."""
+    made = module.configure_optimizers()
+    optimizers = [made["optimizer"]] if isinstance(made, dict) else made
+    fit, tensors = len(kept) == len(optimizers) and bool(kept[-1]["state"]), []
+    for optimizer, one in zip(optimizers, kept, strict=False):
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        for place, state in one["state"].items():
+            tensors += state.values()
+            fit = fit and all(t.shape in ((), own[place].shape) for t in state.values())
+    return fit, tensors
 
 
 def _damaged(file: Path, error: Exception) -> UserError:
