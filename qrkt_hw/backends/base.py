@@ -154,7 +154,10 @@ class Backend(ABC):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a kept :meth:`state`."""
-        self.counters = Counters(**state["counters"])
+        kept = state["counters"]
+        self.counters = Counters(
+            int(kept["rounds"]), int(kept["circuits"]), int(kept["executions"]), float(kept["seconds"])
+        )
 
     def circuits_for(self, template: CircuitTemplate) -> int:
         """How many circuits one parameter set takes: one per measurement basis."""

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from qiskit import QuantumCircuit, qpy
 from qiskit.circuit import AnnotatedOperation, Parameter, ParameterExpression
 from qiskit.circuit.library import PauliEvolutionGate
+from qiskit.exceptions import QiskitError
 from qiskit.quantum_info import Operator, SparsePauliOp
 
 from qrkt_hw.circuits import registry
@@ -315,15 +316,12 @@ def _read(description: str, data: bytes) -> CircuitTemplate:
     missing = [name for name in (*one.inputs, *one.weights) if name not in found]
     if missing:
         raise ValueError(f"its circuit has no parameter {missing[0]!r}")
-    template = CircuitTemplate(
-        one.name,
-        circuit,
-        tuple(found[name] for name in one.inputs),
-        tuple(found[name] for name in one.weights),
-        tuple(SparsePauliOp([word for word, _ in o], [c for _, c in o]) for o in one.observables),
-        one.topology,
-        one.reference,
-    )
+    try:
+        observables = tuple(SparsePauliOp([word for word, _ in o], [c for _, c in o]) for o in one.observables)
+    except QiskitError as error:
+        raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
+    inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
+    template = CircuitTemplate(one.name, circuit, inputs, weights, observables, one.topology, one.reference)
     if fingerprint(template) != one.fingerprint:
         raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
     return template

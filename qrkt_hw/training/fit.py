@@ -247,7 +247,9 @@ def _fit(
         trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
-        console.print(f"go on with: {resuming(run, backend)}", highlight=False, markup=False, soft_wrap=True)
+        how = command("train", run.path, {"backend": options.backend})
+        how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
+        console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
     except Exception as error:
         foreign = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
@@ -275,19 +277,18 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
-        states = [s for one in content["optimizer_states"] for kept in one["state"].values() for s in kept.values()]
-        finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *states))
+        whole, moments = _optimizers(module, content["optimizer_states"])
+        finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments))
         loop = content["loops"]["fit_loop"]
         ended, seen = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
-        whole = (content["epoch"], ended["ready"], ended["started"], ended["processed"], ended["completed"]) == (
-            epochs - 1, epochs, epochs, epochs, epochs - 1,
-        )  # fmt: skip
-        whole = whole and set(seen["current"].values()) == {batches} and seen["is_last_batch"] is True
+        counted = [content["epoch"] + 1, ended["ready"], ended["started"], ended["processed"], ended["completed"] + 1]
+        whole = whole and set(counted) == {epochs} and set(seen["current"].values()) == {batches}
+        whole = whole and seen["is_last_batch"] is True
         content["lr_schedulers"], content["pytorch-lightning_version"].split(".")
     except Exception as error:  # torch raises many kinds for a file that is not whole
         raise _damaged(run.checkpoint, error) from error
     if not whole or type(epochs) is not int:
-        raise _damaged(run.checkpoint, ValueError("its epochs do not agree"))
+        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers do not agree"))
     if found != own:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
     if not finite:
@@ -295,6 +296,19 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
     if epochs > module.options.epochs:
         raise UserError(f"{run.config}: epochs is {module.options.epochs}, but {run.checkpoint} holds {epochs}")
     return run.checkpoint
+
+
+def _optimizers(module: Classifier | Adversaries, kept: list[Any]) -> tuple[bool, list[torch.Tensor]]:
+    """Whether kept states are of the module's optimizers, and all their tensors."""
+    made = module.configure_optimizers()
+    optimizers = [made["optimizer"]] if isinstance(made, dict) else made
+    fit, tensors = len(kept) == len(optimizers) and bool(kept[-1]["state"]), []
+    for optimizer, one in zip(optimizers, kept, strict=False):
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        for place, state in one["state"].items():
+            tensors += state.values()
+            fit = fit and all(t.shape in ((), own[place].shape) for t in state.values())
+    return fit, tensors
 
 
 def _damaged(file: Path, error: Exception) -> UserError:

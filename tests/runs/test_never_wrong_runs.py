@@ -1,0 +1,586 @@
+"""A run keeps what it computes with, and a damaged, hostile or misused run is refused in a sentence."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from qiskit.circuit import Gate, ParameterVector, QuantumCircuit
+from qrkt_hw.circuits import CircuitTemplate, build, names
+from safetensors.torch import load_file, save_file
+
+import qrkt_hw
+from qrkt_hw.data import digits, load_data
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.models.build import build_model, quantum_layers
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs import RunFolder, newest
+from qrkt_hw.simulator import simulator
+from tests.command_line import qrkt, refused
+from tests.random_templates import random_template
+
+SMALL = ["--epochs", 1, "--limit", 64, "--hidden", 16, "--mlp", 8, "--rk", "rk1", "--rk-blocks", 1]
+GAN = ["--model", "gan", "--epochs", 1, "--limit", 32, "--latent", 4, "--generator-hidden", 16, "--hidden", 8,
+       "--generator-patch", 2, "--heads", 2, "--mlp", 8, "--rk", "rk1", "--discriminator-rk-blocks", 1]  # fmt: skip
+MINE = """
+from pathlib import Path
+from qiskit.circuit import ParameterVector, QuantumCircuit
+from qrkt_hw.circuits import CircuitTemplate
+
+def f(n, layers):
+    x, w = ParameterVector("x", n), ParameterVector("w", n)
+    circuit = QuantumCircuit(n)
+    for j in range(n):
+        circuit.ry(x[j], j)
+        circuit.rx(w[j], j)
+    for j in range(n - 1):
+        circuit.cx(j, j + 1)
+    return CircuitTemplate("mine", circuit, x, w)
+"""
+EVIL = MINE.replace("circuit.rx(w", "circuit.ry(2 * w") + "\nPath({marker!r}).touch()\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with ``mine.py`` and trained runs: ``mine`` and ``gan`` with its circuits, ``plain`` with ours."""
+    folder = tmp_path_factory.mktemp("home")
+    (folder / "mine.py").write_text(MINE)
+    for name, options in {"mine": ["--ansatz", "mine.py:f"], "plain": []}.items():
+        assert qrkt("train", *SMALL, *options, "--out", name, cwd=folder).returncode == 0
+    assert qrkt("train", *GAN, "--ansatz", "mine.py:f", "--out", "gan", cwd=folder).returncode == 0
+    (folder / "mine.py").unlink()
+    return folder
+
+
+def copied(run: Path, place: Path) -> Path:
+    shutil.copytree(run, place)
+    return place
+
+
+def named(run: Path, ansatz: object) -> Path:
+    """The run with another ansatz in its configuration, and in its index where it has one."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "ansatz": str(ansatz)}))
+    index = run / "circuits" / "circuits.json"
+    if index.is_file():
+        index.write_text(json.dumps({**json.loads(index.read_text()), "ansatz": str(ansatz)}))
+    return run
+
+
+def loss(run: Path, cwd: Path) -> tuple[float, str]:
+    found = qrkt("infer", run, "--json", cwd=cwd)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)["loss"], found.stderr
+
+
+# circuits as data -----------------------------------------------------------------------------------------------------
+def test_an_edited_moved_or_absent_file_changes_nothing(home, tmp_path):
+    run = copied(home / "mine", tmp_path / "run")
+    expected, said = loss(run, tmp_path)
+    assert "changed" not in said
+    edited = tmp_path / "mine.py"
+    named(run, f"{edited}:f")
+    edited.write_text(EVIL.replace("{marker!r}", repr(str(tmp_path / "imported"))))
+    found, said = loss(run, tmp_path)
+    assert found == expected
+    assert len([line for line in said.splitlines() if line.startswith("warning: ")]) == 1 and "mine.py" in said
+    before = (run / "model.safetensors").read_bytes()
+    assert qrkt("train", "--resume", run, cwd=tmp_path).returncode == 0
+    assert (run / "model.safetensors").read_bytes() == before
+    edited.write_text(MINE)
+    assert "changed" not in loss(run, tmp_path)[1]
+    edited.unlink()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert loss(run, elsewhere)[0] == expected
+    assert not (tmp_path / "imported").exists()
+
+
+COMMANDS = {
+    "infer": ("mine", ["infer", "{run}"]),
+    "resources": ("mine", ["resources", "{run}"]),
+    "resume": ("mine", ["train", "--resume", "{run}"]),
+    "compare": ("mine", ["compare", "{run}"]),
+    "twin": ("mine", ["twin", "{run}", "--trials", "1", "--epochs", "1"]),
+    "generate": ("gan", ["generate", "{run}", "--count", "1"]),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("keeps", [True, False], ids=["kept", "old"])
+def test_no_command_runs_python_of_a_shared_run(command, keeps, home, tmp_path):
+    name, words = COMMANDS[command]
+    run, marker = copied(home / name, tmp_path / "run"), tmp_path / "imported"
+    (run / "plots" / "style.py").write_text(EVIL.replace("{marker!r}", repr(str(marker))))
+    named(run, run / "plots" / "style.py") if command == "compare" else named(run, f"{run}/plots/style.py:f")
+    if not keeps:
+        shutil.rmtree(run / "circuits")
+    found = qrkt(*[word.format(run=run) for word in words], cwd=tmp_path)
+    if keeps or command == "compare":
+        assert found.returncode == 0, found.stderr
+    else:
+        refused(found, "--trust-ansatz", "style.py")
+    assert not marker.exists()
+
+
+def test_an_old_run_imports_its_file_where_that_is_trusted(home, tmp_path):
+    run, marker = copied(home / "mine", tmp_path / "run"), tmp_path / "imported"
+    shutil.rmtree(run / "circuits")
+    (tmp_path / "old.py").write_text(MINE + f"\nPath({str(marker)!r}).touch()\n")
+    named(run, f"{tmp_path}/old.py:f")
+    with pytest.raises(UserError, match="trust=True"):
+        qrkt_hw.load(run)
+    assert not marker.exists()
+    assert qrkt("infer", run, "--trust-ansatz", cwd=tmp_path).returncode == 0 and marker.exists()
+    images = torch.rand(3, 1, 8, 8) - 0.5
+    assert torch.equal(qrkt_hw.load(run, trust=True)(images), qrkt_hw.load(home / "mine")(images))
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_kept_template_computes_the_same_bits_by_the_same_method(name):
+    from qrkt_hw.runs.circuits import keep
+
+    for qubits, layers in ((2, 1), (4, 2), (6, 1)):
+        same(build(name, qubits, layers), keep(build(name, qubits, layers), qubits, layers).template)
+
+
+def same(fresh: CircuitTemplate, kept: CircuitTemplate) -> None:
+    for dtype in (torch.complex64, torch.complex128):
+        values, found = [], []
+        for template in (fresh, kept):
+            torch.manual_seed(1)
+            real = torch.float32 if dtype == torch.complex64 else torch.float64
+            x = torch.randn(5, 1, template.num_inputs, dtype=real, requires_grad=True)
+            w = torch.randn(1, template.num_weights, dtype=real, requires_grad=True)
+            function = simulator(template, dtype)
+            y = function(x, w)
+            values.append([y, *torch.autograd.grad(y.square().sum(), (x, w))])
+            found.append(function.method)
+        assert found[0] == found[1]
+        assert all(torch.equal(a, b) for a, b in zip(*values, strict=True))
+
+
+def test_kept_random_templates_compute_the_same_bits():
+    from qrkt_hw.runs.circuits import keep
+
+    rng = np.random.default_rng(19)
+    for _ in range(20):
+        template = random_template(rng, num_qubits=4)
+        same(template, keep(template, 4, 1).template)
+
+
+def test_a_fingerprint_is_of_what_is_computed():
+    from qrkt_hw.runs.circuits import fingerprint
+
+    def made(name, factor=1.0, gate="rx", swapped=False, observable="ZI"):
+        x, w = ParameterVector(name, 2), ParameterVector(f"{name}w", 2)
+        circuit = QuantumCircuit(2)
+        circuit.ry(x[0] * factor + 0.5, 0)
+        circuit.ry(x[1], 1)
+        getattr(circuit, gate)(w[0], 0)
+        circuit.rz(w[1], 1)
+        return CircuitTemplate("t", circuit, x, tuple(reversed(list(w))) if swapped else w, (observable,))
+
+    assert fingerprint(made("a")) == fingerprint(made("b"))
+    others = [made("a", factor=1.01), made("a", gate="rz"), made("a", swapped=True), made("a", observable="IZ")]
+    assert len({fingerprint(t) for t in (made("a"), *others)}) == 5
+
+
+def test_a_gate_that_cannot_be_data_is_refused_and_leaves_nothing(tmp_path):
+    (tmp_path / "own.py").write_text(MINE.replace("circuit.cx(j, j + 1)", "circuit.append(Own(), [j])") + OWN)
+    refused(qrkt("train", *SMALL, "--ansatz", "own.py:f", "--out", "run", cwd=tmp_path), "--ansatz", "own.py", "QPY")
+    assert not (tmp_path / "run").exists()
+
+
+OWN = """
+import numpy as np
+from qiskit.circuit import Gate
+class Own(Gate):
+    def __init__(self): super().__init__("own", 1, [])
+    def __array__(self, dtype=None, copy=None): return np.diag([1, 1j])
+"""
+
+
+def test_a_gate_under_the_name_of_another_is_refused():
+    from qrkt_hw.runs.circuits import keep
+
+    class RXGate(Gate):
+        def __init__(self, angle):
+            super().__init__("rx", 1, [angle])
+
+        def _define(self):
+            self.definition = QuantumCircuit(1)
+            self.definition.ry(self.params[0], 0)
+
+    x, w = ParameterVector("x", 1), ParameterVector("w", 1)
+    circuit = QuantumCircuit(1)
+    circuit.ry(x[0], 0)
+    circuit.append(RXGate(w[0]), [0])
+    with pytest.raises(UserError, match="another fingerprint"):
+        keep(CircuitTemplate("t", circuit, x, w), 1, 1)
+
+
+def damaged_index(change):
+    def apply(run: Path) -> None:
+        path = run / "circuits" / "circuits.json"
+        value = json.loads(path.read_text())
+        change(value, value["circuits"][0])
+        path.write_text(json.dumps(value))
+
+    return apply
+
+
+def flipped(run: Path) -> None:
+    file = next((run / "circuits").glob("*.qpy"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def rehashed(data: bytes):
+    """A QPY file whose hash in the index is right."""
+    import hashlib
+
+    def apply(run: Path) -> None:
+        next((run / "circuits").glob("*.qpy")).write_bytes(data)
+        mark = hashlib.sha256(data).hexdigest()
+        damaged_index(lambda value, one: one.update(sha256=mark))(run)
+
+    return apply
+
+
+def another_circuit(run: Path) -> None:
+    from qrkt_hw.runs.circuits import keep
+
+    rehashed(keep(build("rx_ring", 4, 1), 4, 1).data)(run)
+
+
+DAMAGED = {
+    "bit": flipped,
+    "empty": lambda run: next((run / "circuits").glob("*.qpy")).write_bytes(b""),
+    "gone": lambda run: next((run / "circuits").glob("*.qpy")).unlink(),
+    "no-qpy": rehashed(b"junk" * 50),
+    "old-qpy": rehashed(b"QISKIT\x0a" + bytes(200)),
+    "cut": rehashed(b"QISKIT\x0d\x02\x06\x02" + bytes(8) + b"\x01pq" + bytes(40)),
+    "other-circuit": another_circuit,
+    "index-junk": lambda run: (run / "circuits" / "circuits.json").write_bytes(b"\xff{"),
+    "index-list": lambda run: (run / "circuits" / "circuits.json").write_text("[]"),
+    "index-large": lambda run: (run / "circuits" / "circuits.json").write_text(" " * (17 * 2**20)),
+    "format": damaged_index(lambda value, one: value.update(format=2)),
+    "key": damaged_index(lambda value, one: one.update(nope=1)),
+    "roles-swapped": damaged_index(lambda value, one: one["weights"].reverse()),
+    "role-twice": damaged_index(lambda value, one: one.update(weights=[one["weights"][0]] * len(one["weights"]))),
+    "role-unknown": damaged_index(lambda value, one: one.update(inputs=["y[0]", *one["inputs"][1:]])),
+    "observable": damaged_index(lambda value, one: one["observables"].reverse()),
+    "observable-word": damaged_index(lambda value, one: one.update(observables=[[["QQ", 1.0]]])),
+    "observable-nan": damaged_index(lambda value, one: one.update(observables=[[["ZIII", "NaN"]]])),
+    "encoding": damaged_index(lambda value, one: one.update(encoding="unary")),
+    "path": damaged_index(lambda value, one: one.update(file="../../model.qpy")),
+    "qubits": damaged_index(lambda value, one: one.update(num_qubits=5)),
+    "another-ansatz": damaged_index(lambda value, one: value.update(ansatz="qrkt")),
+    "sizes": damaged_index(lambda value, one: value.update(circuits=[])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_circuits_are_refused_in_a_sentence(damage, home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    DAMAGED[damage](run)
+    refused(qrkt("infer", run, cwd=tmp_path), "circuits")
+
+
+def test_a_configuration_that_asks_for_other_circuits_is_refused(home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("\nlayers: 1\n", "\nlayers: 2\n"))
+    refused(qrkt("infer", run, cwd=tmp_path), "2 layers", "1 layers", "config.yaml")
+
+
+def test_copies_of_a_run_keep_its_circuits(home, tmp_path):
+    run = copied(home / "mine", tmp_path / "run")
+    assert qrkt("twin", run, "--trials", 1, "--epochs", 2, cwd=tmp_path).returncode == 0
+    trial = next((tmp_path / "run-twin" / "quantum").iterdir())
+    ours, theirs = (json.loads((r / "circuits" / "circuits.json").read_text()) for r in (run, trial))
+    assert ours == theirs
+    assert not (next((tmp_path / "run-twin" / "same-shape").iterdir()) / "circuits").exists()
+
+
+def test_options_are_equal_wherever_their_circuits_come_from(home):
+    options = RunFolder(home / "plain").options()
+    assert options == options.model_copy() == RunOptions.model_validate(options.model_dump())
+    assert options != options.model_copy(update={"layers": 2})
+    fresh = build_model(RunOptions.model_validate(options.model_dump()), DataShape(1, 8, 10))
+    kept = build_model(options, DataShape(1, 8, 10))
+    assert len({layer.template for layer in quantum_layers(kept)}) == 1
+    kept.load_state_dict(fresh.state_dict())
+    images = torch.randn(4, 1, 8, 8)
+    assert torch.equal(fresh.eval()(images), kept.eval()(images))
+
+
+def test_a_shared_run_does_not_spend_money(home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    (run / "evil.yaml").write_text("cheap: {provider: ibm, name: fake_manila}\n")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config.update(backend="cheap", backends_file=str(run / "evil.yaml"))
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    refused(qrkt("train", "--resume", run, cwd=tmp_path), "--backend cheap")
+    refused(qrkt("train", "--resume", run, "--backend", "exact", cwd=tmp_path), "--backend", "cheap")
+    refused(qrkt("twin", run, cwd=tmp_path), "cheap", "bills")
+    assert not (run / "journal.sqlite").exists()
+
+
+# weights --------------------------------------------------------------------------------------------------------------
+def changed(change):
+    def apply(file: Path) -> None:
+        state = load_file(file)
+        name = next(n for n, v in state.items() if v.numel() > 8)
+        save_file({**state, name: change(state[name])}, file)
+
+    return apply
+
+
+def one_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 4
+    file.write_bytes(bytes(data))
+
+
+WEIGHTS = {
+    "nan": changed(lambda t: t * float("nan")),
+    "inf": changed(lambda t: t.index_fill(0, torch.tensor([0]), float("inf"))),
+    "int32": changed(lambda t: t.to(torch.int32)),
+    "double": changed(lambda t: t.double()),
+    "shape": changed(lambda t: t.reshape(-1)[:-1].clone()),
+    "other": changed(lambda t: t + 0.01),
+    "bit": one_bit,
+}
+
+
+@pytest.mark.parametrize("damage", WEIGHTS)
+@pytest.mark.parametrize("command", [["infer"], ["train", "--resume"]], ids=["infer", "resume"])
+def test_damaged_weights_are_refused_in_a_sentence(damage, command, home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    WEIGHTS[damage](run / "model.safetensors")
+    refused(qrkt(*command, run, cwd=tmp_path), "model.safetensors")
+
+
+def test_weights_are_refused_where_nothing_kept_their_hash(home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    save_file(load_file(run / "model.safetensors"), run / "model.safetensors", {"epoch": "1"})  # as they once were
+    (run / "results.json").unlink()
+    loss(run, tmp_path)
+    WEIGHTS["inf"](run / "model.safetensors")
+    refused(qrkt("infer", run, cwd=tmp_path), "model.safetensors", "finite")
+
+
+def test_files_of_a_run_have_one_mode(home):
+    assert {oct(p.stat().st_mode) for p in (home / "plain").iterdir() if p.is_file() and p.name != ".lock"} == {
+        oct((home / "plain" / "config.yaml").stat().st_mode)
+    }
+
+
+# the loaded model -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A classical model of the digits that knows them: seconds to train."""
+    folder = tmp_path_factory.mktemp("good")
+    options = ["--projection", "classical", "--epochs", 12, "--rk", "rk1", "--rk-blocks", 1, "--batch-size", 32]
+    assert qrkt("train", *options, "--out", "run", cwd=folder).returncode == 0
+    return folder / "run"
+
+
+def test_raw_digits_are_read_as_training_read_them(good):
+    pixels, labels = digits.read()
+    test = digits.split_indices(labels)["test"]
+    model, raw = qrkt_hw.load(good), pixels[test]
+    wanted, _ = load_data(RunOptions()).splits["test"][range(len(test))]
+    assert torch.equal(model.preprocess(raw), wanted)
+    right = np.mean([name == str(label) for name, label in zip(model.predict(raw), labels[test], strict=True)])
+    assert right > 0.9
+    assert model.class_names == tuple("0123456789")
+    with pytest.warns(RunWarning, match="preprocess"), torch.no_grad():
+        wrong = model(torch.tensor(raw).float().unsqueeze(1))
+    assert (wrong.argmax(-1) == torch.tensor(labels[test])).float().mean() < right - 0.2
+    with warnings.catch_warnings():  # once
+        warnings.simplefilter("error")
+        model(torch.tensor(raw).float().unsqueeze(1))
+
+
+def test_images_that_were_not_normalised_are_warned_of(good):
+    images = torch.rand(5, 1, 8, 8)
+    for raw in (images * 255, images * 16, images, -images * 3):
+        with pytest.warns(RunWarning, match="preprocess"):
+            qrkt_hw.load(good)(raw)
+    model = qrkt_hw.load(good)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(model.preprocess(images))
+        model(torch.zeros(1, 1, 8, 8))
+        model(torch.full((1, 1, 8, 8), torch.nan))
+        # where values cannot be looked at
+        torch.func.vmap(lambda x: model.preprocess.look(model, (x,)) or x)(images * 255)
+
+
+def test_every_form_of_an_image_gives_the_same(good):
+    model = qrkt_hw.load(good)
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    image[0, 0], image[0, 1] = 0, 255
+    wanted = model.preprocess(image)
+    assert wanted.shape == (1, 1, 8, 8) and wanted.dtype == torch.float32
+    forms = [image[None], image[None, None], torch.tensor(image), Image.fromarray(image), [image], image / 255]
+    for form in (*forms, [Image.fromarray(image).convert("RGB")], torch.tensor(image).double() / 255):
+        torch.testing.assert_close(model.preprocess(form), wanted)
+    assert torch.equal(model.preprocess(np.stack([image] * 3)), wanted.expand(3, -1, -1, -1))
+    assert torch.equal(model.preprocess([image, Image.fromarray(image)]), wanted.expand(2, -1, -1, -1))
+    assert model.predict([image]) == model.predict(image) and len(model.predict(np.stack([image] * 3))) == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "error", "word"),
+    [
+        (np.zeros((9, 9), np.uint8), ValueError, r"\(9, 9\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"\(2, 3, 8, 8\)"),
+        (np.zeros(8, np.uint8), ValueError, r"\(8,\)"),
+        (np.full((8, 8), 255.0), ValueError, "255"),
+        (np.full((8, 8), -0.5), ValueError, "-0.5"),
+        (np.full((8, 8), np.nan), ValueError, "nan"),
+        (np.zeros((8, 8), np.int64), TypeError, "int64"),
+        (np.zeros((8, 8), bool), TypeError, "bool"),
+        ([], ValueError, "empty"),
+        ("a.png", TypeError, "str"),
+        (Image.new("F", (8, 8)), TypeError, "mode F"),
+        (Image.new("L", (9, 9)), ValueError, "9, 9"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_of_this_model_is_refused(raw, error, word, good):
+    with pytest.raises(error, match=word):
+        qrkt_hw.load(good).preprocess(raw)
+
+
+def test_a_loaded_model_stays_a_module(good):
+    model = qrkt_hw.load(good)
+    raw = digits.read()[0][:20]
+    assert set(model.state_dict()) == set(load_file(good / "model.safetensors"))
+    assert isinstance(model, torch.nn.Module) and not model.training
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert again.predict(raw) == model.predict(raw)
+        assert again.predict.model is again
+        with torch.no_grad():
+            again.head.weight.zero_()
+            again.head.bias.copy_(torch.arange(10.0))
+        assert set(again.predict(raw)) == {"9"} and set(model.predict(raw)) != {"9"}
+
+
+def test_colour_and_texts_are_read_as_training_read_them():
+    from qrkt_hw.data.images import normalised
+    from qrkt_hw.experiments.loading import Reader
+
+    colour = {"dataset": "x", "channels": 3, "image_size": 4, "class_names": ["a", "b"], "mean": [0.5, 0.4, 0.3],
+              "std": [0.2, 0.3, 0.4], "resized": True}  # fmt: skip
+    read = Reader(RunOptions(), colour)
+    image = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
+    wanted = normalised(image, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))[None]
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+    for form in (image, image[None], picture):
+        assert torch.equal(read(form), wanted)
+    assert read(picture.resize((9, 7))).shape == (1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"\(3, 4, 4\)"):
+        read(image.permute(1, 2, 0)[:, :3, :2])
+    texts = {"dataset": "imdb", "channels": 0, "image_size": 0, "class_names": ["a", "b"], "mean": [], "std": [],
+             "vocabulary": ["<pad>", "<unk>", "good", "film"], "length": 5}  # fmt: skip
+    read = Reader(RunOptions(dataset="imdb"), texts)
+    assert read("a good film").tolist() == [[1, 2, 3]]
+    assert read(["film", "good good film"]).tolist() == [[3, 0, 0], [2, 2, 3]]
+    with pytest.raises(TypeError, match="texts"):
+        read(torch.zeros(3))
+
+
+# a failed start, and the newest run -----------------------------------------------------------------------------------
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("model", [SMALL, GAN], ids=["classifier", "gan"])
+def test_a_gpu_that_is_not_there_leaves_nothing(model, tmp_path):
+    refused(qrkt("train", *model, "--accelerator", "cuda", cwd=tmp_path), "--accelerator", "cuda", "cpu")
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_training_that_fails_at_once_leaves_nothing(tmp_path):
+    result = qrkt("train", *SMALL, "--learning-rate", 1e30, "--warmup-steps", 0, "--batch-size", 8, "--out", "run",
+                  cwd=tmp_path)  # fmt: skip
+    refused(result, "diverged", "epoch 1")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_newest_run_has_a_model_and_what_was_skipped_is_said(home, tmp_path):
+    runs = tmp_path / "runs"
+    for age, name in enumerate(["trained", "empty", "emptier"]):
+        copied(home / "plain", runs / name)
+        os.utime(runs / name / "config.yaml", ns=(age, age))
+    for name in ("empty", "emptier"):
+        (runs / name / "model.safetensors").unlink()
+    found = qrkt("infer", cwd=tmp_path)
+    assert found.returncode == 0 and "runs/trained" in found.stdout
+    (said,) = [line for line in found.stderr.splitlines() if line.startswith("warning: ")]
+    assert "runs/emptier and 1 more" in said and "model.safetensors" in said
+    with pytest.warns(RunWarning, match="emptier"):
+        assert newest(runs).name == "trained"
+    shutil.rmtree(runs / "trained")
+    refused(qrkt("infer", cwd=tmp_path), "emptier", "--resume")
+
+
+def test_an_answer_is_given_where_it_cannot_be_kept(home, tmp_path):
+    run = copied(home / "plain", tmp_path / "run")
+    shutil.rmtree(run / "inference", ignore_errors=True)
+    (run / "inference").write_text("in the way")
+    value, said = loss(run, tmp_path)
+    assert value == loss(home / "plain", tmp_path)[0] and "not kept" in said
+
+
+# damaged files --------------------------------------------------------------------------------------------------------
+def described(**changes):
+    def apply(run: Path) -> None:
+        path = run / "data.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return apply
+
+
+FILES = {
+    "vocabulary": (described(vocabulary=["<pad>", "<unk>", "a"]), "length"),
+    "vocabulary-number": (described(vocabulary=5), "vocabulary"),
+    "mean": (described(mean=[0.1, 0.2]), "mean"),
+    "std": (described(std=[]), "std"),
+    "infinite": (described(mean=[float("inf")]), "mean"),
+    "huge": (described(image_size=10**400), "image_size"),
+    "digits": (lambda run: (run / "config.yaml").write_text("hidden: " + "9" * 5000), "config.yaml"),
+    "large": (lambda run: (run / "config.yaml").write_text("hidden: 16\n" + "# x\n" * 2**18), "config.yaml"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_damaged_files_are_refused_in_a_sentence(case, home, tmp_path):
+    run, (damage, word) = copied(home / "plain", tmp_path / "run"), FILES[case]
+    damage(run)
+    refused(qrkt("infer", run, cwd=tmp_path), word)
+
+
+def test_a_run_under_a_name_that_is_no_text_is_refused(home, tmp_path):
+    place = os.fsencode(tmp_path) + b"/bad\xff"
+    shutil.copytree(os.fsencode(home / "plain"), place)
+    refused(qrkt("infer", os.fsdecode(place), cwd=tmp_path), "UTF-8")
+
+
+def test_one_class_is_refused(tmp_path):
+    from tests.data.writing import image_folder
+
+    image_folder(tmp_path / "images", {"train": 20, "test": 4}, size=8, names=("cat",))
+    result = qrkt("train", *SMALL, "--dataset", "folder:images", "--image-size", 8, "--out", "run", cwd=tmp_path)
+    refused(result, "--dataset", "one class", "cat")
+    assert not (tmp_path / "run").exists()

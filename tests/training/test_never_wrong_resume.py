@@ -1,0 +1,174 @@
+"""A resumed training counts and samples as one that was never stopped, and takes up no damaged checkpoint."""
+
+import errno
+import json
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from rich.console import Console
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.training import fit
+from tests.command_line import qrkt, refused
+from tests.data.writing import image_folder
+
+TINY = {"image_size": 8, "patch": 8, "hidden": 4, "heads": 1, "mlp": 2, "qubits": 2, "rk": "rk1", "rk_blocks": 1,
+        "epochs": 3, "batch_size": 8, "warmup_steps": 1}  # fmt: skip
+GAN = {**TINY, "model": "gan", "latent": 4, "generator_hidden": 16, "generator_patch": 4, "patch": 4, "loss": "hinge",
+       "discriminator_rk_blocks": 1, "generator_rk_blocks": "0"}  # fmt: skip
+QUIET = Console(quiet=True)
+
+
+class Stopped(Exception):
+    """What a power cut is to these tests."""
+
+
+class Stop(Callback):
+    """Ends the process' training in its second epoch, when some of its circuits have run."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 1:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return image_folder(tmp_path_factory.mktemp("data") / "images", {"train": 20, "test": 12}, size=8)
+
+
+def measured(run: RunFolder):
+    """``results.json`` and ``metrics.csv`` without what the clock and the memory say, and the weights."""
+    results = json.loads(run.results.read_text())
+    for key in ("train_seconds", "cpu_seconds", "evaluation_seconds", "peak_memory_mb"):
+        del results[key]
+    del results["backend_details"]["seconds"]
+    return results, run.model.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"backend": "aer_cpu", "shots": 20}, id="aer"),
+        pytest.param({"backend": "fake_manila", "shots": 20}, id="fake"),
+        pytest.param({}, id="exact"),
+        pytest.param({**GAN, "backend": "aer_cpu", "shots": 20}, id="gan"),
+    ],
+)
+def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, images, tmp_path):
+    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, **changes})
+    whole = fit.start(options, tmp_path / "whole", QUIET)
+    with pytest.raises(Stopped):
+        fit.start(options, tmp_path / "stopped", QUIET, [Stop()])
+    stopped = fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)
+    assert measured(stopped) == measured(whole)
+    assert measured(whole)[0]["backend_details"]["rounds"] > 10
+    again = fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)  # nothing is left to train
+    assert measured(again) == measured(whole)
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, "epochs": 2})
+    return fit.start(options, tmp_path_factory.mktemp("run") / "run", QUIET).path
+
+
+def loop(content):
+    return content["loops"]["fit_loop"]
+
+
+CHECKPOINTS = {
+    "epoch": lambda c: c.update(epoch=7),
+    "epoch-text": lambda c: c.update(epoch="one"),
+    "history": lambda c: c["callbacks"]["Recorder"].update(history=[{"epoch": 1.5}]),
+    "history-text": lambda c: c["callbacks"]["Recorder"].update(history="long"),
+    "version": lambda c: c.update({"pytorch-lightning_version": "no.version"}),
+    "version-number": lambda c: c.update({"pytorch-lightning_version": 3}),
+    "loops": lambda c: c.update(loops={"fit_loop": {}}),
+    "loops-list": lambda c: c.update(loops=[1]),
+    "progress": lambda c: loop(c)["epoch_progress"]["current"].update(ready=0),
+    "progress-text": lambda c: loop(c)["epoch_progress"]["current"].update(completed="x"),
+    "batches": lambda c: loop(c)["epoch_loop.batch_progress"]["current"].update(ready=1, completed=1),
+    "last-batch": lambda c: loop(c)["epoch_loop.batch_progress"].update(is_last_batch=False),
+    "optimizers": lambda c: c.update(optimizer_states=[]),
+    "optimizer-empty": lambda c: c["optimizer_states"][0].update(state={}),
+    "optimizer-keys": lambda c: c["optimizer_states"][0].pop("param_groups"),
+    "optimizer-nan": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.tensor(float("nan"))),
+    "optimizer-shape": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(77)),
+    "schedulers": lambda c: c.update(lr_schedulers=[{"last_epoch": "x"}, {}]),
+    "weights-nan": lambda c: next(iter(c["state_dict"].values())).fill_(float("nan")),
+    "weights-int": lambda c: c["state_dict"].update({k: v.int() for k, v in c["state_dict"].items()}),
+    "counters": lambda c: c["callbacks"]["Recorder"]["backend"].update(counters={"rounds": "many"}),
+    "counters-odd": lambda c: c["callbacks"]["Recorder"]["backend"].update(counters={"nope": 1}),
+    "callbacks": lambda c: c.update(callbacks={}),
+}
+
+
+@pytest.mark.parametrize("damage", CHECKPOINTS)
+def test_an_odd_checkpoint_is_refused_in_a_sentence(damage, run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").write_text((copy / "config.yaml").read_text().replace("epochs: 2\n", "epochs: 3\n"))
+    content = torch.load(copy / "last.ckpt", weights_only=True)
+    CHECKPOINTS[damage](content)
+    torch.save(content, copy / "last.ckpt")
+    with pytest.raises(UserError, match=r"last\.ckpt"):
+        fit.resume(RunFolder.open(copy), QUIET)
+
+
+def test_a_flipped_bit_in_a_checkpoint_never_passes(run, tmp_path):
+    data = (run / "last.ckpt").read_bytes()
+    whole = measured(RunFolder(run))
+    refused = 0
+    for place in range(100, len(data), len(data) // 8):
+        copy = tmp_path / str(place)
+        shutil.copytree(run, copy)
+        (copy / "last.ckpt").write_bytes(data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :])
+        try:
+            found = fit.resume(RunFolder.open(copy), QUIET)
+        except UserError:
+            refused += 1
+        else:
+            assert measured(found) == whole
+    assert refused > 2
+
+
+def test_a_run_that_goes_on_after_its_end_keeps_no_results_of_another_model(run, tmp_path):
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run, copy.path)
+    copy.config.write_text(copy.config.read_text().replace("epochs: 2\n", "epochs: 30\n"))
+    fit.resume(copy, QUIET)
+    assert json.loads(copy.results.read_text())["weights_sha256"] == copy.weights_sha256()
+    from qrkt_hw import load
+
+    load(copy)
+
+
+def test_a_file_that_grows_too_large_is_a_sentence_and_leaves_nothing(images, tmp_path):
+    options = [word for key, value in TINY.items() for word in (f"--{key.replace('_', '-')}", value)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        found = qrkt("train", "--dataset", f"folder:{images}", *options, "--out", "run", cwd=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    refused(found, "File too large")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_a_sentence(images, tmp_path, monkeypatch):
+    from qrkt_hw.training import recorder
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(recorder, "save_weights", full)
+    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
+    with pytest.raises(UserError, match="No space left"):
+        fit.start(options, tmp_path / "run", QUIET)
+    assert not Path(tmp_path / "run").exists()
