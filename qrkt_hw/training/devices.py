@@ -72,7 +72,8 @@ def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
                 words.append(f"--no-{named[2:]}")
             for one in value if isinstance(value, list) else [value]:
                 words += [] if one is None or one is False else [named] if one is True else [named, str(one)]
-    return " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
+    typed = " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
+    return "".join(c if c.isprintable() else "?" for c in typed)  # a journal may hold anything
 
 
 def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -> Budget | None:
