@@ -42,12 +42,6 @@ def keeps_journal(backend: Backend) -> bool:
     return backend.kind == "IBM Quantum"
 
 
-def resuming(run: RunFolder, backend: Backend) -> str:
-    """The command that goes on with a training; a device that bills is named again."""
-    named = f" --backend {backend.name}" if keeps_journal(backend) else ""
-    return f"qrkt-hw train --resume {shlex.quote(str(run.path))}{named}"
-
-
 def unfinished(run: RunFolder, kind: str) -> Activity | None:
     """What was begun on a device and not ended; read without keeping others from writing."""
     if not run.journal.is_file():
@@ -67,15 +61,19 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
-    """What goes on with an unfinished inference or drawing of images, as it is typed; quoted for a shell."""
-    words = [kind, str(run), *(["--resume"] if kind == "infer" else [])]
-    for key, value in arguments.items():
-        named = flag({"images": "image", "texts": "text"}.get(key, key))
-        if value is False:
-            words.append(f"--no-{named[2:]}")
-        for one in value if isinstance(value, list) else [value]:
-            words += [] if one is None or one is False else [named] if one is True else [named, str(one)]
-    return " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
+    """What goes on with an unfinished activity, as it is typed; values are quoted for a shell."""
+    if kind == "train":
+        words = ["train", "--resume", str(run), "--backend", str(arguments.get("backend"))]
+    else:
+        words = [kind, str(run), *(["--resume"] if kind == "infer" else [])]
+        for key, value in arguments.items():
+            named = flag({"images": "image", "texts": "text"}.get(key, key))
+            if value is False:
+                words.append(f"--no-{named[2:]}")
+            for one in value if isinstance(value, list) else [value]:
+                words += [] if one is None or one is False else [named] if one is True else [named, str(one)]
+    typed = " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
+    return "".join(c if c.isprintable() else "?" for c in typed)  # a journal may hold anything
 
 
 def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -> Budget | None:
@@ -151,7 +149,7 @@ def held(
             told = kind == "train" and isinstance(stop, KeyboardInterrupt)  # the trainer says so itself
             sent = journal.submissions(activity, ["submitting", "submitted", "done", "held"])
             if console is not None and sent and not told:
-                how = resuming(run, backend) if kind == "train" else command(kind, run.path, arguments)
+                how = command(kind, run.path, arguments)
                 console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
             raise
         journal.finish(activity)

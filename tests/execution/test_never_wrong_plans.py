@@ -176,3 +176,4 @@ def test_the_command_that_goes_on_can_be_typed():
     told = command("infer", "my run", {"backend": "ibm_fez", "texts": ["a b", "c"], "pack": False, "limit": None})
     assert told == "qrkt-hw infer 'my run' --resume --backend ibm_fez --text 'a b' --text c --no-pack"
     assert command("train", "run", {"backend": "ibm_fez"}) == "qrkt-hw train --resume run --backend ibm_fez"
+    assert command("infer", "run", {"backend": "\x1b[31m"}).isprintable()
