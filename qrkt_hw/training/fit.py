@@ -40,7 +40,7 @@ from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, held, keeps_journal, limit, resuming
+from qrkt_hw.training.devices import Waiting, command, held, keeps_journal, limit
 from qrkt_hw.training.estimate import estimate
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
