@@ -36,6 +36,7 @@ from qrkt_hw.execution.devices import fake_device
 from qrkt_hw.execution.journal import Journal
 from qrkt_hw.execution.packing import Packer
 from qrkt_hw.experiments import judging
+from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.models.judge import Judge
 from qrkt_hw.options.run import RunOptions
@@ -115,6 +116,20 @@ def a_run(*options: str) -> Callable[[Path], None]:
 tiny_run = a_run(*TINY)
 
 
+gan_run = a_run("--model", "gan", *TINY[:4])
+
+
+def evaluated_run(folder: Path) -> None:
+    gan_run(folder)
+    record = {
+        "protocol_digest": "1",
+        "protocol": {"samples": 9, "split": "test"},
+        "metrics": dict.fromkeys(MEASURES, 1.5),
+    }
+    Path("run/evaluation").mkdir()
+    Path("run/evaluation/1.json").write_text(json.dumps(record))
+
+
 def stopped_run(folder: Path) -> None:
     """Trained for one epoch of two."""
     tiny_run(folder)
@@ -189,6 +204,15 @@ def a_plan(folder: Path) -> None:
     Path("plan").write_bytes(planned.to_bytes())
 
 
+def plan_read() -> Any:
+    if not Path("plan").is_file():
+        raise UserError("a plan is a cell of the journal, which something else cannot replace")
+    try:
+        return packer().from_bytes(Path("plan").read_bytes()).to_bytes()
+    except ValueError as error:  # of which the backend that reads the journal makes its sentence
+        raise UserError(str(error)) from error
+
+
 def a_cache(folder: Path) -> None:
     tiny_run(folder)
     cached()
@@ -234,12 +258,12 @@ def study() -> Any:
     from qrkt_hw.experiments.search import parse
 
     url = f"sqlite:///{Path('study.db').resolve()}"
-    found = tuning.open_study("qrkt-hw", url, [parse("qubits=2,3")], "random", True, 0)
+    found = tuning.open_study("qrkt-hw", url, [parse("qubits=2,4")], "random", True, 0)
     return tuning.rows(found)
 
 
 def a_study(folder: Path) -> None:
-    command("tune", "--search", "qubits=2,3", "--trials", "1", "--sampler", "random", *TINY[:4], "--out", "out")
+    command("tune", "--search", "qubits=2,4", "--trials", "1", "--sampler", "random", *TINY[:4], "--out", "out")
     Path("out/study.db").rename("study.db")
 
 
@@ -334,12 +358,14 @@ SUBJECTS = [
     Subject("resources", tiny_run, lambda: command("resources", "run", "--format", "json"), WEIGHTS, weight=2),
     Subject("compare", tiny_run, lambda: bool(command("compare", "run")),
             ("run/metrics.csv", "run/results.json", "run/config.yaml", "run/data.json"), weight=0.7),
+    Subject("compare gan", evaluated_run, lambda: bool(command("compare", "run")),
+            ("run/evaluation/*", "run/metrics.csv"), weight=0.4),
     Subject("resume", stopped_run, resumed, (*RUN, "run/last.ckpt"), weight=0.7),
-    Subject("generate", a_run("--model", "gan", *TINY[:4]), generated, WEIGHTS, weight=1.5),
+    Subject("generate", gan_run, generated, WEIGHTS, weight=1.5),
     Subject("jobs", a_journal, lambda: bool(command("jobs", "list", "run") + command("jobs", "show", "run")),
             ("run/journal.sqlite",), weight=1.5),
     Subject("journal", a_journal, journal_read, ("run/journal.sqlite",), weight=2),
-    Subject("plan", a_plan, lambda: packer().from_bytes(Path("plan").read_bytes()).to_bytes(), ("plan",), weight=2),
+    Subject("plan", a_plan, plan_read, ("plan",), weight=2),
     Subject("cache", a_cache, cached, ("cache/qrkt-hw/**/*",), weight=1.5),
     Subject("backends", written("mine.yaml", BACKENDS), lambda: bool(backend_files.layers(Path("mine.yaml"))),
             ("mine.yaml",), weight=2),
