@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import INFERRING, backend_options, check_used, options_from, trust_flag
+from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
 from qrkt_hw.commands.terminal import echo
 from qrkt_hw.options.training import BackendOptions
 
@@ -21,6 +21,9 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--out", type=click.Path(path_type=Path), help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
+@click.option("--resume", is_flag=True, help="on a device: go on with one that was stopped, by the same flags")
+@click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
+@device_flags
 @trust_flag
 @options_from(BackendOptions, only=INFERRING)
 def generate(
@@ -31,6 +34,12 @@ def generate(
     out: Path | None,
     columns: int | None,
     interpolate: bool,
+    resume: bool,
+    restart: bool,
+    resubmit: bool,
+    replan: bool,
+    max_qpu_seconds: float | None,
+    max_cost: float | None,
     trust_ansatz: bool,
     **flags: Any,
 ) -> None:
@@ -44,6 +53,8 @@ def generate(
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid: {grid} must end in .png")
+    if resume and restart:
+        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
     if columns is not None and out is not None and grid is None and not interpolate:
         raise UserError("--columns: single files stand in no grid; add --grid, or leave it out")
     row = columns or 8
@@ -58,15 +69,18 @@ def generate(
     console = Terminal(stderr=True)
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid
-    from qrkt_hw.training.devices import Waiting, held, same, unfinished
+    from qrkt_hw.training.devices import Waiting, check_resumed, held, limit
     from qrkt_hw.training.fit import announce, open_backend
 
+    asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
+    if resume:
+        check_resumed(folder, "generate", asked)
+    elif resubmit or replan:
+        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     backend = open_backend(backend_options(flags), seed, console)
     model = generating.gan_of(folder, backend)
-    asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
-    begun = unfinished(folder, "generate")
-    resume = begun is not None and same(begun.arguments, asked)  # on a device: what was paid for is used
-    with held(folder, backend, "generate", asked, resume=resume, restart=True, progress=Waiting(console)):
+    how = {"resubmit": resubmit, "replan": replan, "budget": limit(backend, max_qpu_seconds, max_cost)}
+    with held(folder, backend, "generate", asked, resume=resume, restart=restart, progress=Waiting(console), **how):
         images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
     announce(backend, console)
     if out is not None:

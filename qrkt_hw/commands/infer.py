@@ -98,12 +98,13 @@ def infer(
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
+    from qrkt_hw.training.devices import Waiting, check_resumed, held
+
     if resume:
-        check_resumed(folder, {**chosen, **flags})
+        check_resumed(folder, "infer", {**chosen, **flags})
     elif resubmit or replan:
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     from qrkt_hw.experiments import inference
-    from qrkt_hw.training.devices import Waiting, held
     from qrkt_hw.training.fit import announce, open_backend
 
     backend = open_backend(backend_options(flags), options.seed, console)
@@ -174,24 +175,6 @@ def infer(
             for line in [*_report(record, kind), *_layers(record)]:
                 echo(line)
     announce(backend, console)
-
-
-def check_resumed(folder: Any, asked: dict[str, Any]) -> None:
-    """Refuse flags that are not those of the inference that was stopped: a run's journal never decides what is paid.
-
-    Raises:
-        UserError: none was stopped, or its flags were others.
-    """
-    from qrkt_hw.training.devices import command, same, unfinished
-
-    activity = unfinished(folder, "infer")
-    if activity is None:
-        raise UserError(f"--resume: no inference of {folder.path} on a device was stopped half-way")
-    if not same(activity.arguments, asked):
-        raise UserError(
-            f"--resume goes on with what its flags say, as it is billed on {activity.device}; the inference that was "
-            f"stopped was asked for by: {command('infer', folder.path, activity.arguments)}"
-        )
 
 
 def _refuse_simulator(backend: Any, given: dict[str, Any], report: bool) -> None:

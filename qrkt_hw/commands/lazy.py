@@ -14,7 +14,8 @@ class Command(click.Command):
     """A command that refuses an option given twice: click would take the last and drop the others in silence."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        # a shell that asks for completions is to get some
+        order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
         for option in order:
             once = isinstance(option, click.Option) and not option.multiple and not option.count
             switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts

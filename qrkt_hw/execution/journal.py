@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import math
+import os
 import sqlite3
 import time
 import uuid
@@ -126,7 +127,9 @@ class Journal:
         self._base: Any = None
         if path is not None and write:
             try:
-                self._handle = path.with_suffix(".lock").open("w")
+                # neither emptied nor followed: the folder may be somebody else's, and the lock a link
+                lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                self._handle = os.fdopen(lock, "r+")
             except OSError as error:
                 raise UserError(f"run: {path.parent} cannot be written: {error.strerror}") from error
             try:

@@ -190,7 +190,8 @@ class RunFolder:
             UserError: another process is training into it, or the folder cannot be written.
         """
         try:
-            handle = (self.path / ".lock").open("w")
+            # neither emptied nor followed: the folder may be somebody else's, and the lock a link
+            handle = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
         except OSError as error:
             raise UserError(f"run: {self.path} cannot be written: {error.strerror}") from error
         with handle:

@@ -57,7 +57,28 @@ def same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     found = json.loads(json.dumps(arguments, default=str))
-    return {key: value for key, value in found.items() if value not in (None, []) and key != "backends_file"}
+    return {key: value for key, value in found.items() if value not in (None, []) and key not in _NOT_ASKED}
+
+
+def check_resumed(run: RunFolder, kind: str, asked: dict[str, Any]) -> None:
+    """Refuse flags that are not those of what was stopped: a run's journal never decides what is paid.
+
+    Raises:
+        UserError: nothing was stopped, or its flags were others.
+    """
+    activity = unfinished(run, kind)
+    if activity is None:
+        raise UserError(f"--resume: no {_NAMES[kind]} of {run.path} on a device was stopped half-way")
+    if not same(activity.arguments, asked):
+        raise UserError(
+            f"--resume goes on with what its flags say, as it is billed on {activity.device}; the {_NAMES[kind]} that "
+            f"was stopped was asked for by: {command(kind, run.path, activity.arguments)}"
+        )
+
+
+def _terms(backend: Any) -> dict[str, Any]:
+    """What of a device's entry decides the bill."""
+    return {"shots": backend.shots, "mode": backend.entry.mode, "instance": backend.entry.instance}
 
 
 def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
@@ -65,8 +86,10 @@ def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
     if kind == "train":
         words = ["train", "--resume", str(run), "--backend", str(arguments.get("backend"))]
     else:
-        words = [kind, str(run), *(["--resume"] if kind == "infer" else [])]
+        words = [kind, str(run), "--resume"]
         for key, value in arguments.items():
+            if key == "terms":
+                continue
             named = flag({"images": "image", "texts": "text"}.get(key, key))
             if value is False:
                 words.append(f"--no-{named[2:]}")
@@ -138,8 +161,14 @@ def held(
                 )
             journal.finish(activity)
             activity = None
+        terms, place = _terms(backend), backend.place  # type: ignore[attr-defined]
         if activity is None:
-            activity = journal.start(kind, backend.place.name, arguments)  # type: ignore[attr-defined]
+            activity = journal.start(kind, place.name, {**arguments, "terms": terms})
+        elif activity.arguments.get("terms", terms) != terms:
+            raise UserError(
+                f"--resume: {backend.name!r} would run with {terms}, and was begun with {activity.arguments['terms']}; "
+                "name the same --backends-file, or begin anew with --restart"
+            )
         extra = {"activity": activity, "resubmit": resubmit, "replan": replan}
         try:
             with backend.open(journal=journal, budget=budget, progress=progress, **extra):
@@ -155,4 +184,5 @@ def held(
         journal.finish(activity)
 
 
-_NAMES = {"infer": "inference", "train": "training", "generate": "drawing of images"}
+_NAMES = {"infer": "inference", "train": "training", "generate": "image generation"}
+_NOT_ASKED = ("backends_file", "terms")  # where a backend's entry stands; what it said

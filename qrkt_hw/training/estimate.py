@@ -33,7 +33,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     probe = copy.deepcopy(model).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        own = from_options(options, options.seed)
+        own = from_options(options, options.seed, working=True)
     set_backend(probe, own)
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):

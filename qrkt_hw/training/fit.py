@@ -213,7 +213,7 @@ def _fit(
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
     for line in summarize(options, data.shape, backend.shots):
         console.print(line, highlight=False)
-    expected = estimate(options, data, model, backend)
+    expected = None if run.checkpoint.is_file() else estimate(options, data, model, backend)
     if expected is not None:
         console.print(expected, highlight=False, soft_wrap=True)
     write_json(run.path / "backend.json", backend.about())
