@@ -33,7 +33,7 @@ from qrkt_hw.execution.placement import QUALITY
 from qrkt_hw.execution.pricing import DEFAULT_DELAY
 from qrkt_hw.execution.splitting import JobLimits
 from qrkt_hw.execution.transpiling import PlacedCircuit
-from qrkt_hw.simulator.superoperator import LARGEST, Kept, NoisySimulator
+from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
@@ -93,7 +93,7 @@ class FakeBackend(AerBackend):
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
-        self._kept = Kept()
+        self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             missing = set(self.snapshot.target.operation_names) - set(
                 fake_device(self.noise_name).target.operation_names
@@ -243,15 +243,18 @@ class FakeBackend(AerBackend):
     def _table(self, template: CircuitTemplate, piece: Piece, placed: PlacedCircuit) -> NoisySimulator:
         """Chances of all outcomes at one place of the chip; built once, as long as there is room."""
         key = (piece.kind, piece.physical)
-        if key not in self._tables:
+        found = self._tables.get(key)
+        if found is None:
             effects = outcome_effects(placed, self.noise)
             circuits = [noisy_circuit(template, placed, self.noise, effects)]
             most = max(1, TABLES // effects.size)
             while len(self._tables) >= most:
                 self._tables.popitem(last=False)
-            self._tables[key] = NoisySimulator(template, circuits, torch.complex128, self._kept)
-        self._tables.move_to_end(key)
-        return self._tables[key]
+            found = NoisySimulator(template, circuits, torch.complex128, self._kept)
+        else:
+            self._tables.pop(key, None)
+        self._tables[key] = found  # the last one used stands last
+        return found
 
     job_limits = JobLimits()
 

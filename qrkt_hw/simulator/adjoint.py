@@ -95,7 +95,7 @@ class Adjoint:
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         if native.traced(inputs, weights):
-            return self.plain(taking_turns(inputs, len(weights)), weights)
+            return self.plain(taking_turns(inputs, weights.shape[0]), weights)
         if torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad):
             return _Adjoint.apply(inputs, weights, self)
         return self.forward(inputs, weights, False)[0]
@@ -103,7 +103,7 @@ class Adjoint:
     def forward(self, inputs: Tensor, weights: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         """Values ``(batch, groups, outputs)`` and, to be kept, the final states."""
         if not native.serves(inputs, weights):
-            return self.in_torch.forward(taking_turns(inputs, len(weights)), weights, keep)
+            return self.in_torch.forward(taking_turns(inputs, weights.shape[0]), weights, keep)
         batch, groups = inputs.shape[0], weights.shape[0]
         inputs, weights = self._checked(inputs, weights)
         out = inputs.new_empty(batch, groups, len(self.observables))
@@ -122,7 +122,7 @@ class Adjoint:
         if not native.serves(inputs, weights):
             groups = inputs.shape[1]
             by_inputs, by_weights = self.in_torch.backward(
-                taking_turns(inputs, len(weights)), weights, states, cotangent
+                taking_turns(inputs, weights.shape[0]), weights, states, cotangent
             )
             return by_inputs.unflatten(1, (-1, groups)).sum(1), by_weights
         batch, groups = inputs.shape[0], weights.shape[0]
@@ -143,10 +143,10 @@ class Adjoint:
         Raises:
             ValueError: shapes or precisions that do not fit the circuit or each other.
         """
-        among, groups = inputs.shape[1], len(weights)
+        among, groups = inputs.shape[1], weights.shape[0]
         if groups % among if among else groups:
             raise ValueError(f"inputs of {among} groups do not fit {groups} weight sets")
-        inputs = native.numbers(inputs, (len(inputs), among, self.program.num_inputs), self.real, "inputs")
+        inputs = native.numbers(inputs, (inputs.shape[0], among, self.program.num_inputs), self.real, "inputs")
         weights = native.numbers(weights, (groups, self.program.num_weights), self.real, "weights")
         return inputs, weights.contiguous()
 
@@ -186,7 +186,7 @@ class TorchAdjoint(Tables):
         with torch.no_grad():
             cosines, sines = self._waves(inputs, weights)
             state = torch.zeros(
-                inputs.shape[1], self.method.size, len(inputs), dtype=self.method.dtype, device=inputs.device
+                inputs.shape[1], self.method.size, inputs.shape[0], dtype=self.method.dtype, device=inputs.device
             )
             state[:, 0] = 1
             for k in range(len(self.method.frame.steps)):
@@ -256,7 +256,7 @@ class _Adjoint(torch.autograd.Function):
         if torch.is_grad_enabled() or native.traced(cotangent):
 
             def plain(x: Tensor, w: Tensor) -> Tensor:
-                return ctx.method.plain(taking_turns(x, len(w)), w)
+                return ctx.method.plain(taking_turns(x, w.shape[0]), w)
 
             return *slopes(plain, (inputs, weights), needs, cotangent), None
         by_inputs, by_weights = ctx.method.backward(inputs, weights, states, cotangent)

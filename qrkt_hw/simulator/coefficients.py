@@ -144,11 +144,11 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weights: Tensor, coefficients: Coefficients) -> Tensor:
-        shape = (len(weights), coefficients.num_weights)
+        shape = (weights.shape[0], coefficients.num_weights)
         weights = native.numbers(weights, shape, coefficients.real_dtype, "weights").contiguous()
-        result = weights.new_empty(len(weights), coefficients.positions)
+        result = weights.new_empty(weights.shape[0], coefficients.positions)
         assert coefficients.routine is not None
-        coefficients.routine.forward(weights.data_ptr(), len(weights), result.data_ptr())
+        coefficients.routine.forward(weights.data_ptr(), weights.shape[0], result.data_ptr())
         ctx.coefficients = coefficients
         ctx.save_for_backward(weights)
         return result
@@ -158,10 +158,10 @@ class _Compiled(torch.autograd.Function):
         (weights,) = ctx.saved_tensors
         if torch.is_grad_enabled() or not native.serves(cotangent):
             return _again(ctx.coefficients, weights, cotangent), None
-        shape = (len(weights), ctx.coefficients.positions)
+        shape = (weights.shape[0], ctx.coefficients.positions)
         cotangent = native.numbers(cotangent, shape, weights.dtype, "the cotangent").contiguous()
         result = torch.empty_like(weights)
-        ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), len(weights), result.data_ptr())
+        ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), weights.shape[0], result.data_ptr())
         return result, None
 
 

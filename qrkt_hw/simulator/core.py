@@ -70,7 +70,7 @@ class Simulator:
             ValueError: shapes that do not fit the template or each other, complex numbers, or two devices.
         """
         self._check(inputs, weights)
-        lead, groups = inputs.shape[:-2], len(weights)
+        lead, groups = inputs.shape[:-2], weights.shape[0]
         flat = inputs.reshape(math.prod(lead), *inputs.shape[-2:]).to(self.real_dtype)
         if groups != inputs.shape[-2] and not isinstance(self._evaluate, (PulledBackObservables, Adjoint)):
             flat = taking_turns(flat, groups)
@@ -104,12 +104,13 @@ class Simulator:
         if scales is not NO_SCALES:
             real = self.real_dtype
             scales = Scales(*(t if t is None or t.dtype == real else t.to(real) for t in scales))
-        if inputs.shape[-1] != self.template.num_inputs or (len(prepared) % groups if groups else len(prepared)):
-            raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {len(prepared)} prepared weight sets")
+        sets = prepared.shape[0]
+        if inputs.shape[-1] != self.template.num_inputs or (sets % groups if groups else sets):
+            raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {sets} prepared weight sets")
         flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
         with _full_precision(inputs):
             values = self._evaluate(flat, None, prepared, scales)
-        return values.reshape(*lead, len(prepared), len(self.template.observables))
+        return values.reshape(*lead, prepared.shape[0], len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:
         if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_inputs:

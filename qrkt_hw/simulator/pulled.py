@@ -128,8 +128,8 @@ class PulledBackObservables:
                 return _Taped.apply(inputs, prepared, *scales, self)
             return self.tape.forward(inputs, prepared, scales)
         if scales is not NO_SCALES:
-            return scaled(lambda x: self(x, weights, prepared), inputs, scales, len(prepared))
-        inputs = taking_turns(inputs, len(prepared))
+            return scaled(lambda x: self(x, weights, prepared), inputs, scales, prepared.shape[0])
+        inputs = taking_turns(inputs, prepared.shape[0])
         if native.traced(inputs, prepared):
             return self.forward(inputs, weights, prepared)
         differentiable = torch.is_grad_enabled() and (inputs.requires_grad or prepared.requires_grad)
@@ -187,9 +187,9 @@ class _Taped(torch.autograd.Function):
 
         def plain(x: Tensor, c: Tensor, *factors: Tensor | None) -> Tensor:
             def values(y: Tensor) -> Tensor:
-                return ctx.method.forward(taking_turns(y, len(c)), None, c)
+                return ctx.method.forward(taking_turns(y, c.shape[0]), None, c)
 
-            return scaled(values, x, Scales(*factors), len(c))
+            return scaled(values, x, Scales(*factors), c.shape[0])
 
         return *slopes(plain, (inputs, shared, *rest), needs, cotangent), None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ class NoisyCircuit:
     effects: NDArray[np.float64]
 
 
-class Kept:
-    """Propagated observables by circuit and weights; those that were not used for longest go first.
+class PropagatedCache:
+    """Propagated observables by circuit and weights; those that were not used for longest go first. Safe in threads.
 
     Args:
         limit: numbers that all of them together may hold.
@@ -57,22 +58,28 @@ class Kept:
     def __init__(self, limit: int = KEPT) -> None:
         self.limit, self.held = limit, 0
         self._tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[PropagatedCache], tuple[int]]:
+        return PropagatedCache, (self.limit,)  # a copy or a pickle begins empty
 
     def get(self, key: Hashable) -> Tensor | None:
         """What is kept under the key; None where nothing is."""
-        found = self._tensors.get(key)
-        if found is not None:
-            self._tensors.move_to_end(key)
-        return found
+        with self._lock:
+            found = self._tensors.get(key)
+            if found is not None:
+                self._tensors.move_to_end(key)
+            return found
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Keep a tensor, unless it is larger than the limit by itself."""
-        if tensor.numel() > self.limit or key in self._tensors:
-            return
-        self._tensors[key] = tensor
-        self.held += tensor.numel()
-        while self.held > self.limit:
-            self.held -= self._tensors.popitem(last=False)[1].numel()
+        with self._lock:
+            if tensor.numel() > self.limit or key in self._tensors:
+                return
+            self._tensors[key] = tensor
+            self.held += tensor.numel()
+            while self.held > self.limit:
+                self.held -= self._tensors.popitem(last=False)[1].numel()
 
 
 def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
@@ -103,7 +110,12 @@ class PulledBack(Tables):
     """Evaluates the rows of one noisy circuit: inputs ``(batch, groups, inputs)`` to ``(batch, groups, rows)``."""
 
     def __init__(
-        self, circuit: NoisyCircuit, num_inputs: int, num_weights: int, real: torch.dtype, kept: Kept | None = None
+        self,
+        circuit: NoisyCircuit,
+        num_inputs: int,
+        num_weights: int,
+        real: torch.dtype,
+        kept: PropagatedCache | None = None,
     ) -> None:
         super().__init__()
         self.num_qubits, self.real, self.kept = circuit.num_qubits, real, kept
@@ -179,7 +191,7 @@ class NoisySimulator:
         template: CircuitTemplate,
         circuits: Sequence[NoisyCircuit],
         dtype: torch.dtype,
-        kept: Kept | None = None,
+        kept: PropagatedCache | None = None,
     ) -> None:
         for circuit in circuits:
             if circuit.num_qubits > LARGEST:

@@ -139,7 +139,7 @@ class Tape:
 
     def forward(self, inputs: Tensor, shared: Tensor, scales: Scales = NO_SCALES) -> Tensor:
         """``(batch, groups, outputs)`` of inputs ``(batch, input groups, inputs)``, coefficients ``(groups, ...)``."""
-        batch, groups = len(inputs), len(shared)
+        batch, groups = inputs.shape[0], shared.shape[0]
         inputs, shared, scales = self._checked(inputs, shared, scales)
         out = inputs.new_empty(batch, groups, self.outputs)
         self._routine.forward(
@@ -155,7 +155,7 @@ class Tape:
         inputs, shared = inputs.resolve_neg(), shared.resolve_neg().contiguous()  # checked when they came
         if scales is not NO_SCALES:
             scales = Scales(*(None if t is None else t.resolve_neg().contiguous() for t in scales))
-        shape = (len(inputs), len(shared), self.outputs)
+        shape = (inputs.shape[0], shared.shape[0], self.outputs)
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         slopes = [
             torch.zeros(t.shape, dtype=t.dtype) if t is not None and need else None
@@ -164,7 +164,7 @@ class Tape:
         by_inputs, by_shared, *by_scales = slopes
         self._routine.backward(
             inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), *map(native.address, scales[:2]),
-            cotangent.data_ptr(), len(inputs), len(shared), native.address(by_inputs),
+            cotangent.data_ptr(), inputs.shape[0], shared.shape[0], native.address(by_inputs),
             None if by_inputs is None else native.strides(by_inputs), native.address(by_shared),
             *map(native.address, by_scales),
         )  # fmt: skip
@@ -176,7 +176,7 @@ class Tape:
         Raises:
             ValueError: shapes or precisions that do not fit the expansion or each other.
         """
-        batch, among, groups = len(inputs), inputs.shape[1], len(shared)
+        batch, among, groups = inputs.shape[0], inputs.shape[1], shared.shape[0]
         if groups % among if among else groups:
             raise ValueError(f"inputs of {among} groups do not fit {groups} weight sets")
         inputs = native.numbers(inputs, (batch, among, self.num_inputs), self.real, "inputs")

@@ -18,7 +18,7 @@ from qrkt_hw.backends.ibm_account import mount
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.cache import remember
 from qrkt_hw.layers.quantum import QuantumLayer
-from qrkt_hw.simulator.superoperator import Kept, NoisySimulator, PulledBack
+from qrkt_hw.simulator.superoperator import NoisySimulator, PropagatedCache, PulledBack
 from tests.command_line import qrkt, refused
 
 DEVICE = "{provider: ibm, name: ibm_fez, shots: 4096}"
@@ -186,7 +186,7 @@ def test_weight_sets_with_any_number_of_samples(counts):
 
 
 def test_what_is_kept_has_a_bound():
-    kept = Kept(100)
+    kept = PropagatedCache(100)
     for number in range(20):
         kept.put(number, torch.zeros(30))
         assert kept.held <= 100 and kept.get(number) is not None
