@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
-from qrkt_hw.circuits.analysis.lowering import ROTATIONS, NotLinear, affine, lower, lower_gate
+from qrkt_hw.circuits.analysis.lowering import ROTATIONS, NotLinear, affine, lower, lower_gate, where
 from qrkt_hw.circuits.template import CircuitTemplate, definition_of, standard_name
 
 # a number, the index of a parameter, or an operation and its operands
@@ -170,14 +170,14 @@ def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: st
     """
     import sympy  # not needed for other templates
 
-    where = f"gate {gate!r}: its parameter {value}"
+    subject = where(gate, value)
     places = {parameter.name: index[parameter] for parameter in value.parameters}
     try:
         expression = sympy.sympify(value.sympify())
         real = {symbol: sympy.Symbol(symbol.name, real=True) for symbol in expression.free_symbols}
         formula = _walk(expression.xreplace(real), places)
     except Exception as error:
-        raise ValueError(f"{where} cannot be computed from the features: {error}") from error
+        raise ValueError(f"{subject} cannot be computed from the features: {error}") from error
     compared = 0
     rng = np.random.default_rng(7)
     for low, high in RANGES:
@@ -191,10 +191,10 @@ def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: st
         with np.errstate(all="ignore"):
             found = float(evaluate(formula, point, np))
         if not abs(found - wanted.real) <= TOLERANCE * (1 + abs(wanted.real)):
-            raise ValueError(f"{where} is {wanted.real} by Qiskit and {found} here")
+            raise ValueError(f"{subject} is {wanted.real} by Qiskit and {found} here")
         compared += 1
     if not compared:
-        raise ValueError(f"{where} has no real value at any of the points tried")
+        raise ValueError(f"{subject} has no real value at any of the points tried")
     return formula
 
 

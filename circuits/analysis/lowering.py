@@ -27,6 +27,7 @@ from qrkt_hw.circuits.template import CircuitTemplate, definition_of, standard_n
 
 LARGEST_FIXED = 6  # qubits up to which an unknown gate is taken as one matrix
 LARGEST_CHECKED = 4  # qubits up to which a gate with a definition of its own is compared as a matrix
+LONGEST_SHOWN = 80  # letters of an expression in an error
 TOLERANCE = 1e-9  # of the comparison with Qiskit's binding
 
 
@@ -240,11 +241,9 @@ def affine(value: ParameterExpression | float, index: dict[Parameter, int], gate
         return Affine(((index[value], 1.0),))
     unknown = [p.name for p in value.parameters if p not in index]
     if unknown:
-        raise ValueError(
-            f"gate {gate!r}: its parameter {value} holds {', '.join(unknown)}, which is no input or weight"
-        )
+        raise ValueError(f"{where(gate, value)} holds {', '.join(unknown)}, which is no input or weight")
     names = ", ".join(sorted(p.name for p in value.parameters))
-    refused = NotLinear(f"gate {gate!r}: its parameter {value} is not linear in {names}")
+    refused = NotLinear(f"{where(gate, value)} is not linear in {names}")
     terms = []
     for parameter in value.parameters:
         try:
@@ -268,20 +267,26 @@ def affine(value: ParameterExpression | float, index: dict[Parameter, int], gate
     return Affine(tuple(sorted(terms)), offset)
 
 
+def where(gate: str, value: object) -> str:
+    """The subject of an error about a gate's parameter."""
+    text = str(value)
+    return f"gate {gate!r}: its parameter {text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + '...'}"
+
+
 def _at(value: ParameterExpression, point: dict[Parameter, float], gate: str) -> float:
     """The number Qiskit binds an expression to."""
     try:
         return _real(value.bind(point).numeric(), value, gate)
     except (ZeroDivisionError, OverflowError, TypeError, RuntimeError) as error:
-        raise NotLinear(f"gate {gate!r}: its parameter {value} has no value: {error}") from error
+        raise NotLinear(f"{where(gate, value)} has no value: {error}") from error
 
 
 def _real(number, shown, gate: str) -> float:
     found = complex(number)
     if found.imag:
-        raise ValueError(f"gate {gate!r}: its parameter {shown} is complex")
+        raise ValueError(f"{where(gate, shown)} is complex")
     if not math.isfinite(found.real):
-        raise ValueError(f"gate {gate!r}: its parameter {shown} is not finite")
+        raise ValueError(f"{where(gate, shown)} is not finite")
     return found.real
 
 

@@ -1,5 +1,8 @@
 """What is lowered is what Qiskit computes and what every backend runs; anything else is refused in a sentence."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 from qiskit.circuit import AnnotatedOperation, ControlModifier, Gate, Parameter, ParameterVector, QuantumCircuit
@@ -15,7 +18,7 @@ from qiskit.circuit.library import (
 )
 from qiskit.quantum_info import Pauli, SparsePauliOp
 from qiskit.synthesis import QDrift, SuzukiTrotter
-from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.circuits import CircuitTemplate, build
 from qrkt_hw.circuits.analysis import cones, derive, lower, lowering, split
 from qrkt_hw.circuits.analysis.measures import gradients
 
@@ -23,6 +26,7 @@ from qrkt_hw import backends
 from qrkt_hw.backends import Call
 from qrkt_hw.errors import UserError
 from qrkt_hw.layers.network import TemplateNetwork
+from tests.command_line import qrkt, refused
 from tests.random_templates import reference_values
 
 W, X, Y = Parameter("w"), Parameter("x"), Parameter("y")
@@ -319,10 +323,64 @@ def test_cancelling_expressions_do_not_count_as_dependence():
     assert cone.exact and cone.inputs == () and cone.weights == (0,)
 
 
-def test_deep_and_wide_circuits_are_bounded_quickly():
-    from qrkt_hw.circuits import build
-
-    template = build("brickwork", 20, 24)
-    found = cones(template)
+def test_deep_and_wide_circuits_are_bounded_quickly(monkeypatch):
+    monkeypatch.setattr(sys.modules["qrkt_hw.circuits.analysis.cones"], "LARGEST_WORK", 1e7)
+    found = cones(build("brickwork", 20, 24))
     assert len(found) == 20 and not any(cone.exact for cone in found)
     assert all(cone.inputs == tuple(range(20)) for cone in found)
+
+
+USER_FILE = """
+from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit.library import RVGate, real_amplitudes, zz_feature_map
+from qrkt_hw.circuits import CircuitTemplate
+
+def zz(qubits, layers):
+    encoding, ansatz = zz_feature_map(qubits, reps=layers), real_amplitudes(qubits, reps=layers)
+    return CircuitTemplate("zz", encoding.compose(ansatz), tuple(encoding.parameters), tuple(ansatz.parameters))
+
+def bad(qubits, layers):
+    w = Parameter("w")
+    circuit = QuantumCircuit(qubits)
+    circuit.append(RVGate(w, 0.1, 0.2), [0])
+    return CircuitTemplate("bad", circuit, (), (w,))
+
+def logarithm(qubits, layers):
+    x = Parameter("x")
+    circuit = QuantumCircuit(1)
+    circuit.rx((x - 3).log(), 0)
+    return CircuitTemplate("log", circuit, (x,), ())
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(USER_FILE)
+    return file
+
+
+def test_resources_and_analyze_take_derived_inputs(user_file):
+    at = user_file.parent
+    found = qrkt("resources", "--ansatz", f"{user_file}:zz", "--qubits", 3, "--format", "json", cwd=at)
+    report = json.loads(found.stdout)
+    circuit = report["logical"]["circuits"][0]
+    assert (circuit["inputs"], circuit["weights"], circuit["gates"]["p"]) == (3, 6, 6)
+    assert report["verdicts"][0]["sentence"] == "every output depends on all 3 inputs"
+    size = ("--qubits", 7, "--pairs", 20, "--samples", 4)
+    found = qrkt("circuits", "analyze", f"{user_file}:zz", *size, "--json", cwd=at)
+    assert json.loads(found.stdout)["rows"][0]["inputs_seen"] == [7] * 7
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("resources", "--ansatz", "mine.py:bad"),
+        ("circuits", "analyze", "mine.py:bad"),
+        ("circuits", "analyze", "mine.py:logarithm", "--pairs", 20, "--samples", 4),
+        ("resources", "--ansatz", "qrkt", "--qubits", 40, "--layers", 5),
+    ],
+)
+def test_a_circuit_that_cannot_be_analyzed_is_refused_in_a_sentence(user_file, words, monkeypatch):
+    monkeypatch.setattr("qrkt_hw.resources.subject.LARGEST_WORK", 1e4)
+    refused(qrkt(*words, cwd=user_file.parent))
