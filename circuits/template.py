@@ -181,12 +181,17 @@ def definition_of(gate: Any) -> QuantumCircuit | None:
 def _plain(circuit: QuantumCircuit) -> QuantumCircuit:
     """A copy in which no gate bears another's name: compilers go by the name, so such gates become what they stand for.
 
+    Classical bits, which nothing can use here, are left out.
+
     Raises:
         ValueError: something is no gate, or bears a standard gate's name and has no definition.
     """
-    if not any(_borrowed(i.operation) for i in circuit.data):
+    borrowed = any([_borrowed(i.operation) for i in circuit.data])
+    if not borrowed and not circuit.num_clbits:
         return circuit.copy()
-    copy = circuit.copy_empty_like()
+    copy = QuantumCircuit(circuit.qubits, name=circuit.name, global_phase=circuit.global_phase)
+    for register in circuit.qregs:
+        copy.add_register(register)
     for instruction in circuit.data:
         _append_plain(copy, instruction.operation, [circuit.find_bit(q).index for q in instruction.qubits])
     return copy

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import struct
 import warnings
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from qrkt_hw.options.validation import sentence
 from qrkt_hw.runs.atomic import write_bytes, write_json
 
 FOLDER, INDEX = "circuits", "circuits.json"
-QPY = 13  # read by every Qiskit since 1.3; older versions hold expressions as text that is evaluated
+QPY = 13  # read by every Qiskit since 1.3; the only layout whose sizes are checked before it is read
 LARGEST = 16 * 2**20  # bytes of a file
 LARGEST_SOURCE = 2**20  # bytes of a user's file that are compared
 
@@ -141,6 +142,7 @@ class Circuits:
         size = (qubits, layers)
         found = (self.kept or {}).get(size)
         if found is None and self.begun:
+            self._refuse_file(ansatz)
             found = keep(registry.build(ansatz, qubits, layers), qubits, layers, f"--ansatz: {ansatz!r}")
             text = registry.source(ansatz)
             if text is not None:
@@ -159,7 +161,9 @@ class Circuits:
         return registry.build(ansatz, qubits, layers)
 
     def _refuse_file(self, ansatz: str) -> None:
-        if not self.trusted and not self.begun and ansatz not in registry.names():
+        # a new run's file was named by the user, unless the new run takes its circuits from another
+        own = self.begun and self.run is None
+        if not self.trusted and not own and ansatz not in registry.names():
             raise UserError(
                 f"run: {self.run} keeps no circuits, and its ansatz {ansatz!r} is a Python file that would be run here;"
                 " where you know that file, say --trust-ansatz (in Python: load(..., trust=True))"
@@ -196,7 +200,7 @@ def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
         UserError: a damaged index or QPY file, or an index of another ansatz.
     """
     place = run / FOLDER / INDEX
-    if not place.is_file():
+    if not os.path.lexists(run / FOLDER):
         return Circuits(ansatz, run, trusted=trusted)
     try:
         index = Index.model_validate_json(_bytes(place))
@@ -229,11 +233,12 @@ def _compare(run: Path, ansatz: str, source: Source) -> None:
 
 def _bytes(path: Path) -> bytes:
     try:
+        if not path.is_file():
+            found = "is damaged: it is no regular file" if os.path.lexists(path) else "is missing"
+            raise UserError(f"{path} {found}")
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is damaged: {path.stat().st_size:,} bytes are too many (at most {LARGEST:,})")
         return path.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -331,7 +336,7 @@ _HEADER = struct.Struct("!6sBBBBQc1sH1cHIIQIQI")  # of the file, of its first pr
 
 
 def _check_header(data: bytes, num_qubits: int) -> None:
-    """Sizes that the reader would reserve memory for."""
+    """Sizes that the reader would reserve memory for, of the circuit itself."""
     if len(data) < _HEADER.size or data[:7] != b"QISKIT" + bytes([QPY]):
         raise ValueError(f"it is not QPY of version {QPY}")
     head = _HEADER.unpack_from(data)
@@ -403,4 +408,5 @@ def _at(value: ParameterExpression, place: dict[Parameter, int], start: float) -
 
 
 def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    text = "".join(c if c.isprintable() else " " for c in str(error))
+    return f"{type(error).__name__}: {' '.join(text.split())[:200]}"

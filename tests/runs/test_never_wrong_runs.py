@@ -21,6 +21,7 @@ import qrkt_hw
 from qrkt_hw.data import digits, load_data
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.execution.journal import Journal
 from qrkt_hw.models.build import build_model, quantum_layers
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
@@ -264,7 +265,22 @@ def another_circuit(run: Path) -> None:
     rehashed(keep(build("rx_ring", 4, 1), 4, 1).data)(run)
 
 
+def in_place_of(name: str, made):
+    """Something else under the name of a file of ``circuits/``."""
+
+    def apply(run: Path) -> None:
+        path = next((run / "circuits").glob(name))
+        path.unlink()
+        made(path)
+
+    return apply
+
+
 DAMAGED = {
+    "index-gone": in_place_of("circuits.json", lambda path: None),
+    "index-fifo": in_place_of("circuits.json", os.mkfifo),
+    "index-dangling": in_place_of("circuits.json", lambda path: path.symlink_to("nowhere")),
+    "fifo": in_place_of("*.qpy", os.mkfifo),
     "bit": flipped,
     "empty": lambda run: next((run / "circuits").glob("*.qpy")).write_bytes(b""),
     "gone": lambda run: next((run / "circuits").glob("*.qpy")).unlink(),
@@ -501,6 +517,32 @@ def test_colour_and_texts_are_read_as_training_read_them():
     assert read(["film", "good good film"]).tolist() == [[3, 0, 0], [2, 2, 3]]
     with pytest.raises(TypeError, match="texts"):
         read(torch.zeros(3))
+
+
+def test_a_shared_run_empties_no_file_of_the_user(home, tmp_path):
+    run, victim = copied(home / "plain", tmp_path / "run"), tmp_path / "victim"
+    for name in (".lock", "journal.lock"):
+        victim.write_text("mine")
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(victim)
+    qrkt("train", "--resume", run, cwd=tmp_path)
+    with pytest.raises(UserError, match="cannot be written"):
+        Journal(run / "journal.sqlite")
+    assert victim.read_text() == "mine"
+
+
+def test_circuits_with_classical_bits_that_nothing_uses_are_kept():
+    from qrkt_hw.runs.circuits import keep
+
+    x, w = ParameterVector("x", 2), ParameterVector("w", 2)
+    circuit = QuantumCircuit(2, 2)
+    for qubit in range(2):
+        circuit.ry(x[qubit], qubit)
+        circuit.rz(w[qubit], qubit)
+    circuit.cx(0, 1)
+    template = CircuitTemplate("t", circuit, x, w)
+    inputs, weights = torch.randn(3, 1, 2), torch.randn(1, 2)
+    assert simulator(keep(template, 2, 1).template)(inputs, weights).equal(simulator(template)(inputs, weights))
 
 
 # a failed start, and the newest run -----------------------------------------------------------------------------------
