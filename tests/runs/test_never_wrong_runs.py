@@ -211,7 +211,7 @@ class Own(Gate):
 """
 
 
-def test_a_gate_under_the_name_of_another_is_refused():
+def test_a_gate_under_the_name_of_another_is_kept_as_what_it_is():
     from qrkt_hw.runs.circuits import keep
 
     class RXGate(Gate):
@@ -226,8 +226,15 @@ def test_a_gate_under_the_name_of_another_is_refused():
     circuit = QuantumCircuit(1)
     circuit.ry(x[0], 0)
     circuit.append(RXGate(w[0]), [0])
-    with pytest.raises(UserError, match="another fingerprint"):
-        keep(CircuitTemplate("t", circuit, x, w), 1, 1)
+    plain = QuantumCircuit(1)
+    plain.ry(x[0], 0)
+    plain.ry(w[0], 0)
+    inputs, weights = torch.randn(5, 1, 1), torch.randn(1, 1)
+    found, expected = (
+        simulator(template)(inputs, weights)
+        for template in (keep(CircuitTemplate("t", circuit, x, w), 1, 1).template, CircuitTemplate("t", plain, x, w))
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def damaged_index(change):
