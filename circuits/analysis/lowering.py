@@ -150,7 +150,7 @@ def lower(template: CircuitTemplate) -> Program:
 
 def is_symbolic(gate) -> bool:
     """Whether a gate has a parameter that is no number yet."""
-    return any(isinstance(p, ParameterExpression) and p.parameters for p in gate.params)
+    return any(isinstance(p, ParameterExpression) and p.parameters for p in getattr(gate, "params", ()))
 
 
 def lower_gate(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place: int) -> Iterator[Step]:
@@ -160,7 +160,7 @@ def lower_gate(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place
     if known in _IGNORED:
         return
     symbolic = is_symbolic(gate)
-    if not symbolic and not _runs_by_definition(gate) and (len(qubits) <= LARGEST_FIXED or gate.definition is None):
+    if not symbolic and not _runs_by_definition(gate) and (len(qubits) <= LARGEST_FIXED or definition_of(gate) is None):
         yield Fixed(_matrix(gate), qubits, name, place)
         return
     if not (symbolic and known in ROTATIONS):

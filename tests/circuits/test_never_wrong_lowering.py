@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 from qiskit.circuit import AnnotatedOperation, ControlModifier, Gate, Parameter, ParameterVector, QuantumCircuit
 from qiskit.circuit.library import (
+    CUGate,
+    DiagonalGate,
+    LinearFunction,
     PauliEvolutionGate,
+    PermutationGate,
+    QFTGate,
     RVGate,
     RXGate,
     RZGate,
+    StatePreparation,
     UnitaryGate,
     ZZFeatureMap,
     real_amplitudes,
     zz_feature_map,
 )
-from qiskit.quantum_info import Pauli, SparsePauliOp
+from qiskit.quantum_info import Pauli, SparsePauliOp, random_clifford, random_unitary
 from qiskit.synthesis import QDrift, SuzukiTrotter
 from qrkt_hw.circuits import CircuitTemplate, build
 from qrkt_hw.circuits.analysis import cones, derive, lower, lowering, split
@@ -115,6 +121,30 @@ def test_a_random_product_formula_is_refused():
     gate = PauliEvolutionGate(HAMILTONIAN, time=1.0, synthesis=QDrift(reps=3))
     with pytest.raises(ValueError, match="random product formula"):
         lower(CircuitTemplate("t", one_gate(gate), (), ()))
+
+
+LIBRARY = {
+    "clifford": random_clifford(2, seed=1),
+    "linear function": LinearFunction([[1, 1], [0, 1]]),
+    "permutation": PermutationGate([1, 0]),
+    "qft": QFTGate(2),
+    "diagonal": DiagonalGate([1, 1j, -1, 1]),
+    "unitary": UnitaryGate(random_unitary(4, seed=2)),
+    "state preparation": StatePreparation([0.6, 0, 0, 0.8]),
+    "annotated": AnnotatedOperation(RXGate(0.3), ControlModifier(1)),
+    "controlled evolution": PauliEvolutionGate(Pauli("X"), W).control(1),
+    "several evolutions": PauliEvolutionGate([Pauli("XX"), Pauli("ZI")], W),
+    "open control": RXGate(W).control(1, ctrl_state=0),
+    "cu": CUGate(W, 0.1, 0.2, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_gates_of_qiskits_library_are_one_circuit_on_exact_and_aer(name):
+    circuit = one_gate(LIBRARY[name])
+    circuit.ry(W, 1)
+    template = CircuitTemplate("t", circuit, (), [W], ("XY", "ZI", "IX"))
+    np.testing.assert_allclose(values_on("exact", template, [0.7]), values_on("aer_cpu", template, [0.7]), atol=1e-9)
 
 
 # the self-check
