@@ -155,7 +155,11 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, not YAML, or not a mapping of names.
     """
+    from qrkt_hw.runs.folder import LARGEST
+
     try:
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"--config: {path} holds more than {LARGEST:,} bytes")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"--config: {path} cannot be read: {error.strerror}") from error
@@ -166,6 +170,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise UserError(f"--config: {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"--config: {path} is not YAML: {str(error).partition(';')[0]}") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -62,6 +62,7 @@ def half_written_checkpoint(nth: int) -> None:
 
 
 def arrange(moment: str) -> None:
+    from qrkt_hw.plots import training as plots
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.training import fit, recorder
     from qrkt_hw.training.adversaries import Adversaries
@@ -81,7 +82,7 @@ def arrange(moment: str) -> None:
         "checkpoint-half-written": lambda: half_written_checkpoint(2),
         "checkpoint-written": lambda: after(recorder, "replace_with", 4),
         "last-epoch": lambda: before(Classifier, "training_step", 12),
-        "evaluation": lambda: before(fit, "plot_confusion", 1),
+        "evaluation": lambda: before(plots, "plot_confusion", 1),
         "before-results": lambda: before(fit, "write_json", 2),  # the first is backend.json
     }
     moments[moment]()

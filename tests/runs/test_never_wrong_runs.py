@@ -620,6 +620,14 @@ def test_damaged_files_are_refused_in_a_sentence(case, home, tmp_path):
     refused(qrkt("infer", run, cwd=tmp_path), word)
 
 
+@pytest.mark.parametrize(
+    "content", ["hidden: " + "9" * 5000, "hidden: 16\n" + "# x\n" * 2**18], ids=["digits", "large"]
+)
+def test_a_configuration_of_any_size_is_refused_in_a_sentence(content, tmp_path):
+    (tmp_path / "c.yaml").write_text(content)
+    refused(qrkt("train", "--config", "c.yaml", "--out", "run", cwd=tmp_path), "--config", "c.yaml")
+
+
 def test_a_run_under_a_name_that_is_no_text_is_refused(home, tmp_path):
     place = os.fsencode(tmp_path) + b"/bad\xff"
     shutil.copytree(os.fsencode(home / "plain"), place)
