@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from qrkt_hw.backends import resolve
+from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
 from qrkt_hw.experiments.device import on_backend
@@ -105,10 +106,12 @@ def test_more_than_the_split_holds_is_said(run, tmp_path):
     assert "--limit 1000000: the split has 360 samples, and all are taken" in done.stderr
 
 
-def test_switches_of_a_device_that_may_be_off_can_be_set(tmp_path):
-    for switch in ("--no-pack", "--pack"):
-        done = qrkt("train", *SMALL, "--limit", 2, "--backend", "fake_torino", switch, "--dropout", 2, cwd=tmp_path)
-        refused(done, "--dropout")  # and not the switch
+def test_switches_of_a_device_that_may_be_off_can_be_set():
+    for switch in ("pack", "dynamical_decoupling", "twirl_gates", "twirl_measure"):
+        for value in (True, False):
+            assert getattr(merge(None, None, {switch: value}), switch) is value
+    with pytest.raises(UserError, match="yes and no"):
+        merge(None, None, {"hidden": True})
 
 
 def test_a_training_away_from_exact_says_what_it_takes_and_stays_the_same(tmp_path):
