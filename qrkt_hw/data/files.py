@@ -21,14 +21,14 @@ def places(options: DataOptions, *names: str) -> list[Path]:
     return [*(root(options) / name for name in names), root(options)]
 
 
-def regular(path: Path) -> Path:
-    """The path of a file that can be read to its end.
+def regular(path: Path, name: str = "") -> Path:
+    """The path of a file that can be read to its end; ``name`` is what to call it in an error.
 
     Raises:
         UserError: a folder, a device or a pipe, on which reading would wait for ever.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no file that can be read: it is a folder, a pipe or a device")
+        raise UserError(f"{name or path} is no file that can be read: it is a folder, a pipe or a device")
     return path
 
 

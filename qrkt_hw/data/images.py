@@ -52,7 +52,7 @@ class FileImages(Dataset[Any]):
         return normalised(pixels, self.statistics), self.labels[indices]
 
 
-def decoded(source: Path | bytes, name: str, channels: int, size: int | None) -> Tensor:
+def decoded(source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True) -> Tensor:
     """An encoded image as bytes ``(channels, height, width)``; of several frames the first, without transparency.
 
     Args:
@@ -60,6 +60,7 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None) ->
         name: what to call it in an error.
         channels: 1 or 3.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
+        scale: False refuses an image of another size instead, before its pixels are read.
 
     Raises:
         UserError: no image, a damaged one, one with pixels that are not 8 or 16 bits, or a file that cannot be read.
@@ -67,8 +68,10 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes, which are checked here, and of odd metadata
-            content = io.BytesIO(source) if isinstance(source, bytes) else regular(source)
+            content = io.BytesIO(source) if isinstance(source, bytes) else regular(source, name)
             with Image.open(content, formats=FORMATS) as opened:
+                if not scale and opened.size != (size, size):
+                    raise UserError(f"{name} is {_size(opened)} pixels; this model takes {size}x{size}")
                 if opened.width * opened.height > MOST_PIXELS:
                     raise UserError(f"{name} is {_size(opened)} pixels; at most {MOST_PIXELS:,} in all are read")
                 image = _eight_bits(opened, name, channels)
@@ -155,8 +158,5 @@ def read_image(path: Path, description: dict[str, Any]) -> Tensor:
         raise UserError(f"--image: no file {path}") from error
     except (OSError, ValueError) as error:  # no permission, or a name that no file can have
         raise UserError(f"{name} cannot be read ({type(error).__name__})") from error
-    pixels = decoded(path, name, description["channels"], size if description.get("resized", False) else None)
-    if pixels.shape[1:] != (size, size):
-        height, width = pixels.shape[1:]
-        raise UserError(f"{name} is {width}x{height} pixels; this model takes {size}x{size}")
+    pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
     return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))

@@ -340,6 +340,8 @@ def a_judge(folder: Path) -> None:
 
 
 def judge_read() -> None:
+    if not Path("judge.safetensors").exists():
+        raise UserError("where there is no judge one is trained, which takes minutes")
     found = judging.judge(
         load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), Path("judge.safetensors")
     )
