@@ -18,7 +18,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/simulator", "tests/layers", "tests/circuits", "tests/runs", "tests/test_rooms.py"]
+TESTS = ["tests/simulator/test_native.py", "tests/layers/test_never_wrong_kernels.py", "tests/circuits", "tests/runs"]
 
 
 def main(folder: Path) -> None:

@@ -12,6 +12,7 @@ from qiskit.circuit import QuantumCircuit
 from qrkt_hw.backends.base import Call, Gradient, LocalBackend
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.execution.measurement import Basis, bases, confuse, sample
+from qrkt_hw.simulator import memory
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
 # Aer's runtime parameter binding computes wrong values for some wider parameterised gates; these it binds rightly
@@ -179,6 +180,7 @@ class AerBackend(LocalBackend):
         self, circuit: QuantumCircuit, template: CircuitTemplate, values: NDArray[np.float64], shots: int | None
     ) -> list[dict[str, Any]]:
         """Aer's data of every parameter set, in order."""
+        memory.check_aer(self.name, self.method, circuit.num_qubits)
         present = set(circuit.parameters)
         columns = [(parameter, k) for k, parameter in enumerate(template.parameters) if parameter in present]
         found: list[dict[str, Any]] = []

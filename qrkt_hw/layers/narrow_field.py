@@ -50,8 +50,8 @@ def enter(y: Tensor, norm: nn.LayerNorm, other: nn.LayerNorm | None, dense: nn.L
         return z, dense(z if other is None else other(y))
     width = y.shape[-1]
     for gain, shift in zip(found[:-2:2], found[1:-2:2], strict=True):
-        _fit(norm, gain, shift, width)
-    _fit(dense, *found[-2:], len(found[-1]), width)
+        _fit(norm, (gain, shift), width)
+    _fit(dense, found[-2:], len(found[-1]), width)
     gains = found[:-2] if other is not None else [*found[:2], None, None]
     return _Enter.apply(y, *gains, *found[-2:], norm.eps)
 
@@ -82,7 +82,7 @@ def leave(hidden: Tensor, attended: Tensor, dense: nn.Linear, dropout: float, tr
     found = _parameters([hidden, attended], [dense])
     if found is None or dropout == 1:
         return F.dropout(attended + dense(F.gelu(F.dropout(hidden, dropout))), dropout)
-    _fit(dense, *found, attended.shape[-1], hidden.shape[-1])
+    _fit(dense, found, attended.shape[-1], hidden.shape[-1])
     seeds = torch.randint(2**62, (2,)).tolist() if dropout > 0 else [0, 0]
     dropouts = (Dropout(seed, dropout) for seed in seeds)
     return _Leave.apply(hidden, attended, *found, *dropouts)
@@ -103,7 +103,8 @@ def _parameters(tokens: Sequence[Tensor], layers: Sequence[nn.Linear | nn.LayerN
     return [p.contiguous() for p in parameters] if readable(*tokens, *parameters) else None
 
 
-def _fit(layer: nn.Linear | nn.LayerNorm, weight: Tensor, bias: Tensor, *shape: int) -> None:
+def _fit(layer: nn.Module, parameters: Sequence[Tensor], *shape: int) -> None:
+    weight, bias = parameters
     if weight.shape != shape or bias.shape != shape[:1]:
         raise ValueError(
             f"the {type(layer).__name__} must have weight {shape} and bias {shape[:1]} for these tokens; found "
@@ -164,7 +165,8 @@ class _Enter(torch.autograd.Function):
     def backward(ctx: Any, by_z: Tensor, by_hidden: Tensor) -> Any:  # type: ignore[override]
         *tensors, stats = ctx.saved_tensors
         if torch.is_grad_enabled() or not readable(by_z, by_hidden, stats, *(t for t in tensors if t is not None)):
-            return *_again(ctx, lambda *t: plain_enter(*t, ctx.eps), tensors, (by_z, by_hidden)), None
+            plain: Any = plain_enter
+            return *_again(ctx, lambda *t: plain(*t, ctx.eps), tensors, (by_z, by_hidden)), None
         # hooks on saved tensors may give back others: of other strides, or not aligned
         y, stride = _rows(tensors[0].resolve_neg())
         own: Any = [None if t is None else in_memory(t) for t in tensors[1:]]

@@ -12,6 +12,7 @@ from torch import Tensor
 from qrkt_hw.circuits.analysis import lower
 from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
+from qrkt_hw.simulator import memory
 from qrkt_hw.simulator.adjoint import Adjoint
 from qrkt_hw.simulator.methods import METHODS
 from qrkt_hw.simulator.pulled import PulledBackObservables
@@ -54,6 +55,7 @@ class Simulator:
         else:
             raise UserError(f"no simulation method {method!r}; there are auto, {', '.join(METHODS)}")
         self.method = chosen.name
+        memory.check_tables(chosen.name, template, self.real_dtype)
         self._evaluate = chosen(program, template.observables, dtype)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -70,6 +72,7 @@ class Simulator:
             ValueError: shapes that do not fit the template or each other, complex numbers, or two devices.
         """
         self._check(inputs, weights)
+        memory.check(self, inputs, weights)
         lead, groups = inputs.shape[:-2], weights.shape[0]
         flat = inputs.reshape(math.prod(lead), *inputs.shape[-2:]).to(self.real_dtype)
         if groups != inputs.shape[-2] and not isinstance(self._evaluate, (PulledBackObservables, Adjoint)):
