@@ -199,7 +199,7 @@ def _plain(circuit: QuantumCircuit) -> QuantumCircuit:
 
 def _borrowed(gate: Any) -> bool:
     """Whether a gate, or one within it, has the name of a standard gate and is another."""
-    if isinstance(gate, (Measure, Reset, ControlFlowOp)) or getattr(gate, "num_clbits", 0):
+    if isinstance(gate, (Measure, Reset, ControlFlowOp)) or getattr(gate, "num_clbits", None):
         raise ValueError(f"{gate.name} is not allowed in a template")
     if standard_name(gate):
         return False

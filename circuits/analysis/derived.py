@@ -220,7 +220,7 @@ def _walk(node: Any, places: dict[str, int]) -> Formula:
     raise ValueError(f"{kind} is not known here")
 
 
-def evaluate(formula: Formula, values: Sequence[Any], xp: Any) -> Any:
+def evaluate(formula: Formula, values: Any, xp: Any) -> Any:
     """The value of a formula at parameter values, each an array or tensor; differentiable where they are tensors.
 
     Args:

@@ -79,7 +79,7 @@ def generate(
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     backend = open_backend(backend_options(flags), seed, console)
     model = generating.gan_of(folder, backend)
-    how = {"resubmit": resubmit, "replan": replan, "budget": limit(backend, max_qpu_seconds, max_cost)}
+    how: dict[str, Any] = {"resubmit": resubmit, "replan": replan, "budget": limit(backend, max_qpu_seconds, max_cost)}
     with held(folder, backend, "generate", asked, resume=resume, restart=restart, progress=Waiting(console), **how):
         images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
     announce(backend, console)
