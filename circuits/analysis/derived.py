@@ -7,7 +7,6 @@ are computed from the old ones by :func:`evaluate`, on arrays or tensors alike; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
