@@ -189,8 +189,8 @@ def _runs_by_definition(gate) -> bool:
     inner = definition_of(gate)
     if inner is None:
         return False
-    ours = not type(gate).__module__.startswith("qiskit.")
-    return (ours and hasattr(gate, "__array__")) or any(_runs_by_definition(i.operation) for i in inner.data)
+    own = not type(gate).__module__.startswith("qiskit.")
+    return (own and hasattr(gate, "__array__")) or any(_runs_by_definition(i.operation) for i in inner.data)
 
 
 def _definition(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place: int) -> Iterator[Step]:

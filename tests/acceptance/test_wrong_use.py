@@ -47,7 +47,7 @@ CASES = {
     "config-deep": ("train --config deep.yaml", ["deep.yaml"]),
     "config-bomb": ("train --config bomb.yaml", ["bomb.yaml", "hidden", "list"]),
     "config-cycle": ("train --config cycle.yaml", ["cycle.yaml", "hidden", "list"]),
-    "ansatz-nonlinear": ("train --ansatz mine.py:nonlinear", ["not linear", "x[0]"]),
+    "ansatz-complex": ("train --ansatz mine.py:imaginary", ["is complex", "x[0]"]),
     "ansatz-outputs": ("train --ansatz mine.py:one", ["--ansatz", "mine", "1 values", "4 inputs"]),
     "ansatz-crash": ("train --ansatz mine.py:crash", ["mine.py:crash", "division"]),
     "ansatz-nothing": ("train --ansatz mine.py:nothing", ["mine.py:nothing", "NoneType"]),
@@ -127,7 +127,7 @@ def make(n, change, observables=()):
     circuit.rx(w[0], 0)
     return CircuitTemplate("mine", circuit, x, w, observables)
 
-def nonlinear(n, layers): return make(n, lambda x: x.sin())
+def imaginary(n, layers): return make(n, lambda x: 1j * x)
 def one(n, layers): return make(n, lambda x: x, ("Z" * n,))
 def crash(n, layers): return 1 / 0
 def nothing(n, layers): return None
