@@ -158,7 +158,7 @@ def test_a_gpu_that_is_not_there_falls_back_visibly_and_on_record(tmp_path, caps
 
 def test_a_retired_device_says_what_works_instead(tmp_path, capsys):
     out = tmp_path / "run"
-    tiny = ["--limit", 8, "--epochs", 1, "--projection", "classical"]
+    tiny = ["--limit", 8, "--epochs", 1, "--rk", "rk1", "--rk-blocks", 1]
     assert run("train", "--out", out, *tiny) == 0
     capsys.readouterr()
     assert run("infer", out, "--backend", "ibm_torino") == 2
