@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except UserError as error:
         message = str(error)
-    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # since click 8.2
+    except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
     except click.ClickException as error:
         message = error.format_message()
@@ -134,7 +134,9 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
-        click.echo("warning: " + " ".join(str(message).split()), err=True)
+        from qrkt_hw.commands.terminal import echo
+
+        echo("warning: " + " ".join(str(message).split()), err=True)
     else:
         _others(message, category, *rest, **more)
 

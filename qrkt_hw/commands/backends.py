@@ -91,7 +91,7 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
         warnings.simplefilter("ignore", BackendWarning)
         backend = resolve(name, shots=shots, strict=strict_backend, file=backends_file, seed=1, working=True)
     if backend.working_entry:
-        click.echo(f"backend {name} is from backends.yaml of this folder", err=True)
+        echo(f"backend {name} is from backends.yaml of this folder", err=True)
     if backend.notice:
         click.secho(printable(f"WARNING: {backend.notice}"), fg="red", bold=True, err=True)
     template = circuits.build("brickwork", 2, 1)

@@ -108,7 +108,7 @@ def limit(backend: Backend, max_seconds: float | None, max_cost: float | None) -
     flags = max_seconds is not None or max_cost is not None
     if flags and not keeps_journal(backend):
         name = "--max-qpu-seconds" if max_seconds is not None else "--max-cost"
-        raise UserError(f"{name}: backend {backend.name!r} is no device and bills nothing; leave the flag out")
+        raise UserError(f"{name} applies only to billed devices; backend {backend.name!r} is a simulator")
     allowed = getattr(backend, "max_seconds", None)
     if not flags and allowed is None:
         return None
@@ -144,9 +144,12 @@ def held(
         progress: is told what is being waited for.
 
     Raises:
-        UserError: another process is at it, or an unfinished activity is in the way.
+        UserError: another process is at it, an unfinished activity is in the way, or flags of devices for a simulator.
     """
     if not keeps_journal(backend):
+        if resubmit or replan:
+            given = "resubmit" if resubmit else "replan"
+            raise UserError(f"--{given}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
         with backend.open(budget=budget, progress=progress):
             yield backend
         return
