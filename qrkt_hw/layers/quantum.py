@@ -77,10 +77,10 @@ class QuantumLayer(TorchConnector):
             template = ansatz
         else:
             template = circuits.build(ansatz, qubits or features, layers)
-        if template.num_inputs == 0 or features % template.num_inputs:
+        if template.num_inputs == 0 or features < 1 or features % template.num_inputs:
             raise UserError(
                 f"--qubits: {features} features cannot be split into groups of {template.num_inputs}; "
-                "the number of features must be a multiple"
+                "the number of features must be a positive multiple"
             )
         where = backends.get(backend) if isinstance(backend, str) else backend
         groups = features // template.num_inputs
