@@ -44,8 +44,8 @@ def load(
         UserError: not a run, a damaged one, one without a trained model yet, or one that needs ``trust``.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
-    model = restored(folder, backend)
     options, description = folder.options(), folder.description()
+    model = _restored(folder, options, description, backend)
     if options.model != "gan":
         reader, names = Reader(options, description), tuple(description["class_names"])
         found: Any = model
@@ -57,7 +57,11 @@ def load(
 
 def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    model = build_model(folder.options(), DataShape.of(folder.description()), backend)
+    return _restored(folder, folder.options(), folder.description(), backend)
+
+
+def _restored(folder: RunFolder, options: RunOptions, description: dict[str, Any], backend: str | Backend) -> nn.Module:
+    model = build_model(options, DataShape.of(description), backend)
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
