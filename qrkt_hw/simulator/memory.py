@@ -29,7 +29,7 @@ from qrkt_hw.simulator.pulled import plan
 
 SMALL = 64 * 2**20  # bytes that nobody asks about
 SHARE = 0.9  # of the free memory that may be taken
-_FORMS = {"statevector": 16.0, "density_matrix": 16.0, "unitary": 16.0, "superop": 16.0}  # Aer: bytes per entry
+_EXPONENTS = {"statevector": 1, "density_matrix": 2, "unitary": 2, "superop": 4}  # Aer's: 2^(exponent * qubits) numbers
 
 
 class Need(NamedTuple):
@@ -70,11 +70,11 @@ def need(
         gradient: whether a backward pass follows.
         compiled: by the native kernels, where the method has some.
     """
-    size, number = 2.0**program.num_qubits, torch.finfo(real).bits // 8
-    amplitude = 2 * number
-    state = size * amplitude
+    number = torch.finfo(real).bits // 8
     if method == "pauli":
         return _of_propagation(program, observables, number, compiled)
+    size, amplitude = 2.0**program.num_qubits, 2 * number
+    state = size * amplitude
     if method == "adjoint" and compiled:
         plane = size * 64  # one row of columns for each amplitude
         columns = native.COLUMNS[real]
@@ -142,7 +142,10 @@ def check(simulate: Evaluates, inputs: Tensor, weights: Tensor) -> None:
         found = _needs[simulate] = tuple(_variants(simulate, simulate.method, simulate.real_dtype))
     gradient = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
     one = found[2 * gradient + inputs.is_cpu]
-    batch, groups = math.prod(inputs.shape[:-2]), weights.shape[0]
+    most, groups = inputs.numel(), weights.shape[0]
+    if most and one.of(most, groups) < SMALL:  # there are no more samples than numbers
+        return
+    batch = math.prod(inputs.shape[:-2])
     needed = one.of(batch, groups)
     if needed < SMALL:
         return
@@ -182,11 +185,12 @@ def check_aer(name: str, method: str, qubits: int) -> None:
     Raises:
         UserError: it does not fit.
     """
-    if method not in _FORMS:  # methods whose memory follows from the circuit
+    exponent = _EXPONENTS.get(method)
+    if exponent is None:  # memory follows from the circuit
         return
-    needed = _FORMS[method] * 2.0 ** (qubits * {"statevector": 1, "superop": 4}.get(method, 2))
+    needed = math.ldexp(16.0, min(exponent * qubits, 1000))
     if needed >= SMALL and needed > (free := SHARE * available(torch.device("cpu"))):
-        _refuse(f"backend {name!r} with method {method!r} on {qubits} qubits", needed, free, [], qubits, method)
+        _refuse(f"backend {name!r} with method {method!r} on {qubits} qubits", needed, free, [], qubits, exponent)
 
 
 def _variants(simulate: Evaluates, method: str, real: torch.dtype) -> list[Need]:
@@ -213,9 +217,8 @@ def _subject(template: CircuitTemplate, method: str, batch: int) -> str:
     return f"ansatz {template.name!r} on {template.num_qubits} qubits by method {method!r}{samples}"
 
 
-def _refuse(what: str, needed: float, free: float, ways: Sequence[str], qubits: int, form: str = "") -> None:
-    per_qubit = {"density_matrix": 2, "unitary": 2, "superop": 4}.get(form, 1)
-    fewer = qubits - math.ceil(math.log2(needed / free) / per_qubit)
+def _refuse(what: str, needed: float, free: float, ways: Sequence[str], qubits: int, exponent: int = 1) -> None:
+    fewer = qubits - math.ceil(math.log2(needed / free) / exponent)
     ways = ways or [f"at most {fewer} qubits fit" if fewer > 0 else "nothing of this kind fits"]
     raise UserError(f"{what} takes {_text(needed)} of memory, and {_text(free)} may be taken: {'; '.join(ways)}")
 
@@ -235,7 +238,7 @@ def available(device: torch.device) -> float:
         free = float(psutil.virtual_memory().available)
     except ImportError:
         free = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(free, *(_left(group) for group in _groups()), math.inf)
+    return max(1.0, min(free, *(_left(group) for group in _groups())))
 
 
 def _groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[Path]:
