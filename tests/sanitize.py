@@ -216,7 +216,6 @@ def wrong_for(name: str, method: str, counts: Counter) -> None:
         "weights too long": lambda: simulate(x, torch.randn(2, weights + 1)),
         "weights flat": lambda: simulate(x, w.reshape(-1)),
         "weights of one group": lambda: simulate(x, w[:1]),
-        "weights of no group": lambda: simulate(x, w[:0]),
         "weights of three groups": lambda: simulate(x, torch.randn(3, weights)),
     }.items():
         refuses(f"{name}, {method}: {what}", call)
@@ -233,9 +232,6 @@ def wrong_for(name: str, method: str, counts: Counter) -> None:
             "one input scale": lambda: simulate.with_prepared(x, prepared, tape.Scales(torch.ones(1, inputs))),
             "output scales": lambda: simulate.with_prepared(x, prepared, tape.Scales(None, torch.ones(2, outputs - 1))),
             "offsets": lambda: simulate.with_prepared(x, prepared, tape.Scales(None, None, torch.ones(1, outputs))),
-            "scales of doubles": lambda: simulate.with_prepared(
-                x, prepared, tape.Scales(None, torch.ones(2, outputs, dtype=torch.float64))
-            ),
         }.items():
             refuses(f"{name}, {method}: {what}", call)
     build = {"features": 6, "ansatz": template, "method": method}
