@@ -101,7 +101,8 @@ def _from_file(name: str) -> Factory:
     sys.modules[spec.name] = module  # dataclasses and pickles look a class's module up there
     try:
         text = read(file)
-        exec(compile(text, str(file), "exec"), module.__dict__)  # what is kept of the file is what was run
+        code = compile(text, str(file), "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # not the loader, which reads the file itself: what is kept is what was run
     except Exception as error:
         raise UserError(f"--ansatz: {path!r} cannot be imported: {error}") from error
     factory = getattr(module, function, None)

@@ -177,7 +177,7 @@ class Reader:
         warnings.warn(
             f"images from {low:.3g} to {high:.3g}: {why}; model(model.preprocess(images)) takes raw ones",
             RunWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

@@ -271,6 +271,8 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
         qpy.dump(circuit, file, version=QPY)
         mark = fingerprint(template)
         data = file.getvalue()
+        if len(data) > LARGEST:
+            raise ValueError(f"{len(data):,} bytes are too many (at most {LARGEST:,})")
         described = Description(
             file=f"{qubits}-qubits-{layers}-layers.qpy",
             sha256=hashlib.sha256(data).hexdigest(),

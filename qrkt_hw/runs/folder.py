@@ -298,10 +298,8 @@ def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
                 warnings.warn(f"skipped {skipped[0]}{others}, which has no {having}; took {run}", RunWarning)
             return run
         skipped.append(run)
-    raise UserError(
-        f"run: no run under {root}{'/'} has a {having}; the newest is {skipped[0]} "
-        f"(go on with: qrkt-hw train --resume {skipped[0]})"
-    )
+    how = f" (go on with: qrkt-hw train --resume {skipped[0]})" if having == "model.safetensors" else ""
+    raise UserError(f"run: no run under {root}{'/'} has a {having}; the newest is {skipped[0]}{how}")
 
 
 def _fresh_name(options: RunOptions) -> Path:

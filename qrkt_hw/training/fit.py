@@ -277,7 +277,7 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
-        whole, moments = _optimizers(module, content["optimizer_states"])
+        whole, moments = _optimizers(module, content["optimizer_states"]) if found == own else (True, [])
         finite = all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments))
         loop = content["loops"]["fit_loop"]
         ended, seen = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
@@ -288,7 +288,7 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
     except Exception as error:  # torch raises many kinds for a file that is not whole
         raise _damaged(run.checkpoint, error) from error
     if not whole or type(epochs) is not int:
-        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers do not agree"))
+        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers are not those of this run"))
     if found != own:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
     if not finite:

@@ -133,6 +133,17 @@ def test_no_command_runs_python_of_a_shared_run(command, keeps, home, tmp_path):
     assert not marker.exists()
 
 
+def test_a_file_is_run_as_python_runs_it(tmp_path):
+    from qrkt_hw.circuits import registry
+
+    (tmp_path / "typed.py").write_text(
+        MINE + "\nclass Typed:\n    size: int\n\nassert Typed.__annotations__['size'] is int\n"
+    )
+    name = f"{tmp_path / 'typed.py'}:f"
+    assert build(name, 3, 1).num_weights == 3
+    assert registry.source(name) == (tmp_path / "typed.py").read_text() and registry.source("qrkt") is None
+
+
 def test_an_old_run_imports_its_file_where_that_is_trusted(home, tmp_path):
     run, marker = copied(home / "mine", tmp_path / "run"), tmp_path / "imported"
     shutil.rmtree(run / "circuits")
