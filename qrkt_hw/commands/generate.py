@@ -69,8 +69,7 @@ def generate(
     console = Terminal(stderr=True)
     from qrkt_hw.experiments import generating
     from qrkt_hw.plots.images import save_grid
-    from qrkt_hw.training.devices import Waiting, check_resumed, held, limit
-    from qrkt_hw.training.fit import announce, open_backend
+    from qrkt_hw.training.devices import Waiting, announce, check_resumed, held, limit, open_backend
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     if resume:

@@ -98,14 +98,13 @@ def infer(
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
-    from qrkt_hw.training.devices import Waiting, check_resumed, held
+    from qrkt_hw.training.devices import Waiting, announce, check_resumed, held, open_backend
 
     if resume:
         check_resumed(folder, "infer", {**chosen, **flags})
     elif resubmit or replan:
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     from qrkt_hw.experiments import inference
-    from qrkt_hw.training.fit import announce, open_backend
 
     backend = open_backend(backend_options(flags), options.seed, console)
     _refuse_simulator(

@@ -19,7 +19,7 @@ from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.training import fit
+from qrkt_hw.training import devices, fit
 from qrkt_hw.training.gan import seconds_per_step
 
 SIDES = ("quantum", "same-shape", "same-parameters")
@@ -105,7 +105,7 @@ def twin(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
-    fit.refuse_billed(run, options, console)
+    devices.refuse_billed(run, options, console)
     data = load_data(options)
     sides = {"same-shape": options.without_circuits(), "same-parameters": same_parameters(options, data.shape)}
     own = seconds_per_step(options, data)

@@ -15,7 +15,7 @@ from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.training import fit
+from qrkt_hw.training import devices, fit
 
 SIDES = ("quantum", "same-shape", "same-parameters")
 
@@ -86,7 +86,7 @@ def twin(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
-    fit.refuse_billed(run, options, console)
+    devices.refuse_billed(run, options, console)
     options = options.model_copy(update={"epochs": epochs or options.epochs})
     data = load_data(options)
     sides = dict(zip(SIDES, (options, same_shape(options), same_parameters(options, data.shape)), strict=True))

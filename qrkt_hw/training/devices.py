@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import shlex
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.panel import Panel
 
-from qrkt_hw.backends import Backend
+from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.errors import UserError
 from qrkt_hw.execution.budget import Budget
 from qrkt_hw.execution.journal import Activity, Journal
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.options.validation import flag
 from qrkt_hw.runs import RunFolder
 
@@ -40,6 +44,40 @@ class Waiting:
 def keeps_journal(backend: Backend) -> bool:
     """Whether work on the backend costs money, so that it is journalled."""
     return backend.kind == "IBM Quantum"
+
+
+def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
+    """The backend of these options for a command, which reads ``./backends.yaml``.
+
+    The use of that file is announced, and a fallback where nobody misses it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BackendWarning)
+        backend = from_options(options, seed, working=True)
+    if backend.working_entry:
+        console.print(f"backend {options.backend} is from backends.yaml of this folder", highlight=False, markup=False)
+    announce(backend, console)
+    return backend
+
+
+def refuse_billed(run: RunFolder, options: RunOptions, console: Console) -> None:
+    """Refuse to train anew, unasked, on the device of a run.
+
+    Raises:
+        UserError: the run's backend bills its time.
+    """
+    if keeps_journal(open_backend(options, options.seed, console)):
+        raise UserError(
+            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
+            "trained there; take a run that was trained on exact"
+        )
+
+
+def announce(backend: Backend, console: Console) -> None:
+    """Print what the user must know of a backend, framed."""
+    if backend.notice is not None:
+        title = "WARNING: another backend" if backend.fell_back_from else f"{backend.name}: please note"
+        console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
 def unfinished(run: RunFolder, kind: str) -> Activity | None:

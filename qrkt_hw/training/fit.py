@@ -14,9 +14,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.panel import Panel
 
-from qrkt_hw.backends import Backend, BackendWarning, from_options
+from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
@@ -32,7 +31,6 @@ from qrkt_hw.models.build import (
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -40,7 +38,15 @@ from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import Waiting, command, held, keeps_journal, limit
+from qrkt_hw.training.devices import (
+    Waiting,
+    announce,
+    command,
+    held,
+    keeps_journal,
+    limit,
+    open_backend,
+)
 from qrkt_hw.training.estimate import estimate
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
@@ -137,40 +143,6 @@ def resume(
 def _arguments(options: RunOptions) -> dict[str, Any]:
     """What the journal keeps of a training: its options stand in the run folder."""
     return {"backend": options.backend, "instance": options.instance}
-
-
-def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
-    """The backend of these options for a command, which reads ``./backends.yaml``.
-
-    The use of that file is announced, and a fallback where nobody misses it.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BackendWarning)
-        backend = from_options(options, seed, working=True)
-    if backend.working_entry:
-        console.print(f"backend {options.backend} is from backends.yaml of this folder", highlight=False, markup=False)
-    announce(backend, console)
-    return backend
-
-
-def refuse_billed(run: RunFolder, options: RunOptions, console: Console) -> None:
-    """Refuse to train anew, unasked, on the device of a run.
-
-    Raises:
-        UserError: the run's backend bills its time.
-    """
-    if keeps_journal(open_backend(options, options.seed, console)):
-        raise UserError(
-            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
-            "trained there; take a run that was trained on exact"
-        )
-
-
-def announce(backend: Backend, console: Console) -> None:
-    """Print what the user must know of a backend, framed."""
-    if backend.notice is not None:
-        title = "WARNING: another backend" if backend.fell_back_from else f"{backend.name}: please note"
-        console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
 def check_accelerator(options: RunOptions) -> None:
@@ -287,10 +259,10 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         content["lr_schedulers"], content["pytorch-lightning_version"].split(".")
     except Exception as error:  # torch raises many kinds for a file that is not whole
         raise _damaged(run.checkpoint, error) from error
-    if not whole or type(epochs) is not int:
-        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers are not those of this run"))
     if found != own:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if not whole or type(epochs) is not int:
+        raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers are not those of this run"))
     if not finite:
         raise _damaged(run.checkpoint, ValueError("it holds values that are not finite numbers"))
     if epochs > module.options.epochs:

@@ -104,7 +104,7 @@ def test_inputs_of_any_dtype_are_evaluated_as_they_are(sampled, dtype):
 
 def test_half_stays_half_and_complex_is_refused():
     layer = QuantumLayer(2, qubits=2, backend=AerBackend("aer"))
-    with pytest.raises(TypeError, match="complex64"):
+    with pytest.raises(ValueError, match="complex64"):
         layer(torch.zeros(1, 2, dtype=torch.complex64))
     layer.weight.data = layer.weight.data.half()
     assert layer(torch.ones(1, 2).half()).dtype == torch.float16

@@ -77,7 +77,7 @@ OTHERS = {
     "infer {images} --backend fake_torino --dry-run": "--dry-run",  # exact values: nothing is sampled
     "infer {images} --resubmit": "--resubmit", "infer {images} --replan": "--replan",
     "infer {images} --dry-run --report": "--report", "infer {images} --dry-run --restart": "--restart",
-    "infer {images} --resume --restart": "--restart", "infer {images} --resume --limit 3": "--limit",
+    "infer {images} --resume --restart": "--restart", "infer {images} --resume --limit 3": "--resume",
     "infer {images} --gradient spsa": "--gradient", "infer {images} --shots 10": "--shots",
     "infer {classical} --backend fake_torino": "--backend", "infer {classical} --shots 10": "--shots",
     "infer {classical} --ablate sine": "--ablate", "infer {gan}": "GAN",
