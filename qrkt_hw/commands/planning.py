@@ -32,7 +32,7 @@ def planned(
     """
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.execution.budget import Budget
-    from qrkt_hw.experiments.loading import load
+    from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.forecast import cheaper_model, check, forecast, rounds_of
 
     if getattr(backend, "packer", None) is None or not backend.shots:
@@ -41,7 +41,7 @@ def planned(
             "name a device, or a snapshot with --shots"
         )
     shape = DataShape.of(folder.description())
-    rounds = rounds_of(load(folder, backend), shape)
+    rounds = rounds_of(restored(folder, backend), shape)
     plan = forecast(rounds, samples, batch, backend)
     budget = Budget.of(backend.name, backend.max_seconds, max_seconds, max_cost)
     if refuse:

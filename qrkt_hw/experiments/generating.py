@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.loading import load
+from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.plots.images import picture, to_bytes
 from qrkt_hw.runs import RunFolder
@@ -27,7 +27,7 @@ def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
     """
     if run.options().model != "gan":
         raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
-    model = load(run, backend)
+    model = restored(run, backend)
     assert isinstance(model, Gan)
     return model
 

@@ -190,8 +190,11 @@ class Predictor:
     def __call__(self, raw: Any) -> list[str]:
         weight = next(self.model.parameters())
         was = self.model.training
+        inputs = self.reader(raw).to(weight.device)
         self.model.eval()
-        with torch.no_grad():
-            logits = self.model(self.reader(raw).to(weight.device))
-        self.model.train(was)
+        try:
+            with torch.no_grad():
+                logits = self.model(inputs)
+        finally:
+            self.model.train(was)
         return [self.names[k] for k in logits.argmax(-1).tolist()]

@@ -24,7 +24,10 @@ from qrkt_hw.simulator.core import REAL
 
 
 class _Weight:
-    """Stands before the connector's property, so that ``.weight`` is found and set as torch does any parameter."""
+    """Hides the connector's property ``weight``: that one cannot be set or deleted, as pruning and parametrizing do.
+
+    No data descriptor: what torch sets on an instance comes first.
+    """
 
     def __get__(self, instance: nn.Module | None, owner: type | None = None) -> Any:
         if instance is None:
