@@ -158,6 +158,8 @@ def read_config(path: Path) -> dict[str, Any]:
     from qrkt_hw.runs.folder import LARGEST
 
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"--config: {path} is no file that can be read: it is a folder, a pipe or a device")
         if path.stat().st_size > LARGEST:
             raise UserError(f"--config: {path} holds more than {LARGEST:,} bytes")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

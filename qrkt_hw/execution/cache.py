@@ -32,7 +32,7 @@ def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict
     """
     path = cache_folder() / kind / f"{key}.json"
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
         if isinstance(kept, dict) and isinstance(kept.get("value"), dict) and kept.get("sha256") == _sum(kept["value"]):
             return kept["value"]
     except (OSError, ValueError, RecursionError):

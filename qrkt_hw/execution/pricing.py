@@ -94,16 +94,13 @@ def prices() -> Prices:
     """
     home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     own = Path(home) / "qrkt-hw" / "prices.yaml"
-    if own.is_file():
-        text, name = own.read_text(encoding="utf-8"), str(own)
-    else:
-        text, name = (
-            resources.files("qrkt_hw.execution").joinpath("prices.yaml").read_text(encoding="utf-8"),
-            "prices.yaml",
-        )
+    shipped = resources.files("qrkt_hw.execution").joinpath("prices.yaml")
+    file, name = (own, str(own)) if own.is_file() else (shipped, "prices.yaml")
     try:
-        return Prices.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UserError(f"{name} is not YAML") from error
+        return Prices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{name}: {sentence(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also what is no text, or nested too deeply
+        raise UserError(f"{name} is not YAML") from error

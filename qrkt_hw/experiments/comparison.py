@@ -150,11 +150,13 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
     Raises:
         UserError: missing or damaged.
     """
+    if not run.metrics.is_file():
+        raise UserError(f"{run.metrics} is missing")
     try:
         with run.metrics.open(encoding="utf-8", newline="") as handle:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(handle)]
-    except FileNotFoundError as error:
-        raise UserError(f"{run.metrics} is missing") from error
+    except OSError as error:
+        raise UserError(f"{run.metrics} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise UserError(f"{run.metrics} is damaged: it is not a table of numbers") from error
     if not rows or not any(wanted <= set(rows[0]) for wanted in HISTORIES):

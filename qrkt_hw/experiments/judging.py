@@ -123,6 +123,8 @@ def judge(data: Data, console: Console, file: Path | None = None) -> Judged:
     try:
         content = place.read_bytes()
         model.load_state_dict(load(content))
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise ValueError("its weights are not finite numbers")
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         quality = {name: float(value) for name, value in header.get("__metadata__", {}).items()}
     except OSError as error:

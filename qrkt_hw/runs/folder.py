@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -180,6 +181,10 @@ class RunFolder:
                 raise UserError(
                     f"{self.data} is damaged: its {key} has {len(value[key])} numbers for {value['channels']} channels"
                 )
+        if self._of_results("data_sha256") not in (None, self.data_sha256()):
+            raise UserError(
+                f"{self.data} is not what this run was trained with: results.json keeps another data_sha256"
+            )
         return value
 
     @contextmanager
@@ -211,7 +216,14 @@ class RunFolder:
 
     def weights_sha256(self) -> str | None:
         """The hash of the trained weights that ``results.json`` keeps; None for an old or unfinished run."""
-        kept = read_json(self.results).get("weights_sha256") if self.results.is_file() else None
+        return self._of_results("weights_sha256")
+
+    def data_sha256(self) -> str:
+        """The hash of ``data.json``, which ``results.json`` keeps beside that of the weights."""
+        return hashlib.sha256(self.data.read_bytes()).hexdigest()
+
+    def _of_results(self, key: str) -> str | None:
+        kept = read_json(self.results).get(key) if self.results.is_file() else None
         return kept if isinstance(kept, str) else None
 
     def discard_untrained(self) -> None:

@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,10 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         return None
     own = {name: (tensor.shape, tensor.dtype) for name, tensor in module.state_dict().items()}
     try:
+        with zipfile.ZipFile(run.checkpoint) as archive:
+            damaged = archive.testzip()  # torch does not compare the checksums
+        if damaged is not None:
+            raise ValueError(f"its part {damaged} is not what was written")
         content = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         epochs = content["callbacks"][Recorder.__qualname__]["history"][-1]["epoch"]
         found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
@@ -312,6 +317,7 @@ def _conclude(
             "field_evaluations_per_forward": field_evaluations(model),
             "best_epoch": recorder.best_epoch,
             "weights_sha256": sha256(weights),
+            "data_sha256": run.data_sha256(),
             **spent(recorder, started),
             **where(options, backend),
         },
