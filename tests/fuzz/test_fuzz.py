@@ -132,6 +132,9 @@ def report(outcomes: dict[str, str]) -> None:
     print(f"seed {SEED}:", dict(Counter(o if o in ("right", "refused") else "WRONG" for o in outcomes.values())))
     wrong = [f"{label} -> {o}" for label, o in outcomes.items() if o not in ("right", "refused")]
     assert not wrong, f"seed {SEED}, {len(wrong)} of {len(outcomes)}:\n" + "\n".join(wrong)
+    # a reader that refused everything, or took everything, would show nothing
+    least = len(outcomes) // 10
+    assert all(list(outcomes.values()).count(o) >= least for o in ("right", "refused"))
 
 
 @pytest.mark.timeout(0)
