@@ -67,7 +67,7 @@ def tune(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
-    url = storage or f"sqlite:///{(out / 'study.db').resolve()}"
+    url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
     study = tuning.open_study(name, url, dimensions, sampler, prune, options.seed)
     tuning.tune(options, dimensions, study, sampler, trials, out, Terminal(stderr=True))
     found = tuning.rows(study)

@@ -30,7 +30,10 @@ def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with fsspec.open(file, "rb") as handle:
             for batch in pq.ParquetFile(handle).iter_batches(64, columns=list(columns), use_threads=False):
-                yield from batch.to_pylist()
+                for row in batch.to_pylist():
+                    if not row.keys() >= {name.partition(".")[0] for name in columns}:
+                        raise ValueError("columns are missing")
+                    yield row
     except UserError:
         raise
     except Exception as error:  # arrow and fsspec raise many kinds for a file that is not whole

@@ -31,7 +31,7 @@ class DataOptions(BaseModel):
     augment: Literal["none", "flip", "crop", "crop-flip", "shift"] = Field(
         "none", description="augmentation of training images; shift: by up to a sixteenth, the edge repeated"
     )
-    text_length: int = Field(512, ge=1, description="tokens of a text that are read")
+    text_length: int = Field(512, ge=1, le=65_536, description="tokens of a text that are read")
     vocabulary: int = Field(20_000, ge=3, description="size of the vocabulary, padding and unknown included")
     unique_words: bool = Field(False, description="read each word of a text once, in the order of first appearance")
     word_pairs: bool = Field(False, description="frequent pairs of neighbouring words are tokens too")

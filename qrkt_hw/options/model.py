@@ -26,7 +26,7 @@ class ModelOptions(BaseModel):
     qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")
     layers: int = Field(1, ge=1, le=64, description="layers of the ansatz")
     hidden: int = Field(32, ge=1, le=16_384, description="width of the tokens")
-    heads: int = Field(4, ge=1, description="attention heads")
+    heads: int = Field(4, ge=1, le=1024, description="attention heads")
     mlp: int = Field(16, ge=1, le=16_384, description="width of the MLP's hidden layer")
     mlp_qubits: int | None = Field(
         None, ge=1, le=28, description="qubits per group in the MLP [default: min(qubits, mlp)]"
@@ -40,7 +40,9 @@ class ModelOptions(BaseModel):
         1,
         description="LayerNorms of a Runge-Kutta block: none, one before F, or one each before attention and MLP",
     )
-    decoder_blocks: int = Field(0, ge=0, description="decoder blocks behind, on a second embedding of the input")
+    decoder_blocks: int = Field(
+        0, ge=0, le=256, description="decoder blocks behind, on a second embedding of the input"
+    )
     cross_attention: Literal["full", "output"] = Field(
         "full", description="projections of the decoder's cross-attention: all four, or the output's only"
     )
@@ -59,7 +61,7 @@ class ModelOptions(BaseModel):
         1.0, gt=0, description="text: deviation of the embeddings before training; seldom words keep much of it"
     )
     token_dropout: float = Field(0.0, ge=0, lt=1, description="text: share of words that a training step leaves out")
-    pool_maps: int = Field(1, ge=1, description="sums that --pool weighted makes")
+    pool_maps: int = Field(1, ge=1, le=1024, description="sums that --pool weighted makes")
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
     initial_angles: Literal["uniform", "conditioned"] = Field(
         "uniform",
