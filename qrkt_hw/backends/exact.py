@@ -61,6 +61,9 @@ class ExactBackend(LocalBackend):
 class OnDevice:
     """A tensor function that computes on one device and returns where its input was."""
 
+    def __deepcopy__(self, memo: dict) -> OnDevice:
+        return self
+
     def __init__(self, function: TensorFunction, device: str) -> None:
         self.function, self.device = function, device
 

@@ -99,12 +99,13 @@ def layers(named: Path | None = None, working: bool = False) -> dict[str, tuple[
 
 def _check_name(name: str, entry: Entry, where: str, below: dict[str, tuple[Entry, str]]) -> None:
     """``exact`` is what everything is compared with, and the names of simulators are typed without fear of a bill."""
-    if name == "exact" and not isinstance(entry, ExactEntry):
+    if name.lower() == "exact" and not isinstance(entry, ExactEntry):
         raise UserError(
             f"{where}: exact.provider is {entry.provider!r}; the name exact is reserved for provider exact, so "
             "give the entry another name"
         )
-    free = name.startswith("fake_") or (name in below and not isinstance(below[name][0], IBMEntry))
+    simulators = {key.lower() for key, (other, _) in below.items() if not isinstance(other, IBMEntry)}
+    free = name.lower().startswith("fake_") or name.lower() in simulators
     if free and isinstance(entry, IBMEntry):
         raise UserError(
             f"{where}: {name}.provider is 'ibm', but {name} is the name of a simulator, which bills nothing; give the "

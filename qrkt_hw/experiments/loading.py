@@ -75,7 +75,7 @@ class Reader:
 
     Images are arrays, tensors, PIL images or a list of these: ``(height, width)``, ``(channels, height, width)``,
     ``(images, channels, height, width)``, and of one channel ``(images, height, width)``; uint8 from 0 to 255, or
-    floats from 0 to 1. A model of scikit-learn's digits also takes floats from 0 to 16, as ``load_digits`` gives them.
+    floats from 0 to 1. A model of scikit-learn's digits also takes 0 to 16, as ``load_digits`` gives them.
     PIL images of any size are scaled and cropped where training did so.
 
     Returns float32 ``(images, channels, size, size)``, or int64 token ids ``(texts, longest)`` of one text or a list.
@@ -122,6 +122,8 @@ class Reader:
         if not isinstance(raw, (np.ndarray, Tensor)):
             raise TypeError(f"images are arrays, tensors or PIL images, not {type(raw).__name__}")
         pixels = self._four(torch.as_tensor(raw))
+        if pixels.dtype == torch.uint8 and self.dataset == "digits" and pixels.numel() and pixels.max() <= DIGITS:
+            pixels = pixels.float()  # scikit-learn's digits as whole numbers; of 255 they would be all but black
         if pixels.dtype == torch.uint8:
             return normalised(pixels, self.statistics)
         if not pixels.is_floating_point():

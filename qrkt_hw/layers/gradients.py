@@ -142,7 +142,7 @@ def rule_of(backend: Backend, generator: np.random.Generator | None = None) -> R
 def simulated_jacobian(call: Call, evaluate, wanted: Wanted) -> NDArray[np.float64]:
     """``(..., observables, inputs + weights)`` by differentiating a tensor function."""
     template = call.template
-    flat = np.asarray(call.values, dtype=np.float64).reshape(call.samples, -1)
+    flat = np.asarray(call.values, dtype=np.float64).reshape(call.samples, call.values.shape[-1])
     # one weight set per sample, so that a summed output still has separate derivatives
     features = torch.tensor(flat[:, : template.num_inputs]).requires_grad_(wanted.inputs)
     weights = torch.tensor(flat[:, template.num_inputs :]).requires_grad_(wanted.weights)

@@ -98,7 +98,9 @@ class QuantumLayer(TorchConnector):
         self.requested_method = method
         # for ablations (qrkt_hw.layers.ablation): what stands in for the circuit's values
         self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
-        self._found: dict[torch.dtype, tuple[Backend, TensorFunction | None]] = {}  # evaluators on this backend
+        self._found: dict[
+            bool, tuple[Backend, TensorFunction | None]
+        ] = {}  # evaluators on this backend, by: is it double
         count = groups * template.num_weights
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
@@ -145,11 +147,12 @@ class QuantumLayer(TorchConnector):
     def evaluator(self, dtype: torch.dtype | None = None) -> TensorFunction | None:
         """What evaluates the circuits on tensors in this precision; None where the backend is not differentiable."""
         dtype, backend = dtype or self.dtype, self.backend
-        found = self._found.get(dtype)
+        double = dtype == torch.complex128
+        found = self._found.get(double)
         if found is None or found[0] is not backend:
             differentiable = backend.differentiable
             made = backend.simulator(self._network.evaluated, dtype, self.requested_method) if differentiable else None
-            found = self._found[dtype] = (backend, made)
+            found = self._found[double] = (backend, made)
         return found[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -345,8 +348,11 @@ def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
     by_backend: dict[Backend, tuple[int, list[str]]] = {}
     for layer, x in jobs:
         network = layer.network
+        samples = x.numel() // x.shape[-1]
+        if type(samples) is not int:  # traced or symbolic: nothing is evaluated now
+            continue
         circuits, tags = by_backend.get(network.backend, (0, []))
         each = layer.groups * network.backend.circuits_for(network.evaluated)
-        by_backend[network.backend] = circuits + x.numel() // x.shape[-1] * each, [*tags, network.tag]
+        by_backend[network.backend] = circuits + samples * each, [*tags, network.tag]
     for backend, (circuits, tags) in by_backend.items():
         backend.begin_round(circuits, tags)

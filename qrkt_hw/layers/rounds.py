@@ -13,7 +13,7 @@ from torch import Tensor
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.layers.gradients import Adjoint, Wanted, rule_of
 from qrkt_hw.layers.network import TemplateNetwork
-from qrkt_hw.simulator import simulator
+from qrkt_hw.simulator import native, simulator
 
 
 def run_round(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
@@ -26,10 +26,20 @@ def run_round(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
 
     Raises:
         TypeError: complex inputs or weights.
+        ValueError: inputs or weights that are not finite: no device takes them.
+        RuntimeError: under ``torch.func``, tracing or fake tensors.
     """
+    names = ", ".join(sorted({network.backend.name for network in networks}))
+    if native.traced(*inputs, *weights):
+        raise RuntimeError(
+            f"circuits on {names} are asked for in numbers, which torch.func, tracing and fake tensors cannot follow; "
+            "take the exact backend there"
+        )
     for tensor in (*inputs, *weights):
         if tensor.is_complex():
             raise TypeError(f"inputs and weights of circuits are real angles, not {tensor.dtype}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"inputs and weights of circuits on {names} must be finite numbers; NaN or inf was found")
     return list(_Round.apply(tuple(networks), *inputs, *weights))
 
 
@@ -79,6 +89,10 @@ class _Round(torch.autograd.Function):
         for k, (rule, call, plan) in enumerate(zip(rules, ctx.calls, plans, strict=True)):
             found = [next(values) for _ in plan]
             if not (wanted[k].inputs or wanted[k].weights):
+                continue
+            if not call.samples:
+                for place, needed in ((k, wanted[k].inputs), (count + k, wanted[k].weights)):
+                    gradients[place] = torch.zeros_like(tensors[place]) if needed else None
                 continue
             cotangent = _numpy(cotangents[k]).reshape(*call.values.shape[:-1], call.template.num_outputs)
             if isinstance(rule, Adjoint):

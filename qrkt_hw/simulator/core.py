@@ -47,6 +47,11 @@ class Simulator:
             raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
         if method == "auto":
             fitting = [m for m in METHODS.values() if m.supports(program, template.observables)]
+            if not fitting:
+                raise UserError(
+                    f"ansatz {template.name!r} on {template.num_qubits} qubits has no exact method: statevectors go to "
+                    "28 qubits, and its observables depend on too much for propagation; take fewer qubits or layers"
+                )
             chosen = min(fitting, key=lambda m: m.cost(program, template.observables))
         elif method in METHODS:
             chosen = METHODS[method]
@@ -57,6 +62,9 @@ class Simulator:
         self.method = chosen.name
         memory.check_tables(chosen.name, template, self.real_dtype)
         self._evaluate = chosen(program, template.observables, dtype)
+
+    def __deepcopy__(self, memo: dict) -> Simulator:
+        return self  # never changed, and shared by all layers of its template
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(..., groups, observables)``, real.

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -97,11 +98,14 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def traced(*tensors: Tensor) -> bool:
-    """Whether something must see every operation: ``torch.func``, a dispatch mode (fake tensors, make_fx), a subclass.
+    """Whether something must see every operation: ``torch.func``, forward-mode derivatives, ``torch.jit.trace``, a
+    dispatch mode (fake tensors, make_fx), a subclass.
 
     Only torch's own operations are right then; a compiled routine would read addresses that hold no numbers.
     """
     if _transforms_active() or is_in_torch_dispatch_mode():
+        return True
+    if _tracing() is not None or forward_ad._current_level >= 0:
         return True
     for t in tensors:
         kind = type(t)
@@ -124,6 +128,7 @@ def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str
 
 # as in torch.autograd.grad(..., is_grads_batched=True), which no transform announces
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
+_tracing = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
 _Strides = ctypes.c_int64 * 4
 

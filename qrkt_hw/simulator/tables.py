@@ -36,9 +36,14 @@ class Tables:
 
 @contextmanager
 def _kept_tensors() -> Iterator[None]:
-    """Within, tensors are ordinary ones: what is kept must not be a fake or an inference tensor of its first user."""
-    with torch.inference_mode(False), _disable_current_modes():
-        yield
+    """Within, tensors are ordinary ones: what is kept must not be a fake, inference or traced one of its first user."""
+    tracing = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        with torch.inference_mode(False), _disable_current_modes():
+            yield
+    finally:
+        torch._C._set_tracing_state(tracing)
 
 
 def taking_turns(inputs: Tensor, groups: int) -> Tensor:

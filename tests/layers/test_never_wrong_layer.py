@@ -12,7 +12,8 @@ from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from qrkt_hw import QuantumLayer, circuits
+from qrkt_hw import QuantumLayer, backends, circuits
+from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import METHODS, Simulator
 
 X = torch.linspace(-2, 2, 40).reshape(5, 8)
@@ -304,3 +305,49 @@ def test_second_derivatives_of_a_circuit_that_depends_on_no_parameter(method):
 def test_a_dtype_that_is_none_is_refused():
     with pytest.raises(ValueError, match=r"complex64 or torch\.complex128"):
         layer(dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind[1])
+def test_a_traced_layer_computes_and_counts_in_whole_numbers(kind):
+    made = layer(*kind)
+    with torch.no_grad():
+        traced = torch.jit.trace(made, X)
+        torch.testing.assert_close(traced(X + 1), made(X + 1), atol=1e-6, rtol=0)
+    assert type(made.backend.counters.circuits) is int
+
+
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind[1])
+def test_a_compiled_layer_computes_the_same(kind):
+    made = nn.Sequential(nn.Linear(8, 8), layer(*kind))
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(made, backend="eager")(X), made(X))
+
+
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind[1])
+def test_forward_mode_derivatives(kind):
+    made = layer(*kind).double()
+    x = X.double()
+    found = torch.autograd.functional.jacobian(made, x, vectorize=True, strategy="forward-mode")
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(made, x), atol=1e-10, rtol=0)
+
+
+def test_copies_of_a_parametrized_layer_that_was_used():
+    made = parametrizations.weight_norm(layer())
+    expected = made(X)
+    torch.testing.assert_close(copy.deepcopy(made)(X), expected)
+
+
+def test_what_no_method_evaluates_is_refused_in_a_sentence():
+    with pytest.raises(UserError, match="28 qubits"):
+        QuantumLayer(30, ansatz="ry_rz_ring", layers=3)
+
+
+def test_backends_that_are_asked_in_numbers_refuse_what_they_cannot():
+    made = QuantumLayer(2, ansatz="qrkt", backend=backends.registry.resolve("aer_cpu", shots=16))
+    empty = torch.zeros(0, 2, requires_grad=True)
+    made(empty).sum().backward()
+    assert empty.grad.shape == (0, 2) and (made.weight.grad == 0).all()
+    with pytest.raises(RuntimeError, match="aer_cpu"):
+        vmap(made)(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="finite"):
+        made(torch.full((3, 2), torch.nan))
