@@ -205,7 +205,10 @@ def _shown(chosen: dict[str, Any]) -> str:
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:
     """Finished trials, best first: ``trial, state, val_auroc, epochs``, the searched options, ``parameters, run``."""
-    done = [t for t in study.trials if t.state in DONE]
+    try:
+        done = [t for t in study.trials if t.state in DONE]
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(f"--storage: the study is damaged, or out of reach ({type(error).__name__})") from None
     done.sort(key=lambda t: (t.state != TrialState.COMPLETE, -(t.value if t.value is not None else -1), t.number))
     return [
         {

@@ -141,7 +141,10 @@ class RunFolder:
         try:
             if self.config.stat().st_size > LARGEST:
                 raise UserError(f"{self.config} is damaged: it holds more than {LARGEST:,} bytes")
-            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            text = self.config.read_text(encoding="utf-8")
+            if not text.endswith("\n"):  # a value that was cut in two would be another value
+                raise UserError(f"{self.config} is damaged: its last line does not end")
+            values = yaml.safe_load(text)
             options = RunOptions.model_validate(values)
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error

@@ -38,12 +38,12 @@ class Tables:
 def _kept_tensors() -> Iterator[None]:
     """Within, tensors are ordinary ones: what is kept must not be a fake, inference or traced one of its first user."""
     tracing = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
     try:
         with torch.inference_mode(False), _disable_current_modes():
             yield
     finally:
-        torch._C._set_tracing_state(tracing)
+        torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
 def taking_turns(inputs: Tensor, groups: int) -> Tensor:

@@ -257,7 +257,7 @@ def study() -> Any:
     from qrkt_hw.experiments import tuning
     from qrkt_hw.experiments.search import parse
 
-    url = f"sqlite:///{Path('study.db').resolve()}"
+    url = f"sqlite:///{Path('study.db').absolute()}"
     found = tuning.open_study("qrkt-hw", url, [parse("qubits=2,4")], "random", True, 0)
     return tuning.rows(found)
 
