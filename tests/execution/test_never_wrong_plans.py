@@ -1,6 +1,7 @@
 """Damaged plans and journals are one sentence, and nothing in them decides what is paid."""
 
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -98,14 +99,8 @@ def test_an_odd_cell_is_one_sentence(table, column, value, tmp_path):
     for name in ("config.yaml", "data.json"):  # a run folder
         (tmp_path / name).write_text("{}")
     assert qrkt("jobs", "list", tmp_path, cwd=tmp_path).returncode == 0
-    base = sqlite3.connect(path)
-    try:
-        base.execute(f"update {table} set {column} = ?", (value,))
-        base.commit()
-    except sqlite3.IntegrityError:
-        pytest.skip("the table itself refuses it")
-    finally:
-        base.close()
+    with closing(sqlite3.connect(path)) as base, base:
+        assert base.execute(f"update {table} set {column} = ?", (value,)).rowcount > 0
     for how in (["list"], ["list", "--json"], ["show"]):
         found = qrkt("jobs", *how, tmp_path, cwd=tmp_path)
         assert found.returncode in (0, 2) and "Traceback" not in found.stderr, found.stderr
