@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qrkt_hw.simulator import native
 
@@ -19,27 +19,15 @@ NARROW = 8
 _Where = ctypes.c_int64 * 11
 
 
-def _keys(tensor: Tensor) -> int:
-    return torch._C._dispatch_keys(tensor).raw_repr()
-
-
-with torch.inference_mode():
-    _PLAIN = {_keys(torch.empty(0))}
-with torch.inference_mode(False):
-    _PLAIN.add(_keys(torch.empty(0)))
-_KINDS = (Tensor, nn.Parameter)
-
-
 def readable(*tensors: Tensor) -> bool:
-    """Whether native code may read these tensors: dense ones on a CPU, of one precision, that torch does not wrap
-    (``torch.func``, subclasses), record (``FakeTensorMode``, ``make_fx``) or compute on access (negated views)."""
+    """Whether native code may read these tensors: those it serves, dense, of one precision, and no negated views."""
     dtype = tensors[0].dtype
-    if dtype not in native.COLUMNS or native.library() is None:
+    if dtype not in native.COLUMNS:
         return False
     for t in tensors:
-        if t.dtype is not dtype or type(t) not in _KINDS or _keys(t) not in _PLAIN:
+        if t.dtype is not dtype or t.layout is not torch.strided or t.is_neg():
             return False
-    return not (torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack())
+    return native.serves(*tensors)
 
 
 def serves(query: Tensor, key: Tensor, heads: int) -> bool:
@@ -74,7 +62,7 @@ def attention(
     if dropout >= 1:
         return torch.zeros_like(query) * value.sum()  # nothing is kept, yet the graph goes on
     query, key, value = query.resolve_neg(), key.resolve_neg(), value.resolve_neg()
-    seen = mask is None or (type(mask) is Tensor and _keys(mask) in _PLAIN)
+    seen = mask is None or native.serves(mask)
     if not (seen and readable(query, key, value) and query.numel() and key.numel()):
         ones = query.new_ones(len(query), heads, query.shape[1], key.shape[1]) if dropout > 0 else None
         return plain_attention(query, key, value, heads, None if ones is None else F.dropout(ones, dropout), mask)

@@ -98,9 +98,8 @@ class QuantumLayer(TorchConnector):
         self.requested_method = method
         # for ablations (qrkt_hw.layers.ablation): what stands in for the circuit's values
         self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
-        self._found: dict[
-            bool, tuple[Backend, TensorFunction | None]
-        ] = {}  # evaluators on this backend, by: is it double
+        # evaluators on this backend, by whether they are of double precision
+        self._found: dict[bool, tuple[Backend, TensorFunction | None]] = {}
         count = groups * template.num_weights
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions

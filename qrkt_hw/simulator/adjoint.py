@@ -109,8 +109,7 @@ class Adjoint:
         out = inputs.new_empty(batch, groups, len(self.observables))
         states = None
         if keep:
-            columns = native.COLUMNS[self.real]
-            states = inputs.new_empty(groups * -(-batch // columns) * 2 * self.size * columns)
+            states = inputs.new_empty(self._kept(batch, groups))
         self.routine.forward(
             inputs.data_ptr(), native.strides(inputs), weights.data_ptr(), batch, groups, out.data_ptr(),
             None if states is None else states.data_ptr(),
@@ -126,7 +125,8 @@ class Adjoint:
             )
             return by_inputs.unflatten(1, (-1, groups)).sum(1), by_weights
         batch, groups = inputs.shape[0], weights.shape[0]
-        inputs, weights = inputs.resolve_neg(), weights.resolve_neg().contiguous()  # checked when they came
+        inputs, weights = self._checked(inputs, weights)  # hooks on saved tensors may have given back others
+        states = native.numbers(states, (self._kept(batch, groups),), self.real, "the states").contiguous()
         shape = (batch, groups, len(self.observables))
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         by_inputs, by_weights = inputs.new_zeros(inputs.shape), torch.empty_like(weights)
@@ -136,6 +136,11 @@ class Adjoint:
             by_weights.data_ptr(),
         )  # fmt: skip
         return by_inputs, by_weights
+
+    def _kept(self, batch: int, groups: int) -> int:
+        """How many numbers the final states of a call are."""
+        columns = native.COLUMNS[self.real]
+        return groups * -(-batch // columns) * 2 * self.size * columns
 
     def _checked(self, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """The tensors as the routine reads them.

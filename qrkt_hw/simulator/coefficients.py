@@ -155,11 +155,14 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
-        (weights,) = ctx.saved_tensors
+        (weights,), real = ctx.saved_tensors, ctx.coefficients.real_dtype
         if torch.is_grad_enabled() or not native.serves(cotangent):
             return _again(ctx.coefficients, weights, cotangent), None
+        weights = native.numbers(
+            weights, (weights.shape[0], ctx.coefficients.num_weights), real, "weights"
+        ).contiguous()
         shape = (weights.shape[0], ctx.coefficients.positions)
-        cotangent = native.numbers(cotangent, shape, weights.dtype, "the cotangent").contiguous()
+        cotangent = native.numbers(cotangent, shape, real, "the cotangent").contiguous()
         result = torch.empty_like(weights)
         ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), weights.shape[0], result.data_ptr())
         return result, None

@@ -152,9 +152,7 @@ class Tape:
         self, inputs: Tensor, shared: Tensor, scales: Scales, cotangent: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]:
         """The cotangents of inputs, coefficients and the three scales, where needed."""
-        inputs, shared = inputs.resolve_neg(), shared.resolve_neg().contiguous()  # checked when they came
-        if scales is not NO_SCALES:
-            scales = Scales(*(None if t is None else t.resolve_neg().contiguous() for t in scales))
+        inputs, shared, scales = self._checked(inputs, shared, scales)  # hooks may have given back others
         shape = (inputs.shape[0], shared.shape[0], self.outputs)
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
         slopes = [

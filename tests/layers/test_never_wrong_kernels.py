@@ -208,3 +208,16 @@ print("right")
 def test_recorders_and_fake_tensors_see_torchs_operations():
     done = subprocess.run([sys.executable, "-c", RECORDED], capture_output=True, text=True, timeout=240)
     assert done.stdout == "right\n", done.stderr
+
+
+def test_attention_is_traced_and_differentiated_forwards():
+    from qrkt_hw.layers.attention import attend
+
+    def itself(x):
+        return attend(x, x, x, 2, 0.0, None)
+
+    x, other = torch.randn(5, 4, 8, dtype=torch.float64), torch.randn(5, 4, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(itself, x)(other), itself(other))
+    found = torch.autograd.functional.jacobian(itself, x[:1], vectorize=True, strategy="forward-mode")
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(itself, x[:1]))

@@ -351,3 +351,17 @@ def test_backends_that_are_asked_in_numbers_refuse_what_they_cannot():
         vmap(made)(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="finite"):
         made(torch.full((3, 2), torch.nan))
+
+
+@pytest.mark.parametrize("kind", KEPT, ids=lambda kind: kind[1])
+def test_what_hooks_give_back_for_saved_tensors_is_checked(kind):
+    made = layer(*kind)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.half() if t.is_floating_point() else t, lambda t: t):
+        values = made(X)
+    with pytest.raises(ValueError, match="float16"):
+        values.sum().backward()
+    with torch.autograd.graph.save_on_cpu():
+        values = made(X)
+    values.sum().backward()
+    expected = torch.autograd.grad(made(X).sum(), made.weight)[0]
+    torch.testing.assert_close(made.weight.grad, expected)
