@@ -82,7 +82,7 @@ class Derived:
         formulas = (*self.inputs, *self.weights)
         with np.errstate(all="ignore"):
             flat = _stack(
-                [evaluate(slope(f, k), columns, np) for f in formulas for k in range(size)], parameters.shape[:-1]
+                [evaluate(derivative(f, k), columns, np) for f in formulas for k in range(size)], parameters.shape[:-1]
             )
         return flat.reshape(*parameters.shape[:-1], len(formulas), size)
 
@@ -250,18 +250,18 @@ def evaluate(formula: Formula, values: Any, xp: Any) -> Any:
     return getattr(xp, kind)(parts[0])
 
 
-def slope(formula: Formula, place: int) -> Formula:
+def derivative(formula: Formula, place: int) -> Formula:
     """The derivative of a formula by the parameter at ``place``; where it jumps, the derivative beside the jump."""
     if not isinstance(formula, tuple):
         return 1.0 if isinstance(formula, int) and formula == place else 0.0
     kind, *parts = formula
     if kind == "add":
-        return _sum([slope(part, place) for part in parts])
+        return _sum([derivative(part, place) for part in parts])
     if kind == "mul":
-        return _sum([_product([*parts[:k], slope(part, place), *parts[k + 1 :]]) for k, part in enumerate(parts)])
+        return _sum([_product([*parts[:k], derivative(part, place), *parts[k + 1 :]]) for k, part in enumerate(parts)])
     if kind == "pow":
         base, exponent = parts
-        by_base, by_exponent = slope(base, place), slope(exponent, place)
+        by_base, by_exponent = derivative(base, place), derivative(exponent, place)
         less = exponent - 1.0 if isinstance(exponent, float) else ("add", exponent, -1.0)
         return _sum(
             [_product([exponent, ("pow", base, less), by_base]), _product([formula, ("log", base), by_exponent])]
@@ -279,7 +279,7 @@ def slope(formula: Formula, place: int) -> Formula:
         "abs": ("sign", part),
         "sign": 0.0,
     }
-    return _product([outer[kind], slope(part, place)])
+    return _product([outer[kind], derivative(part, place)])
 
 
 def _sum(parts: list[Formula]) -> Formula:

@@ -22,6 +22,7 @@ from qrkt_hw.models.build import build_model
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
+from qrkt_hw.simulator import native
 
 DIGITS = 16.0  # largest pixel of scikit-learn's digits
 
@@ -159,12 +160,12 @@ class Reader:
 
     def look(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         """Warn once of images that training cannot have seen; before every forward pass."""
-        if self.warned or not inputs or type(inputs[0]) is not Tensor or torch.compiler.is_compiling():
+        if self.warned or not inputs or not isinstance(inputs[0], Tensor) or torch.compiler.is_compiling():
             return
         images = inputs[0]
-        if torch._C._functorch.is_functorch_wrapped_tensor(images) or torch.jit.is_tracing() or not images.numel():
+        if native.traced(images) or images.is_meta or not images.numel():
             return  # no values to look at
-        if not images.is_floating_point() or images.device.type == "meta":
+        if not images.is_floating_point():
             return  # torch refuses integers itself
         low, high = float(images.min()), float(images.max())
         least = min((0 - m) / s for m, s in zip(*self.statistics, strict=True)) - 0.01

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qrkt_hw.simulator import native
+from qrkt_hw.simulator.tables import vjp
 
 # query tokens times key tokens up to which the compiled loops were the faster ones, for heads up to 8 wide and wider
 LARGEST, LARGEST_WIDE = 400 * 400, 1024
@@ -118,24 +119,20 @@ class _Attention(torch.autograd.Function):
             "attention_forward", query.dtype, where, query.data_ptr(), key.data_ptr(), value.data_ptr(),
             native.address(seen), *dropout.arguments, stats.data_ptr(), out.data_ptr(),
         )  # fmt: skip
-        ctx.save_for_backward(query, key, value, stats, seen)
+        save(ctx, query, key, value, stats, seen)
         ctx.heads, ctx.dropout = heads, dropout
         return out
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
-        query, key, value, stats, seen = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        if again or not readable(cotangent, query, key, value, stats):
+        query, key, value, stats, seen = saved(ctx)
+        if torch.is_grad_enabled() or not readable(cotangent, query, key, value, stats):
             kept = ctx.dropout.kept(_where(query, key, value, ctx.heads), query)
-            with torch.enable_grad():
-                # fresh views: key and value may be one tensor, or depend on each other, and those paths are not this
-                # node's
-                q, k, v = (t.view_as(t) if again else t.detach().requires_grad_() for t in (query, key, value))
-                result = plain_attention(q, k, v, ctx.heads, kept, seen)
-            wanted = [t for t, need in zip((q, k, v), ctx.needs_input_grad, strict=False) if need]
-            found = iter(torch.autograd.grad(result, wanted, cotangent, create_graph=again))
-            return *(next(found) if need else None for need in ctx.needs_input_grad[:3]), None, None, None
+
+            def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return plain_attention(q, k, v, ctx.heads, kept, seen)
+
+            return *vjp(plain, (query, key, value), ctx.needs_input_grad[:3], cotangent), None, None, None
         # hooks on saved tensors may give back others: of other strides, or not aligned
         query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value))
         stats, seen, cotangent = aligned(stats), None if seen is None else seen.contiguous(), in_memory(cotangent)
@@ -153,6 +150,24 @@ def _where(query: Tensor, key: Tensor, value: Tensor, heads: int) -> ctypes.Arra
     strides = [s for t in (query, key, value) for s in t.stride()[:2]]
     batch, tokens, hidden = query.shape
     return _Where(*strides, batch, heads, tokens, key.shape[1], hidden // heads)
+
+
+def save(ctx: Any, *tensors: Tensor | None) -> None:
+    """Save tensors for the backward pass of a node."""
+    ctx.save_for_backward(*tensors)
+    ctx.shapes = [None if t is None else t.shape for t in tensors]
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """What :func:`save` kept.
+
+    Raises:
+        ValueError: hooks on saved tensors gave back other shapes, of which native code would read foreign memory.
+    """
+    found = ctx.saved_tensors
+    if [None if t is None else t.shape for t in found] != ctx.shapes:
+        raise ValueError("hooks on saved tensors gave back tensors of other shapes")
+    return found
 
 
 def in_memory(tensor: Tensor) -> Tensor:

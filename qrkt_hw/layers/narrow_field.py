@@ -7,15 +7,16 @@ the attention, and dropout. Derivatives of derivatives go through plain operatio
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qrkt_hw.layers.few_tokens import Dropout, aligned, in_memory, readable
+from qrkt_hw.layers.few_tokens import Dropout, aligned, in_memory, readable, save, saved
 from qrkt_hw.simulator import native
+from qrkt_hw.simulator.tables import vjp
 
 LARGEST = 2048  # entries of a dense map up to which the compiled loops win over a library's product
 
@@ -123,24 +124,6 @@ def _rows(t: Tensor) -> tuple[Tensor, int]:
     return t.contiguous(), t.shape[-1]
 
 
-def _again(
-    ctx: Any, function: Callable[..., Any], tensors: Sequence[Tensor | None], cotangents: tuple[Tensor, ...]
-) -> list[Tensor | None]:
-    """Gradients by plain operations, to be differentiated again where torch asks for that.
-
-    The tensors become nodes of their own: what is differentiated in them does not reach into earlier stages, whose
-    tokens depend on the same weights.
-    """
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        apart = [None if t is None else t.view_as(t) if again else t.detach().requires_grad_() for t in tensors]
-        result = function(*apart)
-    needed = list(ctx.needs_input_grad[: len(tensors)])
-    wanted = [t for t, need in zip(apart, needed, strict=True) if need and t is not None]
-    found = iter(torch.autograd.grad(result, wanted, cotangents, create_graph=again))
-    return [next(found) if need else None for need in needed]
-
-
 class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
@@ -157,16 +140,17 @@ class _Enter(torch.autograd.Function):
             native.address(other_gain), native.address(other_shift), weight.data_ptr(), bias.data_ptr(), eps,
             stats.data_ptr(), z.data_ptr(), hidden.data_ptr(),
         )  # fmt: skip
-        ctx.save_for_backward(y, gain, shift, other_gain, other_shift, weight, bias, stats)
+        save(ctx, y, gain, shift, other_gain, other_shift, weight, bias, stats)
         ctx.eps = eps
         return z, hidden
 
     @staticmethod
     def backward(ctx: Any, by_z: Tensor, by_hidden: Tensor) -> Any:  # type: ignore[override]
-        *tensors, stats = ctx.saved_tensors
+        *tensors, stats = saved(ctx)
         if torch.is_grad_enabled() or not readable(by_z, by_hidden, stats, *(t for t in tensors if t is not None)):
             plain: Any = plain_enter
-            return *_again(ctx, lambda *t: plain(*t, ctx.eps), tensors, (by_z, by_hidden)), None
+            needs = ctx.needs_input_grad[: len(tensors)]
+            return *vjp(lambda *t: plain(*t, ctx.eps), tensors, needs, by_z, by_hidden), None
         # hooks on saved tensors may give back others: of other strides, or not aligned
         y, stride = _rows(tensors[0].resolve_neg())
         own: Any = [None if t is None else in_memory(t) for t in tensors[1:]]
@@ -215,19 +199,20 @@ class _Leave(torch.autograd.Function):
             "leave_forward", out.dtype, where, hidden.data_ptr(), attended.data_ptr(), weight.data_ptr(),
             bias.data_ptr(), first.arguments[0], *second.arguments, out.data_ptr(),
         )  # fmt: skip
-        ctx.save_for_backward(hidden, attended, weight, bias)
+        save(ctx, hidden, attended, weight, bias)
         ctx.dropouts = (first, second)
         return out
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> Any:  # type: ignore[override]
-        hidden, attended, weight, bias = tensors = ctx.saved_tensors
+        hidden, attended, weight, bias = tensors = saved(ctx)
         first, second = ctx.dropouts
         if torch.is_grad_enabled() or not readable(cotangent, *tensors):
             kept = [d.kept(_Keep(*[0] * 6, t.numel() // t.shape[-1], 1, 1, t.shape[-1], 0), t)
                     for d, t in ((first, hidden), (second, attended))]  # fmt: skip
             factors = [None if k is None else k.view(t.shape) for k, t in zip(kept, tensors[:2], strict=True)]
-            return *_again(ctx, lambda *t: plain_leave(*t, *factors), tensors, (cotangent,)), None, None
+            needs = ctx.needs_input_grad[: len(tensors)]
+            return *vjp(lambda *t: plain_leave(*t, *factors), tensors, needs, cotangent), None, None
         hidden, stride = _rows(hidden.resolve_neg())
         weight, cotangent = in_memory(weight), in_memory(cotangent)
         width, size = weight.shape

@@ -24,7 +24,7 @@ from qrkt_hw.simulator import native
 from qrkt_hw.simulator.fused import FusedUnitaries
 from qrkt_hw.simulator.gatewise import Angles, Gatewise
 from qrkt_hw.simulator.readout import Readout
-from qrkt_hw.simulator.tables import Tables, slopes, taking_turns
+from qrkt_hw.simulator.tables import Tables, taking_turns, vjp
 
 LARGEST = 24  # qubits
 LARGEST_MATRIX = 6  # qubits of a matrix
@@ -263,7 +263,7 @@ class _Adjoint(torch.autograd.Function):
             def plain(x: Tensor, w: Tensor) -> Tensor:
                 return ctx.method.plain(taking_turns(x, w.shape[0]), w)
 
-            return *slopes(plain, (inputs, weights), needs, cotangent), None
+            return *vjp(plain, (inputs, weights), needs, cotangent), None
         by_inputs, by_weights = ctx.method.backward(inputs, weights, states, cotangent)
         return by_inputs if needs[0] else None, by_weights if needs[1] else None, None
 

@@ -14,7 +14,7 @@ from qrkt_hw.circuits.analysis.pullback import Monomial
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.gatewise import Angles
 from qrkt_hw.simulator.products import ONE, Products
-from qrkt_hw.simulator.tables import Tables
+from qrkt_hw.simulator.tables import Tables, vjp
 
 LARGEST_PLACE = 2**20  # entries of a dense summation matrix
 Part = tuple[int, float, Monomial]  # position, coefficient, factors
@@ -135,7 +135,7 @@ class _Shared(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         weights, *kept = ctx.saved_tensors
         if torch.is_grad_enabled() or native.traced(cotangent):
-            return _again(ctx.coefficients, weights, cotangent), None
+            return *vjp(ctx.coefficients.forward, (weights,), (True,), cotangent), None
         return ctx.coefficients.pull(cotangent, kept), None
 
 
@@ -157,7 +157,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx, cotangent: Tensor):  # type: ignore[override]
         (weights,), real = ctx.saved_tensors, ctx.coefficients.real_dtype
         if torch.is_grad_enabled() or not native.serves(cotangent):
-            return _again(ctx.coefficients, weights, cotangent), None
+            return *vjp(ctx.coefficients.forward, (weights,), (True,), cotangent), None
         weights = native.numbers(
             weights, (weights.shape[0], ctx.coefficients.num_weights), real, "weights"
         ).contiguous()
@@ -166,15 +166,6 @@ class _Compiled(torch.autograd.Function):
         result = torch.empty_like(weights)
         ctx.coefficients.routine.backward(weights.data_ptr(), cotangent.data_ptr(), weights.shape[0], result.data_ptr())
         return result, None
-
-
-def _again(coefficients: Coefficients, weights: Tensor, cotangent: Tensor) -> Tensor | None:
-    """The vector-Jacobian product in operations that autograd can follow."""
-    with torch.enable_grad():  # a backward pass over many cotangents at once comes here without
-        value = coefficients.forward(weights)
-        if not value.requires_grad:
-            return None
-        return torch.autograd.grad(value, weights, cotangent, create_graph=True)[0]
 
 
 __all__ = ["ONE", "Coefficients", "Part"]

@@ -21,7 +21,7 @@ from qrkt_hw.simulator.coefficients import Coefficients
 from qrkt_hw.simulator.encoding import Encoding
 from qrkt_hw.simulator.flat import Flat, Split
 from qrkt_hw.simulator.gathered import Gathered
-from qrkt_hw.simulator.tables import slopes, taking_turns
+from qrkt_hw.simulator.tables import taking_turns, vjp
 from qrkt_hw.simulator.tape import NO_SCALES, Scales, Tape, tape_cost
 
 Kind = Literal["flat", "split", "gathered"]
@@ -161,7 +161,7 @@ class _Values(torch.autograd.Function):
         inputs, shared, *kept = ctx.saved_tensors
         needs = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
         if torch.is_grad_enabled() or native.traced(cotangent):
-            return *slopes(lambda x, c: ctx.method.forward(x, None, c), (inputs, shared), needs, cotangent), None
+            return *vjp(lambda x, c: ctx.method.forward(x, None, c), (inputs, shared), needs, cotangent), None
         by_table, by_shared = ctx.method.evaluator.pull(
             cotangent.permute(1, 2, 0).contiguous(), kept[0], shared, kept[1:], needs
         )
@@ -191,7 +191,7 @@ class _Taped(torch.autograd.Function):
 
             return scaled(values, x, Scales(*factors), c.shape[0])
 
-        return *slopes(plain, (inputs, shared, *rest), needs, cotangent), None
+        return *vjp(plain, (inputs, shared, *rest), needs, cotangent), None
 
 
 def scaled(function: Callable[[Tensor], Tensor], inputs: Tensor, scales: Scales, groups: int) -> Tensor:

@@ -52,21 +52,34 @@ def taking_turns(inputs: Tensor, groups: int) -> Tensor:
     return inputs if times == 1 else torch.cat([inputs] * times, dim=1)
 
 
-def slopes(
-    function: Callable[..., Tensor], tensors: Sequence[Tensor | None], needs: Sequence[bool], cotangent: Tensor
+def vjp(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    *cotangents: Tensor,
 ) -> list[Tensor | None]:
-    """The vector-Jacobian product in operations that autograd can follow; None where it is not needed.
+    """The vector-Jacobian product of a function in plain operations; differentiable again where torch asks for that.
 
-    The function is given fresh views: a tensor may itself depend on another one (inputs of a later Runge-Kutta stage on
+    The function is given tensors of their own: one may itself depend on another (inputs of a later Runge-Kutta stage on
     the weights of an earlier one, which are the same), and that path belongs to other nodes.
+
+    Args:
+        function: of ``tensors``, in operations that autograd can follow.
+        tensors: its arguments; None stays None.
+        needs: of which of them the gradient is wanted.
+        cotangents: one for each tensor that the function gives.
+
+    Returns:
+        The gradients, each like its tensor; None where there is none to give.
     """
-    with torch.enable_grad():  # a backward pass over many cotangents at once comes here without
-        views = [None if t is None else t.view_as(t) for t in tensors]
-        wanted = [t for t, need in zip(views, needs, strict=True) if need and t is not None]
-        value = function(*views)
-        if not value.requires_grad:  # a circuit that depends on no parameter
-            return [
-                torch.zeros_like(t) if need and t is not None else None for t, need in zip(views, needs, strict=True)
-            ]
-        found = iter(torch.autograd.grad(value, wanted, cotangent, create_graph=True, materialize_grads=True))
-    return [next(found) if need and t is not None else None for t, need in zip(views, needs, strict=True)]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        own = [None if t is None else t.view_as(t) if again else t.detach().requires_grad_() for t in tensors]
+        values = function(*own)
+    wanted = [t for t, need in zip(own, needs, strict=True) if need and t is not None]
+    given = (values,) if isinstance(values, Tensor) else values
+    if any(value.requires_grad for value in given):
+        found = iter(torch.autograd.grad(given, wanted, cotangents, create_graph=again, materialize_grads=True))
+    else:  # a circuit that depends on no parameter
+        found = iter([torch.zeros_like(t) for t in wanted])
+    return [next(found) if need and t is not None else None for t, need in zip(own, needs, strict=True)]

@@ -155,18 +155,18 @@ class Tape:
         inputs, shared, scales = self._checked(inputs, shared, scales)  # hooks may have given back others
         shape = (inputs.shape[0], shared.shape[0], self.outputs)
         cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
-        slopes = [
+        gradients = [
             torch.zeros(t.shape, dtype=t.dtype) if t is not None and need else None
             for t, need in zip((inputs, shared, *scales), needs, strict=True)
         ]
-        by_inputs, by_shared, *by_scales = slopes
+        by_inputs, by_shared, *by_scales = gradients
         self._routine.backward(
             inputs.data_ptr(), native.strides(inputs), shared.data_ptr(), *map(native.address, scales[:2]),
             cotangent.data_ptr(), inputs.shape[0], shared.shape[0], native.address(by_inputs),
             None if by_inputs is None else native.strides(by_inputs), native.address(by_shared),
             *map(native.address, by_scales),
         )  # fmt: skip
-        return slopes
+        return gradients
 
     def _checked(self, inputs: Tensor, shared: Tensor, scales: Scales) -> tuple[Tensor, Tensor, Scales]:
         """The tensors as the routine reads them.

@@ -221,3 +221,13 @@ def test_attention_is_traced_and_differentiated_forwards():
         torch.testing.assert_close(torch.jit.trace(itself, x)(other), itself(other))
     found = torch.autograd.functional.jacobian(itself, x[:1], vectorize=True, strategy="forward-mode")
     torch.testing.assert_close(found, torch.autograd.functional.jacobian(itself, x[:1]))
+
+
+def test_saved_tensors_of_other_shapes_are_refused():
+    from qrkt_hw.layers.attention import attend
+
+    x = torch.randn(5, 4, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.flatten()[:1], lambda t: t):
+        value = attend(x, x, x, 2, 0.0, None).sum()
+    with pytest.raises(ValueError, match="shapes"):
+        value.backward()
