@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate
 from timing import SIZES, median_ms, save
 
 from qrkt_hw import circuits
+from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.simulator import Simulator
 
 

@@ -20,10 +20,10 @@ from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit_aer.primitives import EstimatorV2
 from qiskit_machine_learning.gradients import ParamShiftEstimatorGradient
 from qiskit_machine_learning.neural_networks import EstimatorQNN
-from qrkt_hw.circuits import CircuitTemplate
 
 from qrkt_hw.backends import resolve
-from qrkt_hw.layers.network import TemplateNetwork
+from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.nn.network import TemplateNetwork
 
 QUBITS, LAYERS, BATCH = 6, 7, 16
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-from qrkt_hw.circuits.template import CircuitTemplate, angle_encoding
+
+from qrkt_hw.ansatz import CircuitTemplate, angle_encoding
 
 NAME = "brickwork"
 REFERENCE = "alternating layered ansatz, Cerezo et al., Nature Communications 12, 1791 (2021), with CZ"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit.library import efficient_su2
-from qrkt_hw.circuits.library import behind_angle_encoding
-from qrkt_hw.circuits.template import CircuitTemplate
+
+from qrkt_hw.ansatz import CircuitTemplate, behind_angle_encoding
 
 NAME = "efficient_su2"
 REFERENCE = "qiskit.circuit.library.efficient_su2, entanglement 'linear'; Kandala et al., Nature 549, 242 (2017)"

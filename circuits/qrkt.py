@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-from qrkt_hw.circuits.template import CircuitTemplate, angle_encoding
+
+from qrkt_hw.ansatz import CircuitTemplate, angle_encoding
 
 NAME = "qrkt"
 REFERENCE = "QRKT-GAN, bachelor thesis, POLITEHNICA Bucharest, 2024"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit.library import real_amplitudes
-from qrkt_hw.circuits.library import behind_angle_encoding
-from qrkt_hw.circuits.template import CircuitTemplate
+
+from qrkt_hw.ansatz import CircuitTemplate, behind_angle_encoding
 
 NAME = "real_amplitudes"
 REFERENCE = "qiskit.circuit.library.real_amplitudes, entanglement 'linear'"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-from qrkt_hw.circuits.template import CircuitTemplate, ring
+
+from qrkt_hw.ansatz import CircuitTemplate, ring
 
 NAME = "reuploading"
 REFERENCE = "Perez-Salinas et al., Quantum 4, 226 (2020); Schuld, Sweke, Meyer, Physical Review A 103, 032430 (2021)"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-from qrkt_hw.circuits.template import CircuitTemplate, angle_encoding, ring
+
+from qrkt_hw.ansatz import CircuitTemplate, angle_encoding, ring
 
 NAME = "rx_ring"
 REFERENCE = "Comajoan Cara et al., Quantum Vision Transformers for Quark-Gluon Classification, Axioms 13(5) 323, 2024"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qiskit.circuit import ParameterVector
-from qrkt_hw.circuits.template import CircuitTemplate, angle_encoding, ring
+
+from qrkt_hw.ansatz import CircuitTemplate, angle_encoding, ring
 
 NAME = "ry_rz_ring"
 REFERENCE = "hardware-efficient ansatz after Kandala et al., Nature 549, 242 (2017), with a ring of CX"

@@ -6,9 +6,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qrkt_hw.experiments.loading import load as load
-    from qrkt_hw.layers.quantum import QuantumLayer as QuantumLayer
+    from qrkt_hw.nn.quantum import QuantumLayer as QuantumLayer
 
-_LAZY = {"QuantumLayer": "qrkt_hw.layers.quantum", "load": "qrkt_hw.experiments.loading"}
+_LAZY = {"QuantumLayer": "qrkt_hw.nn.quantum", "load": "qrkt_hw.experiments.loading"}
 __all__ = ["QuantumLayer", "__version__", "load"]
 
 

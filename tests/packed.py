@@ -4,7 +4,8 @@ import numpy as np
 import rustworkx as rx
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp, Statevector
-from qrkt_hw.circuits.template import CircuitTemplate
+
+from qrkt_hw.ansatz import CircuitTemplate
 
 
 def pauli_template():

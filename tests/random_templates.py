@@ -6,6 +6,7 @@ import numpy as np
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp, Statevector
+
 from qrkt_hw.circuits import CircuitTemplate
 
 # measure and reset are not gates; delay does nothing to an ideal state

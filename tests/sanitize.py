@@ -148,7 +148,7 @@ def layers(draw: random.Random, counts: Counter) -> None:
     import torch
     from torch import nn
 
-    from qrkt_hw.layers import few_tokens, narrow_field
+    from qrkt_hw.nn import few_tokens, narrow_field
 
     for length, heads in itertools.product(range(1, 41), (1, 2, 3)):
         real, batch, size = draw.choice([torch.float32, torch.float64]), draw.choice(BATCHES), draw.choice(range(1, 12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from qiskit.circuit import Parameter, QuantumCircuit
+
 from qrkt_hw.circuits import CircuitTemplate
 
 

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = [
-    "commands", "experiments", "training", "resources", "models", "layers", "data", "plots", "runs", "backends",
-    "execution", "simulator", "circuits", "options",
+    "commands", "experiments", "training", "resources", "models", "nn", "data", "plots", "runs", "backends",
+    "simulator", "circuits", "compiler", "options",
 ]  # fmt: skip
 FILES = sorted([*(ROOT / "qrkt_hw").glob("*/**/*.py"), *(ROOT / "circuits").rglob("*.py")])
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call, Gradient, LocalBackend
-from qrkt_hw.circuits.template import CircuitTemplate
-from qrkt_hw.execution.measurement import Basis, bases, confuse, sample
+from qrkt_hw.backends.device.measurement import Basis, bases, confuse, sample
 from qrkt_hw.simulator import memory
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.options.training import Gradient
 
 __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]

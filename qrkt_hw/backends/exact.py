@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call, Gradient, LocalBackend, TensorFunction
 from qrkt_hw.backends.grouping import evaluate_by_weights
-from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import simulator
 

@@ -13,8 +13,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Backend, Call, Gradient
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.measurement import Basis, bases, sample
+from qrkt_hw.backends.device.packing import Batch, Packer, Piece
+from qrkt_hw.backends.device.placement import QUALITY
+from qrkt_hw.backends.device.pricing import DEFAULT_DELAY
+from qrkt_hw.backends.device.splitting import JobLimits
+from qrkt_hw.backends.device.transpiling import PlacedCircuit
 from qrkt_hw.backends.grouping import evaluate_by_weights
 from qrkt_hw.backends.noise import DeviceNoise, calibration_date, device_noise
 from qrkt_hw.backends.placed import (
@@ -24,15 +32,7 @@ from qrkt_hw.backends.placed import (
     outcome_effects,
     readout,
 )
-from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.measurement import Basis, bases, sample
-from qrkt_hw.execution.packing import Batch, Packer, Piece
-from qrkt_hw.execution.placement import QUALITY
-from qrkt_hw.execution.pricing import DEFAULT_DELAY
-from qrkt_hw.execution.splitting import JobLimits
-from qrkt_hw.execution.transpiling import PlacedCircuit
 from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
@@ -53,7 +53,7 @@ class FakeBackend(AerBackend):
         method: ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or ``auto``: the first where it fits.
         noise: whose noise: another snapshot of the same gates, ``none``, or None for the device's own.
         pack: run copies side by side where there are shots.
-        guard, quality: see :func:`qrkt_hw.execution.placement.place_copies`.
+        guard, quality: see :func:`qrkt_hw.backends.device.placement.place_copies`.
         mitigation: ``mthree`` corrects readout where there are shots.
         misread: False leaves readout errors out of the noise.
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 from qiskit.quantum_info import SuperOp
 
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.measurement import Basis
+from qrkt_hw.backends.device.transpiling import PlacedCircuit
 from qrkt_hw.backends.noise import DeviceNoise
-from qrkt_hw.circuits.analysis import Fixed, lower
-from qrkt_hw.circuits.template import CircuitTemplate
-from qrkt_hw.execution.measurement import Basis
-from qrkt_hw.execution.transpiling import PlacedCircuit
+from qrkt_hw.compiler import Fixed, lower
 from qrkt_hw.simulator.paulis import Channel, transfer_matrix, unitary_transfer
 from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qrkt_hw.backends import ibm
+from qrkt_hw.backends.ibm import backend as ibm
 from qrkt_hw.backends.base import Backend, Description, Gradient
 from qrkt_hw.backends.files import WORKING, config_file, layers
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
@@ -200,7 +200,7 @@ def listing(file: Path | None = None, working: bool = False) -> list[Description
 
 
 def _qubits(name: str) -> int:
-    from qrkt_hw.execution.devices import fake_device
+    from qrkt_hw.backends.device.devices import fake_device
 
     return fake_device(name).num_qubits
 
@@ -209,7 +209,7 @@ def _entry(name: str, known: dict[str, Entry]) -> Entry:
     if name in known:
         return known[name]
     if name.startswith("fake_"):
-        from qrkt_hw.execution.devices import fake_names
+        from qrkt_hw.backends.device.devices import fake_names
 
         if name in fake_names():
             return FakeEntry(provider="fake", name=name)

@@ -93,10 +93,10 @@ def analyze(
     from rich.table import Table
 
     from qrkt_hw.circuits import build
-    from qrkt_hw.circuits.analysis import cones
-    from qrkt_hw.circuits.analysis.measures import LARGEST, measure
     from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.layers.conditioning import signal
+    from qrkt_hw.compiler import cones
+    from qrkt_hw.compiler.measures import LARGEST, measure
+    from qrkt_hw.nn.conditioning import signal
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
     if max(widths) > LARGEST:

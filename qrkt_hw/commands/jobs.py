@@ -136,7 +136,7 @@ def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
         echo(f"run {folder.path}", err=True)
     if not folder.journal.is_file():
         raise UserError(f"run: {folder.path} sent nothing to a device (it has no journal.sqlite)")
-    from qrkt_hw.execution.journal import Journal
+    from qrkt_hw.backends.device.journal import Journal
 
     return folder, Journal(folder.journal, write=write)
 
@@ -151,7 +151,7 @@ def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[A
 
 
 def _account(journal: Any, submission: Any) -> Any:
-    from qrkt_hw.backends.ibm_account import Account
+    from qrkt_hw.backends.ibm.account import Account
 
     instance = next(a for a in journal.activities() if a.id == submission.activity).arguments.get("instance")
     if instance is not None and not isinstance(instance, str):

@@ -30,8 +30,8 @@ def planned(
     Raises:
         UserError: the backend is no device that samples, or the plan exceeds a limit.
     """
+    from qrkt_hw.backends.device.budget import Budget
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.execution.budget import Budget
     from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.forecast import cheaper_model, check, forecast, rounds_of
 

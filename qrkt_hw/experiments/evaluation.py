@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.data import load_data
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.cache import digest
 from qrkt_hw.experiments.generating import draw, gan_of, nearest, noise
 from qrkt_hw.experiments.judging import Judged, Noise, features_of, judge, logits_of, pixels, verdict
 from qrkt_hw.plots.images import save_grid

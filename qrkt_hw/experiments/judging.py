@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
+from qrkt_hw.backends.device.cache import cache_folder, digest
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.cache import cache_folder, digest
 from qrkt_hw.models.judge import Judge
 from qrkt_hw.runs.atomic import replace_with
 

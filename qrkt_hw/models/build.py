@@ -13,18 +13,18 @@ from qrkt_hw import circuits
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.attention import Attention, CrossAttention
-from qrkt_hw.layers.blocks import EncoderBlock, RungeKuttaBlock, TransformerField
-from qrkt_hw.layers.decoder import Decoder, DecoderBlock
-from qrkt_hw.layers.feedforward import FeedForward
-from qrkt_hw.layers.patches import ImageTokens
-from qrkt_hw.layers.pooling import WeightedPool
-from qrkt_hw.layers.projection import ProjectionFactory, QuantumProjection
-from qrkt_hw.layers.quantum import QuantumLayer
-from qrkt_hw.layers.tableaus import TABLEAUS
-from qrkt_hw.layers.texts import TextTokens
-from qrkt_hw.layers.tokens import Tokens
 from qrkt_hw.models.transformer import Transformer
+from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.blocks import EncoderBlock, RungeKuttaBlock, TransformerField
+from qrkt_hw.nn.decoder import Decoder, DecoderBlock
+from qrkt_hw.nn.feedforward import FeedForward
+from qrkt_hw.nn.patches import ImageTokens
+from qrkt_hw.nn.pooling import WeightedPool
+from qrkt_hw.nn.projection import ProjectionFactory, QuantumProjection
+from qrkt_hw.nn.quantum import QuantumLayer
+from qrkt_hw.nn.tableaus import TABLEAUS
+from qrkt_hw.nn.texts import TextTokens
+from qrkt_hw.nn.tokens import Tokens
 from qrkt_hw.options.model import ModelOptions
 
 DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.sharing import shared_weights
 from qrkt_hw.models.build import build_transformer, make_blocks
+from qrkt_hw.nn.sharing import shared_weights
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.options.run import RunOptions
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from qrkt_hw.layers.decoder import Decoder
-from qrkt_hw.layers.pooling import WeightedPool
-from qrkt_hw.layers.sharing import shared_weights
-from qrkt_hw.layers.tokens import Tokens
+from qrkt_hw.nn.decoder import Decoder
+from qrkt_hw.nn.pooling import WeightedPool
+from qrkt_hw.nn.sharing import shared_weights
+from qrkt_hw.nn.tokens import Tokens
 
 
 class Transformer(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qrkt_hw.execution.pricing import DEFAULT_DELAY, prices, usage
-from qrkt_hw.execution.sharing import share
+from qrkt_hw.backends.device.pricing import DEFAULT_DELAY, prices, usage
+from qrkt_hw.backends.device.sharing import share
 from qrkt_hw.resources.schema import Circuit, Cost, Device, Logical, Placed
 
 WAYS = ("estimator", "broadcast", "packed")

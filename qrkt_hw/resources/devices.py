@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.cache import digest, remember, versions
 from qrkt_hw.resources.schema import Device, Placed
 from qrkt_hw.resources.subject import Subject
 
@@ -75,11 +75,11 @@ def snapshot_name(name: str) -> str | None:
 
 def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int = SEED) -> Placed:
     """A template on a device, all its qubits measured, by Qiskit's preset pass manager."""
-    from qrkt_hw.execution.calibration import cone_success, success
-    from qrkt_hw.execution.measurement import bases
-    from qrkt_hw.execution.packing import Packer
-    from qrkt_hw.execution.placement import active_qubits, couplings, place_copies
-    from qrkt_hw.execution.transpiling import read_from, transpiled
+    from qrkt_hw.backends.device.calibration import cone_success, success
+    from qrkt_hw.backends.device.measurement import bases
+    from qrkt_hw.backends.device.packing import Packer
+    from qrkt_hw.backends.device.placement import active_qubits, couplings, place_copies
+    from qrkt_hw.backends.device.transpiling import read_from, transpiled
     from qrkt_hw.resources.logical import two_qubit_figures
 
     target = device.target
@@ -117,7 +117,7 @@ def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) 
     Noise draws an expectation value towards zero, so it loses about the chance of a failure in its causal cone times
     its own size. ``benchmarks/predicted_error.py`` says how well that ranks circuits. None where states are too large.
     """
-    from qrkt_hw.circuits.analysis.measures import LARGEST, typical_values
+    from qrkt_hw.compiler.measures import LARGEST, typical_values
 
     if template.num_qubits > LARGEST:
         return None
@@ -127,7 +127,7 @@ def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) 
 
 def device_of(name: str) -> Any:
     """The device behind a name, with its ``target``."""
-    from qrkt_hw.execution.devices import fake_device
+    from qrkt_hw.backends.device.devices import fake_device
 
     if name.startswith("fake_"):
         return fake_device(name)

@@ -11,11 +11,11 @@ import numpy as np
 from torch import nn
 
 from qrkt_hw.backends import Backend, Call
+from qrkt_hw.backends.device.budget import PLAN, Budget
+from qrkt_hw.backends.device.pricing import prices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.budget import PLAN, Budget
-from qrkt_hw.execution.pricing import prices
-from qrkt_hw.layers.tableaus import TABLEAUS
+from qrkt_hw.nn.tableaus import TABLEAUS
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.resources.trace import Asked
 

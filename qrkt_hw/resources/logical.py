@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from qiskit.circuit import QuantumCircuit
 
-from qrkt_hw.circuits.template import CircuitTemplate
-from qrkt_hw.execution.cache import digest
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Request
 from qrkt_hw.resources.trace import Asked
 
@@ -118,12 +118,12 @@ def fingerprint(template: CircuitTemplate) -> str:
 
 
 def _bases(template: CircuitTemplate) -> int:
-    from qrkt_hw.execution.measurement import bases
+    from qrkt_hw.backends.device.measurement import bases
 
     return len(bases(template))
 
 
 def _shifts(template: CircuitTemplate) -> int:
-    from qrkt_hw.circuits.analysis import split
+    from qrkt_hw.compiler import split
 
     return sum(2 * len(rule.shifts) for rule in split(template).rules)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.cache import digest, remember, versions
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
 
 if TYPE_CHECKING:
-    from qrkt_hw.circuits.template import CircuitTemplate
+    from qrkt_hw.ansatz import CircuitTemplate
     from qrkt_hw.data.base import DataShape
 
 LARGEST_WORK = 1e7  # gates x outputs of a lone template: about a minute
@@ -136,7 +136,7 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
 
     def make() -> list[CircuitTemplate]:
         from qrkt_hw.circuits import build
-        from qrkt_hw.circuits.analysis import derive
+        from qrkt_hw.compiler import derive
 
         template = derive(build(ansatz, qubits, layers)).template
         work = len(template.circuit.data) * template.num_outputs

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend, Call
-from qrkt_hw.circuits.template import CircuitTemplate
 from qrkt_hw.data.base import DataShape
 
 

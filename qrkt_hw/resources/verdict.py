@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qrkt_hw.circuits.analysis import cones, lower
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.compiler import cones, lower
 from qrkt_hw.resources.logical import as_written
 from qrkt_hw.resources.schema import Output, Verdict
 

@@ -27,8 +27,8 @@ from qiskit.circuit.library import PauliEvolutionGate
 from qiskit.exceptions import QiskitError
 from qiskit.quantum_info import Operator, SparsePauliOp
 
-from qrkt_hw.circuits import registry
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw import circuits as registry
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.options.validation import sentence
 from qrkt_hw.runs.atomic import write_bytes, write_json

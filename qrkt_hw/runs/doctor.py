@@ -195,7 +195,7 @@ def _account() -> list[Finding]:
 
 def _plan() -> list[Finding]:
     """Whether the account opens the service, its plan, and what is left of it."""
-    from qrkt_hw.backends.ibm_account import Account
+    from qrkt_hw.backends.ibm.account import Account
     from qrkt_hw.errors import UserError
 
     try:

@@ -238,7 +238,7 @@ class RunFolder:
     def _sent(self) -> bool:
         if not self.journal.exists():
             return False
-        from qrkt_hw.execution.journal import Journal
+        from qrkt_hw.backends.device.journal import Journal
 
         try:
             with Journal(self.journal, write=False) as journal:

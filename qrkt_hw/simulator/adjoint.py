@@ -1,6 +1,6 @@
 """Statevector whose backward pass turns the state back instead of remembering it: memory of two states, for any depth.
 
-The program is brought to rotations about Pauli strings (see :mod:`qrkt_hw.circuits.analysis.frames`). With
+The program is brought to rotations about Pauli strings (see :mod:`qrkt_hw.compiler.litinski`). With
 ``lambda = sum_m g_m O_m psi`` behind a rotation about P, the slope by its angle is ``Im <lambda| P |psi>``; then both
 states are turned back and the next rotation's turn comes (Jones and Gacon, arXiv:2009.02823). On a CPU the compiled
 routines do it for a few samples at a time; elsewhere torch, over the whole batch.
@@ -17,9 +17,9 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program, Rotation
-from qrkt_hw.circuits.analysis.frames import Turn, frame
-from qrkt_hw.circuits.analysis.lowering import Affine
+from qrkt_hw.compiler import Program, Rotation
+from qrkt_hw.compiler.litinski import Turn, frame
+from qrkt_hw.compiler.program import Affine
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.fused import FusedUnitaries
 from qrkt_hw.simulator.gatewise import Angles, Gatewise

@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import lower
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.compiler import lower
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import memory
 from qrkt_hw.simulator.adjoint import Adjoint

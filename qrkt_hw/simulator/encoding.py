@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program
-from qrkt_hw.circuits.analysis.lowering import Affine, Rotation
+from qrkt_hw.compiler import Program
+from qrkt_hw.compiler.program import Affine, Rotation
 from qrkt_hw.simulator.gatewise import Angles
 from qrkt_hw.simulator.tables import Tables
 

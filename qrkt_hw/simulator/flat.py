@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis.pullback import Monomial, PulledBack
+from qrkt_hw.compiler.propagation import Monomial, PulledBack
 from qrkt_hw.simulator.coefficients import Part
 from qrkt_hw.simulator.tape import Layout
 

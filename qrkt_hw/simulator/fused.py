@@ -13,7 +13,7 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Fixed, Program, Rotation
+from qrkt_hw.compiler import Fixed, Program, Rotation
 from qrkt_hw.simulator.gatewise import Angles, StepsOnState, step_cost
 from qrkt_hw.simulator.readout import Readout
 from qrkt_hw.simulator.tables import Tables

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Fixed, Program, Rotation
+from qrkt_hw.compiler import Fixed, Program, Rotation
 from qrkt_hw.simulator.readout import Readout
 from qrkt_hw.simulator.tables import Tables
 

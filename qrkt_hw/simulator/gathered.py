@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis.pullback import Monomial, PulledBack
+from qrkt_hw.compiler.propagation import Monomial, PulledBack
 from qrkt_hw.simulator.coefficients import Part
 from qrkt_hw.simulator.products import ONE, Products
 from qrkt_hw.simulator.tables import Tables

@@ -18,9 +18,9 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program, Rotation, lower
-from qrkt_hw.circuits.analysis.frames import Turn, frame
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.compiler import Program, Rotation, lower
+from qrkt_hw.compiler.litinski import Turn, frame
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.fused import segments, split_encoding

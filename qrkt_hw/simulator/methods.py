@@ -13,7 +13,7 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program
+from qrkt_hw.compiler import Program
 from qrkt_hw.simulator.adjoint import Adjoint
 from qrkt_hw.simulator.fused import FusedUnitaries
 from qrkt_hw.simulator.gatewise import Gatewise

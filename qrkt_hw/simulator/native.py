@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from qrkt_hw.circuits.analysis.lowering import Affine
+from qrkt_hw.compiler.program import Affine
 
 VERSION = 4
 _P, _I = ctypes.c_void_p, ctypes.c_int32

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program, Rotation
+from qrkt_hw.compiler import Program, Rotation
 from qrkt_hw.simulator.gatewise import Angles
 from qrkt_hw.simulator.tables import Tables
 

@@ -14,8 +14,8 @@ import torch
 from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program
-from qrkt_hw.circuits.analysis.pullback import PulledBack, pull_back
+from qrkt_hw.compiler import Program
+from qrkt_hw.compiler.propagation import PulledBack, pull_back
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.coefficients import Coefficients
 from qrkt_hw.simulator.encoding import Encoding

@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis import Program, Rotation
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.compiler import Program, Rotation
 from qrkt_hw.simulator.core import REAL
 from qrkt_hw.simulator.paulis import Channel, PauliSteps, embedded
 from qrkt_hw.simulator.tables import Tables

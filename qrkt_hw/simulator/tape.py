@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from qrkt_hw.circuits.analysis.lowering import Affine
-from qrkt_hw.circuits.analysis.pullback import Monomial, PulledBack
+from qrkt_hw.compiler.program import Affine
+from qrkt_hw.compiler.propagation import Monomial, PulledBack
 from qrkt_hw.simulator import native
 
 Sum = list[tuple[int, int]]  # (position or -1, node)

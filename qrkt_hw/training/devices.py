@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.panel import Panel
 
 from qrkt_hw.backends import Backend, BackendWarning, from_options
+from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.device.journal import Activity, Journal
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.budget import Budget
-from qrkt_hw.execution.journal import Activity, Journal
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.training import BackendOptions
 from qrkt_hw.options.validation import flag

@@ -20,7 +20,6 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.conditioning import condition
 from qrkt_hw.models.build import (
     build_model,
     count_parameters,
@@ -31,6 +30,7 @@ from qrkt_hw.models.build import (
 )
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
+from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder

@@ -15,15 +15,15 @@ from tests.ibm_service.process import Loopback
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.acceptance.killing_jobs", "qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm_jobs",
+    ["tests.acceptance.killing_jobs", "qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm.jobs",
      "qrkt_hw.experiments.inference", "qrkt_hw.training.fit"]
 )  # fmt: skip
 OUTSIDE = ("accepted, not answered", "running", "downloading")
 
 
 def _inside() -> dict[str, Callable[[int], None]]:
-    from qrkt_hw.backends.ibm_jobs import Jobs
-    from qrkt_hw.execution import journal
+    from qrkt_hw.backends.device import journal
+    from qrkt_hw.backends.ibm.jobs import Jobs
 
     def between_two_results(nth: int) -> None:
         original = journal.Journal.done

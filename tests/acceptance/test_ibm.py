@@ -13,9 +13,9 @@ import yaml
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.ibm import IBMBackend
-from qrkt_hw.execution.journal import Journal
-from qrkt_hw.execution.pricing import usage
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.pricing import usage
+from qrkt_hw.backends.ibm.backend import IBMBackend
 from tests.command_line import qrkt, refused
 from tests.ibm_service.process import KEY, Loopback
 
@@ -113,7 +113,7 @@ def on_aer(work, model, shots):
 def test_fifty_images_with_noise_equal_aer_with_the_same_noise_within_statistics(name, home, service, monkeypatch):
     from qiskit_aer.noise import NoiseModel
 
-    from qrkt_hw.execution.devices import fake_device
+    from qrkt_hw.backends.device.devices import fake_device
 
     service.reset(noisy=True)
     seen = []

@@ -10,10 +10,10 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.placement import Chip
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.budget import Budget
-from qrkt_hw.execution.journal import Journal
-from qrkt_hw.execution.placement import Chip
 from tests.command_line import qrkt, refused
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]

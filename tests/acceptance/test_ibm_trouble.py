@@ -5,9 +5,9 @@ import pytest
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.budget import Budget
-from qrkt_hw.execution.journal import Journal
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 FILE = """

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from qrkt_hw.circuits import build, names
-from qrkt_hw.circuits.analysis import causal_cone, cones, lower
-from qrkt_hw.circuits.analysis import cones as find
-from qrkt_hw.circuits.analysis.cones import pull_back
 
+from qrkt_hw.circuits import build, names
+from qrkt_hw.compiler import causal_cone, cones, lower
+from qrkt_hw.compiler import cones as find
+from qrkt_hw.compiler.light_cones import pull_back
 from qrkt_hw.simulator import simulator
 from tests.random_templates import random_template
 

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from qiskit.circuit import QuantumCircuit
-from qrkt_hw.circuits import build, names
 
 from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.measurement import bases
+from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.placement import DEAD, UNREADABLE, active_qubits, couplings, place_copies
+from qrkt_hw.backends.device.transpiling import transpiled
+from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import main
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.measurement import bases
-from qrkt_hw.execution.packing import Packer
-from qrkt_hw.execution.placement import DEAD, UNREADABLE, active_qubits, couplings, place_copies
-from qrkt_hw.execution.transpiling import transpiled
 from tests.packed import component_values
 
 pytestmark = pytest.mark.acceptance

@@ -9,14 +9,14 @@ import torch
 from click.testing import CliRunner
 from qiskit import QuantumCircuit
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
-from qrkt_hw.circuits import build, names
 
 from qrkt_hw.backends import aer
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.pricing import usage
 from qrkt_hw.backends.registry import resolve
+from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import group
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.pricing import usage
 from qrkt_hw.models.build import build_model
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources import devices as reporter

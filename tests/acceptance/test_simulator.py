@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from qrkt_hw.circuits.analysis import lower
 
+from qrkt_hw.compiler import lower
 from qrkt_hw.simulator import METHODS, Simulator
 from tests.random_templates import GATES, random_template, reference_values
 

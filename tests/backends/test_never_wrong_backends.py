@@ -10,14 +10,14 @@ import torch
 from qrkt_hw import backends, circuits
 from qrkt_hw.backends import Call, noise, resolve
 from qrkt_hw.backends.aer import AerBackend
+from qrkt_hw.backends.device.cache import remember
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.backends.files import layers, read_entries
 from qrkt_hw.backends.grouping import evaluate_by_weights
-from qrkt_hw.backends.ibm_account import mount
+from qrkt_hw.backends.ibm.account import mount
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.cache import remember
-from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.simulator.superoperator import NoisySimulator, PropagatedCache, PulledBack
 from tests.command_line import qrkt, refused
 

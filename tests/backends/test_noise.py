@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from qrkt_hw.backends import noise
+from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.noise import DeviceNoise, device_noise
-from qrkt_hw.execution.devices import fake_device
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import torch
 from qiskit.circuit import Gate, Parameter, ParameterVector, QuantumCircuit
 from qiskit.circuit.library import CRXGate, PauliEvolutionGate
 from qiskit.quantum_info import Operator, SparsePauliOp
-from qrkt_hw.circuits import CircuitTemplate
-from qrkt_hw.circuits.analysis import Fixed, Rotation, lower
-from qrkt_hw.circuits.analysis.lowering import Affine
 
+from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.compiler import Fixed, Rotation, lower
+from qrkt_hw.compiler.program import Affine
 from qrkt_hw.simulator import METHODS, Simulator
 from tests.random_templates import GATES, reference_values
 

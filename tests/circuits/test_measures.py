@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 from qiskit.circuit import Parameter, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate
-from qrkt_hw.circuits.analysis.measures import entangling_capability, expressibility, gradients
 
+from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.compiler.measures import entangling_capability, expressibility, gradients
 from tests.sim_circuits import sim_circuit
 
 pytestmark = pytest.mark.acceptance

@@ -24,14 +24,14 @@ from qiskit.circuit.library import (
 )
 from qiskit.quantum_info import Pauli, SparsePauliOp, random_clifford, random_unitary
 from qiskit.synthesis import QDrift, SuzukiTrotter
-from qrkt_hw.circuits import CircuitTemplate, build
-from qrkt_hw.circuits.analysis import cones, derive, lower, lowering, split
-from qrkt_hw.circuits.analysis.measures import gradients
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Call
+from qrkt_hw.circuits import CircuitTemplate, build
+from qrkt_hw.compiler import cones, derive, lower, lowering, split
+from qrkt_hw.compiler.measures import gradients
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.network import TemplateNetwork
+from qrkt_hw.nn.network import TemplateNetwork
 from tests.command_line import qrkt, refused
 from tests.random_templates import reference_values
 
@@ -354,7 +354,7 @@ def test_cancelling_expressions_do_not_count_as_dependence():
 
 
 def test_deep_and_wide_circuits_are_bounded_quickly(monkeypatch):
-    monkeypatch.setattr(sys.modules["qrkt_hw.circuits.analysis.cones"], "LARGEST_WORK", 1e7)
+    monkeypatch.setattr(sys.modules["qrkt_hw.compiler.light_cones"], "LARGEST_WORK", 1e7)
     found = cones(build("brickwork", 20, 24))
     assert len(found) == 20 and not any(cone.exact for cone in found)
     assert all(cone.inputs == tuple(range(20)) for cone in found)

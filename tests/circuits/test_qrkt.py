@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from qrkt_hw.circuits import build
 
+from qrkt_hw.circuits import build
 from tests.random_templates import reference_values
 
 

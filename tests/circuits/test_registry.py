@@ -2,9 +2,9 @@
 
 import pytest
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate, build, names, register
-from qrkt_hw.circuits.registry import _factories
 
+from qrkt_hw.ansatz import _factories
+from qrkt_hw.circuits import CircuitTemplate, build, names, register
 from qrkt_hw.errors import UserError
 
 

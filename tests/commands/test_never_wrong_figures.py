@@ -23,7 +23,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
 from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.generating import draw, save_images
-from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.training.metrics import classification_metrics, mcnemar, wilson
 from tests.command_line import qrkt, refused

@@ -12,10 +12,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import group, main
 from qrkt_hw.commands.terminal import printable
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.journal import Journal
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from tests.command_line import qrkt, refused

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from qiskit.primitives import BitArray
 
+from qrkt_hw.backends.device.journal import Journal, packed, unpacked
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.journal import Journal, packed, unpacked
 
 
 def outcome(seed, rows=3, shots=5):
@@ -51,7 +51,7 @@ def test_a_submission_goes_from_intention_to_outcome(tmp_path):
 
 
 def test_results_and_bill_are_kept_together_or_not_at_all(tmp_path, monkeypatch):
-    from qrkt_hw.execution import journal as module
+    from qrkt_hw.backends.device import journal as module
 
     with Journal(tmp_path / "journal.sqlite") as journal:
         activity = journal.start("infer", "ibm_fez", {})

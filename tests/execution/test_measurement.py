@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from qiskit.circuit import Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
-from qrkt_hw.circuits import CircuitTemplate
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.execution.measurement import bases, confuse
+from qrkt_hw.backends.device.measurement import bases, confuse
+from qrkt_hw.circuits import CircuitTemplate
 
 
 def test_z_observables_take_one_basis():

@@ -9,11 +9,11 @@ from qiskit.primitives import BitArray
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.commands.jobs import _account
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.journal import Journal
-from qrkt_hw.execution.packing import Packer
 from qrkt_hw.training.devices import command, same
 from tests.command_line import qrkt
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 from qiskit.quantum_info import SparsePauliOp
-from qrkt_hw.circuits import build
-from qrkt_hw.circuits.template import CircuitTemplate
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.packing import Packer
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.circuits import build
 from tests.packed import component_values, pauli_template
 
 
@@ -110,6 +110,6 @@ def _idle():
 
 
 def _basis(template):
-    from qrkt_hw.execution.measurement import bases
+    from qrkt_hw.backends.device.measurement import bases
 
     return bases(template)

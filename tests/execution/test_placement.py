@@ -4,10 +4,10 @@ import math
 
 import pytest
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
-from qrkt_hw.circuits import build
 
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.placement import active_qubits, place_copies
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.placement import active_qubits, place_copies
+from qrkt_hw.circuits import build
 
 
 @pytest.mark.parametrize(

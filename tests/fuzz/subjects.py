@@ -19,22 +19,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from qrkt_hw.circuits import build
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from qrkt_hw.backends import files as backend_files
 from qrkt_hw.backends import noise as backend_noise
+from qrkt_hw.backends.device import pricing
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.circuits import build
 from qrkt_hw.commands import main
 from qrkt_hw.commands.options import merge
 from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution import pricing
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.journal import Journal
-from qrkt_hw.execution.packing import Packer
 from qrkt_hw.experiments import judging
 from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.loading import load
@@ -270,7 +270,7 @@ def a_study(folder: Path) -> None:
 BACKENDS = "mine: {provider: aer, shots: 100, optimization_level: 1}\nother: {provider: aer, fallback: mine}\n"
 ANSATZ = """from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
-from qrkt_hw.circuits.template import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate
 
 def mine(qubits, layers):
     x, w = ParameterVector("x", qubits), ParameterVector("w", qubits)

@@ -10,9 +10,9 @@ import yaml
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.errors import UserError
-from qrkt_hw.execution.journal import Journal
-from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.nn.quantum import QuantumLayer
 from tests.acceptance.conftest import loopback, service  # noqa: F401
 from tests.acceptance.test_gan import TRAIN
 from tests.command_line import qrkt, refused
@@ -86,7 +86,7 @@ def test_everything_billed_is_in_the_journal_and_announced(mine, home, service):
 
 
 def test_a_resume_shows_the_whole_bill_and_pays_only_what_its_flags_say(mine, home, service, monkeypatch):  # noqa: F811
-    from qrkt_hw.backends.ibm_jobs import Jobs
+    from qrkt_hw.backends.ibm.jobs import Jobs
 
     send, sent = Jobs._send, []
 

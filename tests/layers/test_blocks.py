@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from qrkt_hw.layers.blocks import RungeKuttaBlock
-from qrkt_hw.layers.tableaus import ENHANCED, TABLEAUS, Tableau
+from qrkt_hw.nn.blocks import RungeKuttaBlock
+from qrkt_hw.nn.tableaus import ENHANCED, TABLEAUS, Tableau
 
 
 class Pendulum(nn.Module):

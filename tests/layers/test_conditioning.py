@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate, names
 
 from qrkt_hw import QuantumLayer
+from qrkt_hw.circuits import CircuitTemplate, names
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.conditioning import condition, linear_part
+from qrkt_hw.nn.conditioning import condition, linear_part
 
 
 def logdet(layer):

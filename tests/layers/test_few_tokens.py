@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qrkt_hw.layers import few_tokens
+from qrkt_hw.nn import few_tokens
 from qrkt_hw.simulator import native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the compiled routines were not built")

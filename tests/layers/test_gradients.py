@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate
-from qrkt_hw.circuits.analysis import rule_for, split
 
 from qrkt_hw import QuantumLayer, circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.layers.gradients import SPSA, Adjoint, ParameterShift, Wanted
-from qrkt_hw.layers.quantum import evaluate_round
+from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.compiler import rule_for, split
+from qrkt_hw.nn.gradients import SPSA, Adjoint, ParameterShift, Wanted
+from qrkt_hw.nn.quantum import evaluate_round
 from tests.random_templates import GATES, random_template
 
 SYMBOLIC = sorted(name for name, gate in GATES.items() if gate.params)

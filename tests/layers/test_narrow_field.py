@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from qrkt_hw.layers import narrow_field
-from qrkt_hw.layers.attention import Attention
-from qrkt_hw.layers.blocks import TransformerField
-from qrkt_hw.layers.feedforward import FeedForward
+from qrkt_hw.nn import narrow_field
+from qrkt_hw.nn.attention import Attention
+from qrkt_hw.nn.blocks import TransformerField
+from qrkt_hw.nn.feedforward import FeedForward
 from qrkt_hw.simulator import native
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="the compiled routines were not built")

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from qrkt_hw.layers import few_tokens, narrow_field
+from qrkt_hw.nn import few_tokens, narrow_field
 from qrkt_hw.simulator import native
 
 needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels were not built")
@@ -187,7 +187,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from qrkt_hw.layers import few_tokens, narrow_field
+from qrkt_hw.nn import few_tokens, narrow_field
 
 norm, dense, back = nn.LayerNorm(12), nn.Linear(12, 3), nn.Linear(3, 12)
 
@@ -211,7 +211,7 @@ def test_recorders_and_fake_tensors_see_torchs_operations():
 
 
 def test_attention_is_traced_and_differentiated_forwards():
-    from qrkt_hw.layers.attention import attend
+    from qrkt_hw.nn.attention import attend
 
     def itself(x):
         return attend(x, x, x, 2, 0.0, None)
@@ -224,7 +224,7 @@ def test_attention_is_traced_and_differentiated_forwards():
 
 
 def test_saved_tensors_of_other_shapes_are_refused():
-    from qrkt_hw.layers.attention import attend
+    from qrkt_hw.nn.attention import attend
 
     x = torch.randn(5, 4, 8, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t.flatten()[:1], lambda t: t):

@@ -7,12 +7,12 @@ import pickle
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, vmap
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from qrkt_hw import QuantumLayer, backends, circuits
+from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import METHODS, Simulator
 
@@ -255,7 +255,7 @@ def test_whoever_uses_a_template_first_leaves_ordinary_constants(kind):
 
     ansatz, method = kind
     for how in ("inference", "vmap", "fake", "meta"):
-        circuits.registry.build.cache_clear()
+        circuits.build.cache_clear()
         template = circuits.build(ansatz, 4, 1)
         if how == "inference":
             with torch.inference_mode():
@@ -272,7 +272,7 @@ def test_whoever_uses_a_template_first_leaves_ordinary_constants(kind):
         x = X[:, :4].clone().requires_grad_()
         (slope,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
         slope.square().sum().backward()
-        circuits.registry.build.cache_clear()
+        circuits.build.cache_clear()
         fresh = QuantumLayer(4, ansatz=circuits.build(ansatz, 4, 1), method=method, initial_weights=made.weight)
         torch.testing.assert_close(made(x), fresh(x))
 

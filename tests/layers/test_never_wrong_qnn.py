@@ -10,11 +10,11 @@ from qiskit_machine_learning import QiskitMachineLearningError
 from qiskit_machine_learning.algorithms import NeuralNetworkClassifier, NeuralNetworkRegressor
 from qiskit_machine_learning.connectors import TorchConnector
 from qiskit_machine_learning.optimizers import COBYLA, L_BFGS_B
-from qrkt_hw.circuits import CircuitTemplate, build
 
 from qrkt_hw import backends
-from qrkt_hw.layers.network import TemplateNetwork
-from qrkt_hw.layers.quantum import QuantumLayer
+from qrkt_hw.circuits import CircuitTemplate, build
+from qrkt_hw.nn.network import TemplateNetwork
+from qrkt_hw.nn.quantum import QuantumLayer
 from tests.random_templates import reference_values
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from qrkt_hw import QuantumLayer
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.attention import Attention
-from qrkt_hw.layers.feedforward import FeedForward
-from qrkt_hw.layers.patches import ImageTokens, PatchEmbedding, sincos_positions
-from qrkt_hw.layers.projection import QuantumProjection, project_together
+from qrkt_hw.nn.attention import Attention
+from qrkt_hw.nn.feedforward import FeedForward
+from qrkt_hw.nn.patches import ImageTokens, PatchEmbedding, sincos_positions
+from qrkt_hw.nn.projection import QuantumProjection, project_together
 
 
 def quantum(features):
@@ -37,6 +37,7 @@ def test_projected_together_equals_projected_alone():
 
 def test_outputs_must_match_features():
     from qiskit.circuit import ParameterVector, QuantumCircuit
+
     from qrkt_hw.circuits import CircuitTemplate
 
     x, w = ParameterVector("x", 2), ParameterVector("w", 1)

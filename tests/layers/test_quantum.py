@@ -7,11 +7,11 @@ import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit_machine_learning.connectors import TorchConnector
-from qrkt_hw.circuits import CircuitTemplate, names
 
 from qrkt_hw import QuantumLayer
+from qrkt_hw.circuits import CircuitTemplate, names
 from qrkt_hw.errors import UserError
-from qrkt_hw.layers.quantum import evaluate_round
+from qrkt_hw.nn.quantum import evaluate_round
 
 
 @pytest.mark.acceptance

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from qrkt_hw import QuantumLayer
-from qrkt_hw.layers.quantum import evaluate_round
-from qrkt_hw.layers.sharing import current, shared_weights
+from qrkt_hw.nn.quantum import evaluate_round
+from qrkt_hw.nn.sharing import current, shared_weights
 
 
 class TwoStages(torch.nn.Module):

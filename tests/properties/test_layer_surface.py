@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qrkt_hw.circuits.analysis import lower
 from torch import nn
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parametrizations
 
 from qrkt_hw import QuantumLayer, backends, circuits
+from qrkt_hw.compiler import lower
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import METHODS, Simulator
 from tests.random_templates import random_template, reference_values

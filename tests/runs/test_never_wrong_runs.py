@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 from qiskit.circuit import Gate, ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate, build, names
 from safetensors.torch import load_file, save_file
 
 import qrkt_hw
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.execution.journal import Journal
 from qrkt_hw.models.build import build_model, quantum_layers
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
@@ -129,7 +129,7 @@ def test_no_command_runs_python_of_a_shared_run(command, keeps, home, tmp_path):
 
 
 def test_a_file_is_run_as_python_runs_it(tmp_path):
-    from qrkt_hw.circuits import registry
+    from qrkt_hw import circuits as registry
 
     (tmp_path / "typed.py").write_text(
         MINE + "\nclass Typed:\n    size: int\n\nassert Typed.__annotations__['size'] is int\n"

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits import CircuitTemplate, build
 
+from qrkt_hw.circuits import CircuitTemplate, build
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import METHODS, Simulator, simulator
 
@@ -20,7 +20,7 @@ def test_leading_axes_are_kept(lead, method):
 
 
 def fits(method):
-    from qrkt_hw.circuits.analysis import lower
+    from qrkt_hw.compiler import lower
 
     return method == "auto" or METHODS[method].supports(lower(TEMPLATE), TEMPLATE.observables)
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits.analysis import lower
-from qrkt_hw.circuits.analysis.frames import Turn, frame
 
 from qrkt_hw import circuits
-from qrkt_hw.layers import few_tokens
+from qrkt_hw.compiler import lower
+from qrkt_hw.compiler.litinski import Turn, frame
+from qrkt_hw.nn import few_tokens
 from qrkt_hw.simulator import Simulator, native, pulled
 from tests.random_templates import random_template
 

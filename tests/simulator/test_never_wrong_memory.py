@@ -34,7 +34,7 @@ import gc, json, os, re, sys
 from pathlib import Path
 import torch
 from qrkt_hw import circuits
-from qrkt_hw.circuits.analysis import lower
+from qrkt_hw.compiler import lower
 from qrkt_hw.simulator import Simulator, memory, native
 
 torch.set_num_threads(1)

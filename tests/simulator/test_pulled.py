@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
-from qrkt_hw.circuits.analysis import lower
-from qrkt_hw.circuits.analysis.pullback import pull_back
 
 from qrkt_hw import QuantumLayer, circuits
+from qrkt_hw.compiler import lower
+from qrkt_hw.compiler.propagation import pull_back
 from qrkt_hw.simulator import Simulator, pulled
 from qrkt_hw.simulator.products import Products
 

@@ -11,9 +11,9 @@ from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_reado
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call
+from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.measurement import bases, confuse
 from qrkt_hw.backends.fake import FakeBackend
-from qrkt_hw.execution.devices import fake_device
-from qrkt_hw.execution.measurement import bases, confuse
 from qrkt_hw.simulator.superoperator import LARGEST
 from tests.random_templates import random_template
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.layers.quantum import QuantumLayer
 from qrkt_hw.models.build import build_model
+from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.losses import discriminator_loss, generator_loss, penalty
 

@@ -1,0 +1,376 @@
+"""Ansätze: a parameterised circuit with its roles named, its encodings, and the registry of names."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from qiskit.circuit import (
+    Barrier,
+    ControlFlowOp,
+    ControlledGate,
+    Delay,
+    Instruction,
+    Measure,
+    Parameter,
+    ParameterVector,
+    QuantumCircuit,
+    Reset,
+)
+from qiskit.circuit.library import UnitaryGate, get_standard_gate_name_mapping
+from qiskit.quantum_info import Pauli, SparsePauliOp
+
+from qrkt_hw.errors import UserError
+
+
+def z_observables(num_qubits: int) -> tuple[SparsePauliOp, ...]:
+    """``<Z_j>`` for every qubit j, in order of j."""
+    return tuple(SparsePauliOp.from_sparse_list([("Z", [j], 1.0)], num_qubits=num_qubits) for j in range(num_qubits))
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitTemplate:
+    """A circuit to be evaluated for many inputs and trained over its weights.
+
+    Attributes:
+        name: name under which it is registered.
+        circuit: parameterised, without measurements; it starts in ``|0...0>``.
+        inputs: parameters that take features, in feature order.
+        weights: trainable parameters, in the order of the layer's ``.weight``.
+        observables: what is measured; one real value each. Hermitian sums of Pauli strings, or a single one.
+        topology: which pairs of qubits its two-qubit gates join: ``chain``, ``ring``, ``all``, ``none``.
+        reference: where the circuit comes from.
+        source: of a template that :func:`~qrkt_hw.compiler.derive` wrote, the one it was written from.
+
+    The circuit is copied: a gate appended to the original later does not enter the template.
+
+    Raises:
+        TypeError: the circuit, an observable, an input or a weight is of another kind.
+        ValueError: a parameter of the circuit is neither input nor weight (or the reverse), an observable has another
+            number of qubits or a coefficient that is complex or not finite, or the circuit has no qubits, measures,
+            resets or branches.
+    """
+
+    name: str
+    circuit: QuantumCircuit
+    inputs: ParameterVector | tuple[Parameter, ...]
+    weights: ParameterVector | tuple[Parameter, ...]
+    observables: tuple[SparsePauliOp, ...] = field(default=())
+    topology: str = "unknown"
+    reference: str = ""
+    source: CircuitTemplate | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.circuit, QuantumCircuit):
+            raise TypeError(f"template {self.name!r}: circuit is a {type(self.circuit).__name__}, not a QuantumCircuit")
+        if not self.circuit.num_qubits:
+            raise ValueError(f"template {self.name!r}: the circuit has no qubits")
+        object.__setattr__(self, "inputs", self._roles("inputs"))
+        object.__setattr__(self, "weights", self._roles("weights"))
+        known = self.parameters
+        if len(set(known)) != len(known):
+            raise ValueError(f"template {self.name!r}: a parameter is named twice among inputs and weights")
+        if set(known) != set(self.circuit.parameters):
+            odd = sorted(p.name for p in set(known) ^ set(self.circuit.parameters))
+            raise ValueError(f"template {self.name!r}: parameters {odd} are not both in the circuit and declared")
+        given = self.observables
+        alone = (given,) if isinstance(given, (SparsePauliOp, Pauli, str)) and given != "" else given
+        if not isinstance(alone, Iterable):
+            raise TypeError(f"template {self.name!r}: observables are a {type(given).__name__}, not Pauli strings")
+        found = tuple(alone) or z_observables(self.circuit.num_qubits)
+        object.__setattr__(self, "observables", tuple(self._as_operator(o) for o in found))
+        try:
+            circuit = _plain(self.circuit)
+        except RecursionError as error:
+            raise ValueError(f"template {self.name!r}: a gate is defined by itself") from error
+        except ValueError as error:
+            raise ValueError(f"template {self.name!r}: {error}") from error
+        object.__setattr__(self, "circuit", circuit)
+
+    def __deepcopy__(self, memo: dict) -> CircuitTemplate:
+        return self  # never changed, and the key of everything that is compiled from it
+
+    @property
+    def num_qubits(self) -> int:
+        return self.circuit.num_qubits
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_weights(self) -> int:
+        return len(self.weights)
+
+    @property
+    def num_outputs(self) -> int:
+        return len(self.observables)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Inputs, then weights: the order of the last axis of parameter values everywhere."""
+        return [*self.inputs, *self.weights]
+
+    def _roles(self, role: str) -> ParameterVector | tuple[Parameter, ...]:
+        given = getattr(self, role)
+        if isinstance(given, ParameterVector):
+            return given
+        found = tuple(given) if isinstance(given, Iterable) else (given,)
+        odd = [p for p in found if not isinstance(p, Parameter)]
+        if odd or not isinstance(given, Iterable):
+            kind = type(odd[0] if odd else given).__name__
+            raise TypeError(
+                f"template {self.name!r}: {role} must be a ParameterVector or a list of Parameter, not {kind}"
+            )
+        return found
+
+    def _as_operator(self, observable: SparsePauliOp | Pauli | str) -> SparsePauliOp:
+        if not isinstance(observable, (SparsePauliOp, Pauli, str)):
+            kind = type(observable).__name__
+            raise TypeError(
+                f"template {self.name!r}: an observable is a {kind}, not a SparsePauliOp, a Pauli or a string"
+            )
+        try:
+            operator = SparsePauliOp(observable)
+        except Exception as error:
+            raise ValueError(f"template {self.name!r}: {observable!r} is no Pauli string: {error}") from error
+        if operator.num_qubits != self.circuit.num_qubits:
+            raise ValueError(
+                f"template {self.name!r}: observable on {operator.num_qubits} qubits, "
+                f"circuit on {self.circuit.num_qubits}"
+            )
+        if operator.coeffs.dtype.kind not in "fc":
+            raise ValueError(f"template {self.name!r}: a coefficient of an observable is no number")
+        if not np.isfinite(operator.coeffs).all():
+            raise ValueError(f"template {self.name!r}: a coefficient of an observable is not finite")
+        if operator.coeffs.imag.any() or operator.paulis.phase.any():
+            raise ValueError(f"template {self.name!r}: an observable has a complex coefficient, so it is not Hermitian")
+        return operator
+
+
+@lru_cache(maxsize=1)
+def _standard() -> dict[type, str]:
+    """Qiskit's standard gates: their names by their classes."""
+    return {getattr(g, "base_class", type(g)): name for name, g in get_standard_gate_name_mapping().items()}
+
+
+def standard_name(gate: Any) -> str:
+    """The name of one of Qiskit's standard gates, by its class; empty for others, whatever they are called."""
+    if isinstance(gate, (Barrier, Delay)):
+        return "barrier"
+    if isinstance(gate, ControlledGate) and gate.ctrl_state != 2**gate.num_ctrl_qubits - 1:
+        return ""
+    return _standard().get(getattr(gate, "base_class", type(gate)), "")
+
+
+def definition_of(gate: Any) -> QuantumCircuit | None:
+    """The circuit a gate stands for; None where it has none.
+
+    Raises:
+        ValueError: the gate cannot say.
+    """
+    try:
+        return getattr(gate, "definition", None)
+    except RecursionError:
+        raise
+    except Exception as error:
+        raise ValueError(f"gate {gate.name!r} has no definition: {error}") from error
+
+
+def _plain(circuit: QuantumCircuit) -> QuantumCircuit:
+    """A copy in which no gate bears another's name: compilers go by the name, so such gates become what they stand for.
+
+    Classical bits, which nothing can use here, are left out.
+
+    Raises:
+        ValueError: something is no gate, or bears a standard gate's name and has no definition.
+    """
+    borrowed = any([_borrowed(i.operation) for i in circuit.data])
+    if not borrowed and not circuit.num_clbits:
+        return circuit.copy()
+    copy = QuantumCircuit(circuit.qubits, name=circuit.name, global_phase=circuit.global_phase)
+    for register in circuit.qregs:
+        copy.add_register(register)
+    for instruction in circuit.data:
+        _append_plain(copy, instruction.operation, [circuit.find_bit(q).index for q in instruction.qubits])
+    return copy
+
+
+def _borrowed(gate: Any) -> bool:
+    """Whether a gate, or one within it, has the name of a standard gate and is another."""
+    if isinstance(gate, (Measure, Reset, ControlFlowOp)) or getattr(gate, "num_clbits", None):
+        raise ValueError(f"{gate.name} is not allowed in a template")
+    if standard_name(gate):
+        return False
+    if gate.name in _names():
+        return True
+    if isinstance(gate, UnitaryGate) or not isinstance(gate, Instruction):
+        return False
+    try:
+        inner = definition_of(gate)
+    except ValueError:  # whoever needs it will say so
+        return False
+    return inner is not None and any(_borrowed(i.operation) for i in inner.data)
+
+
+@lru_cache(maxsize=1)
+def _names() -> frozenset[str]:
+    return frozenset({"barrier", *_standard().values()})
+
+
+def _append_plain(circuit: QuantumCircuit, gate: Any, qubits: list[int]) -> None:
+    if not _borrowed(gate):
+        circuit.append(gate, qubits)
+        return
+    inner = definition_of(gate)
+    if inner is None:
+        raise ValueError(f"a gate is called {gate.name!r} like one of Qiskit's, but is another and has no definition")
+    circuit.global_phase += inner.global_phase
+    for instruction in inner.data:
+        _append_plain(circuit, instruction.operation, [qubits[inner.find_bit(q).index] for q in instruction.qubits])
+
+
+def angle_encoding(num_qubits: int, axis: str = "y", name: str = "x") -> tuple[QuantumCircuit, ParameterVector]:
+    """A circuit with one rotation about ``axis`` by feature j on every qubit j, and the vector of its features."""
+    inputs = ParameterVector(name, num_qubits)
+    circuit = QuantumCircuit(num_qubits)
+    rotate = getattr(circuit, f"r{axis}")
+    for qubit, feature in enumerate(inputs):
+        rotate(feature, qubit)
+    return circuit, inputs
+
+
+def ring(num_qubits: int) -> Iterable[tuple[int, int]]:
+    """Neighbours on a ring; one pair only for two qubits, none for one."""
+    if num_qubits == 2:
+        return [(0, 1)]
+    return [(j, (j + 1) % num_qubits) for j in range(num_qubits)] if num_qubits > 2 else []
+
+
+def behind_angle_encoding(name: str, ansatz: QuantumCircuit, *, topology: str, reference: str) -> CircuitTemplate:
+    """RY(x_j) on every qubit, then ``ansatz``; its parameters become the weights, in the ansatz' own order."""
+    circuit, inputs = angle_encoding(ansatz.num_qubits)
+    weights = ParameterVector("theta", ansatz.num_parameters)
+    circuit.compose(ansatz.assign_parameters(list(weights)), inplace=True)
+    return CircuitTemplate(name, circuit, inputs, weights, topology=topology, reference=reference)
+
+
+Factory = Callable[[int, int], CircuitTemplate]
+ENTRY_POINTS = "qrkt_hw.ansatz"
+_factories: dict[str, Factory] = {}
+_sources: dict[str, str] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make ``factory(num_qubits, layers) -> CircuitTemplate`` known as ``name``; replaces an earlier one.
+
+    Raises:
+        ValueError: ``name`` would be taken for a file (it contains a colon or a slash) or is empty.
+    """
+    if not name or ":" in name or "/" in name:
+        raise ValueError(f"an ansatz cannot be called {name!r}")
+    _factories[name] = factory
+    build.cache_clear()
+
+
+def names() -> list[str]:
+    """Names of all registered templates, those of installed packages included."""
+    return [*_factories, *(n for n in _entry_points() if n not in _factories)]
+
+
+@lru_cache(maxsize=256)
+def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
+    """The template ``name``; the same object for the same arguments.
+
+    Args:
+        name: a registered name, or ``path/to/file.py:function`` with ``function(num_qubits, layers)``.
+        num_qubits: qubits of the circuit, at least 1.
+        layers: repetitions of the ansatz, at least 1.
+
+    Raises:
+        UserError: no such ansatz, file or function, a size it does not accept, or a circuit that cannot be simulated.
+    """
+    if num_qubits < 1 or layers < 1:
+        raise UserError(f"ansatz {name!r} needs at least 1 qubit and 1 layer, not {num_qubits} and {layers}")
+    factory = _find(name)
+    try:
+        template = factory(num_qubits, layers)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"ansatz {name!r} cannot be built with {num_qubits} qubits, {layers} layers: {error}"
+        ) from error
+    if not isinstance(template, CircuitTemplate):
+        raise UserError(f"ansatz {name!r} returned a {type(template).__name__}, not a CircuitTemplate")
+    from qrkt_hw.compiler.derived import derive
+
+    try:
+        derive(template)
+    except ValueError as error:
+        raise UserError(f"ansatz {name!r} cannot be simulated: {error}") from error
+    return template
+
+
+def describe() -> list[CircuitTemplate]:
+    """One small example of every registered template, for a listing."""
+    return [build(name, 4, 1) for name in names()]
+
+
+@lru_cache(maxsize=1)
+def _entry_points() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _find(name: str) -> Factory:
+    if name in _factories:
+        return _factories[name]
+    if name in _entry_points():
+        return _entry_points()[name].load()
+    if ":" in name:
+        return _from_file(name)
+    raise UserError(f"--ansatz: no ansatz {name!r}; there are {', '.join(names())}, or path/to/file.py:function")
+
+
+def _from_file(name: str) -> Factory:
+    path, _, function = name.rpartition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--ansatz: no file {path!r} (wanted {name!r})")
+    spec = importlib.util.spec_from_file_location(f"qrkt_hw_user_{abs(hash(str(file.resolve())))}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--ansatz: {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look a class's module up there
+    try:
+        text = read(file)
+        code = compile(text, str(file), "exec", dont_inherit=True)
+        exec(code, module.__dict__)  # not the loader, which reads the file itself: what is kept is what was run
+    except Exception as error:
+        raise UserError(f"--ansatz: {path!r} cannot be imported: {error}") from error
+    factory = getattr(module, function, None)
+    if not callable(factory):
+        raise UserError(f"--ansatz: {path!r} has no function {function!r}")
+    _sources[name] = text
+    return factory
+
+
+def source(name: str) -> str | None:
+    """The text of the file that the ansatz was imported from; None for a registered one."""
+    return _sources.get(name)
+
+
+def read(file: Path) -> str:
+    """The text of a Python file.
+
+    Raises:
+        OSError, SyntaxError, UnicodeDecodeError: it cannot be read, or is no text.
+    """
+    return importlib.util.decode_source(file.read_bytes())

@@ -1,0 +1,74 @@
+"""Results worth keeping between calls, as JSON in the user's cache folder, under a name made of what they depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/qrkt-hw``, by default ``~/.cache/qrkt-hw``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrkt-hw"
+
+
+def digest(*parts: Any) -> str:
+    """A short name for JSON values; equal values have equal names."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The value kept under ``kind`` and ``key``, else a new one.
+
+    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value. A folder that cannot be
+    written costs time, nothing else.
+    """
+    path = cache_folder() / kind / f"{key}.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        if isinstance(kept, dict) and isinstance(kept.get("value"), dict) and kept.get("sha256") == _sum(kept["value"]):
+            return kept["value"]
+    except (OSError, ValueError, RecursionError):
+        pass
+    value = json.loads(json.dumps(compute()))  # the same whether it is new or kept
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{key}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({"sha256": _sum(value), "value": value}, file)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    return value
+
+
+def _sum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """What results may depend on: versions of the quantum stack, and this package's own files."""
+    found = {}
+    for name in ("qiskit", "qiskit-ibm-runtime", "rustworkx", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    found["qrkt-hw"] = _own_files()
+    return found
+
+
+def _own_files() -> str:
+    root = Path(__file__).parents[2]
+    folders = [root, root.parent / "circuits"]
+    files = sorted(path for folder in folders if folder.is_dir() for path in folder.rglob("*.py"))
+    return digest(
+        [(str(path.relative_to(root.parent)), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+    )

@@ -1,0 +1,1 @@
+"""Backends of the IBM Quantum Platform."""

@@ -1,0 +1,224 @@
+"""The IBM Quantum account: found or not, signed in, its plan, its devices. Nothing of it is ever stored or shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from requests import Session
+from requests.adapters import HTTPAdapter
+from urllib3.util.retry import Retry
+
+from qrkt_hw.backends.ibm.errors import chain, classify, explain, reason, redacted, status_of
+from qrkt_hw.errors import UserError
+
+RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its snapshot)
+HOW = (
+    "get an API key at https://quantum.cloud.ibm.com and save it once in Python with "
+    "qiskit_ibm_runtime.QiskitRuntimeService.save_account(token=...), or set QISKIT_IBM_TOKEN"
+)
+T = TypeVar("T")
+
+
+def account_file() -> Path:
+    """Where the client keeps accounts."""
+    return Path.home() / ".qiskit" / "qiskit-ibm.json"
+
+
+def account_there() -> bool:
+    """Whether an account is in the environment or saved. Asks no network."""
+    if os.environ.get("QISKIT_IBM_TOKEN"):
+        return True
+    try:
+        return bool(json.loads(account_file().read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def retired(name: str) -> str | None:
+    """The sentence about a device that is no more; None for others."""
+    if name not in RETIRED:
+        return None
+    date, snapshot = RETIRED[name]
+    return (
+        f"{name} was retired by IBM on {date}; its noise lives on in the snapshot --backend {snapshot}, which runs on "
+        "this machine, and --backend ibm_least_busy takes a live device"
+    )
+
+
+class Careful(HTTPAdapter):
+    """Read time-outs where the client has none, and no second POST after an answer of the server.
+
+    The client sends a POST again after a 5xx; a job that was accepted then exists, and is billed, twice. Here only
+    requests that were never sent, or that change nothing, go again; everything else is decided by whoever asked.
+    """
+
+    def __init__(self, read_timeout: float) -> None:
+        self.read_timeout = read_timeout
+        super().__init__(
+            max_retries=Retry(
+                total=3, connect=2, read=2, status=2, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504, 520),
+                allowed_methods=frozenset({"GET", "HEAD", "OPTIONS"}), raise_on_status=False,
+            )
+        )  # fmt: skip
+
+    def send(self, request: Any, stream: bool = False, timeout: Any = None, *args: Any, **kwargs: Any) -> Any:
+        connect = timeout[0] if isinstance(timeout, tuple) else 10.0
+        # a submission may be large, and the service reads it before it answers
+        read = self.read_timeout if request.method == "GET" else 2 * self.read_timeout
+        return super().send(request, stream, (connect or 10.0, read), *args, **kwargs)
+
+
+def mount(service: Any, read_timeout: float) -> None:
+    """Let every connection of the client be :class:`Careful`.
+
+    Raises:
+        UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
+            would keep it from sending a job twice.
+    """
+    clients = getattr(service, "_api_clients", None)
+    every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
+    sessions: list[Any] = [getattr(client, "_session", None) for client in every]
+    if not all(isinstance(session, Session) for session in sessions):
+        raise UserError(
+            "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, so "
+            "a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"
+        )
+    for session in {id(session): session for session in sessions}.values():
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, Careful(read_timeout))
+
+
+class Account:
+    """The account, signed in; signs in anew when its token has run out.
+
+    Args:
+        instance: name or CRN; None takes the account's own, or lets the client choose.
+        read_timeout: seconds after which an answer is given up.
+        patience: seconds for which trouble of the network is retried.
+
+    Raises:
+        UserError: no account, no network, a wrong key, or an instance without access.
+    """
+
+    def __init__(self, instance: str | None = None, read_timeout: float = 60.0, patience: float = 120.0) -> None:
+        self.instance, self.read_timeout, self.patience = instance, read_timeout, patience
+        logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)  # its remarks on instances go to no log of ours
+        if not account_there():
+            raise UserError(f"--backend: no IBM Quantum account is found here; {HOW}")
+        self.service: Any = None
+        self.generation = 0
+        self.connect()
+
+    def connect(self) -> None:
+        """Sign in."""
+        from qiskit_ibm_runtime import QiskitRuntimeService
+
+        deadline, pause = time.monotonic() + min(self.patience, 20.0), 0.5
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self.service = QiskitRuntimeService(**({"instance": self.instance} if self.instance else {}))
+                break
+            except Exception as error:
+                if classify(error) not in ("unreachable", "lost", "server") or time.monotonic() > deadline:
+                    raise UserError(f"--backend: {_why_no_account(error, self.instance)}") from None
+                time.sleep(pause)
+                pause *= 2
+        self.generation += 1
+        mount(self.service, self.read_timeout)
+
+    def ask(self, question: Callable[[], T], doing: str) -> T:
+        """The answer to a question that may be asked again: with back-off, and after signing in anew.
+
+        Raises:
+            UserError: no answer within ``patience``, or one that no repetition mends.
+        """
+        deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return question()
+            except UserError:
+                raise
+            except Exception as error:
+                kind = classify(error)
+                if kind == "unauthorized" and signed_in < 2:
+                    signed_in += 1
+                    self.connect()
+                    continue
+                if kind not in ("unreachable", "lost", "server", "busy") or time.monotonic() + pause > deadline:
+                    raise UserError(explain(error, doing)) from None
+                time.sleep(pause)
+                pause = min(2 * pause, 10.0)
+
+    @property
+    def plan(self) -> str:
+        """The plan of the instance in use, such as ``open``; ``unknown`` where the account does not say."""
+        found = self.ask(lambda: self.service.instances(), "asking for the plan")
+        active = self.service.active_instance()
+        return next((i["plan"] for i in found if i["crn"] == active), "unknown")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """QPU seconds the plan still holds; None where it does not say."""
+        usage = self.ask(lambda: self.service.usage(), "asking for the seconds left")
+        return usage.get("usage_remaining_seconds")
+
+    def names(self) -> list[str]:
+        """The devices of the account."""
+        return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
+
+    def device(self, name: str, min_qubits: int | None = None) -> Any:
+        """A device by name; ``least_busy`` for the one with the shortest queue.
+
+        Raises:
+            UserError: retired, unknown, or none is online.
+        """
+        gone = retired(name)
+        if gone is not None:
+            raise UserError(f"--backend: {gone}")
+        from qiskit.providers.exceptions import QiskitBackendNotFoundError
+
+        def find() -> Any:
+            try:
+                if name == "least_busy":
+                    return self.service.least_busy(min_num_qubits=min_qubits)
+                return self.service.backend(name)
+            except QiskitBackendNotFoundError as error:
+                if any(status_of(one) for one in chain(error)) and classify(error) != "other":
+                    raise
+                return None
+
+        found = self.ask(find, f"looking for {name}")
+        if found is None and name == "least_busy":
+            raise UserError("--backend: no device of the account is online; see qrkt-hw backends list --remote")
+        if found is None:
+            raise UserError(
+                f"--backend: the account has no device {name!r}; it has {', '.join(self.names()) or 'none'} (one "
+                "that IBM retired is listed no more); --backend ibm_least_busy takes the one with the shortest queue"
+            )
+        return found
+
+
+def _why_no_account(error: BaseException, instance: str | None) -> str:
+    text = " ".join(str(one) for one in chain(error))
+    kind = classify(error)
+    if "does not have access to the instance" in text or "not a valid instance" in text or kind == "forbidden":
+        named = f" {instance!r}" if instance else ""
+        return f"the account has no access to the instance{named}; --instance names another (by name or CRN)"
+    if kind in ("unreachable", "lost"):
+        return "IBM Quantum cannot be reached; check the network (or use a simulator, such as --backend fake_fez)"
+    if kind == "server":
+        return "IBM Quantum has trouble of its own; try again later"
+    if status_of(error) in (400, 401) or "valid API token" in text:
+        return f"IBM Quantum does not accept the API key; {HOW}"
+    return redacted(reason(error))

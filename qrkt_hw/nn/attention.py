@@ -1,0 +1,97 @@
+"""Multi-head attention with injected projections."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qrkt_hw.nn import few_tokens
+from qrkt_hw.nn.projection import ProjectionFactory, project_together
+
+
+class Attention(nn.Module):
+    """Softmax attention over tokens ``(batch, tokens, hidden)``.
+
+    Args:
+        hidden: width; a multiple of ``heads``.
+        heads: number of heads.
+        projection: makes q, k, v and the output map, each hidden -> hidden; None is the classical twin with one dense
+            map for q, k and v.
+        dropout: on the attention weights.
+    """
+
+    def __init__(self, *, hidden: int, heads: int, projection: ProjectionFactory | None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        if projection is None:
+            self.fused = nn.Linear(hidden, 3 * hidden)
+            self.output: nn.Module = nn.Linear(hidden, hidden)
+        else:
+            self.query = projection(hidden)
+            self.key = projection(hidden)
+            self.value = projection(hidden)
+            self.output = projection(hidden)
+        self.classical = projection is None
+
+    def requests(self, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """The projections of the first round: query, key and value of ``y``."""
+        if self.classical:
+            return [(self.fused, y)]
+        return [(self.query, y), (self.key, y), (self.value, y)]
+
+    def mix(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention of projected tokens (what :meth:`requests` gave), before the output projection.
+
+        Args:
+            projected: query, key and value, or one tensor with the three side by side.
+            mask: ``(batch, tokens)``, True where a token is read, False where it is padding.
+        """
+        query, key, value = projected[0].chunk(3, dim=-1) if len(projected) == 1 else projected
+        return attend(query, key, value, self.heads, self.dropout if self.training else 0.0, mask)
+
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.output(self.mix(*project_together(self.requests(y)), mask=mask))
+
+
+class CrossAttention(nn.Module):
+    """Attention of tokens to the encoder's output.
+
+    Args:
+        hidden, heads, projection, dropout: as for :class:`Attention`.
+        output_only: query, key and value are the tokens themselves, as in the thesis' published counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int,
+        heads: int,
+        projection: ProjectionFactory | None,
+        dropout: float = 0.0,
+        output_only: bool = False,
+    ) -> None:
+        super().__init__()
+        make: ProjectionFactory = projection or (lambda features: nn.Linear(features, features))
+        self.heads = heads
+        self.dropout = dropout
+        names = ("output",) if output_only else ("query", "key", "value", "output")
+        self.maps = nn.ModuleDict({name: make(hidden) for name in names})
+
+    def forward(self, y: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, hidden)`` attending to ``memory (batch, others, hidden)``; ``mask (batch, others)``."""
+        query, key, value = y, memory, memory
+        if "query" in self.maps:
+            inputs = {"query": y, "key": memory, "value": memory}
+            query, key, value = project_together([(self.maps[name], x) for name, x in inputs.items()])
+        return self.maps["output"](attend(query, key, value, self.heads, self.dropout if self.training else 0.0, mask))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention in ``heads`` heads: ``(batch, tokens, hidden)``, like ``query``."""
+    if few_tokens.serves(query, key, heads):
+        return few_tokens.attention(query, key, value, heads, dropout, mask)
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
+    seen = None if mask is None else mask[:, None, None, :]
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    return mixed.transpose(-2, -3).flatten(-2)

@@ -1,0 +1,42 @@
+"""Values of derived inputs and weights on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qrkt_hw.compiler import Derived, evaluate
+
+
+def derived_values(derived: Derived, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What ``derived.template`` takes, from what ``derived.source`` takes; differentiable any number of times.
+
+    Args:
+        inputs: ``(..., groups, inputs)``.
+        weights: ``(groups, weights)``.
+
+    Returns:
+        ``(..., groups, inputs)`` and ``(groups, weights)`` of ``derived.template``; the same tensors where its angles
+        were linear as they were.
+    """
+    if derived.trivial:
+        return inputs, weights
+    features, angles = _floating(inputs), _floating(weights)
+    kind = torch.promote_types(features.dtype, angles.dtype)
+    columns = [*features.to(kind).unbind(-1), *angles.to(kind).unbind(-1)]
+    return (
+        _stack([evaluate(f, columns, torch) for f in derived.inputs], inputs.shape[:-1], columns),
+        _stack([evaluate(f, columns, torch) for f in derived.weights], weights.shape[:-1], columns),
+    )
+
+
+def _floating(tensor: Tensor) -> Tensor:
+    # half precision has three digits, which an angle that is a square or a product does not survive
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _stack(values: Sequence[Tensor | float], shape: torch.Size, columns: Sequence[Tensor]) -> Tensor:
+    full = [torch.as_tensor(v, dtype=columns[0].dtype, device=columns[0].device).expand(shape) for v in values]
+    return torch.stack(full, dim=-1) if full else columns[0].new_zeros((*shape, 0))
