@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qrkt_hw.backends.ibm import backend as ibm
 from qrkt_hw.backends.base import Backend, Description, Gradient
 from qrkt_hw.backends.files import WORKING, config_file, layers
+from qrkt_hw.backends.ibm import backend as ibm
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
