@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import Gradient
 
 __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
@@ -157,12 +158,22 @@ class Backend(ABC):
             self._progress = before
 
     def budget(self, given: Any = None) -> Any:
-        """The budget that was given, else the backend's own; None without a limit."""
+        """The budget that was given, else the backend's own; None without a limit.
+
+        Raises:
+            UserError: one was given, and the backend is no device that samples.
+        """
         from qrkt_hw.backends.device.budget import Budget
 
-        if (given is None or given.flag is None) and self.max_seconds is not None:
-            return Budget(self.max_seconds, where=f"max_seconds of backend {self.name}")
-        return None if given is None or given.flag is None else given
+        if given is not None and given.flag is not None:
+            if not self.shots or self.target is None:
+                raise UserError(
+                    f"{given.flag} applies only to devices that sample; backend {self.name!r} is a simulator: name a "
+                    "device, or a fake one with --shots"
+                )
+            return given
+        own = self.max_seconds
+        return None if own is None else Budget(own, where=f"max_seconds of backend {self.name}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed training counts and samples as if it had never stopped."""

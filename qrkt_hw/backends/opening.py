@@ -111,9 +111,7 @@ def open(
     backend = options if isinstance(options, Backend) else make(options, seed, console)
     if named is not None and not backend.bills:
         raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    limited = None if budget is None else budget.flag
-    if limited is not None and not (backend.bills or (backend.shots and backend.target is not None)):
-        raise UserError(f"{limited} applies only to devices that sample; backend {backend.name!r} is a simulator")
+    budget = backend.budget(budget)
     progress = progress or Waiting(console)
     with Journal(run.journal) if backend.bills and run is not None else nullcontext() as journal:
         if journal is None:

@@ -101,7 +101,7 @@ def infer(
 
     backend = backends.make(backend_options(flags), options.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
-    _refuse_simulator(backend, "--dry-run" if dry_run else budget.flag, report)
+    _refuse_simulator(backend, dry_run, report)
     _summarize(folder, backend, console)
     from qrkt_hw.commands.planning import planned
 
@@ -157,7 +157,7 @@ def infer(
                 echo(line)
 
 
-def _refuse_simulator(backend: Any, given: str | None, report: bool) -> None:
+def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do.
 
     Raises:
@@ -165,9 +165,9 @@ def _refuse_simulator(backend: Any, given: str | None, report: bool) -> None:
     """
     from qrkt_hw.backends.exact import ExactBackend
 
-    if given is not None and not (backend.target is not None and backend.shots):
+    if dry_run and not (backend.target is not None and backend.shots):
         raise UserError(
-            f"{given} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
+            f"--dry-run applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
             "fake one with --shots"
         )
     if report and isinstance(backend, ExactBackend):

@@ -75,6 +75,7 @@ def start(
     check_accelerator(options)
     data = data or load_data(options)
     backend = backends.make(options, options.seed, console)
+    budget = backend.budget(budget)
     options = options.with_circuits(begun(options))
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
