@@ -28,7 +28,8 @@ from qiskit.synthesis import QDrift, SuzukiTrotter
 from qrkt_hw import backends
 from qrkt_hw.backends import Call
 from qrkt_hw.circuits import CircuitTemplate, build
-from qrkt_hw.compiler import cones, derive, lower, program, split
+from qrkt_hw.compiler import cones, derive, lower, split
+from qrkt_hw.compiler import program as lowering
 from qrkt_hw.compiler.measures import gradients
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.network import TemplateNetwork
@@ -155,19 +156,19 @@ def test_a_wrong_angle_is_refused(monkeypatch):
     circuit.rx(2 * X + W, 0)
     template = CircuitTemplate("t", circuit, [X], [W])
     assert lower(template).steps[0].angle.terms == ((0, 2.0), (1, 1.0))
-    real = program._at  # as if Qiskit simplified the expression when it is bound at the origin
-    monkeypatch.setattr(program, "_at", lambda v, point, gate: real(v, point, gate) + (not any(point.values())))
+    real = lowering._at  # as if Qiskit simplified the expression when it is bound at the origin
+    monkeypatch.setattr(lowering, "_at", lambda v, point, gate: real(v, point, gate) + (not any(point.values())))
     with pytest.raises(ValueError, match="not linear"):
         lower.__wrapped__(template)
 
 
 def test_a_standard_gate_that_means_something_else_is_refused(monkeypatch):
     template = CircuitTemplate("t", one_gate(RXGate(W), 1), (), [W])
-    monkeypatch.setitem(program._SINGLE, "rx", "Y")
-    program._check_table.cache_clear()
+    monkeypatch.setitem(lowering._SINGLE, "rx", "Y")
+    lowering._check_table.cache_clear()
     with pytest.raises(ValueError, match="'rx'"):
         lower.__wrapped__(template)
-    program._check_table.cache_clear()
+    lowering._check_table.cache_clear()
 
 
 def test_a_gate_whose_definition_does_not_follow_its_parameters_is_refused():
