@@ -69,13 +69,14 @@ def main() -> None:
     for name in names:
         files, lines = size(name)
         y = height[name]
+        text = f"{files} {'file' if files == 1 else 'files'}, {lines:,} lines"
         colour = COLOURS.get(name, "#4e79a7" if height[name] > height["backends"] else "#59a14f")
         axes.add_patch(
             FancyBboxPatch((0, y - 0.36), 8.4, 0.72, boxstyle="round,pad=0.02", fc=colour, ec="none", alpha=0.22)
         )
         axes.text(0.12, y, name, va="center", weight="bold", fontsize=10)
         axes.text(1.9, y, HOLDS[name], va="center", fontsize=8.5)
-        axes.text(8.3, y, f"{files} {'file' if files == 1 else 'files'}, {lines:,} lines", va="center", ha="right", fontsize=7, color="#555555")
+        axes.text(8.3, y, text, va="center", ha="right", fontsize=7, color="#555555")
     for (a, b), count in counts.items():
         if not count or b == "errors":  # everything may raise a UserError
             continue
