@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qrkt_hw.backends.device.pricing import DEFAULT_DELAY, prices, usage
-from qrkt_hw.backends.device.sharing import share
+from qrkt_hw.backends.device.budget import DEFAULT_DELAY, prices, usage
+from qrkt_hw.backends.device.pubs import allocate
 from qrkt_hw.resources.schema import Circuit, Cost, Device, Logical, Placed
 
 WAYS = ("estimator", "broadcast", "packed")
@@ -88,9 +88,9 @@ def _cost(
                 busy += count * place.duration
             if way == "packed":
                 copies = {key: [tuple(c) for c in placed[key[0]].basis_copies[key[1]]] for key in together}
-                for one in share(together, copies):
+                for one in allocate(together, copies):
                     sent += one.executions
-                    busy += one.executions * max(placed[key[0]].duration for key, _ in one.copies)  # type: ignore[index]
+                    busy += one.executions * max(placed[key[0]].duration for key, _ in one.replicas)  # type: ignore[index]
             if sent:
                 used = usage(sent * shots, delay, busy / sent, submissions)
                 rounds += submissions

@@ -66,26 +66,23 @@ def snapshot_name(name: str) -> str | None:
     from qrkt_hw.backends.registry import resolve
 
     backend = resolve(name)
-    target = getattr(backend, "target", None)
-    snapshot = getattr(backend, "snapshot", None)
-    if snapshot is not None:
-        return snapshot.name
-    return None if target is None else name
+    if backend.target is None:
+        return None
+    return name if backend.bills else backend.device.name  # type: ignore[attr-defined]
 
 
 def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int = SEED) -> Placed:
     """A template on a device, all its qubits measured, by Qiskit's preset pass manager."""
-    from qrkt_hw.backends.device.calibration import cone_success, success
+    from qrkt_hw.backends.device.layout import place_replicas
     from qrkt_hw.backends.device.measurement import bases
     from qrkt_hw.backends.device.packing import Packer
-    from qrkt_hw.backends.device.placement import active_qubits, couplings, place_copies
-    from qrkt_hw.backends.device.transpiling import read_from, transpiled
+    from qrkt_hw.backends.device.transpile import active_qubits, cone_success, couplings, read_from, success, transpiled
     from qrkt_hw.resources.logical import two_qubit_figures
 
     target = device.target
     packer = Packer(target, device=device.name, level=level, shots=1)
     circuits = [transpiled(template, basis, target, level, seed=seed) for basis in bases(template)]
-    packed = [packer.copies(circuit) for circuit in circuits]
+    packed = [packer.replicas(circuit) for circuit in circuits]
     isa, copies = circuits[0], packed[0]
     layout = read_from(isa)
     reads = [sorted({layout[q] for _, qubits, _ in o.to_sparse_list() for q in qubits}) for o in template.observables]
@@ -102,7 +99,7 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
         success=success(isa, target),
         output_success=outputs,
         predicted_error=predicted_error(template, outputs),
-        copies=len(place_copies(isa, target, quality=0)),
+        copies=len(place_replicas(isa, target, min_fidelity=0)),
         good_copies=len(copies),
         copy_success=[round(copy.success, 9) for copy in copies],
         copy_qubits=[list(copy.physical) for copy in copies],
@@ -127,7 +124,7 @@ def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) 
 
 def device_of(name: str) -> Any:
     """The device behind a name, with its ``target``."""
-    from qrkt_hw.backends.device.devices import fake_device
+    from qrkt_hw.backends.device.transpile import fake_device
 
     if name.startswith("fake_"):
         return fake_device(name)

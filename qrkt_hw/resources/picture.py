@@ -17,7 +17,7 @@ def draw(reports: Sequence[Report], path: Path) -> Path:
     Raises:
         UserError: no device was named, or the file cannot be written.
     """
-    from qrkt_hw.backends.device.calibration import failure
+    from qrkt_hw.backends.device.transpile import failure
     from qrkt_hw.plots.layout import plot_layout
 
     report = reports[0]
@@ -47,7 +47,7 @@ def draw(reports: Sequence[Report], path: Path) -> Path:
 
 def chip_edges(target: Any) -> list[tuple[int, int, float]]:
     """Coupled pairs, each once, with the error of their two-qubit gate."""
-    from qrkt_hw.backends.device.calibration import failure
+    from qrkt_hw.backends.device.transpile import failure
 
     found: dict[tuple[int, int], float] = {}
     for name in target.operation_names:

@@ -37,7 +37,7 @@ def make(
             )
     listed = ""
     if found:
-        from qrkt_hw.backends.device.pricing import prices
+        from qrkt_hw.backends.device.budget import prices
 
         listed = f"{prices().date} ({prices().source})"
     return Report(
