@@ -130,7 +130,7 @@ def infer(
         else:
             record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, data_dir, report)
     if report and "layers" in record:
-        from qrkt_hw.plots.devices import plot_device
+        from qrkt_hw.plots.charts import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
         echo(f"drawn to {drawn}", err=True)

@@ -285,7 +285,7 @@ def _damaged(file: Path, error: Exception) -> UserError:
 def _conclude(
     run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
 ) -> None:
-    from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
+    from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
     weights = load_weights(model, run.model)
     results: dict[str, Any] = {}
