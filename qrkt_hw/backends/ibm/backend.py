@@ -19,7 +19,7 @@ from qrkt_hw.backends.device.pubs import PUB, JobLimits
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.entries import IBMEntry
 from qrkt_hw.backends.ibm.account import Account, classify, explain
-from qrkt_hw.backends.ibm.jobs import Jobs, Limits
+from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
 
 
@@ -175,8 +175,7 @@ class IBMBackend(DeviceBackend):
                 )
         if budget is not None:
             budget.charge(journal.billed(activity))
-        limits = Limits(self.entry.grace, self.entry.max_wait, self.entry.submissions_per_minute, self.job_limits)
-        self.jobs = Jobs(self, journal, activity, budget, limits, resubmit)
+        self.jobs = Jobs(self, journal, activity, budget, resubmit)
         self._settle(self.jobs)
         try:
             with self.reporting(progress):

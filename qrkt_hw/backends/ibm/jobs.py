@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from qiskit.primitives import BitArray
 
-from qrkt_hw.backends.device.budget import JOB_SECONDS
+from qrkt_hw.backends.device.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
-from qrkt_hw.backends.device.pubs import PUB, JobLimits, Load, together
+from qrkt_hw.backends.device.pubs import PUB, Load, together
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
 
 AGAIN = 2  # times a job that failed on the service, for no fault of ours, is sent again
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How patient and how careful.
-
-    Attributes:
-        grace: seconds for which a job without an answer is searched for by its tag.
-        max_wait: seconds after which waiting for a job is given up; the job goes on.
-        per_minute: submissions.
-        job: what one job may hold.
-    """
-
-    grace: float = 60.0
-    max_wait: float = 86_400.0
-    per_minute: int = 5
-    job: JobLimits = field(default_factory=JobLimits)
 
 
 @dataclass
@@ -56,19 +40,16 @@ class Jobs:
         backend: the IBM backend: its account (None in the client's local testing mode), device, mode and options.
         journal, activity: where everything is written down.
         budget: admits and is charged; None for no limit.
-        limits: see :class:`Limits`.
         resubmit: send again what is held.
     """
 
     def __init__(
-        self, backend: Any, journal: Journal, activity: Activity, budget: Any, limits: Limits, resubmit: bool = False
+        self, backend: Any, journal: Journal, activity: Activity, budget: Budget | None, resubmit: bool = False
     ) -> None:
-        self.account, self.place, self.configure, self.tell = (
-            backend.account, backend.place, backend.configure, backend._tell,
-        )  # fmt: skip
-        self.rep_delay = backend.default_rep_delay
-        self.journal, self.activity, self.budget = journal, activity, budget
-        self.limits, self.resubmit = limits, resubmit
+        self.account, self.place, self.configure = backend.account, backend.place, backend.configure
+        self.entry, self.limits, self.rep_delay = backend.entry, backend.job_limits, backend.default_rep_delay
+        self.journal, self.activity, self.budget = journal, activity, budget or Budget()
+        self.tell, self.resubmit = backend._tell, resubmit
         self.sent: deque[float] = deque()
         self.notices: list[str] = []
 
@@ -85,18 +66,17 @@ class Jobs:
         pending = self._adopted(missing)
         under_way = {key for p in pending for key in p.submission.keys}
         new = [pub for pub in missing if pub.key not in under_way]
-        groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits.job)
+        groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits)
         fresh = [self._intend([new[k] for k in group]) for group in groups]
         try:
             for one in fresh:
-                self._admit(one)
+                self.budget.admit(one.submission.estimated)
                 self._send(one)
                 pending.append(one)
         except UserError:
             # what is under way was paid for: bring it in before giving up
-            if pending:
-                with suppress(UserError):
-                    self._await(pending, give_up=min(60.0, self.limits.max_wait))
+            with suppress(UserError):
+                self._await(pending, give_up=min(60.0, self.entry.max_wait))
             raise
         self._await(pending)
         self._look_for_copies(fresh)
@@ -116,7 +96,7 @@ class Jobs:
 
     def _parts(self, pub: PUB) -> list[PUB]:
         """The PUB, or portions of its rows that each fit into a job."""
-        cut = Load.of(pub, self.rep_delay).parts(self.limits.job)
+        cut = Load.of(pub, self.rep_delay).parts(self.limits)
         if len(cut) == 1:
             return [pub]
         return [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
@@ -132,10 +112,6 @@ class Jobs:
         executions = sum(pub.executions for pub in pubs)
         return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), pubs)
 
-    def _admit(self, one: Pending) -> None:
-        if self.budget is not None:
-            self.budget.admit(one.submission.estimated)
-
     # what is known from before -------------------------------------------------------------------------------------
     def _adopted(self, pubs: Sequence[PUB]) -> list[Pending]:
         """Jobs of an earlier process that hold some of these PUBs."""
@@ -145,7 +121,7 @@ class Jobs:
             if not set(submission.keys) & set(by_key):
                 continue
             if submission.state != "submitted":
-                job = self._search(submission, self.limits.grace if submission.state == "submitting" else 1.0)
+                job = self._search(submission, self.entry.grace if submission.state == "submitting" else 1.0)
                 if job is not None:
                     submission = self.journal.mark(submission, "submitted", job=job, remark="found by its tag")
                 elif self.resubmit:
@@ -223,7 +199,7 @@ class Jobs:
                     pause = min(2 * pause, 15.0)
                     continue
                 if kind in ("lost", "server"):
-                    found = self._search(submission, self.limits.grace)
+                    found = self._search(submission, self.entry.grace)
                     if found is None:
                         submission = self.journal.mark(submission, "held", remark="no answer to the submission")
                         raise UserError(self._held(submission)) from None
@@ -244,9 +220,8 @@ class Jobs:
         sampler = Sampler(mode=mode)
         self.configure(sampler)
         sampler.options.environment.job_tags = ["qrkt-hw", f"qrkt-run-{self.activity.name}", submission.tag]
-        left = None if self.budget is None else self.budget.left
-        if left is not None and np.isfinite(left):  # the budget's rest as the service's own limit
-            sampler.options.max_execution_time = max(1, int(np.ceil(left)))
+        if self.budget.left is not None:  # the budget's rest as the service's own limit
+            sampler.options.max_execution_time = max(1, math.ceil(self.budget.left))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return sampler.run([(pub.circuit, pub.values) for pub in pubs], shots=pubs[0].shots)
@@ -254,8 +229,9 @@ class Jobs:
     def _throttle(self) -> None:
         if self.account is None:
             return
-        while len(self.sent) >= self.limits.per_minute and time.monotonic() - self.sent[0] < 60:
-            self.tell(f"{self.place.describe()}: {self.limits.per_minute} submissions a minute are allowed; waiting")
+        most = self.entry.submissions_per_minute
+        while len(self.sent) >= most and time.monotonic() - self.sent[0] < 60:
+            self.tell(f"{self.place.describe()}: {most} submissions a minute are allowed; waiting")
             time.sleep(min(1.0, 60.01 - (time.monotonic() - self.sent[0])))
         while self.sent and time.monotonic() - self.sent[0] >= 60:
             self.sent.popleft()
@@ -278,16 +254,15 @@ class Jobs:
                     again = self._ended_badly(one, state, why, code, tries)
                     if again is not None:
                         open_.append(again)
-            if not open_:
-                return
             waited = time.monotonic() - started
-            if waited > (self.limits.max_wait if give_up is None else give_up):
+            if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
                 raise UserError(
                     f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s; it goes on "
                     "there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
                 )
-            time.sleep(pause)
-            pause = min(1.3 * pause, 10.0)
+            if open_:
+                time.sleep(pause)
+                pause = min(1.3 * pause, 10.0)
 
     def _state(self, one: Pending) -> tuple[str, str, int | None]:
         account = self.account
@@ -301,10 +276,9 @@ class Jobs:
                 return status, str(job.error_message() or ""), getattr(job, "_reason_code", None)
             if status in ("QUEUED", "INITIALIZING"):
                 position = job.metrics().get("position_in_queue")
-                self.tell(f"{self.place.describe()}: job {one.submission.job} queued"
-                          + (f", position {position}" if position is not None else "") + self._age(one))  # fmt: skip
+                self._tell(one, "queued" if position is None else f"queued, position {position}")
             elif status == "RUNNING":
-                self.tell(f"{self.place.describe()}: job {one.submission.job} running" + self._age(one))
+                self._tell(one, "running")
             return status, "", None
 
         return account.ask(look, f"asking for job {one.submission.job}")
@@ -316,8 +290,9 @@ class Jobs:
             one.job, one.generation = account.service.job(one.submission.job), account.generation
         return one.job
 
-    def _age(self, one: Pending) -> str:
-        return f", {time.time() - one.submission.created:.0f} s"
+    def _tell(self, one: Pending, state: str) -> None:
+        age = time.time() - one.submission.created
+        self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
 
     def _bring_in(self, one: Pending) -> None:
         """Download, check, write down, charge."""
@@ -334,8 +309,7 @@ class Jobs:
             if key in by_key:
                 _check(by_key[key], outcome, f"job {one.submission.job}: its result")
         one.submission = self.journal.done(one.submission, outcomes, billed)
-        if self.budget is not None:
-            self.budget.charge(billed)
+        self.budget.charge(billed)
 
     def _bill(self, one: Pending) -> float:
         """QPU seconds charged; the estimate where the service has not counted within some seconds."""
@@ -360,8 +334,7 @@ class Jobs:
         """Write it down; a new submission where the failure is the service's own, else an error."""
         why = redacted(" ".join(why.split()))[:200]
         billed = self._bill(one)
-        if self.budget is not None:
-            self.budget.charge(billed)
+        self.budget.charge(billed)
         job, where = one.submission.job, self.place.name
         self.journal.mark(one.submission, "failed", billed=billed, remark=why or state.lower())
         closed = state == "CANCELLED" and (code in (1217,) or not self.place.accepting())
@@ -373,7 +346,7 @@ class Jobs:
             reason_given = f"was cancelled with its {self.place.mode}" if closed else f"failed on the service ({why})"
             self.notices.append(f"job {job} {reason_given}, {billed:.1f} s billed; its circuits were sent again")
             again = self._intend(one.pubs)
-            self._admit(again)
+            self.budget.admit(again.submission.estimated)
             self._send(again)
             return again
         if code == 1305:
