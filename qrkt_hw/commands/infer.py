@@ -112,16 +112,21 @@ def infer(
         {"--restart": restart, "--dry-run": dry_run, "--max-qpu-seconds": max_qpu_seconds, "--max-cost": max_cost},
         report,
     )
-    _summarize(folder, backend, console)
     from qrkt_hw.commands.planning import planned
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.resources.tables import summarize
 
+    model, shape = restored(folder, backend), DataShape.of(folder.description())
+    for line in summarize(model, shape, backend.shots):
+        console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
     planning = dry_run or max_qpu_seconds is not None or max_cost is not None or backend.max_seconds is not None
     plan, budget = None, None
     if planning:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         plan, budget = planned(
-            folder, backend, samples, batch, max_qpu_seconds, max_cost,
+            model, options, shape, backend, samples, batch, max_qpu_seconds, max_cost,
             # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
             refuse=not resume and (not dry_run or max_qpu_seconds is not None or max_cost is not None),
         )  # fmt: skip
@@ -200,15 +205,6 @@ def _refuse_simulator(backend: Any, given: dict[str, Any], report: bool) -> None
         raise UserError(
             f"--report compares a backend with the exact values, and {backend.name!r} gives them; name another"
         )
-
-
-def _summarize(folder: Any, backend: Any, console: Any) -> None:
-    """Two lines on the circuits, before anything runs."""
-    from qrkt_hw.data.base import DataShape
-    from qrkt_hw.resources.subject import shape_of, summarize
-
-    for line in summarize(folder.options(), DataShape(**shape_of(folder.description())), backend.shots):
-        console.print(line, highlight=False)
 
 
 def _report(record: dict[str, Any], kind: str) -> list[str]:
