@@ -224,7 +224,7 @@ def _submitted(
             for basis in range(circuits[circuit].bases)
         }
         shares = share({slot: sets[slot[0]] for slot in slots}, slots)
-        longest = [max(placed[circuit].duration for (circuit, _), _ in one.copies) for one in shares]  # type: ignore[misc]
+        longest = [max(placed[slot[0]].duration for slot, _ in one.copies) for one in shares]  # type: ignore[index]
         busy = sum(one.executions * seconds for one, seconds in zip(shares, longest, strict=True))
         return sum(one.executions for one in shares), busy, 1
     each = {c: count * (circuits[c].outputs if way == "estimator" else circuits[c].bases) for c, count in sets.items()}

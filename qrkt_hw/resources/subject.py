@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from qrkt_hw.ansatz import is_built_in
+from qrkt_hw import circuits
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.pricing import prices
 from qrkt_hw.errors import UserError
@@ -113,9 +113,9 @@ def of_options(name: str, options: RunOptions, shape: DataShape | None = None) -
         return stages_of(model, data), parameters
 
     # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
-    circuits = options.circuits.digest if options.circuits is not None else None
-    known = size is not None and (circuits or is_built_in(options.ansatz))
-    return _subject(name, options.batch_size, build, [options.model_dump(mode="json"), size, circuits] if known else [])
+    kept = options.circuits.digest if options.circuits is not None else None
+    known = size is not None and (kept or circuits.is_built_in(options.ansatz))
+    return _subject(name, options.batch_size, build, [options.model_dump(mode="json"), size, kept] if known else [])
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
@@ -126,7 +126,6 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
     """
 
     def build() -> tuple[Stages, Parameters]:
-        from qrkt_hw import circuits
         from qrkt_hw.compiler import derive
         from qrkt_hw.resources.logical import CircuitCall, as_written
 
@@ -142,7 +141,7 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
         parameters = Parameters(quantum=weights, classical=0, total=weights, twin=None)
         return [[CircuitCall("circuit", template, 1, 1)]], parameters
 
-    key = [ansatz, qubits, layers] if is_built_in(ansatz) else []
+    key = [ansatz, qubits, layers] if circuits.is_built_in(ansatz) else []
     return _subject(f"{ansatz}:{qubits}:{layers}", 64, build, key)
 
 
