@@ -115,10 +115,11 @@ def infer(
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.models.build import build_model
     from qrkt_hw.resources.tables import summarize
 
-    model, shape = restored(folder, backend), DataShape.of(folder.description())
-    for line in summarize(model, shape, backend.shots):
+    shape = DataShape.of(folder.description())
+    for line in summarize(build_model(options, shape, backend), shape, backend.shots):
         console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
     planning = dry_run or max_qpu_seconds is not None or max_cost is not None or backend.max_seconds is not None
@@ -126,7 +127,7 @@ def infer(
     if planning:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         plan, budget = planned(
-            model, options, shape, backend, samples, batch, max_qpu_seconds, max_cost,
+            restored(folder, backend), options, shape, backend, samples, batch, max_qpu_seconds, max_cost,
             # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
             refuse=not resume and (not dry_run or max_qpu_seconds is not None or max_cost is not None),
         )  # fmt: skip
