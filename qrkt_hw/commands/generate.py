@@ -67,7 +67,7 @@ def generate(
     echo(f"run {folder.path}")
     check_used(folder, flags)
     console = Terminal(stderr=True)
-    from qrkt_hw.experiments import generating
+    from qrkt_hw.experiments import generation
     from qrkt_hw.plots.images import save_grid
     from qrkt_hw.training.devices import Waiting, announce, check_resumed, held, limit, open_backend
 
@@ -77,13 +77,13 @@ def generate(
     elif resubmit or replan:
         raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
     backend = open_backend(backend_options(flags), seed, console)
-    model = generating.gan_of(folder, backend)
+    model = generation.gan_of(folder, backend)
     how: dict[str, Any] = {"resubmit": resubmit, "replan": replan, "budget": limit(backend, max_qpu_seconds, max_cost)}
     with held(folder, backend, "generate", asked, resume=resume, restart=restart, progress=Waiting(console), **how):
-        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
+        images = generation.draw(model, generation.noise(count, model.latent, seed, interpolate, row))
     announce(backend, console)
     if out is not None:
-        generating.save_images(images, out)
+        generation.save_images(images, out)
         echo(f"{count} images in {out}")
     if grid is not None or out is None:
         place = grid or folder.path / "samples" / f"seed-{seed}.png"
