@@ -34,8 +34,8 @@ def spent(clocked: Clocked, started: float) -> dict[str, float]:
 
 
 def where(options: RunOptions, backend: Backend) -> dict[str, Any]:
-    """For ``results.json``: the seed, and the backend with all that it counted."""
-    details = {**backend.about(), **asdict(backend.counters)}
+    """For ``results.json``: the seed, and the backend; with all that it counted where torch cannot see through it."""
+    details = {**backend.about(), **({} if backend.differentiable else asdict(backend.counters))}
     return {"seed": options.seed, "backend": backend.name, "backend_details": details}
 
 
