@@ -66,8 +66,8 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     root = Path(__file__).parents[2]
-    folders = [root, root.parent / "circuits"]
-    files = sorted(path for folder in folders if folder.is_dir() for path in folder.rglob("*.py"))
-    stats = [(path, path.stat()) for path in files]
-    found["qrkt-hw"] = digest([(str(p.relative_to(root.parent)), s.st_mtime_ns, s.st_size) for p, s in stats])
+    # the same for the same sources; circuits is a link in a checkout, which a search does not follow by itself
+    files = sorted({path for folder in (root, root / "circuits") for path in folder.rglob("*.py")})
+    sums = [(path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    found["qrkt-hw"] = digest(sums)
     return found
