@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,12 +51,9 @@ class EpochBatches(Sampler[Draw]):
 def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
     """A batch ``(batch, channels, height, width)``, each image on its own flipped left to right, shifted, or both.
 
-    Args:
-        images: normalised, so that the zero of the border is the mean colour.
-        kind: ``flip``, ``crop`` or ``crop-flip``; a crop is taken from the image with a border of an eighth. ``shift``
-            moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-            whose border is not the mean colour.
-        random: where the choices come from.
+    ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
+    ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
+    whose border is not the mean colour.
     """
     count, _, height, width = images.shape
     if "crop" in kind or kind == "shift":
@@ -136,4 +134,4 @@ def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:
     """The first ``count`` samples; all where that is None or more than there are."""
     if count is None or count >= len(dataset):  # type: ignore[arg-type]
         return dataset
-    return dataset.first(count) if isinstance(dataset, Stream) else Subset(dataset, range(count))
+    return replace(dataset, limit=count) if isinstance(dataset, Stream) else Subset(dataset, range(count))

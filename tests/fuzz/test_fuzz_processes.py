@@ -1,0 +1,37 @@
+"""Spoilt files in whole processes, which leave standard error as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from qrkt_hw.errors import UserError
+from tests.fuzz.conftest import START, report, same, spoilt
+from tests.fuzz.subjects import SUBJECTS, Broken, judged, last_line, subprocess_command, tidy
+
+INPUTS = 20
+
+
+@pytest.mark.skipif(bool(START), reason="a range of inputs is read in this process")
+def test_spoilt_files_are_refused_or_read_rightly_by_the_program_itself(made, tmp_path):
+    (infer,) = (s for s in SUBJECTS if s.name == "infer")
+    sound = made(infer)[1]
+
+    def run(number: int) -> tuple[str, str]:
+        folder = tmp_path / str(number)
+        _, label = spoilt(1_000_000 + number, [infer], made, folder)
+        command = subprocess_command("infer", "run", "--image", "one.png", "--json")
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+            record = judged(done.returncode, done.stdout, done.stderr)
+        except UserError:
+            return label, "refused"
+        except (Broken, subprocess.TimeoutExpired) as error:
+            return label, last_line(error)
+        return label, "right" if same(tidy(json.loads(record)), sound) else f"WRONG RESULT: {record}"
+
+    with ThreadPoolExecutor(2) as pool:
+        report(dict(pool.map(run, range(INPUTS))))
