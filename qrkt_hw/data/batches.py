@@ -26,10 +26,8 @@ class Draw(NamedTuple):
 
 
 class EpochBatches(Sampler[Draw]):
-    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``.
-
-    A stream is not shuffled here: its batches are named by their number alone.
-    """
+    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``. A stream
+    is not shuffled here: its batches are named by their number alone."""
 
     def __init__(self, size: int, batch_size: int, seed: int | None = None) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -160,34 +161,28 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-class _Type:
-    """Stands for ``numpy.dtype``: whole numbers only, byte order as its state says."""
+class _Object:
+    """Stands for an array or for its type: keeps what the file says of it."""
 
-    def __init__(self, code: str | bytes, *_: Any) -> None:
-        self.code, self.order = _text(code), "="
-        if self.code not in ("u1", "i1", "i2", "i4", "i8"):
-            raise ValueError(f"numbers of type {self.code!r}")
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = _text(state[1])
-        if self.order not in ("<", ">", "|", "="):
-            raise ValueError(f"byte order {self.order!r}")
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
-class _Array:
-    """Stands for a new ``numpy.ndarray``; its values come with its state."""
-
-    def __init__(self, *_: Any) -> None:
-        self.values: np.ndarray = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, content = state
-        if not (isinstance(kind, _Type) and isinstance(shape, tuple) and isinstance(content, bytes)):
-            raise ValueError("an array of anything but numbers")
-        if not (1 <= len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)):
-            raise ValueError("an array of no valid shape")
-        flat = np.frombuffer(content, np.dtype(kind.order + kind.code))
-        self.values = flat.reshape(shape, order="F" if fortran else "C")
+def _array(found: Any) -> Any:
+    """The array of whole numbers that an object stands for; anything else as it is."""
+    if not isinstance(found, _Object):
+        return found
+    _, shape, kind, fortran, content = found.state
+    dtype = _text(kind.state[1]) + _text(kind.arguments[0])
+    if not (re.fullmatch("[<>|=](u1|i[1248])", dtype) and isinstance(content, bytes)):
+        raise ValueError("an array of anything but whole numbers")
+    if not (1 <= len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)):
+        raise ValueError("an array of no valid shape")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -198,10 +193,10 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 
 GLOBALS = {
-    "numpy.core.multiarray._reconstruct": _Array,
-    "numpy._core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray._reconstruct": _Object,
+    "numpy._core.multiarray._reconstruct": _Object,
     "numpy.ndarray": None,  # an argument of the former
-    "numpy.dtype": _Type,
+    "numpy.dtype": _Object,
     "_codecs.encode": _encoded,
 }
 
@@ -216,7 +211,7 @@ def _checked(code: int) -> Any:
         if code in b"sud":  # items of a dictionary
             for key in stack[-2:-1] if code == ord("s") else stack[::2]:
                 _text(key)
-        if code == ord("b") and not isinstance(stack[-2], (_Array, _Type)):
+        if code == ord("b") and not isinstance(stack[-2], _Object):
             raise ValueError("a state of something that has none")
         pickle._Unpickler.dispatch[code](unpickler)  # type: ignore[attr-defined]
 
@@ -243,6 +238,6 @@ def read_pickle(content: bytes) -> dict[str, Any]:
     """
     try:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        return {_text(key): item.values if isinstance(item, _Array) else item for key, item in found.items()}
+        return {_text(key): _array(item) for key, item in found.items()}
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(str(error) or type(error).__name__) from error
