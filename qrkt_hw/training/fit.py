@@ -231,7 +231,8 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
             "evaluation_seconds": round(time.perf_counter() - started, 3),
             "seed": task.options.seed,
             "backend": backend.name,
-            "backend_details": {**backend.about(), **asdict(backend.counters)},
+            # what it counted, where torch cannot see through it
+            "backend_details": {**backend.about(), **({} if backend.differentiable else asdict(backend.counters))},
         },
     )
 
