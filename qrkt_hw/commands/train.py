@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import click
 
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import check_early, device_flags, merge, options_from, trust_flag
-from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
@@ -51,7 +51,6 @@ def train(
     with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
-    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
@@ -59,17 +58,13 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        if program:
-            import_lightning()
-        from qrkt_hw.training import fit
+        fit = _import_training()
 
         run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
-        if program:
-            import_lightning()
-        from qrkt_hw.training import fit
+        fit = _import_training()
 
         run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
     results = read_json(run.results)
@@ -86,6 +81,19 @@ def train(
         f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
     )
     echo(str(run.path))
+
+
+def _import_training() -> Any:
+    """``qrkt_hw.training.fit``; without torchmetrics, all of which Fabric imports to ask for its version."""
+    if "lightning_fabric" not in sys.modules and "torchmetrics" not in sys.modules:
+        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+        try:
+            import lightning_fabric  # noqa: F401
+        finally:
+            del sys.modules["torchmetrics"]
+    from qrkt_hw.training import fit
+
+    return fit
 
 
 def _of_a_gan(results: dict[str, Any]) -> None:

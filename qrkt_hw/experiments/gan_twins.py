@@ -20,7 +20,7 @@ from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import devices, fit
-from qrkt_hw.training.gan import seconds_per_step
+from qrkt_hw.training.gan import GanTask, cpu_seconds_per_step
 
 SIDES = ("quantum", "same-shape", "same-parameters")
 
@@ -108,7 +108,7 @@ def twin(
     devices.refuse_billed(run, options, console)
     data = load_data(options)
     sides = {"same-shape": options.without_circuits(), "same-parameters": same_parameters(options, data.shape)}
-    own = seconds_per_step(options, data)
+    own = _seconds_per_step(options, data)
     record: dict[str, Any] = {"run": str(run.path), "seconds_per_step": {"quantum": own}, "sides": {}}
     runs = [run]
     for side, twin_options in sides.items():
@@ -136,6 +136,14 @@ def twin(
     return groups, record
 
 
+def _seconds_per_step(options: RunOptions, data: Data) -> float:
+    """CPU time of a step of a fresh model; torch's random numbers stay as they are."""
+    with torch.random.fork_rng(devices=[]), fit.threads(options, data):
+        model = build_model(options, data.shape)
+        assert isinstance(model, Gan)
+        return cpu_seconds_per_step(GanTask(options, data, model))
+
+
 def _trained(
     options: RunOptions,
     run_epochs: int,
@@ -153,7 +161,7 @@ def _trained(
         if run.options().model_copy(update=same) != options.model_copy(update=same):
             raise UserError(f"--out: {path} was trained with other options; name another folder")
         return run if run.results.is_file() else fit.resume(run, console)
-    seconds = seconds_per_step(options, data)
+    seconds = _seconds_per_step(options, data)
     record["seconds_per_step"][side] = seconds
     count = epochs or max(1, round(run_epochs * own / seconds))
     console.print(f"{side}: {count} epochs", highlight=False)

@@ -22,10 +22,10 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.build import quantum_layers
+from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.nn.ablation import ablated
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.training.devices import keeps_journal
-from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
 

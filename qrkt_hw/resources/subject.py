@@ -13,6 +13,8 @@ from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from qrkt_hw.ansatz import CircuitTemplate
     from qrkt_hw.data.base import DataShape
 
@@ -112,18 +114,13 @@ def shape_of(description: dict[str, Any]) -> dict[str, int]:
     return shape
 
 
-def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[str]:
-    """Two lines on the circuits of these options for the start of a command; leaves torch's generator alone."""
-    import torch
-
-    from qrkt_hw.models.build import build_model
+def summarize(model: nn.Module, shape: DataShape, shots: int | None) -> list[str]:
+    """Two lines on the circuits of a model for the start of a command; the model stays as it is."""
+    from qrkt_hw.resources.forecast import rounds_of
     from qrkt_hw.resources.logical import logical
     from qrkt_hw.resources.tables import summary
-    from qrkt_hw.resources.trace import CountingBackend, trace
 
-    with torch.random.fork_rng(devices=[]):
-        backend = CountingBackend()
-        part, _ = logical(trace(build_model(options, shape, backend), backend, shape))
+    part, _ = logical(rounds_of(model, shape))
     return summary(part, shots, "text" if shape.vocabulary else "image")
 
 

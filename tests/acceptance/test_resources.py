@@ -208,7 +208,10 @@ def test_summary_does_not_touch_the_random_numbers_of_training():
     torch.manual_seed(1)
     before = torch.rand(1)
     torch.manual_seed(1)
-    summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)
+    model = build_model(RunOptions(**SMALL), DataShape(1, 8, 10))
+    torch.manual_seed(1)
+    torch.rand(1)
+    summarize(model, DataShape(1, 8, 10), None)
     assert torch.rand(1) == before
 
 
@@ -216,8 +219,9 @@ def test_summary_names_what_the_model_reads():
     from qrkt_hw.resources.subject import summarize
 
     options = {**SMALL, "model": "text", "positions": "none"}
-    assert summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)[1].startswith("per image ")
-    text = summarize(RunOptions(**options), DataShape(0, 0, 2, vocabulary=50, length=9), None)
+    images, texts = DataShape(1, 8, 10), DataShape(0, 0, 2, vocabulary=50, length=9)
+    assert summarize(build_model(RunOptions(**SMALL), images), images, None)[1].startswith("per image ")
+    text = summarize(build_model(RunOptions(**options), texts), texts, None)
     assert text[1].startswith("per text ")
 
 
