@@ -9,6 +9,7 @@ from qrkt_hw.errors import UserError
 
 def planned(
     folder: Any,
+    model: Any,
     backend: Any,
     samples: int,
     batch: int,
@@ -21,6 +22,7 @@ def planned(
 
     Args:
         folder: the run.
+        model: its model.
         backend: where it runs.
         samples: images or texts.
         batch: of them that go through the model together.
@@ -32,7 +34,6 @@ def planned(
     """
     from qrkt_hw.backends.device.budget import Budget
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.forecast import cheaper_model, check, forecast, rounds_of
 
     if getattr(backend, "packer", None) is None or not backend.shots:
@@ -41,7 +42,7 @@ def planned(
             "name a device, or a snapshot with --shots"
         )
     shape = DataShape.of(folder.description())
-    rounds = rounds_of(restored(folder, backend), shape)
+    rounds = rounds_of(model, shape)
     plan = forecast(rounds, samples, batch, backend)
     budget = Budget.of(backend.name, backend.max_seconds, max_seconds, max_cost)
     if refuse:

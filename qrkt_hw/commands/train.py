@@ -58,13 +58,17 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        fit = _import_training()
+        import_fabric()
+        from qrkt_hw.training import fit
+
 
         run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
-        fit = _import_training()
+        import_fabric()
+        from qrkt_hw.training import fit
+
 
         run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
     results = read_json(run.results)
@@ -83,17 +87,14 @@ def train(
     echo(str(run.path))
 
 
-def _import_training() -> Any:
-    """``qrkt_hw.training.fit``; without torchmetrics, all of which Fabric imports to ask for its version."""
+def import_fabric() -> None:
+    """Import Lightning Fabric without torchmetrics, all of which it would import to ask for its version."""
     if "lightning_fabric" not in sys.modules and "torchmetrics" not in sys.modules:
         sys.modules["torchmetrics"] = None  # type: ignore[assignment]
         try:
             import lightning_fabric  # noqa: F401
         finally:
             del sys.modules["torchmetrics"]
-    from qrkt_hw.training import fit
-
-    return fit
 
 
 def _of_a_gan(results: dict[str, Any]) -> None:
