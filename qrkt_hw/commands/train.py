@@ -61,14 +61,12 @@ def train(
         import_fabric()
         from qrkt_hw.training import fit
 
-
         run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
         import_fabric()
         from qrkt_hw.training import fit
-
 
         run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
     results = read_json(run.results)
