@@ -152,8 +152,8 @@ def fresh_model(options: RunOptions, data: Data, backend: Backend) -> nn.Module:
     model = build_model(options, data.shape, backend)
     if options.initial_angles == "conditioned":
         condition(quantum_layers(model))
-    twice = isinstance(model, Gan) and options.loss in TWICE and options.penalty
-    if twice and quantum_layers(model.discriminator) and not backend.differentiable:
+    twice = options.loss in TWICE and options.penalty and not backend.differentiable
+    if isinstance(model, Gan) and twice and quantum_layers(model.discriminator):
         raise UserError(
             f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
             "allow; take --loss hinge, or --backend exact"

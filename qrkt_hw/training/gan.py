@@ -89,10 +89,10 @@ class GanTask(Task):
         due = (number + 1) % o.critic_steps == 0
         with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
             fake = self.generator(torch.randn(len(real), self.model.latent, **self.like))
-        rate = self.discriminator.peak * left * warm
+        self._rate, rate = (learner.peak * left * warm for learner in self.learners)
         losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
         if due:
-            self._generator_loss = self._generator_step(fake, self.generator.peak * left * warm)
+            self._generator_loss = self._generator_step(fake, self._rate)
         self._measured.append(torch.stack([self._generator_loss, *losses]))
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, rate: float, penalised: bool) -> list[Tensor]:
@@ -128,7 +128,7 @@ class GanTask(Task):
                 f"--learning-rate: training diverged in epoch {epoch} (losses {metrics['generator_loss']} and "
                 f"{metrics['discriminator_loss']}); try a lower rate or --clip"
             )
-        return {**metrics, "learning_rate": self.generator.optimizer.param_groups[0]["lr"]}
+        return {**metrics, "learning_rate": self._rate}
 
     def keep(self, record: Record, run: RunFolder) -> bool:
         """The last weights, and a grid of samples of the same noise."""
