@@ -110,7 +110,7 @@ class ClassifierTask(Task):
         return "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}".format(**metrics)
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
+        from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
         found: dict[str, Any] = {}
         for split in ("test", "validation"):

@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from qrkt_hw.backends import Backend
+from qrkt_hw import backends
+from qrkt_hw.backends import Backend, Budget
+from qrkt_hw.backends.opening import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError
@@ -30,7 +32,6 @@ from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import classifier, gan
 from qrkt_hw.training.checkpoint import resume_from
 from qrkt_hw.training.classifier import ClassifierTask
-from qrkt_hw.training.devices import Waiting, announce, command, held, keeps_journal, limit, open_backend
 from qrkt_hw.training.gan import GanTask
 from qrkt_hw.training.loop import Record, Task, peak_memory, train
 
@@ -45,8 +46,7 @@ def start(
     console: Console,
     after_epoch: AfterEpoch | None = None,
     data: Data | None = None,
-    max_seconds: float | None = None,
-    max_cost: float | None = None,
+    budget: Budget | None = None,
 ) -> RunFolder:
     """Train from scratch; returns the run.
 
@@ -56,7 +56,7 @@ def start(
         console: for progress.
         after_epoch: is told number and metrics of each epoch.
         data: the options' data set, where it is loaded already.
-        max_seconds, max_cost: limits of QPU seconds and USD on a device.
+        budget: limits of QPU time and money on a device.
 
     Raises:
         UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
@@ -64,13 +64,13 @@ def start(
     """
     check_accelerator(options)
     data = data or load_data(options)
-    backend = open_backend(options, options.seed, console)
+    backend = backends.make(options, options.seed, console)
+    budget = backend.budget(budget)
     options = options.with_circuits(begun(options))
     model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
-    budget = limit(backend, max_seconds, max_cost)
     run = RunFolder.create(options, data.describe(), out)
     try:
-        with run.writing(), held(run, backend, "train", _arguments(options), budget=budget, progress=Waiting(console)):
+        with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **_activity(options)):
             return _fit(run, options, data, model, console, backend, after_epoch)
     except Exception:  # not Ctrl-C: such a run is resumed from its start
         run.discard_untrained()
@@ -89,8 +89,7 @@ def resume(
     console: Console,
     resubmit: bool = False,
     replan: bool = False,
-    max_seconds: float | None = None,
-    max_cost: float | None = None,
+    budget: Budget | None = None,
     agreed: str | None = None,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
@@ -100,7 +99,7 @@ def resume(
         console: for progress.
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
-        max_seconds, max_cost: limits of QPU seconds and USD, with what was billed before.
+        budget: limits of QPU time and money, with what was billed before.
         agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
 
     Raises:
@@ -111,21 +110,20 @@ def resume(
         raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
     check_accelerator(options)
     data = load_data(options, run.description().get("vocabulary", ()))
-    backend = open_backend(options, options.seed, console)
-    if keeps_journal(backend) and agreed is None:
+    backend = backends.make(options, options.seed, console)
+    if backend.bills and agreed is None:
         raise UserError(
             f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
             f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
         )
-    budget = limit(backend, max_seconds, max_cost)
-    again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
-    with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
+    again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
+    with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
         return _fit(run, options, data, fresh_model(options, data, backend), console, backend)
 
 
-def _arguments(options: RunOptions) -> dict[str, Any]:
+def _activity(options: RunOptions) -> dict[str, Any]:
     """What the journal keeps of a training: its options stand in the run folder."""
-    return {"backend": options.backend, "instance": options.instance}
+    return {"kind": "train", "arguments": {"backend": options.backend, "instance": options.instance}}
 
 
 def check_accelerator(options: RunOptions) -> None:
@@ -202,11 +200,10 @@ def _fit(
             train(task, run, record, backend, console, after_epoch)
         except KeyboardInterrupt:
             billed = command("train", run.path, {"backend": options.backend})
-            how = billed if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
+            how = billed if backend.bills else f"qrkt-hw train --resume {run.path}"
             console.print(f"resume with: {how}", highlight=False, markup=False, soft_wrap=True)
             raise
         _conclude(run, task, record, backend)
-    announce(backend, console)
     return run
 
 
@@ -244,7 +241,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     The model takes a step on one sample and then on a few. Its weights, the run's random numbers and what the backend
     counts stay as they are.
     """
-    if backend.differentiable or keeps_journal(backend) or not quantum_layers(model):
+    if backend.differentiable or backend.bills or not quantum_layers(model):
         return []
     before = backend.state()
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]

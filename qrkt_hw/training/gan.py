@@ -151,7 +151,7 @@ class GanTask(Task):
         ).format(**metrics)
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        from qrkt_hw.plots.losses import plot_losses  # matplotlib, only now: it delays the first step
+        from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
 
         plot_losses(record.history, run.plots / "losses.png")
         frames = sorted((run.path / "samples").glob("epoch-*.png"))
