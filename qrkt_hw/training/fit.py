@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -262,6 +263,22 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
         f"epoch: about {_time(epoch)} an epoch and {_time(whole)} in all (from {few} sample{'s' if few > 1 else ''}); "
         "faster, without noise: --backend exact"
     ]
+
+
+def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
+    """CPU time of a training step of a fresh model, measured over ``steps`` after as many to warm up.
+
+    Of a GAN both sides and the penalties count in their proportion. torch's random numbers stay as they are.
+    """
+    with torch.random.fork_rng(devices=[]), threads(options, data):
+        task = make_task(options, data, build_model(options, data.shape))
+        task.start_epoch(1)
+        batches = itertools.chain.from_iterable(itertools.repeat(task.batches))
+        started = 0.0
+        for number, batch in enumerate(itertools.islice(batches, 2 * steps)):
+            started = time.process_time() if number == steps else started
+            task.step(task.fabric.to_device(batch), number)
+        return (time.process_time() - started) / steps
 
 
 def _measured(model: nn.Module, data: Data, backend: Backend, count: int) -> tuple[float, float, int]:

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -164,18 +162,6 @@ class GanTask(Task):
 def fixed_noise(count: int, latent: int, seed: int) -> Tensor:
     """``(count, latent)``, standard normal, the same wherever it is asked for."""
     return torch.randn(count, latent, generator=torch.Generator().manual_seed(seed))
-
-
-def cpu_seconds_per_step(task: GanTask, steps: int = 16) -> float:
-    """CPU time of a training step, both sides and penalties in their proportion; measured after as many to warm up."""
-    task.start_epoch(1)
-    batches = itertools.chain.from_iterable(itertools.repeat(task.batches))
-    started = 0.0
-    for number, batch in enumerate(itertools.islice(batches, 2 * steps)):
-        if number == steps:
-            started = time.process_time()
-        task.step(task.fabric.to_device(batch), number)
-    return (time.process_time() - started) / steps
 
 
 def generator_loss(loss: str, fake: Tensor) -> Tensor:
