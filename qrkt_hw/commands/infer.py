@@ -104,20 +104,22 @@ def infer(
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
-    from qrkt_hw.resources.subject import summarize
+    from qrkt_hw.experiments.loading import trained
+    from qrkt_hw.models.build import build_model
+    from qrkt_hw.resources.tables import summarize
 
-    model = restored(folder, backend)
-    for line in summarize(model, DataShape.of(folder.description()), backend.shots):
+    shape = DataShape.of(folder.description())
+    model = build_model(options, shape, backend)
+    for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
-
     batch = inference.BATCH if not images and not texts else len(images or texts)
     plan = None
     if dry_run or backend.budget(budget) is not None:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        plan = planned(folder, model, backend, samples, batch, budget, refuse=refuse)
+        trained(folder, model)
+        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:

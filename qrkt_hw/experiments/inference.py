@@ -20,6 +20,7 @@ from qrkt_hw.data.images import read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
+from qrkt_hw.experiments.loading import trained
 from qrkt_hw.models.build import quantum_layers
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.nn.ablation import ablated
@@ -43,7 +44,7 @@ def infer_split(
 
     Args:
         run: the run.
-        model: its model, on ``backend``.
+        model: its model on ``backend``; the trained weights are filled in here.
         split: ``test`` or ``validation``.
         limit: only the first samples.
         backend: where the circuits run.
@@ -65,6 +66,7 @@ def infer_split(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
             "as --backend exact, where the weights are the same"
         )
+    trained(run, model)
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
     dataset = _split(run, split, limit, data_dir)
@@ -152,6 +154,7 @@ def _classified(
     items: list[dict[str, Any]],
     backend: Backend,
 ) -> dict[str, Any]:
+    trained(run, model)
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()

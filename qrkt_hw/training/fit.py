@@ -26,7 +26,7 @@ from qrkt_hw.models.weights import load_weights, sha256
 from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.options.gan import TWICE
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.resources.subject import summarize
+from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
