@@ -12,7 +12,6 @@ from qrkt_hw.backends.files import WORKING, config_file, layers
 from qrkt_hw.backends.ibm import backend as ibm
 from qrkt_hw.backends.schema import AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import BackendOptions
 
 # options of devices
 COPY_KEYS = ("pack", "guard", "quality", "mitigation")  # and those that a snapshot has too
@@ -93,14 +92,14 @@ def resolve(
     return backend
 
 
-def from_options(options: BackendOptions, seed: int | None = None, working: bool = False) -> Backend:
-    """The backend of a run's options; ``working`` as for :func:`resolve`.
+def from_options(options: Any, seed: int | None = None, working: bool = False) -> Backend:
+    """The backend of the ``backend`` section of a run's configuration; ``working`` as for :func:`resolve`.
 
     Raises:
         UserError: see :func:`resolve`.
     """
     return resolve(
-        options.backend,
+        options.name,
         shots=options.shots,
         gradient=options.gradient,
         strict=options.strict_backend,

@@ -7,9 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import Gradient
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.errors import UserError, sentence
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
@@ -21,7 +19,7 @@ Shots = Annotated[int, Field(ge=1, le=10_000_000, strict=True)]
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    gradient: Gradient = "adjoint"
+    gradient: Literal["adjoint", "parameter_shift", "spsa"] = "adjoint"
     perturbation: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 

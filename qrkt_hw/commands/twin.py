@@ -33,14 +33,14 @@ def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | N
     options = folder.options()
     if not options.has_circuits:
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical twin")
-    if options.model == "gan" and trials is not None:
+    if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the twins of a GAN take its own learning rates; leave it out")
     from qrkt_hw.commands.compare import show
     from qrkt_hw.commands.console import Terminal
     from qrkt_hw.experiments import twins
 
     place = out or twins.default_out(folder)
-    if options.model == "gan":
+    if options.model.kind == "gan":
         from qrkt_hw.experiments import gan_twins
 
         groups, _ = gan_twins.twin(folder, epochs, place, Terminal(stderr=True))

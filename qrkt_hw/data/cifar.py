@@ -16,7 +16,7 @@ from qrkt_hw.data.base import Data
 from qrkt_hw.data.memory import in_memory, resized
 from qrkt_hw.data.pickles import read_pickle
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 NAMES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HUB = {
@@ -34,7 +34,7 @@ LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29
 META = {"cifar10": ("batches.meta", "label_names"), "cifar100": ("meta", "fine_label_names")}
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout.
 
     Raises:
@@ -52,7 +52,7 @@ def load(options: DataOptions) -> Data:
     return in_memory(options, *found)
 
 
-def _found(options: DataOptions, looked: list[Path]) -> tuple[Any, ...] | None:
+def _found(options: DataConfig, looked: list[Path]) -> tuple[Any, ...] | None:
     name = options.dataset
     for folder in looked:
         inner = folder / FOLDERS[name]
@@ -157,7 +157,7 @@ def safe_unpickle(content: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged, or no CIFAR file ({error or type(error).__name__})") from error
 
 
-def _pickled(options: DataOptions, members: _Opened) -> tuple[Any, ...]:
+def _pickled(options: DataConfig, members: _Opened) -> tuple[Any, ...]:
     file, key = META[options.dataset]
     label = "labels" if options.dataset == "cifar10" else "fine_labels"
     listed = members[file].get(key)
@@ -186,7 +186,7 @@ def _pickled(options: DataOptions, members: _Opened) -> tuple[Any, ...]:
     return names, *parts
 
 
-def _download(options: DataOptions) -> None:
+def _download(options: DataConfig) -> None:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     folder = files.root(options)

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from qrkt_hw.data.base import Data, DataShape
 from qrkt_hw.data.split import stratified
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 TEST, VALIDATION = 360, 144
 
@@ -35,7 +35,7 @@ def read() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """The digits, pixel values 0..16 mapped to [0, 1], then normalised by the training part."""
     pixels, digits = read()
     images = torch.from_numpy(pixels / 16.0).float().unsqueeze(1)

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 DEFAULT = Path("data")
 
 
-def root(options: DataOptions) -> Path:
+def root(options: DataConfig) -> Path:
     """The folder of the data files."""
     return options.data_dir or DEFAULT
 
 
-def places(options: DataOptions, *names: str) -> list[Path]:
+def places(options: DataConfig, *names: str) -> list[Path]:
     """Folders a data set may lie in: ``DIR/name`` for each name, then ``DIR`` itself."""
     return [*(root(options) / name for name in names), root(options)]
 
@@ -32,7 +32,7 @@ def regular(path: Path, name: str = "") -> Path:
     return path
 
 
-def missing(options: DataOptions, looked: Sequence[Path], what: str, where: str) -> UserError:
+def missing(options: DataConfig, looked: Sequence[Path], what: str, where: str) -> UserError:
     """The one sentence for a data set that is not there."""
     name = options.dataset.partition(":")[0]
     advice = "" if options.download or name == "folder" else ", or add --download"

@@ -15,14 +15,14 @@ from qrkt_hw.data.images import FileImages, decoded, statistics_of
 from qrkt_hw.data.memory import held_out
 from qrkt_hw.data.split import mixed, stratified
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 DEFAULT_SIZE = 64
 # images whose mean and deviation stand for the training part
 SAMPLED = 2_000
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """``folder:PATH``; PATH is taken relative to --data-dir where one is given.
 
     Raises:
@@ -35,7 +35,7 @@ def load(options: DataOptions) -> Data:
     return from_folder(options, path)
 
 
-def from_folder(options: DataOptions, path: Path) -> Data:
+def from_folder(options: DataConfig, path: Path) -> Data:
     """``PATH/train/CLASS/*`` and ``PATH/test`` (or ``val``), or ``PATH/CLASS/*``, of which a tenth becomes test.
 
     A ``val`` folder without a ``test`` folder is the test split, as ImageNet is used; validation is a tenth of the

@@ -13,7 +13,7 @@ from qrkt_hw.data.folder import DEFAULT_SIZE, from_folder
 from qrkt_hw.data.images import decoded, statistics_of
 from qrkt_hw.data.stream import Shard, Stream
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 HUB = "datasets/ILSVRC/imagenet-1k/data"
 SOURCE = "https://huggingface.co/datasets/ILSVRC/imagenet-1k (accept its terms first)"
@@ -21,7 +21,7 @@ SOURCE = "https://huggingface.co/datasets/ILSVRC/imagenet-1k (accept its terms f
 SAMPLED = 1_000
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """``DIR/imagenet`` with ``train`` and ``val`` folders or with parquet in the hub's layout; with --download streamed
     from the hub, nothing kept. The labelled validation files are the test split; the hub's test files bear no labels.
 
@@ -43,7 +43,7 @@ def load(options: DataOptions) -> Data:
     return streamed(options, train, test)
 
 
-def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
+def streamed(options: DataConfig, train: list[str], test: list[str]) -> Data:
     """A data set that is read from parquet files as it is needed."""
     image, label = parquet.column(train[0], ["image", "img"]), parquet.column(train[0], ["label"])
     names = parquet.class_names(train[0], label)

@@ -13,7 +13,7 @@ from qrkt_hw.data.memory import held_out
 from qrkt_hw.data.split import mixed
 from qrkt_hw.data.text import Texts, encode, vocabulary_of
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 SOURCE = "https://huggingface.co/datasets/stanfordnlp/imdb"
 NAMES = ("neg", "pos")
@@ -22,7 +22,7 @@ RUN = 250
 Part = tuple[list[str], np.ndarray]
 
 
-def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
+def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
     """From parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's where
     none is given.
 

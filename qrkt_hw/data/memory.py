@@ -12,7 +12,7 @@ from qrkt_hw.data.base import Data, DataShape
 from qrkt_hw.data.images import MemoryImages, statistics_of
 from qrkt_hw.data.split import stratified
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 
 def held_out(labels: np.ndarray, limit: int | None, run: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +58,7 @@ def _in_runs(labels: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def in_memory(
-    options: DataOptions, names: Sequence[str], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+    options: DataConfig, names: Sequence[str], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 ) -> Data:
     """A data set of images in memory.
 

@@ -16,14 +16,14 @@ from qrkt_hw.data.base import Data
 from qrkt_hw.data.memory import in_memory, resized
 from qrkt_hw.data.parquet import read_images
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 SOURCE = "https://huggingface.co/datasets/ylecun/mnist"
 LARGEST = 2**30  # of an unpacked file
 PARTS = {"train": "train", "test": "t10k"}
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """From the four IDX files (plain or .gz), or parquet in the hub's layout.
 
     Raises:
@@ -39,7 +39,7 @@ def load(options: DataOptions) -> Data:
     return in_memory(options, [str(k) for k in range(10)], *found)
 
 
-def _parts(options: DataOptions, looked: list[Path]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+def _parts(options: DataConfig, looked: list[Path]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     for folder in looked:
         pairs = [
             (_file(folder, f"{p}-images-idx3-ubyte"), _file(folder, f"{p}-labels-idx1-ubyte")) for p in PARTS.values()
@@ -64,7 +64,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _read_pair(
-    folder: Path, part: str, pair: tuple[Path | None, Path | None], options: DataOptions
+    folder: Path, part: str, pair: tuple[Path | None, Path | None], options: DataConfig
 ) -> tuple[Tensor, Tensor]:
     images, labels = pair
     if images is None or labels is None:

@@ -96,7 +96,7 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     paths = [run.path.resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"run: {next(p for p in paths if paths.count(p) > 1)} is named twice")
-    options = [{k: v for k, v in run.options().model_dump(mode="json").items() if k not in INCIDENTAL} for run in runs]
+    options = [{k: v for k, v in run.options().flat(mode="json").items() if k not in INCIDENTAL} for run in runs]
     differing = [key for key in options[0] if any(o[key] != options[0][key] for o in options)]
     kinds = {own["model"] == "gan" for own in options}
     if len(kinds) > 1:

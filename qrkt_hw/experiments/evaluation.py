@@ -67,7 +67,7 @@ def evaluate(
     except OSError as error:
         raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
     options = run.options()
-    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
+    data = load_data(options.replace(limit=None, data_dir=data_dir or options.data.data_dir))
     judged = judge(data, console, judge_file)
     extract, extractor = _extractor(weights, judged)
     real, _ = pixels(data, split)

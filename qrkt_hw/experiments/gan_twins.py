@@ -15,9 +15,9 @@ from qrkt_hw.experiments.evaluation import evaluate
 from qrkt_hw.experiments.judging import judge
 from qrkt_hw.models.build import build_model, count_parameters
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import devices, fit
 from qrkt_hw.training.gan import seconds_per_step
@@ -25,7 +25,7 @@ from qrkt_hw.training.gan import seconds_per_step
 SIDES = ("quantum", "same-shape", "same-parameters")
 
 
-def counts(options: RunOptions, shape: DataShape) -> dict[str, int]:
+def counts(options: Config, shape: DataShape) -> dict[str, int]:
     """Parameters of both sides of a classical GAN, counted without memory for them."""
     with torch.device("meta"):
         model = build_model(options, shape)
@@ -33,7 +33,7 @@ def counts(options: RunOptions, shape: DataShape) -> dict[str, int]:
     return {name: count_parameters(side)["total"] for name, side in model.sides.items()}
 
 
-def same_parameters(options: RunOptions, shape: DataShape) -> RunOptions:
+def same_parameters(options: Config, shape: DataShape) -> Config:
     """The classical GAN each side of which has as nearly as many parameters as the run's.
 
     Free are widths, heads (the most the run has that divide them) and the width of the MLPs; among equally near ones
@@ -42,10 +42,10 @@ def same_parameters(options: RunOptions, shape: DataShape) -> RunOptions:
     model = build_model(options, shape)
     assert isinstance(model, Gan)
     target = {name: count_parameters(side)["total"] for name, side in model.sides.items()}
-    heads = options.generator_heads or options.heads
+    heads = options.gan.generator_heads or options.model.heads
     # the discriminator's heads must not become the generator's
-    classical = options.without_circuits().model_copy(update={"generator_heads": heads})
-    shrink = 4 ** (options.generator_stages - 1)
+    classical = options.without_circuits().replace(generator_heads=heads)
+    shrink = 4 ** (options.gan.generator_stages - 1)
     best: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {}
 
     def consider(side: str, width: int, own: int, options_of: Any, sizes: range) -> None:
@@ -54,34 +54,34 @@ def same_parameters(options: RunOptions, shape: DataShape) -> RunOptions:
         while low <= high:
             middle = (low + high) // 2
             changed = options_of(middle)
-            total = counts(classical.model_copy(update=changed), shape)[side]
+            total = counts(classical.replace(**changed), shape)[side]
             rank = (abs(total - target[side]), abs(width - own))
             if side not in best or rank < best[side][0]:
                 best[side] = rank, changed
             low, high = (middle + 1, high) if total < target[side] else (low, middle - 1)
 
-    for hidden in range(2, options.hidden + 1, max(1, options.hidden // 32)):
-        fitting = max(h for h in range(1, options.heads + 1) if hidden % h == 0)
+    for hidden in range(2, options.model.hidden + 1, max(1, options.model.hidden // 32)):
+        fitting = max(h for h in range(1, options.model.heads + 1) if hidden % h == 0)
         consider(
             "discriminator",
             hidden,
-            options.hidden,
+            options.model.hidden,
             lambda mlp, hidden=hidden, fitting=fitting: {"hidden": hidden, "heads": fitting, "mlp": mlp},
-            range(1, max(4 * hidden, options.mlp) + 1),
+            range(1, max(4 * hidden, options.model.mlp) + 1),
         )
-    for last in range(1, options.generator_hidden // shrink + 1):
+    for last in range(1, options.gan.generator_hidden // shrink + 1):
         width = last * shrink
         fitting = max(h for h in range(1, heads + 1) if last % h == 0)
         consider(
             "generator",
             width,
-            options.generator_hidden,
+            options.gan.generator_hidden,
             lambda size, width=width, fitting=fitting: {
                 "generator_hidden": width, "generator_heads": fitting, "generator_mlp_ratio": size / width,
             },
             range(max(1, width // 16), 4 * width + 1),
         )  # fmt: skip
-    return classical.model_copy(update={**best["discriminator"][1], **best["generator"][1]})
+    return classical.replace(**best["discriminator"][1], **best["generator"][1])
 
 
 def twin(
@@ -106,13 +106,15 @@ def twin(
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
     devices.refuse_billed(run, options, console)
-    data = load_data(options)
+    data = load_data(options.data)
     sides = {"same-shape": options.without_circuits(), "same-parameters": same_parameters(options, data.shape)}
     own = seconds_per_step(options, data)
     record: dict[str, Any] = {"run": str(run.path), "seconds_per_step": {"quantum": own}, "sides": {}}
     runs = [run]
     for side, twin_options in sides.items():
-        runs.append(_trained(twin_options, options.epochs, epochs, own, out / side, data, console, record, side))
+        runs.append(
+            _trained(twin_options, options.training.epochs, epochs, own, out / side, data, console, record, side)
+        )
     judge_file = out / "judge.safetensors"
     judge(data, console, judge_file)
     for side, folder in zip(SIDES, runs, strict=True):
@@ -137,7 +139,7 @@ def twin(
 
 
 def _trained(
-    options: RunOptions,
+    options: Config,
     run_epochs: int,
     epochs: int | None,
     own: float,
@@ -149,12 +151,11 @@ def _trained(
 ) -> RunFolder:
     if path.exists():
         run = RunFolder.open(path)
-        same = {"epochs": options.epochs}
-        if run.options().model_copy(update=same) != options.model_copy(update=same):
+        if run.options().replace(epochs=options.training.epochs) != options:
             raise UserError(f"--out: {path} was trained with other options; name another folder")
         return run if run.results.is_file() else fit.resume(run, console)
     seconds = seconds_per_step(options, data)
     record["seconds_per_step"][side] = seconds
     count = epochs or max(1, round(run_epochs * own / seconds))
     console.print(f"{side}: {count} epochs", highlight=False)
-    return fit.start(options.model_copy(update={"epochs": count}), path, console, data=data)
+    return fit.start(options.replace(epochs=count), path, console, data=data)

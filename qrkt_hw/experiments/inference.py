@@ -108,8 +108,8 @@ def count(run: RunFolder, split: str, limit: int | None, data_dir: Path | None =
 def _split(run: RunFolder, split: str, limit: int | None, data_dir: Path | None) -> Any:
     """The first samples of a split, as the run's model reads them."""
     options = run.options()
-    there = options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir})
-    return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
+    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
+    return first(load_data(there.data, run.description().get("vocabulary", ())).splits[split], limit)
 
 
 def infer_images(
@@ -146,7 +146,7 @@ def infer_texts(
     if not shape.vocabulary:
         raise UserError(f"--text: the model of {run.path} reads images; use --image")
     options = run.options()
-    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+    reading = {"unique": options.data.unique_words, "pairs": options.data.word_pairs}
     ids = trimmed(encode(texts, description["vocabulary"], shape.length, **reading))
     return _classified(run, ids, "texts", [{"text": text} for text in texts], backend, opening)
 

@@ -10,9 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.unused import unused_option
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.runs.config import KEYS, Config, problem
+from qrkt_hw.runs.unused import unused
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def parse(text: str) -> Dimension:
     key = key.strip().removeprefix("--").replace("-", "_")
     if not equals or not given:
         raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
-    if key not in RunOptions.model_fields:
+    if key not in KEYS:
         raise UserError(f"--search: no option {key!r} (see qrkt-hw train --help)")
     parts = given.split(":")
     log = parts[0] == "log"
@@ -62,7 +61,7 @@ def parse(text: str) -> Dimension:
     return Dimension(key, choices)
 
 
-def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
+def check_space(options: Config, dimensions: Sequence[Dimension]) -> None:
     """Make sure that every searched value is allowed and that no searched option is without effect throughout.
 
     Raises:
@@ -72,23 +71,23 @@ def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
     for key, values in ends.items():
         for value in values:
             try:
-                RunOptions.model_validate({**options.model_dump(), key: value})
+                options.replace(**{key: value})
             except ValidationError as error:
-                raise UserError(f"--search: {sentence(error)}") from error
-    fixed = {key: RunOptions.model_fields[key].default for key in ends}
+                raise UserError(f"--search: {problem(error)[1]}") from error
+    fixed = {key: KEYS[key].field.default for key in ends}
     reasons: dict[str, list[str | None]] = {key: [] for key in ends}
     for chosen in itertools.islice(itertools.product(*ends.values()), 10_000):
-        tried = options.model_copy(update=dict(zip(ends, chosen, strict=True)))
+        tried = options.replace(**dict(zip(ends, chosen, strict=True)))
         for key in ends:
-            if getattr(tried, key) != fixed[key]:
-                reasons[key].append(unused_option(tried, [key]))
+            if tried.flat()[key] != fixed[key]:
+                reasons[key].append(unused(tried, [key]))
     for found in reasons.values():
         if found and all(found):
             raise UserError(f"--search: {found[0]}")
 
 
 def _value(key: str, text: str, whole: str) -> Any:
-    field = RunOptions.model_fields[key]
+    field = KEYS[key].field
     annotated: Any = field.annotation
     try:
         value = TypeAdapter(annotated).validate_python(

@@ -21,10 +21,9 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.search import Dimension
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.validation import sentence
 from qrkt_hw.plots.tuning import plot_study
 from qrkt_hw.runs.atomic import write_text
+from qrkt_hw.runs.config import Config, DataConfig, problem
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
 
@@ -122,7 +121,7 @@ def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.sa
 
 
 def tune(
-    base: RunOptions,
+    base: Config,
     dimensions: Sequence[Dimension],
     study: optuna.Study,
     sampler: str,
@@ -147,7 +146,7 @@ def tune(
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
     searched = {d.key for d in dimensions}
-    shared = load_data(base) if not searched & set(_data_keys()) else None
+    shared = load_data(base.data) if not searched & set(_data_keys()) else None
     stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
     try:
         if sum(t.state in DONE for t in study.trials) < trials:
@@ -165,22 +164,20 @@ def tune(
 
 
 def _data_keys() -> list[str]:
-    from qrkt_hw.options.data import DataOptions
-
-    return [key for key in DataOptions.model_fields if key not in ("batch_size", "workers", "augment")]
+    return [key for key in DataConfig.model_fields if key not in ("batch_size", "workers", "augment")]
 
 
 def _objective(
-    base: RunOptions, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
+    base: Config, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
 ) -> Callable[[optuna.Trial], float]:
     def objective(trial: optuna.Trial) -> float:
         chosen = {dimension.key: dimension.suggest(trial) for dimension in dimensions}
         console.print(f"trial {trial.number}: {_shown(chosen)}", highlight=False)
         try:
-            options = RunOptions.model_validate({**base.model_dump(), **chosen})
+            options = base.replace(**chosen)
             run = fit.start(options, out / f"trial-{trial.number}", console, [Pruner(trial)], data)
         except ValidationError as error:
-            return _refuse(trial, sentence(error), console)
+            return _refuse(trial, problem(error)[1], console)
         except UserError as error:
             return _refuse(trial, str(error), console)
         results = read_json(run.results)

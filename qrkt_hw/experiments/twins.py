@@ -11,9 +11,9 @@ from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.models.build import build_model, count_parameters
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import devices, fit
 
@@ -28,37 +28,37 @@ def rates(peak: float, trials: int) -> list[float]:
     return [float(f"{peak * 3.0**factor:.3g}") for factor in factors]
 
 
-def same_shape(options: RunOptions) -> RunOptions:
+def same_shape(options: Config) -> Config:
     """Dense maps instead of circuits, everything else alike."""
     return options.without_circuits()
 
 
-def same_parameters(options: RunOptions, shape: DataShape) -> RunOptions:
+def same_parameters(options: Config, shape: DataShape) -> Config:
     """The classical model whose number of parameters is nearest to the run's.
 
     Hidden width, heads (the most the run has that divide the width) and the MLP's width are free; among equally
     near ones the width nearest to the run's wins.
     """
     target = count_parameters(build_model(options, shape))["total"]
-    best: tuple[tuple[int, int, int], RunOptions] | None = None
-    for hidden in range(2, 2 * options.hidden + 1):
-        heads = max(h for h in range(1, options.heads + 1) if hidden % h == 0)
+    best: tuple[tuple[int, int, int], Config] | None = None
+    for hidden in range(2, 2 * options.model.hidden + 1):
+        heads = max(h for h in range(1, options.model.heads + 1) if hidden % h == 0)
         narrow = {"hidden": hidden, "heads": heads, "projection": "classical"}
 
         def total(mlp: int, narrow: dict[str, Any] = narrow) -> int:
-            return count_parameters(build_model(options.model_copy(update={**narrow, "mlp": mlp}), shape))["total"]
+            return count_parameters(build_model(options.replace(**narrow, mlp=mlp), shape))["total"]
 
         # the total grows by the same amount with every feature of the MLP
         least = total(1)
         step = total(2) - least
         ideal = 1 + (target - least) / step if step else 1
         for mlp in {max(1, int(ideal)), max(1, int(ideal) + 1)}:
-            if mlp > max(4 * hidden, options.mlp):
+            if mlp > max(4 * hidden, options.model.mlp):
                 continue
             distance = abs(least + (mlp - 1) * step - target)
-            rank = (distance, abs(hidden - options.hidden), mlp)
+            rank = (distance, abs(hidden - options.model.hidden), mlp)
             if best is None or rank < best[0]:
-                best = rank, options.model_copy(update={**narrow, "mlp": mlp})
+                best = rank, options.replace(**narrow, mlp=mlp)
     assert best is not None
     return best[1]
 
@@ -87,15 +87,15 @@ def twin(
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
     devices.refuse_billed(run, options, console)
-    options = options.model_copy(update={"epochs": epochs or options.epochs})
-    data = load_data(options)
+    options = options.replace(epochs=epochs or options.training.epochs)
+    data = load_data(options.data)
     sides = dict(zip(SIDES, (options, same_shape(options), same_parameters(options, data.shape)), strict=True))
-    record: dict[str, Any] = {"run": str(run.path), "epochs": options.epochs, "trials": trials, "sides": {}}
+    record: dict[str, Any] = {"run": str(run.path), "epochs": options.training.epochs, "trials": trials, "sides": {}}
     chosen: list[RunFolder] = []
     for side, own in sides.items():
         finished = []
-        for rate in rates(options.learning_rate, trials):
-            trial = own.model_copy(update={"learning_rate": rate})
+        for rate in rates(options.training.learning_rate, trials):
+            trial = own.replace(learning_rate=rate)
             if trial == run.options() and run.results.is_file():
                 finished.append(run)
                 continue
@@ -108,15 +108,15 @@ def twin(
         results = read_json(finished[best].results)
         record["sides"][side] = {
             "chosen": str(finished[best].path),
-            "learning_rate": finished[best].options().learning_rate,
-            "hidden": own.hidden,
-            "heads": own.heads,
-            "mlp": own.mlp,
+            "learning_rate": finished[best].options().training.learning_rate,
+            "hidden": own.model.hidden,
+            "heads": own.model.heads,
+            "mlp": own.model.mlp,
             "parameters": results["parameters"]["total"],
             "train_seconds": results["train_seconds"],
             "test": results["test"],
             "validation_auroc_by_rate": {
-                str(f.options().learning_rate): s for f, s in zip(finished, scores, strict=True)
+                str(f.options().training.learning_rate): s for f, s in zip(finished, scores, strict=True)
             },
         }
     groups = grouped(chosen, SIDES)
@@ -125,7 +125,7 @@ def twin(
     return groups, record
 
 
-def _trained(options: RunOptions, path: Path, data: Data, console: Console) -> RunFolder:
+def _trained(options: Config, path: Path, data: Data, console: Console) -> RunFolder:
     if not path.exists():
         return fit.start(options, path, console, data=data)
     run = RunFolder.open(path)

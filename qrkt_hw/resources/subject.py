@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
+from qrkt_hw.runs.config import Config
 
 if TYPE_CHECKING:
     from qrkt_hw.ansatz import CircuitTemplate
@@ -59,7 +59,7 @@ class Subject:
         return self._templates[circuit]
 
 
-def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = None) -> Subject:
+def of_options(name: str, options: Config, shape: dict[str, int] | None = None) -> Subject:
     """The model of these options.
 
     Args:
@@ -84,21 +84,21 @@ def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = No
 
     # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
     circuits = options.circuits.digest if options.circuits is not None else None
-    fixed = [options.model_dump(mode="json"), size, circuits]
+    fixed = [options.flat(mode="json"), size, circuits]
     kept = (
         compute()
-        if size is None or not (circuits or _cacheable(options.ansatz))
+        if size is None or not (circuits or _cacheable(options.circuit.ansatz))
         else remember("subjects", digest(fixed, versions()), compute)
     )
     return Subject(
         name,
         Description.model_validate(kept),
-        options.batch_size,
+        options.data.batch_size,
         lambda: found[0] if found else traced()[1],
     )
 
 
-def of_run(name: str, options: RunOptions, description: dict[str, Any]) -> Subject:
+def of_run(name: str, options: Config, description: dict[str, Any]) -> Subject:
     """The model of a run, by its options and its ``data.json``."""
     return of_options(name, options, shape_of(description))
 
@@ -112,7 +112,7 @@ def shape_of(description: dict[str, Any]) -> dict[str, int]:
     return shape
 
 
-def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[str]:
+def summarize(options: Config, shape: DataShape, shots: int | None) -> list[str]:
     """Two lines on the circuits of these options for the start of a command; leaves torch's generator alone."""
     import torch
 
@@ -164,7 +164,7 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
     return Subject(f"{ansatz}:{qubits}:{layers}", Description.model_validate(kept), 64, make)
 
 
-def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description, list[CircuitTemplate]]:
+def _describe_model(options: Config, shape: DataShape) -> tuple[Description, list[CircuitTemplate]]:
     from qrkt_hw.models.build import build_model, count_parameters
     from qrkt_hw.resources.logical import logical
     from qrkt_hw.resources.trace import CountingBackend, trace
@@ -185,17 +185,17 @@ def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description,
     )
 
 
-def _usual_shape(options: RunOptions) -> dict[str, int] | None:
-    if options.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
-        words, length = getattr(options, "vocabulary", 0), getattr(options, "text_length", 0)
+def _usual_shape(options: Config) -> dict[str, int] | None:
+    if options.data.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
+        words, length = options.data.vocabulary, options.data.text_length
         return {"channels": 0, "image_size": 0, "classes": 2, "vocabulary": words, "length": length}
-    return SHAPES.get(options.dataset)
+    return SHAPES.get(options.data.dataset)
 
 
-def _shape(options: RunOptions, size: dict[str, int] | None) -> DataShape:
+def _shape(options: Config, size: dict[str, int] | None) -> DataShape:
     from qrkt_hw.data import DataShape, load_data
 
-    return DataShape(**size) if size is not None else load_data(options).shape
+    return DataShape(**size) if size is not None else load_data(options.data).shape
 
 
 def _cacheable(ansatz: str) -> bool:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from qrkt_hw.models.build import named_blocks
 from qrkt_hw.models.gan import Gan, Generator
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.classifier import NORMS_EVERY, warm_average
 from qrkt_hw.training.diffaugment import diff_augment
 from qrkt_hw.training.losses import discriminator_loss, generator_loss, penalty
@@ -35,17 +35,21 @@ class Adversaries(LightningModule):
     """
 
     def __init__(
-        self, model: Gan, options: RunOptions, steps_per_epoch: int, statistics: tuple[tuple[float, ...], ...]
+        self, model: Gan, options: Config, steps_per_epoch: int, statistics: tuple[tuple[float, ...], ...]
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.options = options
-        self.averaged = AveragedModel(model.generator, multi_avg_fn=warm_average(options.ema)) if options.ema else None
+        self.averaged = (
+            AveragedModel(model.generator, multi_avg_fn=warm_average(options.training.ema))
+            if options.training.ema
+            else None
+        )
         # walking the tree of modules anew for every use is some per cent of a small step
         self._weights = {name: list(side.parameters()) for name, side in model.sides.items()}
         self.steps_per_epoch = steps_per_epoch
-        self.total_steps = options.epochs * steps_per_epoch
+        self.total_steps = options.training.epochs * steps_per_epoch
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
@@ -66,7 +70,7 @@ class Adversaries(LightningModule):
         return self.kept(noise)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
+        torch.manual_seed(self.options.training.seed * 1_000_003 + self.current_epoch + 1)
         self._start_epoch()
         self._last_generator_loss = torch.zeros((), device=self.device)
 
@@ -80,8 +84,8 @@ class Adversaries(LightningModule):
         step = self.current_epoch * self.steps_per_epoch + number
         on_generator, on_discriminator = self._optimizers(step)
         real = self.pixels(batch[0])
-        penalised = step % o.penalty_every == 0
-        due = (step + 1) % o.critic_steps == 0
+        penalised = step % o.gan.penalty_every == 0
+        due = (step + 1) % o.gan.critic_steps == 0
         with torch.set_grad_enabled(due):  # the same images serve both sides: drawing them is most of a step
             fake = self.model.generator(self.noise(len(real)))
         losses = self._discriminator_step(real, fake.detach(), on_discriminator, penalised)
@@ -105,17 +109,17 @@ class Adversaries(LightningModule):
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, optimizer: Any, penalised: bool) -> list[Tensor]:
         o, score = self.options, self.model.discriminator
-        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
+        real, fake = diff_augment(real, o.gan.diffaugment), diff_augment(fake, o.gan.diffaugment)
         on_real, on_fake = score(torch.cat([real, fake])).split([len(real), len(fake)])
-        loss = discriminator_loss(o.loss, on_real, on_fake)
-        extra = penalty(o, score, real, fake) if penalised else loss.new_zeros(())
-        self._update(loss + o.penalty_every * extra, "discriminator", optimizer)
+        loss = discriminator_loss(o.gan.loss, on_real, on_fake)
+        extra = penalty(o.gan, score, real, fake) if penalised else loss.new_zeros(())
+        self._update(loss + o.gan.penalty_every * extra, "discriminator", optimizer)
         return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
     def _generator_step(self, fake: Tensor, optimizer: Any) -> Tensor:
         o = self.options
         self._learns("discriminator", False)
-        loss = generator_loss(o.loss, self.model.discriminator(diff_augment(fake, o.diffaugment)))
+        loss = generator_loss(o.gan.loss, self.model.discriminator(diff_augment(fake, o.gan.diffaugment)))
         self._update(loss, "generator", optimizer)
         self._learns("discriminator", True)
         if self.averaged is not None:
@@ -133,7 +137,7 @@ class Adversaries(LightningModule):
         if self._updates[name] % NORMS_EVERY == 0:  # before clipping; every tenth step is enough for a mean
             norms.append(gradient_norms(named_blocks(side).values()))
         self._updates[name] += 1
-        clip_grad_norm_(self._weights[name], self.options.clip, foreach=True)
+        clip_grad_norm_(self._weights[name], self.options.training.clip, foreach=True)
         optimizer.step()
 
     def _mean_norms(self) -> dict[str, float]:
@@ -150,21 +154,28 @@ class Adversaries(LightningModule):
         """Both optimisers, with the learning rates of this step."""
         found: Any = self.optimizers()
         for optimizer, rate in zip(found, self._rates(), strict=True):
-            left = 1 - step / self.total_steps if self.options.rate_decay == "linear" else 1.0
-            warm = min(1.0, (step + 1) / (self.options.warmup_steps + 1))
+            left = 1 - step / self.total_steps if self.options.gan.rate_decay == "linear" else 1.0
+            warm = min(1.0, (step + 1) / (self.options.training.warmup_steps + 1))
             optimizer.param_groups[0]["lr"] = rate * left * warm
         return found
 
     def _rates(self) -> tuple[float, float]:
         o = self.options
-        return o.generator_learning_rate or o.learning_rate, o.discriminator_learning_rate or o.learning_rate
+        return (
+            o.gan.generator_learning_rate or o.training.learning_rate,
+            o.gan.discriminator_learning_rate or o.training.learning_rate,
+        )
 
     def configure_optimizers(self) -> Any:
         o = self.options
         sides = (self.model.generator, self.model.discriminator)
         return [
             torch.optim.Adam(
-                side.parameters(), lr=rate, betas=(o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
+                side.parameters(),
+                lr=rate,
+                betas=(o.gan.beta1, o.gan.beta2),
+                weight_decay=o.training.weight_decay,
+                fused=True,
             )
             for side, rate in zip(sides, self._rates(), strict=True)
         ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from qrkt_hw.models.build import named_blocks
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.measures import gradient_norms
 from qrkt_hw.training.metrics import classification_metrics
 from qrkt_hw.training.schedule import warmup_cosine
@@ -40,12 +40,14 @@ class Classifier(LightningModule):
         steps_per_epoch: optimiser steps in an epoch; sets the length of the cosine.
     """
 
-    def __init__(self, model: nn.Module, options: RunOptions, steps_per_epoch: int) -> None:
+    def __init__(self, model: nn.Module, options: Config, steps_per_epoch: int) -> None:
         super().__init__()
         self.model = model
         self.options = options
-        self.averaged = AveragedModel(model, multi_avg_fn=warm_average(options.ema)) if options.ema else None
-        self.total_steps = options.epochs * steps_per_epoch
+        self.averaged = (
+            AveragedModel(model, multi_avg_fn=warm_average(options.training.ema)) if options.training.ema else None
+        )
+        self.total_steps = options.training.epochs * steps_per_epoch
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -67,12 +69,12 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # dropout depends on seed and epoch alone, so that a resumed run draws what an uninterrupted one drew
-        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
+        torch.manual_seed(self.options.training.seed * 1_000_003 + self.current_epoch + 1)
         self._losses, self._norms = [], []
 
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         inputs, labels = batch
-        loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.options.label_smoothing)
+        loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.options.training.label_smoothing)
         self._losses.append(loss.detach())
         return loss
 
@@ -113,9 +115,9 @@ class Classifier(LightningModule):
         o = self.options
         # many small tensors: one fused update takes a tenth of the time of one after another
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay, fused=True
+            self.model.parameters(), lr=o.training.learning_rate, weight_decay=o.training.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, o.warmup_steps, self.total_steps)
+            optimizer, lambda step: warmup_cosine(step, o.training.warmup_steps, self.total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -16,11 +16,9 @@ from rich.panel import Panel
 from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.journal import Activity, Journal
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.training import BackendOptions
-from qrkt_hw.options.validation import flag
+from qrkt_hw.errors import UserError, flag
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import BackendConfig, Config
 
 EVERY = 20.0  # seconds between two lines on what is waited for
 
@@ -46,7 +44,7 @@ def keeps_journal(backend: Backend) -> bool:
     return backend.kind == "IBM Quantum"
 
 
-def open_backend(options: BackendOptions, seed: int, console: Console) -> Backend:
+def open_backend(options: BackendConfig, seed: int, console: Console) -> Backend:
     """The backend of these options for a command, which reads ``./backends.yaml``.
 
     The use of that file is announced, and a fallback where nobody misses it.
@@ -55,21 +53,21 @@ def open_backend(options: BackendOptions, seed: int, console: Console) -> Backen
         warnings.simplefilter("ignore", BackendWarning)
         backend = from_options(options, seed, working=True)
     if backend.working_entry:
-        console.print(f"backend {options.backend} is from backends.yaml of this folder", highlight=False, markup=False)
+        console.print(f"backend {options.name} is from backends.yaml of this folder", highlight=False, markup=False)
     announce(backend, console)
     return backend
 
 
-def refuse_billed(run: RunFolder, options: RunOptions, console: Console) -> None:
+def refuse_billed(run: RunFolder, options: Config, console: Console) -> None:
     """Refuse to train anew, unasked, on the device of a run.
 
     Raises:
         UserError: the run's backend bills its time.
     """
-    if keeps_journal(open_backend(options, options.seed, console)):
+    if keeps_journal(open_backend(options.backend, options.training.seed, console)):
         raise UserError(
-            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
-            "trained there; take a run that was trained on exact"
+            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and twins would "
+            "be trained there; take a run that was trained on exact"
         )
 
 

@@ -14,14 +14,14 @@ from qrkt_hw.data import Data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.devices import keeps_journal
 
 SAMPLES = 4
 LONG = 20.0  # seconds after which the first sample, with all that is prepared once, has to do
 
 
-def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend) -> str | None:
+def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) -> str | None:
     """A line on the circuits and the time of a training; None where torch differentiates the circuits, or where
     trying costs money.
 
@@ -33,7 +33,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     probe = copy.deepcopy(model).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        own = from_options(options, options.seed, working=True)
+        own = from_options(options.backend, options.training.seed, working=True)
     set_backend(probe, own)
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
@@ -44,7 +44,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
             step, forward, circuits = _measured(probe, data, own, few)
     checked = 0 if isinstance(probe, Gan) else sizes["validation"]
     epoch = (step * sizes["train"] + forward * checked) / few
-    whole = epoch * options.epochs + (forward * (checked + sizes["test"]) / few if checked else 0)
+    whole = epoch * options.training.epochs + (forward * (checked + sizes["test"]) / few if checked else 0)
     circuits //= few
     return (
         f"{backend.name} evaluates {circuits:,} circuits for a training sample, {circuits * sizes['train']:,} in an "

@@ -31,11 +31,11 @@ from qrkt_hw.models.build import (
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.nn.conditioning import condition
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
@@ -58,7 +58,7 @@ EVALUATION_BATCH = 256
 
 
 def start(
-    options: RunOptions,
+    options: Config,
     out: Path | None,
     console: Console,
     callbacks: Sequence[Callback] = (),
@@ -81,8 +81,8 @@ def start(
             behind then.
     """
     check_accelerator(options)
-    data = data or load_data(options)
-    backend = open_backend(options, options.seed, console)
+    data = data or load_data(options.data)
+    backend = open_backend(options.backend, options.training.seed, console)
     options = options.with_circuits(begun(options))
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     budget = limit(backend, max_seconds, max_cost)
@@ -95,10 +95,10 @@ def start(
         raise
 
 
-def begun(options: RunOptions) -> Callable[[], Circuits]:
+def begun(options: Config) -> Callable[[], Circuits]:
     """The circuits of a new run with these options: those of the run that the options come from, or fresh ones."""
     source = options.circuits
-    circuits = source.again() if source is not None else Circuits(options.ansatz, begun=True)
+    circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
     return lambda: circuits
 
 
@@ -125,15 +125,15 @@ def resume(
         UserError: a damaged run, or one on a device that bills without agreement.
     """
     options = run.options()
-    if agreed not in (None, options.backend):
-        raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
+    if agreed not in (None, options.backend.name):
+        raise UserError(f"--backend: {run.path} trains on {options.backend.name!r}, and a resume cannot change that")
     check_accelerator(options)
-    data = load_data(options, run.description().get("vocabulary", ()))
-    backend = open_backend(options, options.seed, console)
+    data = load_data(options.data, run.description().get("vocabulary", ()))
+    backend = open_backend(options.backend, options.training.seed, console)
     if keeps_journal(backend) and agreed is None:
         raise UserError(
-            f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
-            f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
+            f"--resume: {run.path} trains on {options.backend.name!r} with {backend.shots} shots a circuit, which is "
+            f"billed; add --backend {options.backend.name} to agree (--max-qpu-seconds and --max-cost limit it)"
         )
     budget = limit(backend, max_seconds, max_cost)
     again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
@@ -141,29 +141,28 @@ def resume(
         return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
 
 
-def _arguments(options: RunOptions) -> dict[str, Any]:
+def _arguments(options: Config) -> dict[str, Any]:
     """What the journal keeps of a training: its options stand in the run folder."""
-    return {"backend": options.backend, "instance": options.instance}
+    return {"backend": options.backend.name, "instance": options.backend.instance}
 
 
-def check_accelerator(options: RunOptions) -> None:
+def check_accelerator(options: Config) -> None:
     """Refuse a GPU that is not there.
 
     Raises:
         UserError: --accelerator cuda where torch sees none.
     """
-    if options.accelerator == "cuda" and not torch.cuda.is_available():
+    if options.training.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
 
 
-def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.Module:
-    if options.model != "gan" and data.shape.classes < 2:
-        raise UserError(
-            f"--dataset: {options.dataset} has one class ({data.class_names[0]!r}); a classifier needs at least two"
-        )
-    torch.manual_seed(options.seed)
+def _fresh_model(options: Config, data: Data, backend: Backend) -> torch.nn.Module:
+    if options.model.kind != "gan" and data.shape.classes < 2:
+        one = f"{options.data.dataset} has one class ({data.class_names[0]!r})"
+        raise UserError(f"--dataset: {one}; a classifier needs at least two")
+    torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape, backend)
-    if options.initial_angles == "conditioned":
+    if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
     if isinstance(model, Gan):
         gan.check_losses(options, model, backend)
@@ -172,16 +171,18 @@ def _fresh_model(options: RunOptions, data: Data, backend: Backend) -> torch.nn.
 
 def _fit(
     run: RunFolder,
-    options: RunOptions,
+    options: Config,
     data: Data,
     model: torch.nn.Module,
     console: Console,
     backend: Backend,
     callbacks: Sequence[Callback] = (),
 ) -> RunFolder:
-    torch.set_num_threads(options.threads or threads_for(options, data))
-    train = loader(data.splits["train"], options.batch_size, options.seed, options.workers, options.augment)
-    validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
+    torch.set_num_threads(options.training.threads or threads_for(options, data))
+    train = loader(
+        data.splits["train"], options.data.batch_size, options.training.seed, options.data.workers, options.data.augment
+    )
+    validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
     # a path may hold brackets, and must stay one line
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
     for line in summarize(options, data.shape, backend.shots):
@@ -202,10 +203,10 @@ def _fit(
     if checkpoint is not None and run.model.is_file():
         read_weights(model, run.model, run.weights_sha256())
     trainer = Trainer(
-        accelerator=options.accelerator,
+        accelerator=options.training.accelerator,
         devices=1,
-        max_epochs=options.epochs,
-        gradient_clip_val=None if isinstance(model, Gan) else options.clip,  # a GAN clips each side
+        max_epochs=options.training.epochs,
+        gradient_clip_val=None if isinstance(model, Gan) else options.training.clip,  # a GAN clips each side
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -220,7 +221,7 @@ def _fit(
         trainer.fit(module, train, held_out, ckpt_path=checkpoint, weights_only=True)
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
-        how = command("train", run.path, {"backend": options.backend})
+        how = command("train", run.path, {"backend": options.backend.name})
         how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
         console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
@@ -270,8 +271,10 @@ def _whole_checkpoint(run: RunFolder, module: Classifier | Adversaries, batches:
         raise _damaged(run.checkpoint, ValueError("its epochs, batches or optimizers are not those of this run"))
     if not finite:
         raise _damaged(run.checkpoint, ValueError("it holds values that are not finite numbers"))
-    if epochs > module.options.epochs:
-        raise UserError(f"{run.config}: epochs is {module.options.epochs}, but {run.checkpoint} holds {epochs}")
+    if epochs > module.options.training.epochs:
+        raise UserError(
+            f"{run.config}: epochs is {module.options.training.epochs}, but {run.checkpoint} holds {epochs}"
+        )
     return run.checkpoint
 
 
@@ -294,7 +297,7 @@ def _damaged(file: Path, error: Exception) -> UserError:
 
 
 def _conclude(
-    run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
+    run: RunFolder, options: Config, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
 ) -> None:
     from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
@@ -302,7 +305,7 @@ def _conclude(
     results: dict[str, Any] = {}
     started = time.perf_counter()
     for split in ("test", "validation"):
-        logits, labels = logits_of(model, loader(data.splits[split], EVALUATION_BATCH, workers=options.workers))
+        logits, labels = logits_of(model, loader(data.splits[split], EVALUATION_BATCH, workers=options.data.workers))
         results[split] = classification_metrics(logits, labels)
         if split == "test":
             plot_confusion(logits.argmax(-1), labels, data.class_names, run.plots / "confusion.png")
@@ -328,13 +331,13 @@ def _conclude(
 WORTH_SHARING = 200_000
 
 
-def threads_for(options: RunOptions, data: Data) -> int:
+def threads_for(options: Config, data: Data) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
-    if options.model == "gan":
+    if options.model.kind == "gan":
         return gan.threads_for(options)
-    tokens = data.shape.tokens(options.patch)
-    growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
-    amplitudes = options.batch_size * tokens * options.hidden * growth
+    tokens = data.shape.tokens(getattr(options.model, "patch", 1))
+    growth = 2**options.circuit.qubits / options.circuit.qubits if options.model.projection != "classical" else 1
+    amplitudes = options.data.batch_size * tokens * options.model.hidden * growth
     return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()
 
 

@@ -13,11 +13,10 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import read_weights, sha256
-from qrkt_hw.options.gan import TWICE
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.plots.images import save_animation
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.config import TWICE, Config
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.gallery import Gallery
 from qrkt_hw.training.measures import spent, where
@@ -26,34 +25,35 @@ from qrkt_hw.training.measures import spent, where
 WORTH_SHARING = 16_384
 
 
-def check_losses(options: RunOptions, model: Gan, backend: Backend) -> None:
+def check_losses(options: Config, model: Gan, backend: Backend) -> None:
     """Refuse a loss that differentiates circuits twice where they can be differentiated once.
 
     Raises:
         UserError: such a loss, with what would work.
     """
-    if options.loss in TWICE and options.penalty and quantum_layers(model.discriminator) and not backend.differentiable:
+    loss, twice = options.gan.loss, options.gan.loss in TWICE and options.gan.penalty
+    if twice and quantum_layers(model.discriminator) and not backend.differentiable:
         raise UserError(
-            f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
+            f"--loss: {loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
             "allow; take --loss hinge, or --backend exact"
         )
 
 
 def parts(
-    run: RunFolder, options: RunOptions, data: Data, model: Gan, batches: int, backend: Backend
+    run: RunFolder, options: Config, data: Data, model: Gan, batches: int, backend: Backend
 ) -> tuple[Adversaries, Gallery]:
     """The module and the callback that keeps the run."""
     module = Adversaries(model, options, batches, (data.mean, data.std))
-    return module, Gallery(run, backend, options.samples_every or max(1, options.epochs // 20))
+    return module, Gallery(run, backend, options.gan.samples_every or max(1, options.training.epochs // 20))
 
 
-def threads_for(options: RunOptions) -> int:
+def threads_for(options: Config) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
-    widest = options.batch_size * max(options.generator_hidden, options.hidden)
+    widest = options.data.batch_size * max(options.gan.generator_hidden, options.model.hidden)
     return 1 if widest < WORTH_SHARING else torch.get_num_threads()
 
 
-def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
+def seconds_per_step(options: Config, data: Data, steps: int = 16) -> float:
     """Processor time of a training step, both sides and penalties in their proportion; measured after a warm-up."""
     from lightning.pytorch import Trainer
 
@@ -62,13 +62,13 @@ def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
     from qrkt_hw.training.fit import quiet
 
     quiet()
-    batches = loader(data.splits["train"], options.batch_size, options.seed)
-    torch.set_num_threads(options.threads or threads_for(options))
+    batches = loader(data.splits["train"], options.data.batch_size, options.training.seed)
+    torch.set_num_threads(options.training.threads or threads_for(options))
     with torch.random.fork_rng(devices=[]):
         module = Adversaries(build_model(options, data.shape), options, len(batches), (data.mean, data.std))  # type: ignore[arg-type]
         clock = _Clock(steps)
         Trainer(
-            accelerator=options.accelerator,
+            accelerator=options.training.accelerator,
             devices=1,
             max_epochs=1 + (2 * steps) // len(batches),
             limit_train_batches=min(2 * steps, len(batches)),
@@ -97,7 +97,7 @@ class _Clock(Callback):
             self.seconds += time.process_time() - self.last
 
 
-def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:
+def conclude(run: RunFolder, options: Config, model: Gan, gallery: Gallery, backend: Backend) -> None:
     """Loss curves, the animation and ``results.json``."""
     started = time.perf_counter()
     from qrkt_hw.plots.losses import plot_losses  # matplotlib, only now: it delays the first step

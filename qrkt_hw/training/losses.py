@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qrkt_hw.options.gan import GanOptions
+from qrkt_hw.runs.config import GanConfig
 
 DRIFT = 1e-3
 Score = Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean() + DRIFT * real.mean().square()
 
 
-def penalty(options: GanOptions, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+def penalty(options: GanConfig, score: Score, real: Tensor, fake: Tensor) -> Tensor:
     """The gradient penalty of the options' loss, weighted; 0 for a loss without one.
 
     R1 is ``weight / 2 * mean |grad score(real)|^2``. wgangp-eps is ``weight / phi^2 * mean (|grad score| - phi)^2``

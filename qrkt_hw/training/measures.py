@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 
 class Clocked(Protocol):
@@ -33,10 +33,10 @@ def spent(clocked: Clocked, started: float) -> dict[str, float]:
     }
 
 
-def where(options: RunOptions, backend: Backend) -> dict[str, Any]:
+def where(options: Config, backend: Backend) -> dict[str, Any]:
     """For ``results.json``: the seed, and the backend with all that it counted."""
     details = {**backend.about(), **asdict(backend.counters)}
-    return {"seed": options.seed, "backend": backend.name, "backend_details": details}
+    return {"seed": options.training.seed, "backend": backend.name, "backend_details": details}
 
 
 def peak_memory() -> float:

@@ -18,10 +18,10 @@ from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import group
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources import devices as reporter
 from qrkt_hw.resources.report import make
 from qrkt_hw.resources.subject import of_options, of_template
+from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance
 DEVICES = ["fake_torino", "fake_marrakesh", "fake_miami"]
@@ -90,7 +90,7 @@ def aer_counts(monkeypatch):
 
 
 def model_and_report(ansatz, images, steps):
-    options = RunOptions(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
+    options = Config(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
     report = make(
         of_options("small", options, {"channels": 1, "image_size": 8, "classes": 10}),
         ["fake_torino"],
@@ -208,7 +208,7 @@ def test_summary_does_not_touch_the_random_numbers_of_training():
     torch.manual_seed(1)
     before = torch.rand(1)
     torch.manual_seed(1)
-    summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)
+    summarize(Config(**SMALL), DataShape(1, 8, 10), None)
     assert torch.rand(1) == before
 
 
@@ -216,8 +216,8 @@ def test_summary_names_what_the_model_reads():
     from qrkt_hw.resources.subject import summarize
 
     options = {**SMALL, "model": "text", "positions": "none"}
-    assert summarize(RunOptions(**SMALL), DataShape(1, 8, 10), None)[1].startswith("per image ")
-    text = summarize(RunOptions(**options), DataShape(0, 0, 2, vocabulary=50, length=9), None)
+    assert summarize(Config(**SMALL), DataShape(1, 8, 10), None)[1].startswith("per image ")
+    text = summarize(Config(**options), DataShape(0, 0, 2, vocabulary=50, length=9), None)
     assert text[1].startswith("per text ")
 
 

@@ -151,7 +151,7 @@ def test_exact_training_estimates_nothing(run):
     from qrkt_hw.training.estimate import estimate
 
     options = RunFolder(run).options()
-    data = load_data(options)
+    data = load_data(options.data)
     backend = resolve("exact")
     assert estimate(options, data, build_model(options, data.shape, backend), backend) is None
 

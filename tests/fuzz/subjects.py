@@ -39,7 +39,7 @@ from qrkt_hw.experiments import judging
 from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.models.judge import Judge
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from tests.data import writing
 from tests.execution.test_journal import outcome
 
@@ -288,7 +288,7 @@ def data(dataset: str, **more: Any) -> Callable[[], None]:
     """Reads every sample of a data set and checks that it can be one."""
 
     def read() -> None:
-        found = load_data(RunOptions(dataset=dataset, data_dir=Path(), **more))
+        found = load_data(Config(dataset=dataset, data_dir=Path(), **more).data)
         shape = found.shape
         if len(found.class_names) != shape.classes or not np.isfinite((*found.mean, *found.std)).all():
             raise Broken(str(found))
@@ -343,7 +343,7 @@ def judge_read() -> None:
     if not Path("judge.safetensors").exists():
         raise UserError("where there is no judge one is trained, which takes minutes")
     found = judging.judge(
-        load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), Path("judge.safetensors")
+        load_data(Config(dataset="digits").data), Console(file=io.StringIO()), Path("judge.safetensors")
     )
     with torch.no_grad():
         if not torch.isfinite(found.model(FEATURES)).all():
@@ -373,7 +373,7 @@ SUBJECTS = [
             ("mine.yaml",), weight=2),
     Subject("backends here", run_beside_backends, inferred("--image", "one.png"), ("backends.yaml",)),
     Subject("config", written("mine.yaml", "epochs: 3\nlearning_rate: 0.01\naugment: flip\nqubits: 4\n"),
-            lambda: isinstance(merge(None, Path("mine.yaml"), {}), RunOptions), ("mine.yaml",), weight=2),
+            lambda: isinstance(merge(None, Path("mine.yaml"), {}), Config), ("mine.yaml",), weight=2),
     Subject("prices", written("qrkt-hw/prices.yaml", (Path(pricing.__file__).parent / "prices.yaml").read_text()),
             lambda: bool(priced()), ("qrkt-hw/prices.yaml",), weight=1.5),
     Subject("ansatz", written("mine.py", ANSATZ), lambda: bool(command("circuits", "show", "mine.py:mine")),

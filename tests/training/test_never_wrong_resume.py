@@ -12,8 +12,8 @@ from lightning.pytorch import Callback
 from rich.console import Console
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit
 from tests.command_line import qrkt, refused
 from tests.data.writing import image_folder
@@ -61,7 +61,7 @@ def measured(run: RunFolder):
     ],
 )
 def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, images, tmp_path):
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, **changes})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY, **changes})
     whole = fit.start(options, tmp_path / "whole", QUIET)
     with pytest.raises(Stopped):
         fit.start(options, tmp_path / "stopped", QUIET, [Stop()])
@@ -74,7 +74,7 @@ def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, imag
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, "epochs": 2})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY, "epochs": 2})
     return fit.start(options, tmp_path_factory.mktemp("run") / "run", QUIET).path
 
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_a_sentence(images, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(recorder, "save_weights", full)
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY})
     with pytest.raises(UserError, match="No space left"):
         fit.start(options, tmp_path / "run", QUIET)
     assert not Path(tmp_path / "run").exists()

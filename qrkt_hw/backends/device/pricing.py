@@ -15,8 +15,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.errors import UserError, sentence
 
 JOB_SECONDS = 2.0
 QUICK_SECONDS = 0.00035
