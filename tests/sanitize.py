@@ -23,7 +23,6 @@ TESTS = [
     "tests/simulator/test_native.py",
     "tests/simulator/test_pulled.py",
     "tests/layers/test_few_tokens.py",
-    "tests/layers/test_narrow_field.py",
     "tests/layers/test_never_wrong_kernels.py",
 ]
 SKIPPED = "unreadable or older or recorders or sixty"  # other libraries, other processes
@@ -146,9 +145,8 @@ def simulators(draw: random.Random, counts: Counter) -> None:
 
 def layers(draw: random.Random, counts: Counter) -> None:
     import torch
-    from torch import nn
 
-    from qrkt_hw.nn import few_tokens, narrow_field
+    from qrkt_hw.nn import few_tokens
 
     for length, heads in itertools.product(range(1, 41), (1, 2, 3)):
         real, batch, size = draw.choice([torch.float32, torch.float64]), draw.choice(BATCHES), draw.choice(range(1, 12))
@@ -161,17 +159,6 @@ def layers(draw: random.Random, counts: Counter) -> None:
         if given:
             torch.autograd.grad(out, given, placed(tuple(out.shape), real, draw.choice(WAYS)))
         counts["attention calls"] += 1
-    for width, size, batch in itertools.product((1, 2, 5, 8, 16, 17, 33), (1, 3, 8, 17), BATCHES):
-        real, dropout = draw.choice([torch.float32, torch.float64]), draw.choice([0.0, 0.4])
-        norm, other = (nn.LayerNorm(width, dtype=real) for _ in range(2))
-        dense, back = nn.Linear(width, size, dtype=real), nn.Linear(size, width, dtype=real)
-        lead = draw.choice([(batch,), (batch, 3), (2, batch)])
-        y = placed((*lead, width), real, draw.choice(WAYS)).requires_grad_()
-        z, hidden = narrow_field.enter(y, norm, draw.choice([None, other]), dense)
-        entered = placed((*lead, size), real, draw.choice(WAYS)).requires_grad_()
-        out = narrow_field.leave(draw.choice([hidden, entered]), z, back, dropout, True)
-        torch.autograd.grad(out, [y, *norm.parameters(), *back.parameters()], placed(tuple(out.shape), real, "turned"))
-        counts["field calls"] += 1
 
 
 def wrong(draw: random.Random, counts: Counter) -> None:

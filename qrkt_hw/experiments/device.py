@@ -17,6 +17,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
 from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.resources.trace import CountingBackend
 from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import logits_of, mcnemar, wilson
 
@@ -25,16 +26,14 @@ EVERY = 20.0  # seconds between two lines on what is waited for, where there is 
 
 def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
     """Rounds of circuits in one forward pass; device latency is counted in these."""
-    if not quantum_layers(model):
-        return 0
     own = [layer.backend for layer in quantum_layers(model)]
-    counter = ExactBackend("exact")
+    counter = CountingBackend()
     set_backend(model, counter)
     with torch.no_grad():
         model(inputs)
     for layer, backend in zip(quantum_layers(model), own, strict=True):
         layer.backend = backend  # type: ignore[assignment]
-    return counter.counters.rounds
+    return len(counter.rounds)
 
 
 def on_backend(
@@ -67,8 +66,8 @@ def on_backend(
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
     total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
-    watched = Watched(backend) if layers else None
-    set_backend(model, watched or backend)
+    watched = Watched(backend, compare=layers)
+    set_backend(model, watched)
     before = asdict(backend.counters)
     started = time.perf_counter()
     # what bills is never opened here, without a journal: it refuses to run unless whoever calls holds it
@@ -83,7 +82,7 @@ def on_backend(
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     set_backend(model, backend)
     return logits, labels, {
-        **({"layers": watched.rows()} if watched else {}),
+        **({"layers": watched.rows()} if layers else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],

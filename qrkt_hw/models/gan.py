@@ -17,8 +17,13 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_transformer, make_blocks
+<<<<<<< HEAD
 from qrkt_hw.nn.sharing import shared_weights
 from qrkt_hw.runs.config import Config, VitConfig
+=======
+from qrkt_hw.options.model import ModelOptions
+from qrkt_hw.options.run import RunOptions
+>>>>>>> main
 
 
 class Generator(nn.Module):
@@ -62,14 +67,13 @@ class Generator(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         side = self.side
         y = self.enter(noise.to(self.enter.weight.dtype)).unflatten(-1, (side * side, -1))
-        with shared_weights(self):
-            for number, (positions, blocks) in enumerate(zip(self.positions, self.stages, strict=True)):
-                if number:
-                    y = F.pixel_shuffle(y.transpose(1, 2).unflatten(-1, (side, side)), 2).flatten(2).transpose(1, 2)
-                    side *= 2
-                y = y + positions
-                for block in cast(nn.ModuleList, blocks):
-                    y = block(y)
+        for number, (positions, blocks) in enumerate(zip(self.positions, self.stages, strict=True)):
+            if number:
+                y = F.pixel_shuffle(y.transpose(1, 2).unflatten(-1, (side, side)), 2).flatten(2).transpose(1, 2)
+                side *= 2
+            y = y + positions
+            for block in cast(nn.ModuleList, blocks):
+                y = block(y)
         pixels = F.pixel_shuffle(self.leave(y.transpose(1, 2).unflatten(-1, (side, side))), self.patch)
         return pixels.tanh() if self.bounded else pixels
 

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from qrkt_hw.nn.decoder import Decoder
 from qrkt_hw.nn.pooling import WeightedPool
-from qrkt_hw.nn.sharing import shared_weights
 from qrkt_hw.nn.tokens import Tokens
 
 
@@ -51,9 +50,8 @@ class Transformer(nn.Module):
         inputs = self.tokens.thinned(inputs)
         mask = self.tokens.mask(inputs)
         y = self.tokens(inputs)
-        with shared_weights(self.blocks):
-            for block in self.blocks:
-                y = block(y, mask)
+        for block in self.blocks:
+            y = block(y, mask)
         y = self.norm(y)
         if self.decoder is not None:
             y = self.decoder(inputs, y, mask)

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qrkt_hw.nn import narrow_field
 from qrkt_hw.nn.attention import Attention
 from qrkt_hw.nn.feedforward import FeedForward
 from qrkt_hw.nn.projection import project_together
-from qrkt_hw.nn.sharing import shared_weights
 from qrkt_hw.nn.tableaus import Tableau
 
 
@@ -62,18 +60,11 @@ class TransformerField(nn.Module):
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
-        mlp = self.feed_forward
-        compiled = narrow_field.serves(y, mlp.enter) and self.dropout.p == mlp.dropout.p < 1
-        if compiled and self.norm is not None:
-            z, entered = narrow_field.enter(y, self.norm, self.feed_forward_norm, mlp.enter)
-        else:
-            z = y if self.norm is None else self.norm(y)
-            entered = mlp.enter(z if self.feed_forward_norm is None else self.feed_forward_norm(y))
-        *qkv, hidden = project_together([*self.attention.requests(z), (mlp.projection, entered)])
+        z = y if self.norm is None else self.norm(y)
+        entered = z if self.feed_forward_norm is None else self.feed_forward_norm(y)
+        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(entered)])
         attended = self.attention.output(self.attention.mix(*qkv, mask=mask))
-        if compiled:
-            return narrow_field.leave(hidden, attended, mlp.leave, self.dropout.p, self.training)
-        return self.dropout(attended + mlp.finish(hidden))
+        return self.dropout(attended + self.feed_forward.finish(hidden))
 
 
 class RungeKuttaBlock(nn.Module):
@@ -100,10 +91,9 @@ class RungeKuttaBlock(nn.Module):
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         """Same shape as ``y``; F is given ``context`` (such as a mask) in every stage."""
         slopes: list[Tensor] = []
-        with shared_weights(self):
-            for stage, row in enumerate(self.tableau.a):
-                field = self.fields[stage if len(self.fields) > 1 else 0]
-                slopes.append(field(_combine(y, slopes, row, self.step), *context))
+        for stage, row in enumerate(self.tableau.a):
+            field = self.fields[stage if len(self.fields) > 1 else 0]
+            slopes.append(field(_combine(y, slopes, row, self.step), *context))
         return _combine(y, slopes, self.tableau.b, self.step)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.quantum import QuantumLayer, evaluate_round
+from qrkt_hw.nn.quantum import QuantumLayer, evaluate_together
 
 # features -> module that maps (..., features) to (..., features)
 ProjectionFactory = Callable[[int], nn.Module]
@@ -49,24 +50,18 @@ class QuantumProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., features)`` to ``(..., features)``."""
-        return evaluate_round([(self.layer, x)], [self])[0]
+        return self.after(self.layer(self.before(x)))
 
 
 def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
-    """Apply independent projections, all quantum ones in a single round.
+    """Outputs of independent projections; circuits that run elsewhere go as one circuit batch."""
+    results = {k: module(x) for k, (module, x) in enumerate(jobs) if not _is_remote(module)}
+    remote = [k for k in range(len(jobs)) if k not in results]
+    modules: list[Any] = [jobs[k][0] for k in remote]
+    found = evaluate_together([(m.layer, m.before(jobs[k][1])) for m, k in zip(modules, remote, strict=True)])
+    results |= {k: m.after(values) for k, m, values in zip(remote, modules, found, strict=True)}
+    return [results[k] for k in range(len(jobs))]
 
-    Returns:
-        The outputs ``(..., features)`` in the order of ``jobs``.
-    """
-    quantum = [k for k, (module, _) in enumerate(jobs) if isinstance(module, QuantumProjection)]
-    results: dict[int, Tensor] = {}
-    round_: list[tuple[QuantumLayer, Tensor]] = []
-    around: list[QuantumProjection] = []
-    for k in quantum:
-        module, x = jobs[k]
-        assert isinstance(module, QuantumProjection)
-        round_.append((module.layer, x))
-        around.append(module)
-    for k, values in zip(quantum, evaluate_round(round_, around), strict=True):
-        results[k] = values
-    return [results[k] if k in results else module(x) for k, (module, x) in enumerate(jobs)]
+
+def _is_remote(module: nn.Module) -> bool:
+    return isinstance(module, QuantumProjection) and module.layer.evaluator() is None

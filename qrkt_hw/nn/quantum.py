@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn import sharing
 from qrkt_hw.nn.network import TemplateNetwork
 from qrkt_hw.nn.remote import run_round
-from qrkt_hw.simulator import Simulator, native, simulator
+from qrkt_hw.simulator import simulator
 from qrkt_hw.simulator.core import REAL
 
 
@@ -109,8 +108,6 @@ class QuantumLayer(TorchConnector):
             if len(angles) != count:
                 raise ValueError(f"initial_weights must be {count} angles ({groups} circuits), not {len(angles)}")
         self.weight = nn.Parameter(angles)
-        # whether the simulator takes the layer's own inputs and weights, as they are
-        self._direct = self._network.derived.trivial and count > 0
         simulator(self._network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @property
@@ -176,7 +173,7 @@ class QuantumLayer(TorchConnector):
         """
         if not isinstance(input_data, Tensor):
             raise ValueError(f"input must be a tensor (..., {self.features}), not {type(input_data).__name__}")
-        return evaluate_round([(self, input_data)])[0]
+        return evaluate_together([(self, input_data)])[0]
 
     def angles(self) -> Tensor:
         """The weights ``(groups, weights)``, as the simulator takes them.
@@ -192,7 +189,7 @@ class QuantumLayer(TorchConnector):
 
     def grouped(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` as the simulator takes them."""
-        return self._network.derive(_grouped(x, self), self.angles())
+        return self._network.derive(x.unflatten(-1, (self.groups, self.template.num_inputs)), self.angles())
 
     def checked(self, x: Tensor) -> Tensor:
         """The input, after its shape and kind were checked.
@@ -208,6 +205,17 @@ class QuantumLayer(TorchConnector):
             raise ValueError(f"input must be real, not {x.dtype}")
         return x
 
+    def simulated(self, x: Tensor) -> Tensor | None:
+        """The layer's values of ``x`` where torch differentiates the circuits; None where they run elsewhere."""
+        double = torch.float64 in (self.checked(x).dtype, self.weight.dtype)
+        function = self.evaluator(torch.complex128 if double else torch.complex64)
+        return None if function is None else self.finish(function(*self.grouped(x)).flatten(-2), x)
+
+    def finish(self, values: Tensor, x: Tensor) -> Tensor:
+        """The circuits' values as the layer gives them: in the promoted type of input and angles."""
+        values = values.to(torch.promote_types(x.dtype, self.weight.dtype))
+        return values if self.replacement is None else self.replacement(values, x)
+
     def extra_repr(self) -> str:
         return (
             f"features={self.features}, ansatz={self.template.name!r}, qubits={self.template.num_qubits}, "
@@ -215,143 +223,20 @@ class QuantumLayer(TorchConnector):
         )
 
 
-class Around(Protocol):
-    """What stands around a layer: factors on its features, factors and offsets on its values; each may be None."""
-
-    @property
-    def input_scale(self) -> Tensor | None: ...
-
-    @property
-    def scale(self) -> Tensor | None: ...
-
-    @property
-    def bias(self) -> Tensor | None: ...
-
-    def before(self, x: Tensor) -> Tensor: ...
-
-    def after(self, values: Tensor) -> Tensor: ...
-
-
-def evaluate_round(jobs: Sequence[tuple[QuantumLayer, Tensor]], around: Sequence[Around] | None = None) -> list[Tensor]:
-    """Evaluate independent layers as one round: one simulator call per template, or one ``Backend.run``.
-
-    Args:
-        jobs: pairs of layer and input ``(..., features)``.
-        around: for each job its factors and offsets; they go into the same call where the simulator takes them.
-
-    Returns:
-        For each job its values ``(..., groups * observables)``, in the order given, as torch promotes the types of its
-        input and its angles.
+def evaluate_together(jobs: Sequence[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
+    """Values of independent layers ``(..., groups * observables)``; circuits that run elsewhere go as one batch.
 
     Raises:
         ValueError: an input or a weight that does not fit its layer.
     """
-    results: list[Tensor | None] = [None] * len(jobs)
-    together: dict[Any, list[int]] = {}
-    functions: list[TensorFunction | None] = []
-    remote: list[int] = []
-    for place, (layer, inputs) in enumerate(jobs):
-        function = layer.evaluator(_precision(layer, layer.checked(inputs), around[place] if around else None))
-        functions.append(function)
-        if function is None:
-            remote.append(place)
-            continue
-        # compiled calls are cheap, and layers that read the same tensor need no copy of it
-        same = id(inputs) if len(jobs) == 1 or native.serves(inputs) else inputs.shape[:-1]
-        together.setdefault((id(function), same, inputs.device), []).append(place)
-    if len(remote) < len(jobs):
-        _count([jobs[p] for p in range(len(jobs)) if functions[p] is not None])
+    results = [layer.simulated(x) for layer, x in jobs]
+    remote = [k for k, values in enumerate(results) if values is None]
     if remote:
-        layers = [jobs[p][0] for p in remote]
-        entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in remote]
-        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
+        layers, inputs = zip(*(jobs[k] for k in remote), strict=True)
+        derived = [layer.grouped(x) for layer, x in zip(layers, inputs, strict=True)]
         found = run_round(
             [layer.network for layer in layers], [x.flatten(-2) for x, _ in derived], [w.flatten() for _, w in derived]
         )
-        for place, values, inputs in zip(remote, found, entered, strict=True):
-            results[place] = _leave(jobs[place][0], values, inputs, around[place] if around else None)
-    for places in together.values():
-        function = functions[places[0]]
-        assert function is not None
-        layers = [jobs[p][0] for p in places]
-        own = [around[p] for p in places] if around else []
-        if (
-            isinstance(function, Simulator)
-            and function.shares
-            and all(x._direct and x.replacement is None for x in layers)
-        ):
-            parts = _in_one_call(function, layers, [jobs[p][1] for p in places], own)
-            if parts is not None:
-                for place, part in zip(places, parts, strict=True):
-                    results[place] = part
-                continue
-        entered = [around[p].before(jobs[p][1]) if around else jobs[p][1] for p in places]
-        derived = [layer.grouped(x) for layer, x in zip(layers, entered, strict=True)]
-        values = function(_join([x for x, _ in derived], -2), _join([w for _, w in derived], 0))
-        for place, part, inputs in zip(places, _split(values, layers), entered, strict=True):
-            results[place] = _leave(jobs[place][0], part, inputs, around[place] if around else None)
+        for k, values in zip(remote, found, strict=True):
+            results[k] = jobs[k][0].finish(values, jobs[k][1])
     return [values for values in results if values is not None]
-
-
-def _precision(layer: QuantumLayer, x: Tensor, around: Around | None) -> torch.dtype:
-    """Double where anything that enters the circuits is."""
-    scale = None if around is None else around.input_scale
-    double = torch.float64 in (x.dtype, layer.weight.dtype) or (scale is not None and scale.dtype == torch.float64)
-    return torch.complex128 if double else torch.complex64
-
-
-def _grouped(x: Tensor, layer: QuantumLayer) -> Tensor:
-    return x.unflatten(-1, (layer.groups, layer.template.num_inputs))
-
-
-def _in_one_call(
-    simulate: Simulator, layers: Sequence[QuantumLayer], inputs: Sequence[Tensor], around: Sequence[Around]
-) -> list[Tensor] | None:
-    """Values of layers that one simulator evaluates, with what stands around them; None where precisions are mixed."""
-    if any(x.dtype != simulate.real_dtype for x in inputs):
-        return None
-    under_way = sharing.current()
-    if all(x is inputs[0] for x in inputs):  # query, key and value of the same tokens
-        inputs = inputs[:1]
-    joined = _join([_grouped(x, layer) for x, layer in zip(inputs, layers, strict=False)], -2)
-    if under_way is not None:
-        prepared, scales = under_way.coefficients(simulate, layers), under_way.scales(layers, around)
-    else:
-        prepared = simulate.prepare(_join([layer.angles() for layer in layers], 0))
-        scales = sharing.joined_scales(layers, around)
-    if any(t is not None and t.dtype != simulate.real_dtype for t in scales):
-        return None
-    return _split(simulate.with_prepared(joined, prepared, scales), layers)
-
-
-def _split(values: Tensor, layers: Sequence[QuantumLayer]) -> list[Tensor]:
-    """``(..., groups of all, observables)`` as ``(..., groups * observables)`` of each."""
-    if len(layers) == 1:
-        return [values.flatten(-2)]
-    width = values.shape[-1]
-    return list(values.flatten(-2).split([layer.groups * width for layer in layers], dim=-1))
-
-
-def _leave(layer: QuantumLayer, values: Tensor, inputs: Tensor, around: Around | None) -> Tensor:
-    values = values.to(torch.promote_types(inputs.dtype, layer.weight.dtype))
-    values = values if layer.replacement is None else layer.replacement(values, inputs)
-    return values if around is None else around.after(values)
-
-
-def _join(tensors: list[Tensor], dim: int) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=dim)
-
-
-def _count(jobs: list[tuple[QuantumLayer, Tensor]]) -> None:
-    """Let each backend know of the round it would have been asked for; its simulator evaluates it."""
-    by_backend: dict[Backend, tuple[int, list[str]]] = {}
-    for layer, x in jobs:
-        network = layer.network
-        samples = x.numel() // x.shape[-1]
-        if type(samples) is not int:  # traced or symbolic: nothing is evaluated now
-            continue
-        circuits, tags = by_backend.get(network.backend, (0, []))
-        each = layer.groups * network.backend.circuits_for(network.evaluated)
-        by_backend[network.backend] = circuits + samples * each, [*tags, network.tag]
-    for backend, (circuits, tags) in by_backend.items():
-        backend.begin_round(circuits, tags)

@@ -133,7 +133,7 @@ def test_memory_is_bounded_for_a_stream(tmp_path):
         from qrkt_hw.data.batches import loader
         from qrkt_hw.runs.config import Config
         stream.WINDOW = 16
-        data = load_data(Config(dataset="imagenet", data_dir=Path(sys.argv[1]), image_size=16))
+        data = load_data(Config(dataset="imagenet", data_dir=Path(sys.argv[1]), image_size=16).data)
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, count = peak(), 0
         for x, y in loader(data.splits["train"], 8, 0):

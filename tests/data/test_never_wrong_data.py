@@ -121,7 +121,7 @@ resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sys.argv[2:]:
     try:
-        load_data(Config(dataset=sys.argv[1], data_dir=Path(folder)))
+        load_data(DataConfig(dataset=sys.argv[1], data_dir=Path(folder)))
     except UserError as error:
         print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10, file=sys.stderr)

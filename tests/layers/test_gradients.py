@@ -10,7 +10,7 @@ from qrkt_hw.backends import Call, resolve
 from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.compiler import rule_for, split
 from qrkt_hw.nn.gradients import SPSA, Adjoint, ParameterShift, Wanted
-from qrkt_hw.nn.quantum import evaluate_round
+from qrkt_hw.nn.quantum import evaluate_together
 from tests.random_templates import GATES, random_template
 
 SYMBOLIC = sorted(name for name, gate in GATES.items() if gate.params)
@@ -150,7 +150,7 @@ def test_a_round_is_one_run_forward_and_one_backward():
     backend = resolve("aer_cpu", gradient="parameter_shift")
     layers = [QuantumLayer(features=4, ansatz=a, qubits=2, backend=backend) for a in ("qrkt", "brickwork", "qrkt")]
     x = torch.randn(3, 4)
-    values = evaluate_round([(layer, x) for layer in layers])
+    values = evaluate_together([(layer, x) for layer in layers])
     assert backend.counters.rounds == 1
     sum(v.sum() for v in values).backward()
     assert backend.counters.rounds == 2

@@ -1,15 +1,12 @@
 """The native kernels of attention and of the field read only what fits; all else is refused or left to torch."""
 
-import copy
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch import nn
-from torch.nn.utils import parametrizations, prune
 
-from qrkt_hw.nn import few_tokens, narrow_field
+from qrkt_hw.nn import few_tokens
 from qrkt_hw.simulator import native
 
 needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels were not built")
@@ -48,42 +45,10 @@ def test_attention_refuses_what_does_not_fit(change):
         change(torch.randn(3, 5, 12), torch.randn(3, 7, 12), torch.randn(3, 7, 12))
 
 
-@needs_library
-def test_the_field_refuses_what_does_not_fit():
-    norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
-    y, hidden, attended = torch.randn(4, 5, 6), torch.randn(4, 5, 3), torch.randn(4, 5, 6)
-    wrong = nn.Linear(6, 3)
-    wrong.weight.data = torch.randn(3, 5)
-    short = nn.Linear(3, 6)
-    short.bias.data = torch.randn(5)
-    narrow = nn.LayerNorm(6)
-    narrow.weight.data = torch.randn(4)
-    for call in (
-        lambda: narrow_field.enter(y[..., :5], norm, None, dense),
-        lambda: narrow_field.enter(y, norm, None, wrong),
-        lambda: narrow_field.enter(y, narrow, None, dense),
-        lambda: narrow_field.enter(y, norm, nn.LayerNorm(5), dense),
-        lambda: narrow_field.leave(hidden, attended[:3], back, 0.0, True),
-        lambda: narrow_field.leave(hidden, attended[..., :5], back, 0.0, True),
-        lambda: narrow_field.leave(hidden[..., :2], attended, back, 0.0, True),
-        lambda: narrow_field.leave(hidden, attended, short, 0.0, True),
-        lambda: narrow_field.leave(hidden, attended, back, 1.1, True),
-    ):
-        with pytest.raises(ValueError, match="must"):
-            call()
-
-
 def paths(dtype=torch.float32):
-    """Functions through all three kernels, with what they are differentiated by."""
+    """Functions through the kernel, with what they are differentiated by."""
     torch.manual_seed(0)
-    q, k, v, y = (tokens(3, n, 12, dtype=dtype).requires_grad_() for n in (5, 7, 7, 9))
-    norm, dense, back = nn.LayerNorm(12, dtype=dtype), nn.Linear(12, 3, dtype=dtype), nn.Linear(3, 12, dtype=dtype)
-
-    def field(y):
-        z, hidden = narrow_field.enter(y, norm, None, dense)
-        return narrow_field.leave(hidden, z, back, 0.0, True)
-
-    return [(attention, (q, k, v)), (field, (y,))]
+    return [(attention, tuple(tokens(3, n, 12, dtype=dtype).requires_grad_() for n in (5, 7, 7)))]
 
 
 @needs_library
@@ -114,47 +79,9 @@ def test_negated_views_are_read_negated():
         torch.testing.assert_close(ours, wanted)
 
 
-def test_parameters_read_by_strides_of_other_precision_or_absent():
-    y, hidden = torch.randn(4, 5, 6), torch.randn(4, 5, 3)
-    norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
-    dense.weight = nn.Parameter(torch.randn(6, 3).t())
-    back.weight = nn.Parameter(torch.randn(3, 6).t())
-    _, entered = narrow_field.enter(y, norm, None, dense)
-    torch.testing.assert_close(entered, dense(norm(y)))
-    out = narrow_field.leave(hidden, y, back, 0.0, True)
-    torch.testing.assert_close(out, narrow_field.plain_leave(hidden, y, back.weight, back.bias))
-    for plain in (nn.LayerNorm(6, elementwise_affine=False), nn.LayerNorm(6, bias=False)):
-        torch.testing.assert_close(narrow_field.enter(y, plain, None, dense)[1], dense(plain(y)))
-    torch.testing.assert_close(
-        narrow_field.enter(y, norm, None, nn.Linear(6, 3, bias=False).requires_grad_(False))[0], norm(y)
-    )
-    other = nn.LayerNorm(6, eps=0.5)
-    torch.testing.assert_close(narrow_field.enter(y, norm, other, dense)[1], dense(other(y)))
-    with pytest.raises(RuntimeError, match=r"dtype|Double|type"):
-        narrow_field.enter(y, norm, None, copy.deepcopy(dense).double())
+def test_other_precisions_of_one_tensor_are_refused():
     with pytest.raises(RuntimeError, match=r"dtype|Double|type"):
         attention(torch.randn(3, 5, 12), torch.randn(3, 7, 12), torch.randn(3, 7, 12).double())
-
-
-def test_hooks_parametrizations_and_pruning_of_the_layers_count():
-    y = torch.randn(4, 5, 6)
-    for change in (
-        lambda m: m.register_forward_hook(lambda *given: 2 * given[-1]),
-        lambda m: m.register_forward_pre_hook(lambda _, given: (0 * given[0],)),
-        lambda m: prune.random_unstructured(m, "weight", 0.5),
-        lambda m: parametrizations.weight_norm(m),
-        lambda m: parametrizations.spectral_norm(m),
-    ):
-        norm, dense, back = nn.LayerNorm(6), nn.Linear(6, 3), nn.Linear(3, 6)
-        for module in (dense, back):
-            change(module)
-            module.eval()
-        for _ in range(2):  # pruning makes its weight anew in each call
-            z, hidden = narrow_field.enter(y, norm, None, dense)
-            out = narrow_field.leave(hidden, z, back, 0.0, False)
-            torch.testing.assert_close(hidden, dense(norm(y)))
-            torch.testing.assert_close(out, z + back(nn.functional.gelu(hidden)))
-            out.sum().backward()
 
 
 @pytest.mark.parametrize("batch, length, others", [(0, 3, 3), (2, 0, 3), (2, 0, 0)])
@@ -163,9 +90,6 @@ def test_empty_tensors(batch, length, others):
     out = attention(q, k, v)
     assert out.shape == q.shape
     out.sum().backward()
-    norm, dense, back = nn.LayerNorm(12), nn.Linear(12, 3), nn.Linear(3, 12)
-    z, hidden = narrow_field.enter(q, norm, None, dense)
-    assert narrow_field.leave(hidden, z, back, 0.5, True).shape == q.shape
 
 
 def test_torch_func_and_batched_gradients():
@@ -184,17 +108,12 @@ def test_torch_func_and_batched_gradients():
 
 RECORDED = """
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from qrkt_hw.nn import few_tokens, narrow_field
-
-norm, dense, back = nn.LayerNorm(12), nn.Linear(12, 3), nn.Linear(3, 12)
+from qrkt_hw.nn import few_tokens
 
 def whole(q):
-    y = few_tokens.attention(q, q, q, 4, 0.0)
-    z, hidden = narrow_field.enter(y, norm, None, dense)
-    return narrow_field.leave(hidden, z, back, 0.0, True)
+    return few_tokens.attention(q, q, q, 4, 0.0)
 
 q = torch.randn(3, 5, 12)
 with torch.no_grad():

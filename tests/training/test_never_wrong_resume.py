@@ -47,7 +47,7 @@ def measured(run: RunFolder):
     results = json.loads(run.results.read_text())
     for key in ("train_seconds", "cpu_seconds", "evaluation_seconds", "peak_memory_mb"):
         del results[key]
-    del results["backend_details"]["seconds"]
+    results["backend_details"].pop("seconds", None)
     return results, run.model.read_bytes()
 
 
@@ -67,7 +67,8 @@ def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, imag
         fit.start(options, tmp_path / "stopped", QUIET, [Stop()])
     stopped = fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)
     assert measured(stopped) == measured(whole)
-    assert measured(whole)[0]["backend_details"]["rounds"] > 10
+    if "backend" in changes:  # the exact simulator is asked for tensors, not for circuits
+        assert measured(whole)[0]["backend_details"]["rounds"] > 10
     again = fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)  # nothing is left to train
     assert measured(again) == measured(whole)
 
