@@ -17,13 +17,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_transformer, make_blocks
-<<<<<<< HEAD
-from qrkt_hw.nn.sharing import shared_weights
 from qrkt_hw.runs.config import Config, VitConfig
-=======
-from qrkt_hw.options.model import ModelOptions
-from qrkt_hw.options.run import RunOptions
->>>>>>> main
 
 
 class Generator(nn.Module):

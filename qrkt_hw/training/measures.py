@@ -33,17 +33,10 @@ def spent(clocked: Clocked, started: float) -> dict[str, float]:
     }
 
 
-<<<<<<< HEAD
 def where(options: Config, backend: Backend) -> dict[str, Any]:
-    """For ``results.json``: the seed, and the backend with all that it counted."""
-    details = {**backend.about(), **asdict(backend.counters)}
-    return {"seed": options.training.seed, "backend": backend.name, "backend_details": details}
-=======
-def where(options: RunOptions, backend: Backend) -> dict[str, Any]:
     """For ``results.json``: the seed, and the backend; with all that it counted where torch cannot see through it."""
     details = {**backend.about(), **({} if backend.differentiable else asdict(backend.counters))}
-    return {"seed": options.seed, "backend": backend.name, "backend_details": details}
->>>>>>> main
+    return {"seed": options.training.seed, "backend": backend.name, "backend_details": details}
 
 
 def peak_memory() -> float:

@@ -43,7 +43,7 @@ def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_di
 
     def value():
         torch.manual_seed(0)  # the same points between real and drawn images
-        return penalty(options, discriminator, real, fake)
+        return penalty(options.gan, discriminator, real, fake)
 
     value().backward()
     largest = 0.0
