@@ -97,7 +97,8 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     if len(set(paths)) < len(paths):
         raise UserError(f"run: {next(p for p in paths if paths.count(p) > 1)} is named twice")
     options = [{k: v for k, v in run.options().flat(mode="json").items() if k not in INCIDENTAL} for run in runs]
-    differing = [key for key in options[0] if any(o[key] != options[0][key] for o in options)]
+    keys = dict.fromkeys(key for own in options for key in own)  # a text and images have some of their own
+    differing = [key for key in keys if any(own.get(key) != options[0].get(key) for own in options)]
     kinds = {own["model"] == "gan" for own in options}
     if len(kinds) > 1:
         raise UserError("run: a gan and a classifier have no figure in common; compare each kind with its own")
@@ -110,7 +111,7 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
         if not run.results.is_file():
             raise UserError(f"run: {run.path} is not finished; go on with: qrkt-hw train --resume {run.path}")
         if labels is None:
-            label = ", ".join(f"{key}={own[key]}" for key in differing) or run.path.name
+            label = ", ".join(f"{key}={own[key]}" for key in differing if key in own) or run.path.name
             key: Any = repr(sorted(own.items()))
         else:
             key = label = labels[place]

@@ -67,7 +67,8 @@ def evaluate(
     except OSError as error:
         raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
     options = run.options()
-    data = load_data(options.replace(limit=None, data_dir=data_dir or options.data.data_dir))
+    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
+    data = load_data(there.data)
     judged = judge(data, console, judge_file)
     extract, extractor = _extractor(weights, judged)
     real, _ = pixels(data, split)

@@ -203,7 +203,7 @@ def test_twin_gives_every_side_the_same(runs, tmp_path):
     for side in sides.values():
         scores = side["validation_auroc_by_rate"]
         assert scores[str(side["learning_rate"])] == max(scores.values())
-        assert RunFolder.open(tmp_path / side["chosen"]).options().epochs == 2
+        assert RunFolder.open(tmp_path / side["chosen"]).options().training.epochs == 2
     again = qrkt("twin", runs / "a", "--trials", 2, "--out", "twins", cwd=tmp_path)
     assert again.returncode == 0 and json.loads((tmp_path / "twins" / "twin.json").read_text()) == record
     assert qrkt("twin", runs / "c", cwd=tmp_path).returncode == 2
