@@ -38,7 +38,7 @@ def build(folder: Path) -> dict[str, str]:
     shutil.copy(ROOT / "pyproject.toml", folder)
     (module,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
     flags = ["-shared", "-fPIC", "-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-pthread"]
-    library = folder / "qrkt_hw/simulator/_kernels.abi3.so"
+    library = folder / "qrkt_hw/simulator/native/_kernels.abi3.so"
     made = ["gcc", *flags, *module["extra-compile-args"][1:], str(folder / module["sources"][0]), "-lm"]
     subprocess.run([*made, "-o", str(library)], check=True)
     preloaded = [

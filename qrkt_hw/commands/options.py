@@ -109,7 +109,7 @@ def check_early(options: Config) -> None:
         return
     from qrkt_hw.backends.files import layers
 
-    known = layers(options.backend.backends_file, working=True)
+    known = layers(options.backend.backends_file)
     name = options.backend.name
     if name not in known and not name.startswith(("fake_", "ibm_")):
         raise UserError(

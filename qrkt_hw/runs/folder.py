@@ -21,7 +21,7 @@ import yaml
 from pydantic import ValidationError
 
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.runs.atomic import write_json, write_text
+from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
 from qrkt_hw.runs.environment import environment
 
@@ -253,11 +253,7 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
-            self.inference.mkdir(exist_ok=True)
-            tempfile.TemporaryFile(dir=self.inference).close()
-        except OSError as error:
-            raise UserError(f"run: {self.inference} cannot be written: {error.strerror}") from error
+        check_writable(self.inference, "run")
 
     def keep_inference(self, record: dict[str, Any]) -> Path | None:
         """Write an inference under a name of its own; returns the file. Warns where the folder cannot be written."""

@@ -1,7 +1,7 @@
 /* Small machines that run on a CPU: coefficients, tapes, statevectors, attention over few tokens,
  * the dense maps around circuits. Plain C, no headers
- * but the standard ones; called through ctypes (native.py). Every routine comes in single and double precision: the
- * parts are included once for each, see kernels_parts.h.
+ * but the standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
+ * parts are included once for each, see parts.h.
  *
  * Samples go through in chunks of CH columns, so that the inner loops are vectors and all that a chunk needs stays in
  * the nearest cache. Backward passes recompute instead of remembering, so memory does not grow with the circuit.
@@ -118,7 +118,7 @@ int64_t qrkt_version(void) { return 4; }
 void *PyInit__kernels(void) { return NULL; }
 
 /* One build serves every x86 machine: all is compiled for three generations of vectors, and the widest that processor
- * and system have is asked for by its suffix (native.py). Attributes that choose by the processor's name would leave
+ * and system have is asked for by its suffix (__init__.py). Attributes that choose by the processor's name would leave
  * every processor younger than the compiler with the narrowest. */
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define GENERATIONS 1
@@ -139,7 +139,7 @@ int64_t qrkt_generation(void) {
 }
 
 #define GENERATION _1
-#include "kernels_parts.h"
+#include "parts.h"
 #undef GENERATION
 
 #if GENERATIONS
@@ -150,7 +150,7 @@ int64_t qrkt_generation(void) {
 #pragma GCC target("avx2,fma")
 #endif
 #define GENERATION _2
-#include "kernels_parts.h"
+#include "parts.h"
 #undef GENERATION
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -159,7 +159,7 @@ int64_t qrkt_generation(void) {
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl")
 #endif
 #define GENERATION _3
-#include "kernels_parts.h"
+#include "parts.h"
 #undef GENERATION
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -19,11 +19,11 @@
 #define EXP expf
 #define ERFC erfcf
 #define SQRT sqrtf
-#include "kernels_coefficients.h"
-#include "kernels_tapes.h"
-#include "kernels_states.h"
-#include "kernels_tokens.h"
-#include "kernels_fields.h"
+#include "coefficients.h"
+#include "propagated.h"
+#include "statevector.h"
+#include "attention.h"
+#include "fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
@@ -45,11 +45,11 @@
 #define EXP exp
 #define ERFC erfc
 #define SQRT sqrt
-#include "kernels_coefficients.h"
-#include "kernels_tapes.h"
-#include "kernels_states.h"
-#include "kernels_tokens.h"
-#include "kernels_fields.h"
+#include "coefficients.h"
+#include "propagated.h"
+#include "statevector.h"
+#include "attention.h"
+#include "fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
