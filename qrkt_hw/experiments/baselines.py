@@ -55,8 +55,8 @@ def train_baselines(
         raise UserError(f"run: {run.path} has no circuits, so it has no classical baseline")
     if bills(options.backend):
         raise UserError(
-            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines would be "
-            "trained there; take a run that was trained on exact"
+            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines would "
+            "be trained there; take a run that was trained on exact"
         )
     data = load_data(options.data)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
@@ -125,7 +125,7 @@ def _gans(
     for side in SIDES[1:]:
         options, place, count = sides[side], _place(out, side), epochs
         if place.exists():
-            count = RunFolder.open(place).options().epochs
+            count = RunFolder.open(place).options().training.epochs
         elif count is None:
             seconds[side] = seconds_per_step(options, data)
             count = max(1, round(options.training.epochs * own / seconds[side]))

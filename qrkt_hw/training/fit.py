@@ -148,9 +148,8 @@ def check_accelerator(options: Config) -> None:
 
 def _fresh_model(options: Config, data: Data, backend: Backend) -> torch.nn.Module:
     if options.model.kind != "gan" and data.shape.classes < 2:
-        raise UserError(
-            f"--dataset: {options.data.dataset} has one class ({data.class_names[0]!r}); a classifier needs at least two"
-        )
+        one = f"{options.data.dataset} has one class ({data.class_names[0]!r})"
+        raise UserError(f"--dataset: {one}; a classifier needs at least two")
     torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape, backend)
     if options.circuit.initial_angles == "conditioned":
