@@ -11,7 +11,6 @@ from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
-from qrkt_hw.runs.config import BackendConfig
 
 
 @click.command(cls=Command)
@@ -29,7 +28,7 @@ from qrkt_hw.runs.config import BackendConfig
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
 @trust_flag
-@options_from(BackendConfig, only=INFERRING)
+@options_from(INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",

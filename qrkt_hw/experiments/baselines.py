@@ -55,8 +55,8 @@ def train_baselines(
         raise UserError(f"run: {run.path} has no circuits, so it has no classical baseline")
     if bills(options.backend):
         raise UserError(
-            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines would "
-            "be trained there; take a run that was trained on exact"
+            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines "
+            "would be trained there; take a run that was trained on exact"
         )
     data = load_data(options.data)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
