@@ -32,7 +32,7 @@ def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) ->
     probe = copy.deepcopy(model).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        own = from_options(options, options.training.seed)
+        own = from_options(options.backend, options.training.seed)
     set_backend(probe, own)
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):

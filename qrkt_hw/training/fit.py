@@ -33,7 +33,7 @@ from qrkt_hw.models.build import (
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.nn.conditioning import condition
-from qrkt_hw.resources.subject import summarize
+from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
@@ -175,7 +175,7 @@ def _fit(
     validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
     # a path may hold brackets, and must stay one line
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
-    for line in summarize(options, data.shape, backend.shots):
+    for line in summarize(model, data.shape, backend.shots):
         console.print(line, highlight=False)
     expected = None if run.checkpoint.is_file() else estimate(options, data, model, backend)
     if expected is not None:
