@@ -51,7 +51,7 @@ def train(
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
     program = click.get_current_context().find_root().obj == PROGRAM
-    from qrkt_hw.backends import Budget
+    from qrkt_hw.backends.device.budget import Budget
 
     budget = Budget(max_qpu_seconds, max_cost)
     if resume is not None:
