@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.entries import Gradient
 from qrkt_hw.errors import UserError
-
-Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 
 __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
 

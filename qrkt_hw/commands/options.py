@@ -107,7 +107,7 @@ def check_early(options: Config) -> None:
             raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.model.patch}")
     if not options.has_circuits:
         return
-    from qrkt_hw.backends.files import layers
+    from qrkt_hw.backends.entries import layers
 
     known = layers(options.backend.backends_file)
     name = options.backend.name
