@@ -26,6 +26,8 @@ from qrkt_hw.training.gan import seconds_per_step
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
+Sides = dict[str, RunOptions]
+Record = dict[str, Any]
 
 
 def train_baselines(
@@ -61,7 +63,7 @@ def train_baselines(
     data = load_data(options)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     sides = dict(zip(SIDES, (options, *matched), strict=True))
-    record: dict[str, Any] = {"run": str(run.path), "sides": {}}
+    record: Record = {"run": str(run.path), "sides": {}}
     compare = _gans if options.model == "gan" else _classifiers
     runs = compare(run, sides, trials, epochs, out, data, console, record)
     groups = grouped(runs, SIDES)
@@ -72,13 +74,13 @@ def train_baselines(
 
 def _classifiers(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     chosen = []
     record.update(epochs=epochs or run.options().epochs, trials=trials)
@@ -111,13 +113,13 @@ def _classifiers(
 
 def _gans(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     own = seconds_per_step(sides["quantum"], data)
     seconds = record["seconds_per_step"] = {"quantum": own}
