@@ -26,7 +26,7 @@ from qrkt_hw.experiments.loading import Reader
 from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
 from qrkt_hw.nn.ablation import ablated
-from qrkt_hw.resources.trace import CountingBackend
+from qrkt_hw.resources.logical import trace
 from qrkt_hw.runs import RunFolder
 
 BATCH = 256
@@ -169,13 +169,11 @@ def on_backend(
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
-    counter, watched = CountingBackend(), Watched(backend, compare=layers)
-    set_backend(model, counter)
-    with torch.no_grad():
-        model(next(iter(batches))[0][:1])
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
+    watched = Watched(backend, compare=layers)
     set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
-    with _Bar(console, len(counter.rounds) * len(batches)) as tell, backend.reporting(tell):
+    with _Bar(console, total) as tell, backend.reporting(tell):
         logits, _ = logits_of(model, batches)
     wall = time.perf_counter() - started
     set_backend(model, backend)

@@ -22,12 +22,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from qrkt_hw.backends import files as backend_files
+from qrkt_hw.backends import entries as backend_files
 from qrkt_hw.backends import noise as backend_noise
-from qrkt_hw.backends.device import pricing
-from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device import budget as pricing
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 from qrkt_hw.commands import main
 from qrkt_hw.commands.options import merge
