@@ -107,18 +107,21 @@ def infer(
     from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
 
+    # files that are missing are named before the model is
+    if images or texts:
+        samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+    else:
+        samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
     model = restored(folder, backend)
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
-    batch = inference.BATCH if not images and not texts else len(images or texts)
-    samples = None if images or texts else inference.read_split(folder, split or "test", limit, data_dir)
+    batch = len(samples) if images or texts else inference.BATCH
     plan = None
     if dry_run or backend.budget(budget) is not None:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        count = batch if samples is None else len(samples)
-        plan = planned(model, options, shape, backend, count, batch, budget, refuse=refuse)
+        plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -130,10 +133,9 @@ def infer(
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
-        if images:
-            record = inference.infer_images(folder, model, images, backend)
-        elif texts:
-            record = inference.infer_texts(folder, model, texts, backend)
+        if images or texts:
+            kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
+            record = inference.classify(folder, model, samples, kind, given, backend)
         else:
             record = inference.infer_split(
                 folder, model, split or "test", samples, backend, ablate, console, layers=report

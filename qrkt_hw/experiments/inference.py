@@ -95,28 +95,39 @@ def infer_split(
     return record
 
 
-def infer_images(run: RunFolder, model: nn.Module, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
-    """Class and probabilities of image files; the record is kept in the run.
-
-    Returns:
-        ``images``: per file ``file``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
+def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
+    """Image files as inputs of the run's model.
 
     Raises:
-        UserError: a file that cannot be read, or logits that are not finite.
+        UserError: a file that cannot be read.
     """
-    images = torch.stack([read_image(path, run.description()) for path in paths])
-    return _classified(run, model, images, "images", [{"file": str(path)} for path in paths], backend)
+    return torch.stack([read_image(path, run.description()) for path in paths])
 
 
-def infer_texts(run: RunFolder, model: nn.Module, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
-    """The same of texts, as ``texts``: per text ``text``, ``class``, ``probabilities``."""
-    ids = Reader(run.options(), run.description())(texts)
-    return _classified(run, model, ids, "texts", [{"text": text} for text in texts], backend)
+def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
+    """Texts as inputs of the run's model."""
+    return Reader(run.options(), run.description())(texts)
 
 
-def _classified(
-    run: RunFolder, model: nn.Module, inputs: Tensor, kind: str, items: list[dict[str, Any]], backend: Backend
+def classify(
+    run: RunFolder, model: nn.Module, inputs: Tensor, kind: str, names: Sequence[str], backend: Backend
 ) -> dict[str, Any]:
+    """Class and probabilities of inputs; the record is kept in the run.
+
+    Args:
+        run, model: the run and its model on ``backend``.
+        inputs: of :func:`read_images` or :func:`read_texts`.
+        kind: ``images`` or ``texts``.
+        names: of the inputs: files or the texts themselves.
+        backend: where the circuits run.
+
+    Returns:
+        Under ``kind`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name; ``count``,
+        ``backend``, ``seconds``.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
@@ -124,10 +135,11 @@ def _classified(
         logits = model(inputs)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
-    names = run.description()["class_names"]
-    for item, row in zip(items, logits.softmax(-1), strict=True):
-        item["class"] = names[int(row.argmax())]
-        item["probabilities"] = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+    classes, items = run.description()["class_names"], []
+    for name, row in zip(names, logits.softmax(-1), strict=True):
+        shares = {cls: round(float(p), 6) for cls, p in zip(classes, row, strict=True)}
+        key = "file" if kind == "images" else "text"
+        items.append({key: name, "class": classes[int(row.argmax())], "probabilities": shares})
     record = {kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     run.keep_inference(record)
     return record

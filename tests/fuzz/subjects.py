@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -409,7 +408,3 @@ def last_line(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "qrkt_hw" in f.filename] or [None]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames[-1] else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{place}"
-
-
-def subprocess_command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "qrkt_hw", *map(str, arguments)]
