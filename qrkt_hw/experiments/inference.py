@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.exact import ExactBackend
-from qrkt_hw.backends.opening import Waiting
+from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.images import read_image
