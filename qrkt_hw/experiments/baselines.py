@@ -25,6 +25,8 @@ from qrkt_hw.training import fit
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
+Sides = dict[str, Config]
+Record = dict[str, Any]
 
 
 def train_baselines(
@@ -60,7 +62,7 @@ def train_baselines(
     data = load_data(options.data)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     sides = dict(zip(SIDES, (options, *matched), strict=True))
-    record: dict[str, Any] = {"run": str(run.path), "sides": {}}
+    record: Record = {"run": str(run.path), "sides": {}}
     compare = _gans if options.model.kind == "gan" else _classifiers
     runs = compare(run, sides, trials, epochs, out, data, console, record)
     groups = grouped(runs, SIDES)
@@ -71,13 +73,13 @@ def train_baselines(
 
 def _classifiers(
     run: RunFolder,
-    sides: dict[str, Config],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     chosen = []
     record.update(epochs=epochs or run.options().training.epochs, trials=trials)
@@ -110,13 +112,13 @@ def _classifiers(
 
 def _gans(
     run: RunFolder,
-    sides: dict[str, Config],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     own = fit.seconds_per_step(sides["quantum"], data)
     seconds = record["seconds_per_step"] = {"quantum": own}
@@ -208,7 +210,7 @@ def parameter_matched(options: Config, shape: DataShape) -> Config:
 
 def _sizes(options: Config) -> Iterator[tuple[str, int, Callable[[int], dict[str, Any]], int, int]]:
     """A network, the distance of a width from the run's, the options by the MLPs' width, and that one's bounds."""
-    gan, heads = options.model.kind == "gan", options.gan.generator_heads or options.model.heads
+    gan = options.model.kind == "gan"
     widest, step = (options.model.hidden, max(1, options.model.hidden // 32)) if gan else (2 * options.model.hidden, 1)
     for hidden in range(2, widest + 1, step):
         fitting = max(h for h in range(1, options.model.heads + 1) if hidden % h == 0)
@@ -220,8 +222,10 @@ def _sizes(options: Config) -> Iterator[tuple[str, int, Callable[[int], dict[str
             1,
             max(4 * hidden, options.model.mlp),
         )
-    shrink = 4 ** (options.gan.generator_stages - 1)
-    for last in range(1, options.gan.generator_hidden // shrink + 1) if gan else ():
+    if not gan:
+        return
+    shrink, heads = 4 ** (options.gan.generator_stages - 1), options.gan.generator_heads or options.model.heads
+    for last in range(1, options.gan.generator_hidden // shrink + 1):
         width = last * shrink
         fitting = max(h for h in range(1, heads + 1) if last % h == 0)
         same = {"generator_hidden": width, "generator_heads": fitting}
