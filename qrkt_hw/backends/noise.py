@@ -22,7 +22,7 @@ from qiskit.quantum_info import SuperOp
 
 from qrkt_hw.backends.device.cache import cache_folder
 from qrkt_hw.backends.device.devices import fake_device
-from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix
+from qrkt_hw.simulator.noisy import Channel, embedded, superoperator, transfer_matrix
 
 FORMAT = 2  # 2: with a checksum
 

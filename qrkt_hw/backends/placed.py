@@ -15,8 +15,7 @@ from qrkt_hw.backends.device.measurement import Basis
 from qrkt_hw.backends.device.transpiling import PlacedCircuit
 from qrkt_hw.backends.noise import DeviceNoise
 from qrkt_hw.compiler import Fixed, lower
-from qrkt_hw.simulator.paulis import Channel, transfer_matrix, unitary_transfer
-from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
+from qrkt_hw.simulator.noisy import Channel, NoisyCircuit, NoisyStep, fuse, transfer_matrix, unitary_transfer
 
 
 @dataclass(frozen=True, eq=False)

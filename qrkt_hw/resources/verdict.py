@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.compiler import cones, lower
 from qrkt_hw.resources.logical import as_written
 from qrkt_hw.resources.schema import Output, Verdict
 
@@ -13,6 +12,8 @@ LARGEST_SHOWN = 60  # letters of an observable's name
 
 def verdict(template: CircuitTemplate, place: int) -> Verdict:
     """Part 4 of the report for the circuit at ``place`` of the list of circuits."""
+    from qrkt_hw.simulator.analysis import cones
+
     written = as_written(template)
     outputs = [
         Output(
@@ -84,14 +85,10 @@ def _hardness(outputs: list[Output], qubits: int, method: str, microseconds: flo
 
 
 def _method(template: CircuitTemplate) -> tuple[str, float | None]:
-    from qrkt_hw.simulator import METHODS
+    from qrkt_hw.simulator import cheapest
 
-    program = lower(template)
-    fitting = [m for m in METHODS.values() if m.supports(program, template.observables)]
-    if not fitting:
-        return "none", None
-    best = min(fitting, key=lambda m: m.cost(program, template.observables))
-    return best.name, best.cost(program, template.observables) / BATCH / 1000
+    best = cheapest(template)
+    return ("none", None) if best is None else (best.name, best.cost(template) / BATCH / 1000)
 
 
 def _name(template: CircuitTemplate, place: int) -> str:

@@ -28,11 +28,11 @@ from qiskit.synthesis import QDrift, SuzukiTrotter
 from qrkt_hw import backends
 from qrkt_hw.backends import Call
 from qrkt_hw.circuits import CircuitTemplate, build
-from qrkt_hw.compiler import cones, derive, lower, split
+from qrkt_hw.compiler import derive, lower, split
 from qrkt_hw.compiler import program as lowering
-from qrkt_hw.compiler.measures import gradients
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.network import TemplateNetwork
+from qrkt_hw.simulator.analysis import cones, gradients
 from tests.command_line import qrkt, refused
 from tests.random_templates import reference_values
 
