@@ -23,8 +23,7 @@ import yaml
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qrkt_hw.experiments.comparison import read_history
-from qrkt_hw.plots.comparison import plot_comparison
-from qrkt_hw.plots.figure import new, save, tidy
+from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training.metrics import wilson
@@ -101,7 +100,7 @@ def part(section: dict[str, Any]) -> list[str]:
 def devices(files: Sequence[Path]) -> list[str]:
     """A table of the kept inferences on devices, and the plans that lie beside them (of ``--dry-run --json``)."""
     head = ["run", "device", "images", "accuracy there (%)", "95 % interval (Wilson)", "exact, same images (%)"]
-    head += ["95 % interval (Wilson)", "alike (%)", "right there only and exact only, p"]
+    head += ["95 % interval (Wilson)", "agreement (%)", "correct there only, exact only, p"]
     head += ["circuits", "executions", "QPU seconds, planned", "USD, planned"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for file in files:
@@ -120,7 +119,7 @@ def devices(files: Sequence[Path]) -> list[str]:
 
 
 def _paired(record: dict[str, Any]) -> str:
-    """The exact McNemar test; "-" for an older record, which kept no pairs, unless all images were classified alike."""
+    """The exact McNemar test; "-" for an older record, which kept no pairs, unless all images agree."""
     if "discordant" in record:
         there, exact = record["discordant"]
         return f"{there} and {exact}, p = {record['p_value']:.2g}"
@@ -128,8 +127,8 @@ def _paired(record: dict[str, Any]) -> str:
 
 
 def energy(file: Path) -> list[str]:
-    """A table of what ``benchmarks/energy.py`` measured: processor seconds of one epoch."""
-    head = ["", "quantum", "classical, equal shape", "classical, equal parameters", "quantum against equal shape"]
+    """A table of what ``benchmarks/energy.py`` measured: CPU seconds of one epoch."""
+    head = ["", "quantum", "size-matched baseline", "parameter-matched baseline", "quantum : size-matched"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, spent in json.loads(file.read_text()).items():
         cells = [model, *(f"{seconds:.1f}" for seconds in spent), *["-"] * (3 - len(spent))]
@@ -151,7 +150,7 @@ def table(rows: Sequence[Sequence[str]], published: bool) -> list[str]:
         "circuits replaced by batch mean: accuracy (%), AUROC",
         "by sine",
         "epochs",
-        "processor s an epoch",
+        "CPU s an epoch",
         "training (s)",
     ]
     head += ["thesis (s)"] if published else []

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.plots.comparison import plot_comparison
+from qrkt_hw.plots.charts import plot_comparison
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_text
 from qrkt_hw.runs.folder import read_json

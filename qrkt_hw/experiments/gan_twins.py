@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from qrkt_hw.backends import bills
 from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
@@ -19,7 +20,7 @@ from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.training import devices, fit
+from qrkt_hw.training import fit
 from qrkt_hw.training.gan import seconds_per_step
 
 SIDES = ("quantum", "same-shape", "same-parameters")
@@ -105,7 +106,11 @@ def twin(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
-    devices.refuse_billed(run, options, console)
+    if bills(options):
+        raise UserError(
+            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
+            "trained there; take a run that was trained on exact"
+        )
     data = load_data(options)
     sides = {"same-shape": options.without_circuits(), "same-parameters": same_parameters(options, data.shape)}
     own = seconds_per_step(options, data)

@@ -23,7 +23,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.search import Dimension
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.validation import sentence
-from qrkt_hw.plots.tuning import plot_study
+from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from qrkt_hw.backends import bills
 from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
@@ -15,7 +16,7 @@ from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.training import devices, fit
+from qrkt_hw.training import fit
 
 SIDES = ("quantum", "same-shape", "same-parameters")
 
@@ -86,7 +87,11 @@ def twin(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical twin")
-    devices.refuse_billed(run, options, console)
+    if bills(options):
+        raise UserError(
+            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and twins would be "
+            "trained there; take a run that was trained on exact"
+        )
     options = options.model_copy(update={"epochs": epochs or options.epochs})
     data = load_data(options)
     sides = dict(zip(SIDES, (options, same_shape(options), same_parameters(options, data.shape)), strict=True))

@@ -65,7 +65,7 @@ def snapshot_name(name: str) -> str | None:
         return name
     from qrkt_hw.backends.registry import resolve
 
-    backend = resolve(name, working=True)
+    backend = resolve(name)
     target = getattr(backend, "target", None)
     snapshot = getattr(backend, "snapshot", None)
     if snapshot is not None:
@@ -133,7 +133,7 @@ def device_of(name: str) -> Any:
         return fake_device(name)
     from qrkt_hw.backends.registry import resolve
 
-    return resolve(name, working=True)
+    return resolve(name)
 
 
 def _facts(device: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def draw(reports: Sequence[Report], path: Path) -> Path:
         UserError: no device was named, or the file cannot be written.
     """
     from qrkt_hw.backends.device.calibration import failure
-    from qrkt_hw.plots.layout import plot_layout
+    from qrkt_hw.plots.charts import plot_layout
 
     report = reports[0]
     device = next((d for d in report.devices if d.circuits), None)
