@@ -23,7 +23,8 @@ from qiskit.circuit import (
 from qiskit.circuit.library import UnitaryGate, get_standard_gate_name_mapping
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def z_observables(num_qubits: int) -> tuple[SparsePauliOp, ...]:

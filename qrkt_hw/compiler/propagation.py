@@ -160,7 +160,7 @@ def propagate(
             _weigh(parts, step.angle, points, wave)
         coefficients = np.zeros((len(places), *coefficients.shape[1:]))
         np.add.at(coefficients, target, parts)
-        alive = (np.abs(coefficients) > 1e-15).any(axis=(1, 2))
+        alive = np.asarray((np.abs(coefficients) > 1e-15).any(axis=(1, 2)))
         strings, coefficients = [s for s, kept in zip(places, alive, strict=True) if kept], coefficients[alive]
         widest = max(widest, len(strings))
         if widest > limit:
@@ -205,9 +205,7 @@ class Expansion:
     entries: tuple[tuple[int, int, float, Monomial], ...]
 
 
-def expand(
-    program: Program, observables: Sequence[SparsePauliOp], absorb: bool, limit: int = 4096
-) -> Expansion | None:
+def expand(program: Program, observables: Sequence[SparsePauliOp], absorb: bool, limit: int = 4096) -> Expansion | None:
     """The expansion, or None where it has more than ``limit`` terms or data enter behind an entangling gate.
 
     Args:

@@ -181,7 +181,7 @@ def jacobian(template: CircuitTemplate, parameters: NDArray[np.float64]) -> NDAr
     rows = []
     for place in range(template.num_outputs):
         total = values[:, place].sum()
-        found = torch.autograd.grad(total, (inputs, weights), retain_graph=True, materialize_grads=True, allow_unused=True)
+        found = torch.autograd.grad(total, (inputs, weights), retain_graph=True)
         rows.append(torch.cat([found[0][0], found[1]], dim=1))
     return torch.stack(rows, dim=1).numpy()
 
@@ -221,7 +221,8 @@ def _states(template: CircuitTemplate, count: int, seed: int) -> Iterator[NDArra
     for start in range(0, count, step):
         inputs, weights = _tensors(evaluated, drawn[start : start + step])
         with torch.no_grad():
-            yield simulate.state(inputs, weights).squeeze(2).numpy()
+            found = simulate.state(inputs, weights)
+        yield found.squeeze(2).numpy()
 
 
 def _tensors(template: CircuitTemplate, parameters: NDArray[np.float64]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,7 +61,7 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         signs = {s.z for s in found.steps if isinstance(s, PauliRotation)} if size <= LARGEST_TABLE else ()
         flips = {r.x for r in found.readings}
         fixed = size * number * (len(signs) + min(len(found.readings), max(1.0, LARGEST_TABLE / size)) + 2)
-        return Need(fixed, 0, size * 2 * number * (10.5 + 3 * (len(flips) - 1) if gradient else 5.5))
+        return Need(fixed, 0, size * 2 * number * (10.5 + 0.7 * (len(flips) - 1) if gradient else 5.5))
     planned = plan(template)
     if planned is None:
         return Need(math.inf, 0, 0)
@@ -71,7 +71,8 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
     if compiled and not uses_weights(e, template):
         return Need(0, held, 2 * number * ends)
     dense = len(e.rows) * rows + template.num_outputs * len(e.strings)
-    return Need(0, held + 3 * number * dense, number * (4 * factors + 3 * rows + 2 * ends))
+    kept = 4 * factors + 3 * rows if gradient else 1.3 * factors + rows
+    return Need(0, held + 3 * number * dense, number * (kept + 2 * ends))
 
 
 class Needs:
@@ -115,7 +116,9 @@ class Needs:
         changed = [(f"method {name!r}", name, self._real) for name in others]
         if self._real == torch.float64:
             changed.append(("dtype complex64", self._method, torch.float32))
-        ways = [f"{what} fits" for what, m, real in changed if self._variants(m, real)[variant].of(batch, groups) <= free]
+        ways = [
+            f"{what} fits" for what, m, real in changed if self._variants(m, real)[variant].of(batch, groups) <= free
+        ]
         if one.of(1, groups) <= free:
             fitting = _largest(lambda samples: one.of(samples, groups) <= free, batch)
             ways.insert(0, f"a batch of {fitting} fits")

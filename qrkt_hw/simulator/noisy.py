@@ -108,9 +108,11 @@ def rotation_action(
 
 
 class PauliSteps(Tables):
-    """Applies steps to vectors ``(groups, 4^n, batch)``; or, ``backwards``, their adjoints in reverse to observables."""
+    """Applies steps to vectors ``(groups, 4^n, batch)``; or, ``backwards``, their adjoints in reverse."""
 
-    def __init__(self, steps: Sequence[Channel | Rotation], program: Program, real: torch.dtype, backwards: bool) -> None:
+    def __init__(
+        self, steps: Sequence[Channel | Rotation], program: Program, real: torch.dtype, backwards: bool
+    ) -> None:
         super().__init__()
         self.num_qubits = program.num_qubits
         self.steps = list(reversed(steps)) if backwards else list(steps)
@@ -150,7 +152,6 @@ class PauliSteps(Tables):
         front = vectors.reshape(groups, *([4] * n), batch).movedim(axes, list(range(1, k + 1)))
         moved = torch.matmul(matrix, front.reshape(groups, 4**k, -1))
         return moved.reshape(front.shape).movedim(list(range(1, k + 1)), axes).reshape(groups, size, batch)
-
 
 
 @dataclass(frozen=True, eq=False)

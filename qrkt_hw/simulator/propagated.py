@@ -268,7 +268,7 @@ def _tape(
     of_monomial = [product(_waves(m, data)) for m in held.monomials]
     of_row = [weighted([(p, of_monomial[k]) for p, k in row]) for row in held.rows]
     # rows that occur often come first, so that more strings share their beginnings
-    often = np.bincount([r for s in e.strings for r in s], minlength=len(of_row)) if e.strings else []
+    often = np.bincount(np.array([r for s in e.strings for r in s], dtype=int), minlength=len(of_row))
     of_string = [product(of_row[r] for r in sorted(s, key=lambda r: (-often[r], r))) for s in e.strings]
     outputs = [weighted([(p, of_string[t]) for p, t in read]) for read in held.readout]
     fields = (

@@ -144,7 +144,10 @@ class TorchStatevector(Tables):
         return state
 
     def read(self, state: Tensor) -> Tensor:
-        """Expectation values ``(batch, groups, observables)``: ``sum_k conj(psi[k]) (-i)^|x&z| (-1)^|z&k| psi[k ^ x]``."""
+        """Expectation values ``(batch, groups, observables)``.
+
+        That of a string is ``(-i)^|x & z| sum_k (-1)^|z & k| conj(psi[k]) psi[k ^ x]``.
+        """
         tables, size = self.on(state.device), state.shape[1]
         total = state.new_zeros(state.shape[0], self.num_outputs, state.shape[2], dtype=self.real)
         for x, readings in self.by_flip.items():

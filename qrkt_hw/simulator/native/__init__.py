@@ -1,6 +1,7 @@
 """The native kernels of ``kernels.c``, built when the package is installed; None where no compiler was at hand.
 
-Each has a plain torch reference, which serves other devices, second derivatives, and machines without a compiler. ``QRKT_HW_NATIVE=0`` switches them off.
+Each has a plain torch reference, which serves other devices, second derivatives, and machines
+without a compiler. ``QRKT_HW_NATIVE=0`` switches them off.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _tracing = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
+
 
 class Routine:
     """A pair of forward and backward routines in one precision, bound to a C structure of angles, numbers and arrays.

@@ -20,7 +20,9 @@ _Strides = ctypes.c_int64 * 3
 class Differentiable(Protocol):
     """A function of inputs ``(batch, groups, inputs)`` and weights ``(groups, weights)`` with a backward pass."""
 
-    reference: Reference  # the same in operations that autograd can follow
+    def reference(self, inputs: Tensor, weights: Tensor, /) -> Tensor:
+        """The same in operations that autograd can follow."""
+        ...
 
     def forward(self, inputs: Tensor, weights: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         """Values ``(batch, groups, observables)`` and, to ``keep``, what :meth:`backward` needs besides the inputs."""
@@ -133,9 +135,7 @@ class PropagatedKernel(_Kernel):
         if grad_coefficients is None:
             return grad_inputs, None
         grad_weights = torch.empty_like(weights)
-        self._coefficients.backward(
-            weights.data_ptr(), grad_coefficients.data_ptr(), groups, grad_weights.data_ptr()
-        )
+        self._coefficients.backward(weights.data_ptr(), grad_coefficients.data_ptr(), groups, grad_weights.data_ptr())
         return grad_inputs, grad_weights
 
 
