@@ -21,7 +21,7 @@ from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, re
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 
-__all__ = ["CircuitTemplate", "build", "describe", "names", "read", "register", "source"]
+__all__ = ["CircuitTemplate", "build", "describe", "is_built_in", "names", "read", "register", "source"]
 
 Factory = Callable[[int, int], CircuitTemplate]
 ENTRY_POINTS = "qrkt_hw.ansatz"
@@ -79,6 +79,11 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
     except ValueError as error:
         raise UserError(f"ansatz {name!r} cannot be simulated: {error}") from error
     return template
+
+
+def is_built_in(name: str) -> bool:
+    """Whether ``name`` is one of this package's circuits: not a file, nor what a user or another package registered."""
+    return getattr(_factories.get(name), "__module__", "").startswith("qrkt_hw.circuits.")
 
 
 def describe() -> list[CircuitTemplate]:

@@ -66,7 +66,7 @@ def generate(
     check_used(folder, flags)
     console = Terminal(stderr=True)
     from qrkt_hw import backends
-    from qrkt_hw.experiments import generating
+    from qrkt_hw.experiments import generation
     from qrkt_hw.plots.images import save_grid
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
@@ -76,10 +76,10 @@ def generate(
         backend_options(flags), run=folder, kind="generate", arguments=asked, budget=budget, console=console, seed=seed,
         **how,
     ) as backend:  # fmt: skip
-        model = generating.gan_of(folder, backend)
-        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
+        model = generation.gan_of(folder, backend)
+        images = generation.draw(model, generation.noise(count, model.latent, seed, interpolate, row))
     if out is not None:
-        generating.save_images(images, out)
+        generation.save_images(images, out)
         echo(f"{count} images in {out}")
     if grid is not None or out is None:
         place = grid or folder.path / "samples" / f"seed-{seed}.png"

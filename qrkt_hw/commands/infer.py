@@ -102,16 +102,23 @@ def infer(
     backend = backends.make(backend_options(flags), options.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
-    _summarize(folder, backend, console)
     from qrkt_hw.commands.planning import planned
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.models.build import build_model
+    from qrkt_hw.resources.tables import summarize
 
+    shape = DataShape.of(folder.description())
+    for line in summarize(build_model(options, shape, backend), shape, backend.shots):
+        console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
     plan = None
     if dry_run or backend.budget(budget) is not None:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        plan = planned(folder, backend, samples, batch, budget, refuse=refuse)
+        model = restored(folder, backend)
+        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -174,15 +181,6 @@ def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
         raise UserError(
             f"--report compares a backend with the exact values, and {backend.name!r} gives them; name another"
         )
-
-
-def _summarize(folder: Any, backend: Any, console: Any) -> None:
-    """Two lines on the circuits, before anything runs."""
-    from qrkt_hw.data.base import DataShape
-    from qrkt_hw.resources.subject import shape_of, summarize
-
-    for line in summarize(folder.options(), DataShape(**shape_of(folder.description())), backend.shots):
-        console.print(line, highlight=False)
 
 
 def _report(record: dict[str, Any], kind: str) -> list[str]:

@@ -14,23 +14,11 @@ from torch import Tensor
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
-from qrkt_hw.models.build import quantum_layers, set_backend
-from qrkt_hw.resources.trace import CountingBackend
+from qrkt_hw.models.build import set_backend
+from qrkt_hw.resources.logical import trace
 from qrkt_hw.training.metrics import logits_of, mcnemar, wilson
 
 EVERY = 20.0  # seconds between two lines on what is waited for, where there is no terminal
-
-
-def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
-    """Rounds of circuits in one forward pass; device latency is counted in these."""
-    own = [layer.backend for layer in quantum_layers(model)]
-    counter = CountingBackend()
-    set_backend(model, counter)
-    with torch.no_grad():
-        model(inputs)
-    for layer, backend in zip(quantum_layers(model), own, strict=True):
-        layer.backend = backend  # type: ignore[assignment]
-    return len(counter.rounds)
 
 
 def on_backend(
@@ -59,7 +47,7 @@ def on_backend(
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
-    total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     watched = Watched(backend, compare=layers)
     set_backend(model, watched)
     before = asdict(backend.counters)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
-from qrkt_hw.backends.opening import command
+from qrkt_hw.backends.registry import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
@@ -34,7 +34,7 @@ from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.resources.subject import summarize
+from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
@@ -174,7 +174,7 @@ def _fit(
     validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
     # a path may hold brackets, and must stay one line
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
-    for line in summarize(options, data.shape, backend.shots):
+    for line in summarize(model, data.shape, backend.shots):
         console.print(line, highlight=False)
     expected = None if run.checkpoint.is_file() else estimate(options, data, model, backend)
     if expected is not None:

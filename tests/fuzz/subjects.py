@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from qrkt_hw.backends import files as backend_files
+from qrkt_hw.backends import entries as backend_files
 from qrkt_hw.backends import noise as backend_noise
-from qrkt_hw.backends.device import pricing
-from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device import budget as pricing
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 from qrkt_hw.commands import main
 from qrkt_hw.commands.options import merge
@@ -35,10 +34,9 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments import judging
 from qrkt_hw.experiments.comparison import MEASURES
+from qrkt_hw.experiments.evaluation import ReferenceClassifier, reference_classifier
 from qrkt_hw.experiments.loading import load
-from qrkt_hw.models.judge import Judge
 from qrkt_hw.options.run import RunOptions
 from tests.data import writing
 from tests.execution.test_journal import outcome
@@ -255,10 +253,9 @@ def priced() -> Any:
 
 def study() -> Any:
     from qrkt_hw.experiments import tuning
-    from qrkt_hw.experiments.search import parse
 
     url = f"sqlite:///{Path('study.db').absolute()}"
-    found = tuning.open_study("qrkt-hw", url, [parse("qubits=2,4")], "random", True, 0)
+    found = tuning.open_study("qrkt-hw", url, [tuning.parse("qubits=2,4")], "random", True, 0)
     return tuning.rows(found)
 
 
@@ -334,20 +331,19 @@ def images_read() -> None:
             raise Broken(f"an image {found.shape} up to {found.abs().max()}")
 
 
-def a_judge(folder: Path) -> None:
+def a_classifier(folder: Path) -> None:
     torch.manual_seed(0)
-    save_file(Judge(1, 10).state_dict(), "judge.safetensors", {"accuracy": "0.9"})
+    save_file(ReferenceClassifier(1, 10).state_dict(), "classifier.safetensors", {"accuracy": "0.9"})
 
 
-def judge_read() -> None:
-    if not Path("judge.safetensors").exists():
-        raise UserError("where there is no judge one is trained, which takes minutes")
-    found = judging.judge(
-        load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), Path("judge.safetensors")
-    )
+def classifier_read() -> None:
+    place = Path("classifier.safetensors")
+    if not place.exists():
+        raise UserError("where there is no reference classifier one is trained, which takes minutes")
+    model, _ = reference_classifier(load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), place)
     with torch.no_grad():
-        if not torch.isfinite(found.model(FEATURES)).all():
-            raise Broken("a judge that gives no numbers")
+        if not torch.isfinite(model(FEATURES)).all():
+            raise Broken("a reference classifier that gives no numbers")
 
 
 RUN = ("run/**/*",)
@@ -379,7 +375,7 @@ SUBJECTS = [
     Subject("ansatz", written("mine.py", ANSATZ), lambda: bool(command("circuits", "show", "mine.py:mine")),
             ("mine.py",)),
     Subject("study", a_study, lambda: isinstance(study(), list), ("study.db",), weight=0.7),
-    Subject("judge", a_judge, judge_read, ("judge.safetensors",)),
+    Subject("reference classifier", a_classifier, classifier_read, ("classifier.safetensors",)),
     Subject("mnist", lambda folder: writing.mnist(folder), data("mnist"), ("mnist/*",), weight=2),
     Subject("mnist plain", lambda folder: writing.mnist(folder, packed=False), data("mnist"), ("mnist/*",)),
     Subject("cifar10", lambda folder: writing.cifar_pickles(folder, "cifar10"), data("cifar10"),
@@ -412,7 +408,3 @@ def last_line(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "qrkt_hw" in f.filename] or [None]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames[-1] else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{place}"
-
-
-def subprocess_command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "qrkt_hw", *map(str, arguments)]
