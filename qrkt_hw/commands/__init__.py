@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ from typing import Any, NoReturn
 import click
 
 from qrkt_hw.commands.lazy import LazyGroup
-from qrkt_hw.commands.quick_start import PROGRAM
 from qrkt_hw.errors import RunWarning
 
 COMMANDS = {
@@ -44,6 +44,7 @@ def group(context: click.Context) -> None:
     from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())
+    logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)  # its remarks on instances go to no log of ours
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -84,7 +85,7 @@ def _run(arguments: list[str] | None) -> int:
         return group.main(prog_name="qrkt-hw", standalone_mode=False) or 0
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        with group.make_context("qrkt-hw", list(words), obj=PROGRAM if arguments is None else None) as context:
+        with group.make_context("qrkt-hw", list(words)) as context:
             return group.invoke(context) or 0
     except click.exceptions.Exit as end:
         return end.exit_code

@@ -21,11 +21,12 @@ from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
-from qrkt_hw.training.gan import seconds_per_step
 
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
+Sides = dict[str, RunOptions]
+Record = dict[str, Any]
 
 
 def train_baselines(
@@ -61,7 +62,7 @@ def train_baselines(
     data = load_data(options)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     sides = dict(zip(SIDES, (options, *matched), strict=True))
-    record: dict[str, Any] = {"run": str(run.path), "sides": {}}
+    record: Record = {"run": str(run.path), "sides": {}}
     compare = _gans if options.model == "gan" else _classifiers
     runs = compare(run, sides, trials, epochs, out, data, console, record)
     groups = grouped(runs, SIDES)
@@ -72,13 +73,13 @@ def train_baselines(
 
 def _classifiers(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     chosen = []
     record.update(epochs=epochs or run.options().epochs, trials=trials)
@@ -111,15 +112,15 @@ def _classifiers(
 
 def _gans(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
-    own = seconds_per_step(sides["quantum"], data)
+    own = fit.seconds_per_step(sides["quantum"], data)
     seconds = record["seconds_per_step"] = {"quantum": own}
     runs = {"quantum": run}
     for side in SIDES[1:]:
@@ -127,7 +128,7 @@ def _gans(
         if place.exists():
             count = RunFolder.open(place).options().epochs
         elif count is None:
-            seconds[side] = seconds_per_step(options, data)
+            seconds[side] = fit.seconds_per_step(options, data)
             count = max(1, round(options.epochs * own / seconds[side]))
         console.print(f"{side}: {count} epochs", highlight=False)
         runs[side] = _trained(options.model_copy(update={"epochs": count}), place, data, console)
