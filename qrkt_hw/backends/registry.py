@@ -342,7 +342,7 @@ def open(
     backend = options if isinstance(options, Backend) else make(options, seed, console)
     if named is not None and not backend.bills:
         raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    budget = backend.budget(budget)
+    budget = Budget.of(backend, budget)
     progress = progress or Waiting(console)
     from qrkt_hw.backends.device.journal import Journal
 

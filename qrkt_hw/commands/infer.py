@@ -117,7 +117,7 @@ def infer(
         console.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     plan = None
-    if dry_run or backend.budget(budget) is not None:
+    if dry_run or backends.Budget.of(backend, budget) is not None:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
         plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)

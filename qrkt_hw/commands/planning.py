@@ -31,6 +31,7 @@ def planned(
     Raises:
         UserError: the backend is no device that samples, or the plan exceeds a limit.
     """
+    from qrkt_hw.backends import Budget
     from qrkt_hw.resources.forecast import cheaper_model, check, forecast
     from qrkt_hw.resources.logical import stages_of
 
@@ -41,7 +42,7 @@ def planned(
         )
     stages = stages_of(model, shape)
     plan = forecast(stages, samples, batch, backend)
-    budget = backend.budget(budget)
+    budget = Budget.of(backend, budget)
     if refuse and budget is not None:
 
         def cheaper(limit: float) -> str | None:
