@@ -102,10 +102,11 @@ def infer(
     backend = backends.make(backend_options(flags), options.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.commands.planning import planned
+    from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.build import build_model
+    from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
     shape = DataShape.of(folder.description())
@@ -113,19 +114,20 @@ def infer(
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
-    plan = None
-    if dry_run or backend.budget(budget) is not None:
+    planned = None
+    limited = backend.budget(budget) is not None
+    if isinstance(backend, DeviceBackend) and (dry_run or limited):
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
         trained(folder, model)
-        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
+        planned = plan(model, options, shape, samples, batch, backend, budget, refuse)
     if dry_run:
-        assert plan is not None
+        assert planned is not None
         if as_json:
-            echo(to_json({"backend": backend.name, **plan.record()}))
+            echo(to_json({"backend": backend.name, **planned.record()}))
         else:
-            for line in plan.lines(backend.name):
+            for line in planned.lines(backend.name):
                 echo(line)
         return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
