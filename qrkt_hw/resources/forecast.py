@@ -82,9 +82,10 @@ def forecast(
             executions += sum(pub.executions for pub in pubs)
             circuits += sum(c.samples * backend.circuits_for(c.template) for c in calls)
             seconds += sum(here)
-            for state, slots in ((pub.calibration, pub.slots) for pub in pubs):
-                for slot in slots if state is not None else ():
-                    packer.readout.learn(state, slot.read, [float(state)] * len(slot.read))  # type: ignore[arg-type]
+            for pub in pubs:
+                if pub.calibration is not None and packer.readout is not None:
+                    for slot in pub.slots:
+                        packer.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
     usd = seconds * prices().plans[PLAN].usd_per_second
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
 
