@@ -17,8 +17,8 @@ from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.tableaus import TABLEAUS
-from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.resources.logical import Stages, stages_of
+from qrkt_hw.runs.config import Config
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def forecast(
 
 def plan(
     model: nn.Module,
-    options: ModelOptions,
+    options: Config,
     shape: DataShape,
     samples: int,
     batch: int,
@@ -134,7 +134,7 @@ def plan(
 
 
 def _cheaper_model(
-    options: ModelOptions, shape: DataShape, samples: int, batch: int, backend: DeviceBackend, limit: float
+    options: Config, shape: DataShape, samples: int, batch: int, backend: DeviceBackend, limit: float
 ) -> str | None:
     """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits.
 
@@ -143,16 +143,16 @@ def _cheaper_model(
     """
     from qrkt_hw.models.build import build_model
 
-    stages, blocks = TABLEAUS[options.rk].stages, options.rk_blocks
+    stages, blocks = TABLEAUS[options.model.rk].stages, getattr(options.model, "rk_blocks", 0)
     tried: list[dict[str, Any]] = [{"rk": rk} for rk in ("rk3", "rk2", "rk1") if TABLEAUS[rk].stages < stages]
     tried += [{"rk_blocks": n} for n in sorted({blocks // 2, 1}, reverse=True) if 0 < n < blocks]
     least = {"rk": "rk1", "rk_blocks": 1}
     tried += [least, {**least, "ansatz": "brickwork", "layers": 1}]
     for change in tried if blocks else ():
-        if all(getattr(options, key) == value for key, value in change.items()):
+        if options.replace(**change) == options:
             continue
         with suppress(UserError):
-            model = build_model(options.model_copy(update=change), shape, backend)
+            model = build_model(options.replace(**change), shape, backend)
             seconds = forecast(stages_of(model, shape), samples, batch, backend).seconds
             if seconds <= limit:
                 flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())
