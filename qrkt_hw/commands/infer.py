@@ -11,7 +11,6 @@ from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import BackendOptions
 
 
 @click.command(cls=Command)
@@ -29,7 +28,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
 @trust_flag
-@options_from(BackendOptions, only=INFERRING)
+@options_from(INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",
@@ -85,41 +84,43 @@ def infer(
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     echo(f"run {folder.path}", err=as_json)
-    if folder.options().model == "gan":
+    if folder.options().model.kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     options = folder.options()
     check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
-    if (images or texts) and bool(texts) != (options.model == "text"):
-        wanted, reads = ("text", "texts") if options.model == "text" else ("image", "images")
+    if (images or texts) and bool(texts) != (options.model.kind == "text"):
+        wanted, reads = ("text", "texts") if options.model.kind == "text" else ("image", "images")
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
-    backend = backends.make(backend_options(flags), options.seed, console)
+    backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import trained
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
 
+    # files that are missing are named before the model is
+    if images or texts:
+        samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+    else:
+        samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
-    model = build_model(options, shape, backend)
+    model = restored(folder, backend)
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
-    batch = inference.BATCH if not images and not texts else len(images or texts)
+    batch = len(samples) if images or texts else inference.BATCH
     plan = None
     if dry_run or backend.budget(budget) is not None:
-        samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        trained(folder, model)
-        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
+        plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -131,13 +132,12 @@ def infer(
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
-        if images:
-            record = inference.infer_images(folder, model, images, backend)
-        elif texts:
-            record = inference.infer_texts(folder, model, texts, backend)
+        if images or texts:
+            kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
+            record = inference.classify(folder, model, samples, kind, given, backend)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", limit, backend, ablate, console, data_dir, report
+                folder, model, split or "test", samples, backend, ablate, console, layers=report
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
@@ -162,7 +162,7 @@ def infer(
         for name, found in record.get("ablations", {}).items():
             echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            kind = "texts" if folder.options().model == "text" else "images"
+            kind = "texts" if folder.options().model.kind == "text" else "images"
             for line in [*_report(record, kind), *_layers(record)]:
                 echo(line)
 

@@ -25,100 +25,105 @@ from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.nn.tableaus import TABLEAUS
 from qrkt_hw.nn.texts import TextTokens
 from qrkt_hw.nn.tokens import Tokens
-from qrkt_hw.options.model import ModelOptions
+from qrkt_hw.runs.config import ClassifierConfig, Config, TextConfig, VitConfig
 
 DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}
 
 
-def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
+def build_model(options: Config, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
     """The model of these options, freshly initialised from torch's generator.
 
     Raises:
         UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
     """
-    if options.model == "gan":
+    if options.model.kind == "gan":
         from qrkt_hw.models.gan import build_gan
-        from qrkt_hw.options.run import RunOptions
 
-        assert isinstance(options, RunOptions)
         return tagged(build_gan(options, shape, backend), options)
     return tagged(build_transformer(options, shape, backend), options)
 
 
-def tagged(model: nn.Module, options: ModelOptions) -> nn.Module:
+def tagged(model: nn.Module, options: Config) -> nn.Module:
     """The model in the precision of its options, its quantum layers named after their place in it."""
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
-    return model.double() if options.dtype == "complex128" else model
+    return model.double() if options.circuit.dtype == "complex128" else model
 
 
-def build_transformer(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
+def build_transformer(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
     """The transformer of these options, with a logit per class; raises as :func:`build_model`."""
     _check(options, shape)
     attention, make_attention, make_mlp = _parts(options, backend)
     blocks = make_blocks(options, backend)
     tokens = _tokens(options, shape)
+    assert isinstance(options.model, ClassifierConfig)
     decoder = None
-    if options.decoder_blocks:
-        only = options.cross_attention == "output"
+    if options.model.decoder_blocks:
+        only = options.model.cross_attention == "output"
         decoding = [
             DecoderBlock(
                 make_attention(),
                 CrossAttention(
-                    hidden=options.hidden,
-                    heads=options.heads,
+                    hidden=options.model.hidden,
+                    heads=options.model.heads,
                     projection=attention,
-                    dropout=options.dropout,
+                    dropout=options.model.dropout,
                     output_only=only,
                 ),
                 make_mlp(),
-                hidden=options.hidden,
-                dropout=options.dropout,
+                hidden=options.model.hidden,
+                dropout=options.model.dropout,
             )
-            for _ in range(options.decoder_blocks)
+            for _ in range(options.model.decoder_blocks)
         ]
-        decoder = Decoder(_tokens(options, shape), decoding, hidden=options.hidden)
+        decoder = Decoder(_tokens(options, shape), decoding, hidden=options.model.hidden)
     pool = None
-    if options.pool == "weighted":
-        pool = WeightedPool((shape.image_size // options.patch) ** 2, options.hidden, options.pool_maps)
+    if options.model.pool == "weighted" and isinstance(options.model, VitConfig):
+        pool = WeightedPool(
+            (shape.image_size // options.model.patch) ** 2, options.model.hidden, options.model.pool_maps
+        )
     return Transformer(
         tokens,
         blocks,
-        hidden=options.hidden,
+        hidden=options.model.hidden,
         classes=shape.classes,
         decoder=decoder,
         pool=pool,
-        final_norm=options.final_norm,
+        final_norm=options.model.final_norm,
     )
 
 
-def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list[nn.Module]:
+def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Module]:
     """The ordinary blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
     _, make_attention, make_mlp = _parts(options, backend)
+    assert isinstance(options.model, ClassifierConfig)
+    dropout = options.model.dropout
     blocks: list[nn.Module] = []
-    for _ in range(options.encoder_blocks):
-        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=options.hidden, dropout=options.dropout))
-    tableau = TABLEAUS[options.rk]
-    for _ in range(options.rk_blocks):
-        norm = nn.LayerNorm(options.hidden) if options.field_norms else None
-        second = nn.LayerNorm(options.hidden) if options.field_norms == 2 else None
-        count = 1 if options.share_stages else tableau.stages
-        fields = [TransformerField(norm, make_attention(), make_mlp(), options.dropout, second) for _ in range(count)]
+    for _ in range(options.model.encoder_blocks):
+        blocks.append(
+            EncoderBlock(make_attention(), make_mlp(), hidden=options.model.hidden, dropout=options.model.dropout)
+        )
+    tableau = TABLEAUS[options.model.rk]
+    for _ in range(options.model.rk_blocks):
+        norm = nn.LayerNorm(options.model.hidden) if options.model.field_norms else None
+        second = nn.LayerNorm(options.model.hidden) if options.model.field_norms == 2 else None
+        count = 1 if options.model.share_stages else tableau.stages
+        fields = [TransformerField(norm, make_attention(), make_mlp(), dropout, second) for _ in range(count)]
         blocks.append(RungeKuttaBlock(fields, tableau))
     return blocks
 
 
 def _parts(
-    options: ModelOptions, backend: str | Backend
+    options: Config, backend: str | Backend
 ) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
-    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else None
-    middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
-    hidden, dropout = options.hidden, options.dropout
+    attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
+    middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
+    hidden, dropout = options.model.hidden, options.model.dropout
     return (
         attention,
-        partial(Attention, hidden=hidden, heads=options.heads, dropout=dropout, projection=attention),
-        partial(FeedForward, hidden=hidden, size=options.mlp, projection=middle, dropout=dropout),
+        partial(Attention, hidden=hidden, heads=options.model.heads, dropout=dropout, projection=attention),
+        partial(FeedForward, hidden=hidden, size=options.model.mlp, projection=middle, dropout=dropout),
     )
 
 
@@ -170,42 +175,46 @@ def field_evaluations(model: nn.Module) -> int:
     )
 
 
-def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
+def _tokens(options: Config, shape: DataShape) -> Tokens:
     common: dict[str, Any] = {
-        "hidden": options.hidden,
-        "positions": options.positions,
-        "class_token": options.pool == "class",
-        "dropout": options.dropout,
+        "hidden": options.model.hidden,
+        "positions": options.model.positions,
+        "class_token": options.model.pool == "class",
+        "dropout": options.model.dropout,
     }
-    if shape.vocabulary:
-        common.update(left_out=options.token_dropout, scale=options.embedding_scale)
+    if isinstance(options.model, TextConfig):
+        common.update(left_out=options.model.token_dropout, scale=options.model.embedding_scale)
         return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
-    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.patch, **common)
+    assert isinstance(options.model, VitConfig)
+    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)
 
 
-def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> ProjectionFactory:
+def _quantum(options: Config, qubits: int, backend: str | Backend) -> ProjectionFactory:
+    circuit = options.circuit
+
     def make(features: int) -> nn.Module:
-        template = (options.circuits or circuits.build)(options.ansatz, qubits, options.layers)
-        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[options.dtype])
+        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
+        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
         return QuantumProjection(
-            layer, input_scale=options.input_scale, scale=options.output_scale, bias=options.output_bias
+            layer,
+            input_scale=options.circuit.input_scale,
+            scale=options.circuit.output_scale,
+            bias=options.circuit.output_bias,
         )
 
     return make
 
 
-def _check(options: ModelOptions, shape: DataShape) -> None:
-    if (options.model == "text") != bool(shape.vocabulary):
+def _check(options: Config, shape: DataShape) -> None:
+    if (options.model.kind == "text") != bool(shape.vocabulary):
         fitting = "text" if shape.vocabulary else "vit"
-        raise UserError(f"--model: {options.model} does not read this data set; take --model {fitting}")
-    if options.model == "text" and options.positions == "axial":
+        raise UserError(f"--model: {options.model.kind} does not read this data set; take --model {fitting}")
+    if options.model.kind == "text" and options.model.positions == "axial":
         raise UserError("--positions: axial is for images; take learned, sincos or none")
-    if options.model == "text" and options.pool == "weighted":
+    if options.model.kind == "text" and options.model.pool == "weighted":
         raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
-    if options.token_dropout and options.model != "text":
-        raise UserError(f"--token-dropout: {options.token_dropout} leaves out words; images have none, take 0")
-    if options.embedding_scale != 1 and options.model != "text":
-        raise UserError(f"--embedding-scale: {options.embedding_scale} is for words; images have none, take 1")
-    if shape.image_size % options.patch:
-        raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
+    if isinstance(options.model, VitConfig) and shape.image_size % options.model.patch:
+        raise UserError(
+            f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.model.patch}"
+        )
     options.check_sizes()

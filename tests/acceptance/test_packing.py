@@ -155,13 +155,13 @@ def test_mthree_halves_what_readout_causes(tmp_path, capsys):
     from qrkt_hw.backends.fake import FakeBackend
     from qrkt_hw.data import load_data
     from qrkt_hw.data.batches import first, loader
-    from qrkt_hw.experiments.device import on_backend
+    from qrkt_hw.experiments.inference import on_backend
     from qrkt_hw.experiments.loading import load
     from qrkt_hw.runs import RunFolder
 
     folder = RunFolder.open(tmp_path / "run")
     model = load(folder)
-    batches = loader(first(load_data(folder.options()).splits["test"], 40), 40)
+    batches = loader(first(load_data(folder.options().data).splits["test"], 40), 40)
     found = {}
     ways = {"as read": {}, "mthree": {"mitigation": "mthree"}, "no readout error": {"misread": False}}
     for way, keys in ways.items():

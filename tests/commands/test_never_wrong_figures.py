@@ -21,8 +21,8 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
-from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.generation import draw, save_images
+from qrkt_hw.experiments.inference import on_backend
 from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
@@ -109,7 +109,7 @@ def test_more_than_the_split_holds_is_said(run, tmp_path):
 def test_switches_of_a_device_that_may_be_off_can_be_set():
     for switch in ("pack", "dynamical_decoupling", "twirl_gates", "twirl_measure"):
         for value in (True, False):
-            assert getattr(merge(None, None, {switch: value}), switch) is value
+            assert getattr(merge(None, None, {switch: value}).backend, switch) is value
     with pytest.raises(UserError, match="yes and no"):
         merge(None, None, {"hidden": True})
 
@@ -151,7 +151,7 @@ def test_exact_training_estimates_nothing(run):
     from qrkt_hw.training.fit import estimate
 
     options = RunFolder(run).options()
-    data = load_data(options)
+    data = load_data(options.data)
     backend = resolve("exact")
     assert estimate(options, data, build_model(options, data.shape, backend), backend) == []
 
