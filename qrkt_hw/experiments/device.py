@@ -16,7 +16,7 @@ from torch import Tensor
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
-from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.resources.trace import CountingBackend
 from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import logits_of, mcnemar, wilson

@@ -13,7 +13,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.experiments.evaluation import evaluate
 from qrkt_hw.experiments.judging import judge
-from qrkt_hw.models.build import build_model, count_parameters
+from qrkt_hw.models.factory import build_model, count_parameters
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder

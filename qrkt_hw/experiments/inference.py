@@ -21,8 +21,8 @@ from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.loading import restored
-from qrkt_hw.models.build import quantum_layers
-from qrkt_hw.nn.ablation import ablated
+from qrkt_hw.models.ablation import ablated
+from qrkt_hw.models.factory import quantum_layers
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import classification_metrics, logits_of
@@ -48,7 +48,7 @@ def infer_split(
         split: ``test`` or ``validation``.
         limit: only the first samples.
         backend: where the circuits run.
-        ablate: names of :data:`qrkt_hw.nn.ablation.REPLACEMENTS` to evaluate beside the model itself.
+        ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         opening: holds the backend; see :func:`qrkt_hw.experiments.device.on_backend`.
         data_dir: folder with the data set's files; None takes the run's.

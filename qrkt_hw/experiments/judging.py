@@ -26,7 +26,7 @@ from qrkt_hw.backends.device.cache import cache_folder, digest
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.judge import Judge
+from qrkt_hw.models.reference import ReferenceClassifier
 from qrkt_hw.runs.atomic import replace_with
 
 SURE = 0.8
@@ -46,7 +46,7 @@ class Judged:
             the data's covariance) and ``sure_of_shuffled``: how often it is more than 0.8 sure of such an image.
     """
 
-    model: Judge
+    model: ReferenceClassifier
     sha256: str
     quality: dict[str, float]
 
@@ -101,7 +101,7 @@ def judge(data: Data, console: Console, file: Path | None = None) -> Judged:
     place = (
         file or cache_folder() / "judges" / f"{data.name.replace('/', '-').replace(':', '-')}-{_key(data)}.safetensors"
     )
-    model = Judge(shape.channels, shape.classes)
+    model = ReferenceClassifier(shape.channels, shape.classes)
     if place.exists() and not place.is_file():
         raise UserError(f"--judge: {place} is not a regular file")
     if not place.is_file():
@@ -140,7 +140,7 @@ def _key(data: Data) -> str:
     return digest(VERSION, STEPS, data.name, shape.channels, shape.image_size, shape.classes, size, data.mean)[:12]
 
 
-def _train(model: Judge, data: Data) -> dict[str, float]:
+def _train(model: ReferenceClassifier, data: Data) -> dict[str, float]:
     images, labels = pixels(data, "train", 60_000)
     noise, random = Noise(images), torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]):
@@ -183,12 +183,12 @@ def _train(model: Judge, data: Data) -> dict[str, float]:
 
 
 @torch.no_grad()
-def logits_of(model: Judge, images: Tensor) -> Tensor:
+def logits_of(model: ReferenceClassifier, images: Tensor) -> Tensor:
     return torch.cat([model(part) for part in images.split(1024)])
 
 
 @torch.no_grad()
-def features_of(model: Judge, images: Tensor) -> Tensor:
+def features_of(model: ReferenceClassifier, images: Tensor) -> Tensor:
     return torch.cat([model.features(part) for part in images.split(1024)])
 
 
@@ -197,7 +197,7 @@ def sure(logits: Tensor) -> float:
     return (logits.softmax(-1).max(-1).values > SURE).float().mean().item()
 
 
-def verdict(model: Judge, images: Tensor) -> dict[str, Any]:
+def verdict(model: ReferenceClassifier, images: Tensor) -> dict[str, Any]:
     """What the judge says of images: the share it is sure of, and the share each class takes."""
     logits = logits_of(model, images)
     shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)

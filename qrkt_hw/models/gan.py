@@ -1,4 +1,4 @@
-"""The GAN of two transformers: a generator that grows tokens into pixels, and the vision transformer as its judge.
+"""The GAN of two transformers: a generator that grows tokens into pixels, and the vision transformer as discriminator.
 
 After the QRKT-GAN thesis (2024) and TransGAN (Jiang et al. 2021, NeurIPS): noise to a small grid of wide tokens, and
 between two stages a pixel shuffle that doubles a side and divides the width by four.
@@ -12,13 +12,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from qrkt_hw.backends import Backend
-from qrkt_hw.data.base import DataShape
-from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_transformer, make_blocks
-from qrkt_hw.options.model import ModelOptions
-from qrkt_hw.options.run import RunOptions
 
 
 class Generator(nn.Module):
@@ -97,110 +90,3 @@ class Gan(nn.Module):
     def forward(self, noise: Tensor) -> Tensor:
         """``(batch, channels, size, size)``."""
         return self.generator(noise)
-
-
-def build_gan(options: RunOptions, shape: DataShape, backend: str | Backend = "exact") -> Gan:
-    """The GAN of these options for images of this shape.
-
-    Raises:
-        UserError: sizes that do not fit each other or the data.
-    """
-    if shape.vocabulary or shape.channels not in (1, 3):
-        raise UserError("--model: gan draws images of 1 or 3 channels; this data set has none")
-    side, widths = _sizes(options, shape)
-    ordinary = _per_stage(options, "generator_blocks")
-    steps = _per_stage(options, "generator_rk_blocks")
-    stages = [
-        make_blocks(generator_stage(options, width, ordinary[k], steps[k]), backend) for k, width in enumerate(widths)
-    ]
-    generator = Generator(
-        latent=options.latent,
-        side=side,
-        widths=widths,
-        stages=stages,
-        channels=shape.channels,
-        patch=options.generator_patch,
-        bounded=options.generator_output == "tanh",
-    )
-    scored = DataShape(shape.channels, shape.image_size, 1)
-    return Gan(generator, build_transformer(discriminator_options(options), scored, backend))
-
-
-def discriminator_options(options: RunOptions) -> RunOptions:
-    """Those of the vision transformer that scores images."""
-    return options.model_copy(
-        update={
-            "model": "vit",
-            "projection": options.discriminator_projection or options.projection,
-            "encoder_blocks": options.discriminator_blocks,
-            "rk_blocks": options.discriminator_rk_blocks,
-            "rk": options.discriminator_rk or options.rk,
-            "decoder_blocks": 0,
-        }
-    )
-
-
-def generator_stage(options: RunOptions, width: int, ordinary: int, steps: int) -> ModelOptions:
-    """Those of the blocks of a stage whose tokens have this width.
-
-    Raises:
-        UserError: heads or qubits that do not divide the width.
-    """
-    size = max(1, round(width * options.generator_mlp_ratio))
-    stage = options.model_copy(
-        update={
-            "projection": options.generator_projection or options.projection,
-            "hidden": width,
-            "heads": options.generator_heads or options.heads,
-            "mlp": size,
-            "encoder_blocks": ordinary,
-            "rk_blocks": steps,
-            "rk": options.generator_rk or options.rk,
-            "decoder_blocks": 0,
-        }
-    )
-    if not ordinary + steps:
-        return stage
-    name = "--generator-hidden: a stage of the generator has tokens of width"
-    if width % stage.heads:
-        raise UserError(f"{name} {width}, which {stage.heads} heads do not divide (--generator-heads)")
-    if stage.quantum_attention and width % stage.qubits:
-        raise UserError(f"{name} {width}, which groups of {stage.qubits} qubits do not divide (--qubits)")
-    if stage.quantum_mlp and size % stage.circuit_mlp_qubits:
-        raise UserError(
-            f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.circuit_mlp_qubits} qubits"
-        )
-    return stage
-
-
-def _sizes(options: RunOptions, shape: DataShape) -> tuple[int, list[int]]:
-    """Tokens along a side, and widths, of the stages.
-
-    Raises:
-        UserError: the images or the width cannot be divided so often.
-    """
-    growth = options.generator_patch * 2 ** (options.generator_stages - 1)
-    if shape.image_size % growth:
-        raise UserError(
-            f"--generator-stages: images of {shape.image_size} pixels are not a multiple of {growth}, which "
-            f"{options.generator_stages} stages and last patches of {options.generator_patch} need"
-        )
-    shrink = 4 ** (options.generator_stages - 1)
-    if options.generator_hidden % shrink:
-        raise UserError(
-            f"--generator-hidden: {options.generator_hidden} is not divisible by {shrink}, "
-            f"as {options.generator_stages} stages need"
-        )
-    return shape.image_size // growth, [options.generator_hidden // 4**k for k in range(options.generator_stages)]
-
-
-def _per_stage(options: RunOptions, key: str) -> list[int]:
-    counts = [int(part) for part in getattr(options, key).split(",")]
-    if len(counts) == 1:
-        counts *= options.generator_stages
-    if len(counts) != options.generator_stages:
-        raise UserError(
-            f"--{key.replace('_', '-')}: {len(counts)} numbers for {options.generator_stages} stages "
-            "(--generator-stages); name one, or one for each"
-        )
-    return counts

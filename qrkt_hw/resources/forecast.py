@@ -15,7 +15,7 @@ from qrkt_hw.backends.device.budget import PLAN, Budget
 from qrkt_hw.backends.device.pricing import prices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.tableaus import TABLEAUS
+from qrkt_hw.nn.runge_kutta import TABLEAUS
 from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.resources.trace import Asked
 
@@ -59,7 +59,7 @@ class Forecast:
 
 def rounds_of(model: nn.Module, shape: DataShape) -> list[list[Asked]]:
     """What one sample asks for, round by round; the model's layers are put back where they were."""
-    from qrkt_hw.models.build import quantum_layers, set_backend
+    from qrkt_hw.models.factory import quantum_layers, set_backend
     from qrkt_hw.resources.trace import CountingBackend, trace
 
     layers = quantum_layers(model)
@@ -163,7 +163,7 @@ def cheaper_model(
     Returns:
         A sentence with the flags to train it and what it takes; None where none of those tried fits.
     """
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
 
     stages = TABLEAUS[options.rk].stages
     tried: list[dict[str, Any]] = [

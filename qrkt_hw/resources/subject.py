@@ -116,7 +116,7 @@ def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[
     """Two lines on the circuits of these options for the start of a command; leaves torch's generator alone."""
     import torch
 
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
     from qrkt_hw.resources.logical import logical
     from qrkt_hw.resources.tables import summary
     from qrkt_hw.resources.trace import CountingBackend, trace
@@ -165,7 +165,7 @@ def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
 
 
 def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description, list[CircuitTemplate]]:
-    from qrkt_hw.models.build import build_model, count_parameters
+    from qrkt_hw.models.factory import build_model, count_parameters
     from qrkt_hw.resources.logical import logical
     from qrkt_hw.resources.trace import CountingBackend, trace
     from qrkt_hw.resources.verdict import verdict

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
-from qrkt_hw.models.build import named_blocks
+from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.classifier import NORMS_EVERY, warm_average

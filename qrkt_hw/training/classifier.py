@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from qrkt_hw.models.build import named_blocks
+from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.measures import gradient_norms
 from qrkt_hw.training.metrics import classification_metrics

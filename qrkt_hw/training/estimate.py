@@ -12,7 +12,7 @@ from torch import nn
 from qrkt_hw.backends import Backend, BackendWarning, from_options
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import first, loader
-from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.training.devices import keeps_journal

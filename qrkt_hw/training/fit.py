@@ -20,7 +20,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import (
+from qrkt_hw.models.factory import (
     build_model,
     count_parameters,
     field_evaluations,
@@ -29,8 +29,8 @@ from qrkt_hw.models.build import (
     summed_qubits,
 )
 from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
-from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.subject import summarize
 from qrkt_hw.runs import RunFolder

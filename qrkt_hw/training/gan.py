@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import count_parameters, largest_circuit, quantum_layers, summed_qubits
+from qrkt_hw.models.factory import count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import read_weights, sha256
 from qrkt_hw.options.gan import TWICE
@@ -58,7 +58,7 @@ def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
     from lightning.pytorch import Trainer
 
     from qrkt_hw.data.batches import loader
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
     from qrkt_hw.training.fit import quiet
 
     quiet()

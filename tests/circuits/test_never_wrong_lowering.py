@@ -32,7 +32,7 @@ from qrkt_hw.compiler import cones, derive, lower, split
 from qrkt_hw.compiler import program as lowering
 from qrkt_hw.compiler.measures import gradients
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.network import TemplateNetwork
+from qrkt_hw.nn.quantum import TemplateNetwork
 from tests.command_line import qrkt, refused
 from tests.random_templates import reference_values
 

@@ -38,7 +38,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import judging
 from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.loading import load
-from qrkt_hw.models.judge import Judge
+from qrkt_hw.models.reference import ReferenceClassifier
 from qrkt_hw.options.run import RunOptions
 from tests.data import writing
 from tests.execution.test_journal import outcome
@@ -336,7 +336,7 @@ def images_read() -> None:
 
 def a_judge(folder: Path) -> None:
     torch.manual_seed(0)
-    save_file(Judge(1, 10).state_dict(), "judge.safetensors", {"accuracy": "0.9"})
+    save_file(ReferenceClassifier(1, 10).state_dict(), "judge.safetensors", {"accuracy": "0.9"})
 
 
 def judge_read() -> None:

@@ -1,4 +1,4 @@
-"""A small convolutional classifier that judges drawn images: its classes, its confidence and its features."""
+"""The reference classifier of generated samples: their classes, its confidence and its features."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 FEATURES = 128
 
 
-class Judge(nn.Module):
-    """Images ``(batch, channels, size, size)`` in [-1, 1] to logits ``(batch, classes)``."""
+class ReferenceClassifier(nn.Module):
+    """Images ``(batch, channels, size, size)`` in [-1, 1] to logits ``(batch, classes)``, by convolutions."""
 
     def __init__(self, channels: int, classes: int, width: int = 32) -> None:
         super().__init__()
