@@ -16,7 +16,7 @@ from qiskit.visualization import circuit_drawer
 from qrkt_hw import load
 from qrkt_hw.circuits import build
 from qrkt_hw.data import load_data
-from qrkt_hw.plots.figure import BLUE, ORANGE, tidy
+from qrkt_hw.plots.charts import BLUE, ORANGE, tidy
 from qrkt_hw.runs import RunFolder
 
 

@@ -23,8 +23,7 @@ import yaml
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qrkt_hw.experiments.comparison import read_history
-from qrkt_hw.plots.comparison import plot_comparison
-from qrkt_hw.plots.figure import new, save, tidy
+from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training.metrics import wilson

@@ -319,6 +319,11 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
     return template
 
 
+def is_built_in(name: str) -> bool:
+    """Whether ``name`` is one of this package's circuits: not a file, nor what a user or another package registered."""
+    return getattr(_factories.get(name), "__module__", "").startswith("qrkt_hw.circuits.")
+
+
 def describe() -> list[CircuitTemplate]:
     """One small example of every registered template, for a listing."""
     return [build(name, 4, 1) for name in names()]

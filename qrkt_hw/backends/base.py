@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import Gradient
 
 __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
@@ -83,6 +84,7 @@ class Backend(ABC):
         differentiable: :meth:`simulator` computes exactly what :meth:`run` returns, so layers go straight through it.
         target: what to transpile to; None where no transpilation is needed.
         counters: circuits, executions, rounds and seconds so far.
+        bills: its time costs money: it runs only while it is held open, and its jobs are journalled.
         max_seconds: QPU seconds that one run may use where no flag says otherwise; None for no limit.
         fell_back_from: the backend that was asked for and could not be used; None otherwise.
         working_entry: its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so.
@@ -96,6 +98,7 @@ class Backend(ABC):
     perturbation: float = 0.1
     differentiable: bool = False
     target: Any = None
+    bills: bool = False
     max_seconds: float | None = None
     fell_back_from: str | None = None
     working_entry: bool = False
@@ -135,18 +138,42 @@ class Backend(ABC):
     def open(
         self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
     ) -> Iterator[Backend]:
-        """Hold what a run of many rounds needs.
+        """Hold what many circuit batches need.
 
         Args:
             journal: where finished work is kept so that it is not paid for twice; simulators repeat instead.
-            budget: limits in executions, seconds or money; simulators cost nothing.
+            budget: limits of QPU time and money; simulators cost nothing.
             progress: is told in a few words what is being waited for.
         """
+        with self.reporting(progress):
+            yield self
+
+    @contextmanager
+    def reporting(self, progress: Callable[[str], None] | None) -> Iterator[None]:
+        """Tell ``progress`` of each circuit batch, and its ``update``, where it has one, of waits within a batch."""
         before, self._progress = self._progress, progress
         try:
-            yield self
+            yield
         finally:
             self._progress = before
+
+    def budget(self, given: Any = None) -> Any:
+        """The budget that was given, else the backend's own; None without a limit.
+
+        Raises:
+            UserError: one was given, and the backend is no device that samples.
+        """
+        from qrkt_hw.backends.device.budget import Budget
+
+        if given is not None and given.flag is not None:
+            if not self.shots or self.target is None:
+                raise UserError(
+                    f"{given.flag} applies only to devices that sample; backend {self.name!r} is a simulator: name a "
+                    "device, or a fake one with --shots"
+                )
+            return given
+        own = self.max_seconds
+        return None if own is None else Budget(own, where=f"max_seconds of backend {self.name}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed training counts and samples as if it had never stopped."""

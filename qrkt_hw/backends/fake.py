@@ -268,7 +268,7 @@ class FakeBackend(AerBackend):
         self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
     ) -> Iterator[Backend]:
         """As on the device, a budget is charged with what the device would bill."""
-        before, self._budget = self._budget, budget
+        before, self._budget = self._budget, self.budget(budget)
         try:
             with super().open(journal, budget, progress) as held:
                 yield held

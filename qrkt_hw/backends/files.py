@@ -7,6 +7,8 @@ started anywhere. No file turns a name that bills nothing into one that does.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,18 @@ from qrkt_hw.errors import UserError
 LARGEST = 256 * 1024  # bytes
 WORKING = Path("backends.yaml")  # in the working folder
 SHIPPED = "backends.yaml (shipped)"
+_reads_working_folder = False
+
+
+@contextmanager
+def working_folder() -> Iterator[None]:
+    """Read ``./backends.yaml`` too, as the command line does and no program that imports this package."""
+    global _reads_working_folder
+    before, _reads_working_folder = _reads_working_folder, True
+    try:
+        yield
+    finally:
+        _reads_working_folder = before
 
 
 class _Loader(yaml.SafeLoader):
@@ -71,12 +85,11 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qrkt-hw" / "backends.yaml"
 
 
-def layers(named: Path | None = None, working: bool = False) -> dict[str, tuple[Entry, str]]:
+def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
     """All entries with the file each comes from; one that says what the layer below says counts as that layer's.
 
     Args:
         named: a file over all others.
-        working: whether the working folder's file is read.
 
     Raises:
         UserError: a file that cannot be read or is wrong; an entry that would make a name bill that does not; a
@@ -86,7 +99,7 @@ def layers(named: Path | None = None, working: bool = False) -> dict[str, tuple[
     merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
-    for path in (config_file(), WORKING if working else None, named):
+    for path in (config_file(), WORKING if _reads_working_folder else None, named):
         if path is not None and path.is_file():
             for name, entry in read_entries(_text(path), str(path)).items():
                 _check_name(name, entry, str(path), merged)

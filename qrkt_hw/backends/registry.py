@@ -51,7 +51,6 @@ def resolve(
     file: Path | None = None,
     seed: int | None = None,
     device: dict[str, Any] | None = None,
-    working: bool = False,
 ) -> Backend:
     """A new backend by its entry.
 
@@ -63,12 +62,11 @@ def resolve(
         file: another ``backends.yaml`` over all others.
         seed: of the samples where the entry has none.
         device: keys of the entry of a device, of IBM or a snapshot, instead of its own.
-        working: whether ``./backends.yaml`` is read, as the commands do; its use is then said in ``working_entry``.
 
     Raises:
         UserError: no such backend, a broken file, or a backend that cannot be used here.
     """
-    found = layers(file, working)
+    found = layers(file)
     known = {key: entry for key, (entry, _) in found.items()}
     entry = _entry(name, known)
     entry = _with(name, entry, device or {})
@@ -83,7 +81,7 @@ def resolve(
         problem = unavailable(entry)
     backend = make(name, entry, shots, gradient, seed)
     backend.max_seconds = getattr(entry, "max_seconds", None)
-    backend.working_entry = working and any(found[key][1] == str(WORKING) for key in (asked, name) if key in found)
+    backend.working_entry = any(found[key][1] == str(WORKING) for key in (asked, name) if key in found)
     if name != asked:
         backend.fell_back_from = asked
         backend.notice = (
@@ -93,8 +91,8 @@ def resolve(
     return backend
 
 
-def from_options(options: BackendOptions, seed: int | None = None, working: bool = False) -> Backend:
-    """The backend of a run's options; ``working`` as for :func:`resolve`.
+def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
+    """The backend of a run's options.
 
     Raises:
         UserError: see :func:`resolve`.
@@ -107,8 +105,13 @@ def from_options(options: BackendOptions, seed: int | None = None, working: bool
         file=options.backends_file,
         seed=seed,
         device={key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key) is not None},
-        working=working,
     )
+
+
+def bills(options: BackendOptions) -> bool:
+    """Whether a run's options name a device that bills its time; asks no network."""
+    entries = {key: entry for key, (entry, _) in layers(options.backends_file).items()}
+    return isinstance(_entry(options.backend, entries), IBMEntry)
 
 
 def make(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
@@ -171,10 +174,10 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
-def listing(file: Path | None = None, working: bool = False) -> list[Description]:
-    """Every entry, as a table shows it; ``working`` as for :func:`resolve`."""
+def listing(file: Path | None = None) -> list[Description]:
+    """Every entry, as a table shows it."""
     found = []
-    for name, (entry, where) in layers(file, working).items():
+    for name, (entry, where) in layers(file).items():
         problem = unavailable(entry)
         kind, qubits, remark = f"{entry.provider}", None, problem or ""
         if isinstance(entry, ExactEntry):

@@ -38,8 +38,12 @@ COMMANDS = {
 
 @click.group(cls=LazyGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="qrkt-hw", prog_name="qrkt-hw")
-def group() -> None:
+@click.pass_context
+def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+    from qrkt_hw.backends.files import working_folder
+
+    context.with_resource(working_folder())
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from qrkt_hw.commands.lazy import Group
-from qrkt_hw.commands.terminal import echo, printable
+from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
 
 
@@ -39,7 +39,7 @@ def list_(backends_file: Path | None, remote: bool) -> None:
 
     table = Table("name", "kind", "qubits", "values", box=None, header_style="bold")
     table.add_column("here", overflow="fold")
-    for found in listing(backends_file, working=True):
+    for found in listing(backends_file):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
         remark = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
@@ -79,27 +79,21 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
     """Run a tiny circuit on NAME and say what it saw."""
     import math
     import time
-    import warnings
 
     import numpy as np
 
-    from qrkt_hw import circuits
-    from qrkt_hw.backends import BackendWarning, Call, resolve
+    from qrkt_hw import backends, circuits
     from qrkt_hw.backends.exact import ExactBackend
+    from qrkt_hw.commands.console import Terminal
+    from qrkt_hw.commands.options import backend_options
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BackendWarning)
-        backend = resolve(name, shots=shots, strict=strict_backend, file=backends_file, seed=1, working=True)
-    if backend.working_entry:
-        echo(f"backend {name} is from backends.yaml of this folder", err=True)
-    if backend.notice:
-        click.secho(printable(f"WARNING: {backend.notice}"), fg="red", bold=True, err=True)
     template = circuits.build("brickwork", 2, 1)
     values = np.linspace(0.3, 1.5, template.num_inputs + template.num_weights)[None]
-    ideal = ExactBackend("exact").run([Call(template, values)])[0][0]
-    started = time.perf_counter()
-    with backend.open():
-        seen = backend.run([Call(template, values, "check")])[0][0]
+    ideal = ExactBackend("exact").run([backends.Call(template, values)])[0][0]
+    entry = {"backend": name, "shots": shots, "strict_backend": strict_backend, "backends_file": backends_file}
+    with backends.open(backend_options(entry), console=Terminal(stderr=True), seed=1) as backend:
+        started = time.perf_counter()
+        seen = backend.run([backends.Call(template, values, "check")])[0][0]
     seconds = time.perf_counter() - started
     for key, value in backend.about().items():
         echo(f"{key:14} {value if value is not None else 'none'}")

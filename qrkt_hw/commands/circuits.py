@@ -140,7 +140,7 @@ def analyze(
             "deaf, 0.61 a sine of each input"
         )
     if plot is not None:
-        from qrkt_hw.plots.analysis import plot_analysis
+        from qrkt_hw.plots.charts import plot_analysis
 
         try:
             plot_analysis(name, rows, plot)

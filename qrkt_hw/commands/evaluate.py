@@ -13,17 +13,31 @@ from qrkt_hw.commands.terminal import echo
 
 @click.command(cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="images to draw")
+@click.option(
+    "--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="generated samples"
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of their noise")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Inception-v3 as torch-fidelity publishes it  [default: features of a judge trained on the same data]",
+    help="Inception-v3 as torch-fidelity publishes it  [default: the reference classifier's features]",
 )
-@click.option("--judge", type=click.Path(path_type=Path), help="file of the judge; made where it is missing")
+@click.option(
+    "--reference-classifier",
+    "--judge",
+    "classifier",
+    type=click.Path(path_type=Path),
+    help="its file, made where it is missing  [default: one for each data set, in the cache]",
+)
 @click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
-@click.option("--yardsticks", is_flag=True, help="also the real test images, and Gaussian images of equal covariance")
+@click.option(
+    "--reference-scores",
+    "--yardsticks",
+    "reference_scores",
+    is_flag=True,
+    help="also the real test images, and Gaussian images of equal covariance",
+)
 @trust_flag
 @click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
 def evaluate(
@@ -32,13 +46,13 @@ def evaluate(
     seed: int,
     split: str,
     inception_weights: Path | None,
-    judge: Path | None,
+    classifier: Path | None,
     data_dir: Path | None,
-    yardsticks: bool,
+    reference_scores: bool,
     trust_ansatz: bool,
     as_json: bool,
 ) -> None:
-    """FID, KID, Inception Score, precision and recall of RUN's images, and what a judge says of them.
+    """FID, KID, Inception Score, precision and recall of RUN's images, and what a reference classifier says of them.
 
     The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
     """
@@ -57,28 +71,30 @@ def evaluate(
         samples=samples,
         seed=seed,
         split=split,
-        weights=inception_weights,
-        judge_file=judge,
-        yardsticks=yardsticks,
+        inception=inception_weights,
+        classifier=classifier,
+        reference_scores=reference_scores,
         data_dir=data_dir,
     )
     if as_json:
         echo(to_json(record))
         return
-    p, judged = record["protocol"], record["judge"]
+    p, reference = record["protocol"], record["reference_classifier"]
     echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
     echo(f"  features of {p['extractor']}; resized: {p['resize']}")
-    for name, row in {"run": record["metrics"], **record.get("yardsticks", {})}.items():
+    for name, row in {"run": record["metrics"], **record.get("reference_scores", {})}.items():
         echo(
             f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "
             f"score {row['inception_score']:.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         )
-    quality = judged["quality"]
+    quality = reference["quality"]
     echo(
-        f"judge ({quality['test_accuracy']:.2%} on test images; sure of {quality['sure_of_gaussian']:.1%} of Gaussian "
-        f"and {quality['sure_of_shuffled']:.1%} of shuffled images): sure of {judged['sure']:.1%}"
+        f"reference classifier: {quality['test_accuracy']:.2%} accurate on test images; confidence above "
+        f"{reference['threshold']} in {reference['confident']:.1%} of the samples, {quality['confident_of_test']:.1%} "
+        f"of test, {quality['confident_of_gaussian']:.1%} of Gaussian, {quality['confident_of_shuffled']:.1%} of "
+        "shuffled images"
     )
-    echo("  classes take " + " ".join(f"{share:.1%}" for share in judged["shares"]))
+    echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
     near = record["nearest_training_image"]
     echo(
         f"nearest training image: {near['median_distance']:.2f} away (test images: "

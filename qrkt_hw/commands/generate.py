@@ -53,8 +53,6 @@ def generate(
 
     if grid is not None and grid.suffix.lower() != ".png":
         raise UserError(f"--grid: {grid} must end in .png")
-    if resume and restart:
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
     if columns is not None and out is not None and grid is None and not interpolate:
         raise UserError("--columns: single files stand in no grid; add --grid, or leave it out")
     row = columns or 8
@@ -67,23 +65,21 @@ def generate(
     echo(f"run {folder.path}")
     check_used(folder, flags)
     console = Terminal(stderr=True)
-    from qrkt_hw.experiments import generating
+    from qrkt_hw import backends
+    from qrkt_hw.experiments import generation
     from qrkt_hw.plots.images import save_grid
-    from qrkt_hw.training.devices import Waiting, announce, check_resumed, held, limit, open_backend
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
-    if resume:
-        check_resumed(folder, "generate", asked)
-    elif resubmit or replan:
-        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
-    backend = open_backend(backend_options(flags), seed, console)
-    model = generating.gan_of(folder, backend)
-    how: dict[str, Any] = {"resubmit": resubmit, "replan": replan, "budget": limit(backend, max_qpu_seconds, max_cost)}
-    with held(folder, backend, "generate", asked, resume=resume, restart=restart, progress=Waiting(console), **how):
-        images = generating.draw(model, generating.noise(count, model.latent, seed, interpolate, row))
-    announce(backend, console)
+    how: dict[str, Any] = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+    budget = backends.Budget(max_qpu_seconds, max_cost)
+    with backends.open(
+        backend_options(flags), run=folder, kind="generate", arguments=asked, budget=budget, console=console, seed=seed,
+        **how,
+    ) as backend:  # fmt: skip
+        model = generation.gan_of(folder, backend)
+        images = generation.draw(model, generation.noise(count, model.latent, seed, interpolate, row))
     if out is not None:
-        generating.save_images(images, out)
+        generation.save_images(images, out)
         echo(f"{count} images in {out}")
     if grid is not None or out is None:
         place = grid or folder.path / "samples" / f"seed-{seed}.png"

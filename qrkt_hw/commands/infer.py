@@ -79,8 +79,6 @@ def infer(
         raise UserError("--report compares a split; leave out --image and --text")
     if dry_run and (report or ablate or resume or restart):
         raise UserError("--dry-run only plans; leave out --report, --ablate, --resume and --restart")
-    if resume and restart:
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
     if images and (split or limit or ablate or texts or data_dir):
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
@@ -98,33 +96,29 @@ def infer(
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
-    from qrkt_hw.training.devices import Waiting, announce, check_resumed, held, open_backend
-
-    if resume:
-        check_resumed(folder, "infer", {**chosen, **flags})
-    elif resubmit or replan:
-        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
+    from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
-    backend = open_backend(backend_options(flags), options.seed, console)
-    _refuse_simulator(
-        backend,
-        {"--restart": restart, "--dry-run": dry_run, "--max-qpu-seconds": max_qpu_seconds, "--max-cost": max_cost},
-        report,
-    )
-    _summarize(folder, backend, console)
+    backend = backends.make(backend_options(flags), options.seed, console)
+    budget = backends.Budget(max_qpu_seconds, max_cost)
+    _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
+    from qrkt_hw.data.base import DataShape
+    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.models.factory import build_model
+    from qrkt_hw.resources.tables import summarize
 
+    shape = DataShape.of(folder.description())
+    for line in summarize(build_model(options, shape, backend), shape, backend.shots):
+        console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
-    planning = dry_run or max_qpu_seconds is not None or max_cost is not None or backend.max_seconds is not None
-    plan, budget = None, None
-    if planning:
+    plan = None
+    if dry_run or backend.budget(budget) is not None:
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
-        plan, budget = planned(
-            folder, backend, samples, batch, max_qpu_seconds, max_cost,
-            # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-            refuse=not resume and (not dry_run or max_qpu_seconds is not None or max_cost is not None),
-        )  # fmt: skip
+        # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+        refuse = not resume and (not dry_run or budget.flag is not None)
+        model = restored(folder, backend)
+        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -135,20 +129,15 @@ def infer(
         return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
-
-    def opening(tell: Any) -> Any:
-        return held(folder, backend, "infer", kept, budget=budget, progress=tell or Waiting(console), **how)
-
-    if images:
-        record = inference.infer_images(folder, images, backend, opening)
-    elif texts:
-        record = inference.infer_texts(folder, texts, backend, opening)
-    else:
-        record = inference.infer_split(
-            folder, split or "test", limit, backend, ablate, console, opening, data_dir, report
-        )
+    with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
+        if images:
+            record = inference.infer_images(folder, images, backend)
+        elif texts:
+            record = inference.infer_texts(folder, texts, backend)
+        else:
+            record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, data_dir, report)
     if report and "layers" in record:
-        from qrkt_hw.plots.devices import plot_device
+        from qrkt_hw.plots.charts import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
         echo(f"drawn to {drawn}", err=True)
@@ -173,42 +162,25 @@ def infer(
             kind = "texts" if folder.options().model == "text" else "images"
             for line in [*_report(record, kind), *_layers(record)]:
                 echo(line)
-    announce(backend, console)
 
 
-def _refuse_simulator(backend: Any, given: dict[str, Any], report: bool) -> None:
+def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do.
 
     Raises:
         UserError: such a flag is given.
     """
     from qrkt_hw.backends.exact import ExactBackend
-    from qrkt_hw.training.devices import keeps_journal
 
-    samples = getattr(backend, "packer", None) is not None and backend.shots
-    for name, value in given.items():
-        if value and name == "--restart" and not keeps_journal(backend):
-            raise UserError(
-                f"{name}: backend {backend.name!r} is a simulator, where nothing stops half-way; leave it out"
-            )
-        if value and not samples and name != "--restart":
-            raise UserError(
-                f"{name} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
-                "fake one with --shots"
-            )
+    if dry_run and not (backend.target is not None and backend.shots):
+        raise UserError(
+            f"--dry-run applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
+            "fake one with --shots"
+        )
     if report and isinstance(backend, ExactBackend):
         raise UserError(
             f"--report compares a backend with the exact values, and {backend.name!r} gives them; name another"
         )
-
-
-def _summarize(folder: Any, backend: Any, console: Any) -> None:
-    """Two lines on the circuits, before anything runs."""
-    from qrkt_hw.data.base import DataShape
-    from qrkt_hw.resources.subject import shape_of, summarize
-
-    for line in summarize(folder.options(), DataShape(**shape_of(folder.description())), backend.shots):
-        console.print(line, highlight=False)
 
 
 def _report(record: dict[str, Any], kind: str) -> list[str]:

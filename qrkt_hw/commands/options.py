@@ -112,7 +112,7 @@ def check_early(options: RunOptions) -> None:
         return
     from qrkt_hw.backends.files import layers
 
-    known = layers(options.backends_file, working=True)
+    known = layers(options.backends_file)
     if options.backend not in known and not options.backend.startswith(("fake_", "ibm_")):
         raise UserError(
             f"--backend: no backend {options.backend!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "

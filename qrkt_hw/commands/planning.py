@@ -8,46 +8,44 @@ from qrkt_hw.errors import UserError
 
 
 def planned(
-    folder: Any,
+    model: Any,
+    options: Any,
+    shape: Any,
     backend: Any,
     samples: int,
     batch: int,
-    max_seconds: float | None,
-    max_cost: float | None,
+    budget: Any,
     *,
     refuse: bool = True,
-) -> tuple[Any, Any]:
-    """The forecast and the budget of an inference.
+) -> Any:
+    """The forecast of an inference.
 
     Args:
-        folder: the run.
+        model: of the run, with its options and the shape of its data.
         backend: where it runs.
         samples: images or texts.
         batch: of them that go through the model together.
-        max_seconds, max_cost: limits from flags; None leaves the backend's own.
+        budget: limits from flags; without any the backend's own count.
         refuse: whether a plan beyond the limits is an error.
 
     Raises:
         UserError: the backend is no device that samples, or the plan exceeds a limit.
     """
-    from qrkt_hw.backends.device.budget import Budget
-    from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
-    from qrkt_hw.resources.forecast import cheaper_model, check, forecast, rounds_of
+    from qrkt_hw.resources.forecast import cheaper_model, check, forecast
+    from qrkt_hw.resources.logical import stages_of
 
     if getattr(backend, "packer", None) is None or not backend.shots:
         raise UserError(
             f"--dry-run, --max-qpu-seconds and --max-cost are for devices that sample; {backend.name} does not: "
             "name a device, or a snapshot with --shots"
         )
-    shape = DataShape.of(folder.description())
-    rounds = rounds_of(restored(folder, backend), shape)
-    plan = forecast(rounds, samples, batch, backend)
-    budget = Budget.of(backend.name, backend.max_seconds, max_seconds, max_cost)
-    if refuse:
+    stages = stages_of(model, shape)
+    plan = forecast(stages, samples, batch, backend)
+    budget = backend.budget(budget)
+    if refuse and budget is not None:
 
         def cheaper(limit: float) -> str | None:
-            return cheaper_model(folder.options(), shape, samples, batch, backend, limit)
+            return cheaper_model(options, shape, samples, batch, backend, limit)
 
-        check(plan, budget, rounds, batch, backend, cheaper)
-    return plan, budget
+        check(plan, budget, stages, batch, backend, cheaper)
+    return plan

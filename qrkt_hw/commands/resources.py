@@ -92,24 +92,21 @@ def resources(
     if plot is not None and (len(names) > 1 or len(set(backends)) > 1):
         several = f"{len(names)} models" if len(names) > 1 else f"{len(set(backends))} devices"
         raise UserError(f"--plot: draws one circuit on one device, not {several}; name one")
-    from qrkt_hw.resources.report import make
-    from qrkt_hw.resources.tables import text
+    from qrkt_hw.resources.tables import comparison, text
 
     subjects = [_subject(name, trust_ansatz) for name in names or [""]]
     reports = [
-        make(s, backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
+        s.report(backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
     ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
         echo(json.dumps(found if compare else found[0]))
     elif compare:
-        from qrkt_hw.resources.compare import comparison
-
         echo(comparison(reports, plan, style))
     else:
         echo(text(reports[0], plan, style))
     if plot is not None:
-        from qrkt_hw.resources.picture import draw
+        from qrkt_hw.resources.devices import draw
 
         draw(reports, plot)
         echo(f"drawn to {plot}", err=style == "json")
@@ -152,7 +149,7 @@ def matching(patterns: tuple[str, ...]) -> list[str]:
 
 def _subject(name: str, trust: bool):
     """A run folder, ``preset:NAME``, or ``ANSATZ:QUBITS:LAYERS``; the newest run for an empty name."""
-    from qrkt_hw.resources.subject import of_options, of_run, of_template
+    from qrkt_hw.resources.subject import of_options, of_template
 
     if name.startswith("preset:"):
         preset = name.removeprefix("preset:")
@@ -164,7 +161,8 @@ def _subject(name: str, trust: bool):
 
     if name in presets.names() and not Path(name).is_dir():
         return of_options(name, merge(name, None, {}))
+    from qrkt_hw.data.base import DataShape
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(Path(name) if name else newest(), trust)
-    return of_run(f"run {folder.path}", folder.options(), folder.description())
+    return of_options(f"run {folder.path}", folder.options(), DataShape.of(folder.description()))

@@ -52,6 +52,9 @@ def train(
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
     program = click.get_current_context().find_root().obj == PROGRAM
+    from qrkt_hw.backends import Budget
+
+    budget = Budget(max_qpu_seconds, max_cost)
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
@@ -63,7 +66,7 @@ def train(
             import_lightning()
         from qrkt_hw.training import fit
 
-        run = fit.resume(folder, console, resubmit, replan, max_qpu_seconds, max_cost, backend)
+        run = fit.resume(folder, console, resubmit, replan, budget, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
@@ -71,7 +74,7 @@ def train(
             import_lightning()
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, console, max_seconds=max_qpu_seconds, max_cost=max_cost)
+        run = fit.start(options, out, console, budget=budget)
     results = read_json(run.results)
     if "losses" in results:
         _of_a_gan(results)

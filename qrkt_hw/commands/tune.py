@@ -45,9 +45,9 @@ def tune(
 
     Called again with the same study it goes on; called on several machines with one --storage they share the trials.
     """
-    from qrkt_hw.experiments.search import check_space, parse
+    from qrkt_hw.experiments import tuning
 
-    dimensions = [parse(text) for text in searched]
+    dimensions = [tuning.parse(text) for text in searched]
     keys = [dimension.key for dimension in dimensions]
     twice = [key for key in keys if keys.count(key) > 1 or flags.get(key) is not None]
     if twice:
@@ -55,13 +55,12 @@ def tune(
     options = merge(preset, config, flags)
     if options.model == "gan":
         raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
-    check_space(options, dimensions)
+    tuning.check_space(options, dimensions)
     if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
         check_early(options)
     from rich.table import Table
 
     from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.experiments import tuning
 
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -16,15 +16,15 @@ from qrkt_hw.errors import UserError
 @click.argument("run", required=False, type=click.Path(path_type=Path))
 @click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-twin]")
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-baseline]")
 @trust_flag
 def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
-    """Train the classical twins of RUN and compare: one of the same shape, one with as many parameters.
+    """Train the classical baselines of RUN and compare: one size-matched, one parameter-matched.
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
-    and the test split is read for the chosen run. Called again, it goes on where it stopped.
+    and the test split is read for the chosen run. Called again, it resumes where it stopped.
 
-    The twins of a GAN get its learning rates and as much processor time as it had; all are measured by one protocol.
+    The baselines of a GAN get its learning rates and as much CPU time as it had; all are measured by one protocol.
     """
     from qrkt_hw.runs import RunFolder, newest
 
@@ -32,21 +32,14 @@ def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | N
     echo(f"run {folder.path}")
     options = folder.options()
     if not options.has_circuits:
-        raise UserError(f"run: {folder.path} has no circuits, so it has no classical twin")
+        raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
     if options.model == "gan" and trials is not None:
-        raise UserError("--trials: the twins of a GAN take its own learning rates; leave it out")
+        raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     from qrkt_hw.commands.compare import show
     from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.experiments import twins
+    from qrkt_hw.experiments import baselines
 
-    place = out or twins.default_out(folder)
-    if options.model == "gan":
-        from qrkt_hw.experiments import gan_twins
-
-        groups, _ = gan_twins.twin(folder, epochs, place, Terminal(stderr=True))
-        show(groups)
-        echo(str(place))
-        return
-    groups, _ = twins.twin(folder, trials or 3, epochs, place, Terminal(stderr=True))
+    place = out or baselines.default_out(folder)
+    groups, _ = baselines.train_baselines(folder, trials or 3, epochs, place, Terminal(stderr=True))
     show(groups)
     echo(str(place))

@@ -1,6 +1,44 @@
-"""Data sets by name."""
+"""Data sets by name, read from files in their published formats."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qrkt_hw.data import cifar, imagenet, mnist, text
 from qrkt_hw.data.base import Data, DataShape
-from qrkt_hw.data.registry import load_data
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import DataOptions
 
 __all__ = ["Data", "DataShape", "load_data"]
+
+DATASETS: dict[str, Callable[[DataOptions], Data]] = {
+    "digits": mnist.load_digits,
+    "mnist": mnist.load,
+    "cifar10": cifar.load,
+    "cifar100": cifar.load,
+    "imagenet": imagenet.load,
+    "imdb": text.load,
+    "folder": imagenet.load_folder,
+}
+
+
+def load_data(options: DataOptions, vocabulary: Sequence[str] = ()) -> Data:
+    """The data set that these options name.
+
+    Args:
+        options: of the data.
+        vocabulary: of a trained model, for texts: it gives the token ids, whatever the training part holds by now.
+
+    Raises:
+        UserError: unknown data set, or files that are missing or damaged.
+    """
+    options.check_name()
+    name = options.dataset.partition(":")[0]
+    for flag, given in (("--unique-words", options.unique_words), ("--word-pairs", options.word_pairs)):
+        if given and name != "imdb":
+            raise UserError(f"{flag}: {options.dataset} has no words")
+    data = text.load(options, tuple(vocabulary)) if vocabulary else DATASETS[name](options)
+    # a GAN learns from images of one class, too
+    if data.shape.classes < 2 and getattr(options, "model", None) != "gan":
+        raise UserError(f"--dataset: {options.dataset} has the one class {data.class_names[0]}; a classifier takes two")
+    return data

@@ -1,12 +1,19 @@
-"""What every data set looks like to the rooms above."""
+"""What every data set looks like, and where its files are found."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
+from torch import Tensor
 from torch.utils.data import Dataset
+
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import DataOptions
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -28,13 +35,9 @@ class DataShape:
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> DataShape:
         """The shape that a run's ``data.json`` describes."""
-        return cls(
-            description["channels"],
-            description["image_size"],
-            len(description["class_names"]),
-            len(description.get("vocabulary", ())),
-            description.get("length", 0),
-        )
+        vocabulary, length = len(description.get("vocabulary", ())), description.get("length", 0)
+        classes = len(description["class_names"])
+        return cls(description["channels"], description["image_size"], classes, vocabulary, length)
 
     def tokens(self, patch: int) -> int:
         """Tokens of a sample, without class token."""
@@ -47,13 +50,10 @@ class Data:
 
     Attributes:
         name: as on the command line.
-        shape: what the model must know.
         class_names: in label order.
-        mean, std: one per channel, of the training part; pixel values lie in [0, 1] before normalisation. Empty for
-            text.
-        splits: ``train``, ``validation``, ``test``; an index list gives ``(inputs, labels)``: images float32
-            ``(batch, channels, size, size)`` or token ids int64 ``(batch, longest)`` padded with 0, and int64
-            ``(batch,)``. A :class:`qrkt_hw.data.stream.Stream` is read in order instead.
+        mean, std: per channel, of the training part's pixels in [0, 1]. Empty for text.
+        splits: ``train``, ``validation``, ``test``: each an :class:`Indexed` or alike, or a
+            :class:`qrkt_hw.data.parquet.Stream`, which is read in order.
         resized: images of any size are scaled and cropped to ``shape.image_size``.
         vocabulary: the words of the token ids; made of the training part.
     """
@@ -69,16 +69,77 @@ class Data:
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps to use its model without the data (``data.json``)."""
-        described: dict[str, Any] = {
-            "dataset": self.name,
-            "channels": self.shape.channels,
-            "image_size": self.shape.image_size,
-            "class_names": list(self.class_names),
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        described: dict[str, Any] = {"dataset": self.name}
+        described |= {"channels": self.shape.channels, "image_size": self.shape.image_size}
+        described |= {"class_names": list(self.class_names), "mean": list(self.mean), "std": list(self.std)}
         if self.resized:
             described["resized"] = True
         if self.vocabulary:
             described.update(vocabulary=list(self.vocabulary), length=self.shape.length)
         return described
+
+
+class Indexed(Dataset[Any]):
+    """Samples by index lists, which give ``(inputs, labels)``: images float32 ``(batch, channels, size, size)`` or
+    token ids int64 ``(batch, longest)`` padded with 0, and labels int64 ``(batch,)``.
+
+    Args:
+        inputs: an array or tensor of what is kept of each sample.
+        labels: of each.
+        read: makes the inputs of a batch of what is kept.
+    """
+
+    def __init__(self, inputs: Any, labels: Tensor, read: Callable[[Any], Tensor]) -> None:
+        self.inputs, self.labels, self.read = inputs, labels, read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        return self.read(self.inputs[indices]), self.labels[indices]
+
+
+def places(options: DataOptions, *names: str) -> list[Path]:
+    """Folders a data set may lie in: ``DIR/name`` for each name, then ``DIR`` itself (``data`` unless given)."""
+    root = options.data_dir or Path("data")
+    return [*(root / name for name in names), root]
+
+
+def located(
+    options: DataOptions,
+    looked: Sequence[Path],
+    what: str,
+    source: str,
+    find: Callable[[], Found | None],
+    download: Callable[[], Found | None],
+) -> Found:
+    """What ``find`` reads from the files; with --download, where there are none, what ``download`` reads from the hub,
+    or what is found after it has written files.
+
+    Raises:
+        UserError: nothing found; names the folders ``looked`` in, ``what`` is missing and its ``source``.
+    """
+    found, name = find(), options.dataset
+    if found is None and options.download:
+        try:
+            found = download()
+        except Exception as error:  # no network, no account, terms not accepted: each library raises its own
+            kind = type(error).__name__
+            raise UserError(f"--download: {name} could not be fetched ({kind}); get it from {source}") from error
+        found = find() if found is None else found
+    if found is None:
+        folders, advice = ", ".join(map(str, looked)), "" if options.download else ", or add --download"
+        get = f"get it from {source} and name its folder with --data-dir{advice}"
+        raise UserError(f"--dataset {name}: no {what} in {folders}; {get}")
+    return found
+
+
+def regular(path: Path, name: str = "") -> Path:
+    """The path of a file that can be read to its end; ``name`` is what to call it in an error.
+
+    Raises:
+        UserError: a folder, a device or a pipe, on which reading would wait for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{name or path} is no file that can be read: it is a folder, a pipe or a device")
+    return path

@@ -1,24 +1,31 @@
-"""ImageNet 2012 (Russakovsky et al., 2015): streamed from parquet, or an ImageFolder."""
+"""ImageNet 2012 (Russakovsky et al., 2015) from folders or streamed from parquet, and any other folder of images.
+
+Images are decoded when they are read, so that memory holds file names or a window of the stream only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from qrkt_hw.data import files, parquet
-from qrkt_hw.data.base import Data, DataShape
-from qrkt_hw.data.folder import DEFAULT_SIZE, from_folder
-from qrkt_hw.data.images import decoded, statistics_of
-from qrkt_hw.data.stream import Shard, Stream
+from qrkt_hw.data import parquet
+from qrkt_hw.data.base import Data, DataShape, Indexed, located, places, regular
+from qrkt_hw.data.images import decoded, read_files, statistics_of
+from qrkt_hw.data.parquet import Shard, Stream
+from qrkt_hw.data.splits import held_out, mixed, stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
 HUB = "datasets/ILSVRC/imagenet-1k/data"
 SOURCE = "https://huggingface.co/datasets/ILSVRC/imagenet-1k (accept its terms first)"
-# rows of the first and of the middle file that stand for the training part's mean and deviation
-SAMPLED = 1_000
+DEFAULT_SIZE = 64
+# files, or rows of the first and of the middle parquet file, that stand for the training part's mean and deviation
+SAMPLED_FILES, SAMPLED_ROWS = 2_000, 1_000
 
 
 def load(options: DataOptions) -> Data:
@@ -28,35 +35,101 @@ def load(options: DataOptions) -> Data:
     Raises:
         UserError: missing or damaged files.
     """
-    looked = files.places(options, "imagenet", "imagenet-1k")
+    looked = places(options, "imagenet", "imagenet-1k")
     for folder in looked:
         if (folder / "train").is_dir():
-            return from_folder(options, folder)
-    train = [str(file) for file in files.parquet_files(looked, "train")]
-    test = [str(file) for file in files.parquet_files(looked, "validation")]
-    if not (train and test) and options.download:
-        train, test = _on_the_hub("train"), _on_the_hub("validation")
-    if not (train and test):
-        raise files.missing(
-            options, looked, "train and val folders, or train-*.parquet and validation-*.parquet,", SOURCE
+            return _from_folder(options, folder)
+
+    def find() -> tuple[list[str], list[str]] | None:
+        train, test = (parquet.files(looked, split) for split in ("train", "validation"))
+        return (train, test) if train and test else None
+
+    def download() -> tuple[list[str], list[str]] | None:
+        from huggingface_hub import HfFileSystem
+
+        train, test = (
+            [f"hf://{path}" for path in sorted(HfFileSystem().glob(f"{HUB}/{split}-*.parquet"))]
+            for split in ("train", "validation")
         )
-    return streamed(options, train, test)
+        return (train, test) if train and test else None
+
+    what = "train and val folders, or train-*.parquet and validation-*.parquet,"
+    return _streamed(options, *located(options, looked, what, SOURCE, find, download))
 
 
-def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
-    """A data set that is read from parquet files as it is needed."""
-    image, label = parquet.column(train[0], ["image", "img"]), parquet.column(train[0], ["label"])
-    names = parquet.class_names(train[0], label)
+def load_folder(options: DataOptions) -> Data:
+    """``folder:PATH``; PATH is taken relative to --data-dir where one is given.
+
+    Raises:
+        UserError: no such folder, or no images in it.
+    """
+    return _from_folder(options, (options.data_dir or Path()) / options.dataset.partition(":")[2])
+
+
+def _from_folder(options: DataOptions, path: Path) -> Data:
+    """``PATH/train/CLASS/*`` and ``PATH/test`` (or ``val``), or ``PATH/CLASS/*``, of which a tenth becomes test.
+
+    A ``val`` folder without a ``test`` folder is the test split, as ImageNet is used; validation is a tenth of the
+    training part.
+
+    Raises:
+        UserError: no such folder, no images, or classes that differ between the parts.
+    """
+    if not path.is_dir():
+        raise UserError(f"--dataset: no folder {path} with images")
+    if (path / "train").is_dir():
+        names, files, labels = _listed(path / "train")
+        other = next((path / part for part in ("test", "val", "validation") if (path / part).is_dir()), None)
+        if other is None:
+            raise UserError(f"--dataset: {path} has a folder train, but no test or val")
+        test_names, test_files, test_labels = _listed(other)
+        if test_names != names:
+            differ = sorted(set(names) ^ set(test_names))
+            raise UserError(f"--dataset: {other} and {path / 'train'} do not hold the same classes ({differ[0]})")
+    else:
+        names, files, labels = _listed(path)
+        test, rest = stratified(labels, max(1, round(len(labels) / 10)), salt=1)
+        test_files, test_labels, files, labels = files[test], labels[test], files[rest], labels[rest]
+    size = options.image_size or DEFAULT_SIZE
+    whole = files[held_out(labels, None)[0]]
+    sampled = np.unique(np.linspace(0, len(whole) - 1, min(SAMPLED_FILES, len(whole))).astype(int))
+    statistics = statistics_of(decoded(file, str(file), 3, size).unsqueeze(0) for file in whole[sampled])
+    train, validation = held_out(labels, options.limit)
+
+    validation, mixed_test = validation[mixed(len(validation))], mixed(len(test_labels))
+    parts = {
+        "train": (files[train], labels[train]),
+        "validation": (files[validation], labels[validation]),
+        "test": (test_files[mixed_test], test_labels[mixed_test]),
+    }
+    read = partial(read_files, size=size, statistics=statistics)
+    splits = {name: Indexed(found, torch.from_numpy(marks), read) for name, (found, marks) in parts.items()}
+    return Data(options.dataset, DataShape(3, size, len(names)), names, *statistics, splits, resized=True)
+
+
+def _listed(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Class names, image files and their labels, as torchvision lists them."""
+    from torchvision.datasets import ImageFolder
+
+    try:
+        found = ImageFolder(str(path))
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--dataset: {path} must hold one folder of images per class ({reason})") from error
+    files = np.empty(len(found.samples), dtype=object)
+    files[:] = [regular(Path(file)) for file, _ in found.samples]
+    return tuple(found.classes), files, np.array(found.targets, dtype=np.int64)
+
+
+def _streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
+    columns = parquet.column(train[0], ["image", "img"]), parquet.column(train[0], ["label"])
+    names = parquet.class_names(train[0], columns[1:])
     if names is None:
         names = tuple(str(k) for k in range(1000))
     size = options.image_size or DEFAULT_SIZE
-    shards = {
-        part: [Shard(file, parquet.row_count(file)) for file in found]
-        for part, found in (("train", train), ("test", test))
-    }
-    columns = (image, label)
+    shards = {"train": [Shard(file) for file in train], "all": [Shard(file) for file in test]}
     for split, found in shards.items():
-        if not any(shard.members("train" if split == "train" else "all").any() for shard in found):
+        if not any(shard.members(split).any() for shard in found):
             raise UserError(f"{found[0].file} holds no rows")
     statistics = statistics_of(_sampled(shards["train"], columns, size))
 
@@ -66,7 +139,7 @@ def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
     splits = {
         "train": part("train", "train", options.limit),
         "validation": part("train", "validation"),
-        "test": part("test", "all"),
+        "test": part("all", "all"),
     }
     return Data(options.dataset, DataShape(3, size, len(names)), names, *statistics, splits, resized=True)
 
@@ -74,23 +147,8 @@ def streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
 def _sampled(shards: list[Shard], columns: tuple[str, str], size: int) -> Iterator[Tensor]:
     shards = [shard for shard in shards if shard.members("train").any()]
     for place in sorted({0, len(shards) // 2}):
-        shard = shards[place]
-        members = np.flatnonzero(shard.members("train"))[:SAMPLED]
-        wanted, last = set(members.tolist()), int(members[-1])
-        for k, row in enumerate(parquet.rows(shard.file, columns)):
-            if k > last:
-                break
+        file = shards[place].file
+        wanted = set(np.flatnonzero(shards[place].members("train"))[:SAMPLED_ROWS].tolist())
+        for k, (content, _, name) in zip(range(max(wanted) + 1), parquet.samples(file, columns), strict=False):
             if k in wanted:
-                name = f"{shard.file}: row {k}"
-                yield decoded(parquet.image_and_label(row, columns, name)[0], name, 3, size).unsqueeze(0)
-
-
-def _on_the_hub(split: str) -> list[str]:
-    try:
-        from huggingface_hub import HfFileSystem
-
-        return [f"hf://{path}" for path in sorted(HfFileSystem().glob(f"{HUB}/{split}-*.parquet"))]
-    except Exception as error:  # no network, no account, terms not accepted
-        raise UserError(
-            f"--download: imagenet cannot be read from the hub ({type(error).__name__}); see {SOURCE}"
-        ) from error
+                yield decoded(content, name, 3, size).unsqueeze(0)

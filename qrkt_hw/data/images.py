@@ -1,10 +1,15 @@
-"""Images in memory or in files, as normalised tensors; and a user's own image files."""
+"""Images in memory or in files, as normalised tensors; and a user's own image files.
+
+Pillow reads and scales. torchvision's transforms.v2 would do the same arithmetic for a whole batch at once, with other
+rounding of sizes and, for augmentation, one draw for all images; and importing it takes a second or more.
+"""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from qrkt_hw.data.files import regular
+from qrkt_hw.data.base import Data, DataShape, Indexed, regular
+from qrkt_hw.data.splits import held_out
 from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import DataOptions
 
 LARGEST_FILE = 64 * 2**20
 # at most so many pixels are decoded or scaled to: 400 MB in colour
@@ -23,33 +29,7 @@ MOST_PIXELS = 2**27
 # formats of pixels alone; Pillow's others run programs (EPS), come from the net (FITS, FLI) or had overflows (PSD)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-
-class MemoryImages(Dataset[Any]):
-    """Images held as bytes ``(samples, channels, size, size)``, normalised when they are read."""
-
-    def __init__(self, pixels: Tensor, labels: Tensor, statistics: Statistics) -> None:
-        self.pixels, self.labels, self.statistics = pixels, labels, statistics
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return normalised(self.pixels[indices], self.statistics), self.labels[indices]
-
-
-class FileImages(Dataset[Any]):
-    """Images decoded from their files when they are read, scaled and cropped to ``size``."""
-
-    def __init__(self, paths: Sequence[Path], labels: Tensor, size: int, statistics: Statistics) -> None:
-        self.paths, self.labels, self.size, self.statistics = paths, labels, size, statistics
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        pixels = torch.stack([decoded(self.paths[i], str(self.paths[i]), 3, self.size) for i in indices])
-        return normalised(pixels, self.statistics), self.labels[indices]
+Part = tuple[Tensor, Tensor]  # bytes (samples, channels, size, size), and int64 labels (samples,)
 
 
 def decoded(source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True) -> Tensor:
@@ -71,9 +51,9 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
             content = io.BytesIO(source) if isinstance(source, bytes) else regular(source, name)
             with Image.open(content, formats=FORMATS) as opened:
                 if not scale and opened.size != (size, size):
-                    raise UserError(f"{name} is {_size(opened)} pixels; this model takes {size}x{size}")
+                    raise UserError(f"{name} is {times(opened.size)} pixels; this model takes {size}x{size}")
                 if opened.width * opened.height > MOST_PIXELS:
-                    raise UserError(f"{name} is {_size(opened)} pixels; at most {MOST_PIXELS:,} in all are read")
+                    raise UserError(f"{name} is {times(opened.size)} pixels; at most {MOST_PIXELS:,} in all are read")
                 image = _eight_bits(opened, name, channels)
     except UserError:
         raise
@@ -83,14 +63,10 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
         raise UserError(f"{name} is not an image that can be read ({type(error).__name__})") from error
     if size is not None and image.size != (size, size):
         if size * size * max(image.size) > MOST_PIXELS * min(image.size):
-            raise UserError(f"{name} is {_size(image)} pixels; it is too long to be scaled to a side of {size}")
+            raise UserError(f"{name} is {times(image.size)} pixels; it is too long to be scaled to a side of {size}")
         image = _scaled(image, size)
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-
-
-def _size(image: Image.Image) -> str:
-    return f"{image.width}x{image.height}"
 
 
 def _eight_bits(image: Image.Image, name: str, channels: int) -> Image.Image:
@@ -111,20 +87,33 @@ def _eight_bits(image: Image.Image, name: str, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _scaled(image: Any, size: int) -> Any:
-    width, height = image.size
-    factor = size / min(width, height)
-    image = image.resize(
-        (max(size, round(width * factor)), max(size, round(height * factor))), Image.Resampling.BICUBIC
-    )
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def _scaled(image: Image.Image, size: int) -> Image.Image:
+    factor = size / min(image.size)
+    width, height = (max(size, round(side * factor)) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+
+
+def resized(pixels: Tensor, size: int | None) -> Tensor:
+    """Bytes ``(samples, channels, height, width)`` scaled to ``size``; None leaves them."""
+    if size is None or pixels.shape[-1] == size:
+        return pixels
+    parts = [
+        torch.nn.functional.interpolate(chunk.float(), size=(size, size), mode="bicubic", antialias=True)
+        for chunk in pixels.split(2048)
+    ]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
 
 
 def normalised(pixels: Tensor, statistics: Statistics) -> Tensor:
     """Bytes ``(..., channels, height, width)`` as float32 with the mean and deviation of the training part removed."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
     return (pixels.float() / 255 - mean) / std
+
+
+def read_files(files: Iterable[Path], size: int, statistics: Statistics) -> Tensor:
+    """Image files in colour, scaled and cropped to ``size``, normalised."""
+    return normalised(torch.stack([decoded(file, str(file), 3, size) for file in files]), statistics)
 
 
 def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
@@ -138,6 +127,33 @@ def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(1e-12).sqrt().clamp_min(1e-3)
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def in_memory(options: DataOptions, names: Sequence[str], train: Part, test: Part) -> Data:
+    """A data set of images in memory; validation is taken from ``train``.
+
+    Raises:
+        UserError: labels without a name, no test images, or parts of different sizes.
+    """
+    (pixels, labels), dataset = train, f"--dataset {options.dataset}"
+    if not len(test[1]):
+        raise UserError(f"{dataset}: the test part holds no images")
+    for part in (labels, test[1]):
+        wrong = part[(part < 0) | (part >= len(names))]
+        if len(wrong):
+            raise UserError(f"{dataset}: label {int(wrong[0])} found; there are {len(names)} classes")
+    if test[0].shape[1:] != pixels.shape[1:]:
+        sizes = " and ".join(times(found.shape[2:]) for found in (pixels, test[0]))
+        raise UserError(f"{dataset}: training and test images are {sizes} pixels; give --image-size")
+    # of the whole training part, also where --limit takes less of it: the input stays the same
+    whole, _ = (torch.from_numpy(index) for index in held_out(labels.numpy(), None))
+    statistics = statistics_of(pixels[index] for index in whole.split(2048))
+    kept, validation = (torch.from_numpy(index) for index in held_out(labels.numpy(), options.limit))
+    parts = {"train": (pixels[kept], labels[kept]), "validation": (pixels[validation], labels[validation])}
+    read = partial(normalised, statistics=statistics)
+    splits = {name: Indexed(*part, read) for name, part in (parts | {"test": test}).items()}
+    shape = DataShape(pixels.shape[1], pixels.shape[-1], len(names))
+    return Data(options.dataset, shape, tuple(names), *statistics, splits, resized=options.image_size is not None)
 
 
 def read_image(path: Path, description: dict[str, Any]) -> Tensor:
@@ -160,3 +176,8 @@ def read_image(path: Path, description: dict[str, Any]) -> Tensor:
         raise UserError(f"{name} cannot be read ({type(error).__name__})") from error
     pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
     return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))
+
+
+def times(sizes: Sequence[int]) -> str:
+    """``28x28``."""
+    return "x".join(map(str, sizes))

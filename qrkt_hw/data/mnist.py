@@ -1,84 +1,81 @@
-"""MNIST (LeCun, Cortes and Burges, 1998): 60,000 training and 10,000 test images of 28x28 pixels."""
+"""Handwritten digits: MNIST (LeCun, Cortes and Burges, 1998), 70,000 of 28x28 pixels, and scikit-learn's 1,797 of 8x8.
+
+torchvision downloads MNIST. It does not read it here: its reader takes unpacked files only, checks them by ``assert``
+and sets no bound on their size.
+"""
 
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import math
 import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch.utils.data import TensorDataset
 
-from qrkt_hw.data import files
-from qrkt_hw.data.base import Data
-from qrkt_hw.data.memory import in_memory, resized
-from qrkt_hw.data.parquet import read_images
+from qrkt_hw.data.base import Data, DataShape, located, places
+from qrkt_hw.data.images import Part, in_memory, resized, times
+from qrkt_hw.data.parquet import read_parts
+from qrkt_hw.data.splits import stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.data import DataOptions
 
+NAMES = tuple("0123456789")
 SOURCE = "https://huggingface.co/datasets/ylecun/mnist"
 LARGEST = 2**30  # of an unpacked file
-PARTS = {"train": "train", "test": "t10k"}
+TEST, VALIDATION = 360, 144  # of the 1,797 digits
 
 
 def load(options: DataOptions) -> Data:
-    """From the four IDX files (plain or .gz), or parquet in the hub's layout.
+    """MNIST from the four IDX files (plain or .gz), or parquet in the hub's layout.
 
     Raises:
         UserError: missing or damaged files.
     """
-    looked = [files.root(options) / "mnist", files.root(options) / "MNIST" / "raw", files.root(options)]
-    found = _parts(options, looked)
-    if found is None and options.download:
-        _download(files.root(options))
-        found = _parts(options, looked)
-    if found is None:
-        raise files.missing(options, looked, "IDX or parquet files of MNIST", SOURCE)
-    return in_memory(options, [str(k) for k in range(10)], *found)
+    looked = places(options, "mnist", "MNIST/raw")
+
+    def find() -> tuple[Part, Part] | None:
+        for folder in looked:
+            parts = [
+                (_file(folder, f"{part}-images-idx3-ubyte"), _file(folder, f"{part}-labels-idx1-ubyte"))
+                for part in ("train", "t10k")
+            ]
+            if any(path.is_file() for pair in parts for path in pair):
+                train, test = (_read_pair(*pair, options.image_size) for pair in parts)
+                return train, test
+        return read_parts(looked, ["image", "img"], ["label"], 1, options.image_size)
+
+    def download() -> None:
+        from torchvision.datasets import MNIST
+
+        MNIST(looked[-1], download=True)
+
+    return in_memory(options, NAMES, *located(options, looked, "IDX or parquet files of MNIST", SOURCE, find, download))
 
 
-def _parts(options: DataOptions, looked: list[Path]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    for folder in looked:
-        pairs = [
-            (_file(folder, f"{p}-images-idx3-ubyte"), _file(folder, f"{p}-labels-idx1-ubyte")) for p in PARTS.values()
-        ]
-        if any(file is not None for pair in pairs for file in pair):
-            return tuple(
-                _read_pair(folder, part, pair, options) for part, pair in zip(PARTS.values(), pairs, strict=True)
-            )  # type: ignore[return-value]
-    parquet = {part: files.parquet_files(looked, part) for part in PARTS}
-    if all(parquet.values()):
-        return tuple(
-            read_images(found, ["image", "img"], ["label"], 1, options.image_size) for found in parquet.values()
-        )  # type: ignore[return-value]
-    return None
+def _file(folder: Path, name: str) -> Path:
+    """The file under any of its names; ``folder / name`` where there is none."""
+    candidates = (folder / name, folder / f"{name}.gz", folder / name.replace("-idx", ".idx"))
+    return next((path for path in candidates if path.is_file()), candidates[0])
 
 
-def _file(folder: Path, name: str) -> Path | None:
-    for candidate in (folder / name, folder / f"{name}.gz", folder / name.replace("-idx", ".idx")):
-        if candidate.is_file():
-            return candidate
-    return None
-
-
-def _read_pair(
-    folder: Path, part: str, pair: tuple[Path | None, Path | None], options: DataOptions
-) -> tuple[Tensor, Tensor]:
-    images, labels = pair
-    if images is None or labels is None:
-        lacking = f"{part}-{'images-idx3' if images is None else 'labels-idx1'}-ubyte"
-        raise UserError(f"--dataset mnist: {folder} lacks {lacking} (plain or .gz)")
-    pixels, marks = read_idx(images, 3), read_idx(labels, 1)
-    if len(pixels) != len(marks):
-        raise UserError(f"{labels} is damaged: {len(marks)} labels for {len(pixels)} images")
+def _read_pair(images: Path, labels: Path, size: int | None) -> Part:
+    for path in (images, labels):
+        if not path.is_file():
+            raise UserError(f"--dataset mnist: {path.parent} lacks {path.name} (plain or .gz)")
+    pixels, found = read_idx(images, 3), read_idx(labels, 1)
+    if len(pixels) != len(found):
+        raise UserError(f"{labels} is damaged: {len(found)} labels for {len(pixels)} images")
     if pixels.shape[1] != pixels.shape[2] or not pixels.size:
-        raise UserError(f"{images} holds an array of {_times(pixels.shape)}; images with two equal sides are read")
-    return resized(torch.from_numpy(pixels).unsqueeze(1), options.image_size), torch.from_numpy(marks.astype(np.int64))
+        raise UserError(f"{images} holds an array of {times(pixels.shape)}; images with two equal sides are read")
+    return resized(torch.from_numpy(pixels).unsqueeze(1), size), torch.from_numpy(found.astype(np.int64))
 
 
-def read_idx(path: Path, dimensions: int) -> np.ndarray:
+def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array of an IDX file of unsigned bytes, plain or gzip; no more is unpacked than its head promises.
 
     Raises:
@@ -95,26 +92,37 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
                 raise UserError(f"{path} is damaged: it is not an IDX file of bytes in {dimensions} dimensions")
             shape = tuple(int.from_bytes(head[k : k + 4], "big") for k in range(4, len(head), 4))
             if math.prod(shape) > LARGEST:
-                raise UserError(f"{path} promises an array of {_times(shape)}; at most 1 GiB is read")
+                raise UserError(f"{path} promises an array of {times(shape)}; at most 1 GiB is read")
             content = handle.read(math.prod(shape) + 1)  # one more than there may be; at the end stands the checksum
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: it cannot be unpacked") from error
     if len(content) != math.prod(shape):
-        raise UserError(f"{path} is damaged: its bytes are not the promised array of {_times(shape)}")
+        raise UserError(f"{path} is damaged: its bytes are not the promised array of {times(shape)}")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Pixels ``(1797, 8, 8)``, 0 to 16, and labels, as ``sklearn.datasets.load_digits`` gives them (Alpaydin and
+    Kaynak, UCI, 1998); without importing scikit-learn, which takes most of a second."""
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None and found.submodule_search_locations
+    table = np.loadtxt(Path(found.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
 
 
-def _download(folder: Path) -> None:
-    from torchvision.datasets import MNIST
+def split_indices(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Indices of the 1,293 training, 144 validation and 360 test digits; stratified, the same for every seed."""
+    test, rest = stratified(labels, TEST)
+    validation, train = stratified(labels[rest], VALIDATION, salt=1)
+    return {"train": rest[train], "validation": rest[validation], "test": test}
 
-    try:
-        for train in (True, False):
-            MNIST(folder, train=train, download=True)
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"--download: MNIST could not be fetched into {folder} ({type(error).__name__}); get it from {SOURCE}"
-        ) from error
+
+def load_digits(options: DataOptions) -> Data:
+    """scikit-learn's digits, pixel values 0..16 mapped to [0, 1], then normalised by the training part."""
+    pixels, digits = read_digits()
+    images, labels = torch.from_numpy(pixels / 16.0).float().unsqueeze(1), torch.from_numpy(digits)
+    indices = {name: torch.from_numpy(index) for name, index in split_indices(digits).items()}
+    mean, std = images[indices["train"]].mean().item(), images[indices["train"]].std().item()
+    indices["train"] = indices["train"][: options.limit]
+    splits = {name: TensorDataset((images[index] - mean) / std, labels[index]) for name, index in indices.items()}
+    return Data("digits", DataShape(1, 8, 10), NAMES, (mean,), (std,), splits)

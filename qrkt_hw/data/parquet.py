@@ -1,25 +1,45 @@
-"""Parquet files in the hub's layout; their features as ``datasets`` describes them."""
+"""Parquet files in the hub's layout: all rows into memory, or a stream of batches of a set larger than memory.
+
+Arrow reads the rows. ``datasets`` would copy every file into its cache first, or, streaming, give each worker process
+other rows; it says what the columns mean.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from qrkt_hw.data.images import decoded
+from qrkt_hw.data.base import regular
+from qrkt_hw.data.images import Part, Statistics, decoded, normalised
 from qrkt_hw.errors import UserError
 
 MOST_ROWS = 10**8
+# encoded samples held for shuffling: about 110 MB of ImageNet
+WINDOW = 1_000
+Sample = tuple[bytes, int, str]  # an encoded image, its label, and what to call it in an error
+
+
+def files(folders: Sequence[Path], split: str) -> list[str]:
+    """Files of a split in the hub's layout (``train-00000-of-00001.parquet``), sorted; in the first folder that has
+    any, or in its ``data``, ``plain_text`` or ``cifar100`` sub-folder."""
+    for folder in folders:
+        for inner in (folder, folder / "data", folder / "plain_text", folder / "cifar100"):
+            found = sorted(inner.glob(f"{split}-*.parquet")) or sorted(inner.glob(f"{split}.parquet"))
+            if found:
+                return [str(regular(file)) for file in found]
+    return []
 
 
 def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one parquet file in order, encoded images as bytes; memory holds a row group of these columns.
-
-    It reads with Arrow itself: a stream of ``datasets`` would give each worker process other rows.
+    """The rows of one file in order, encoded images as bytes; memory holds a row group of these columns.
 
     Raises:
         UserError: the file is damaged, or lacks a column.
@@ -30,36 +50,22 @@ def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with fsspec.open(file, "rb") as handle:
             for batch in pq.ParquetFile(handle).iter_batches(64, columns=list(columns), use_threads=False):
-                for row in batch.to_pylist():
-                    if not row.keys() >= {name.partition(".")[0] for name in columns}:
-                        raise ValueError("columns are missing")
-                    yield row
-    except UserError:
-        raise
+                if not set(batch.schema.names) >= {name.partition(".")[0] for name in columns}:
+                    raise ValueError("columns are missing")
+                yield from batch.to_pylist()
     except Exception as error:  # arrow and fsspec raise many kinds for a file that is not whole
         raise UserError(f"{file} is damaged, or no parquet file with columns {', '.join(columns)}") from error
 
 
-def row_count(file: str) -> int:
-    """Rows of a parquet file, from its last bytes.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    count = _metadata(file)[0]
-    if not 0 <= count <= MOST_ROWS:
-        raise UserError(f"{file} is damaged: it says to hold {count} rows; at most {MOST_ROWS:,} are read")
-    return count
-
-
-def _metadata(file: str) -> tuple[int, list[str], Any]:
+def _opened(file: str) -> tuple[int, Any]:
+    """Number of rows and Arrow schema, from the file's last bytes."""
     import fsspec
     import pyarrow.parquet as pq
 
     try:
         with fsspec.open(file, "rb") as handle:
             opened = pq.ParquetFile(handle)
-            return opened.metadata.num_rows, opened.schema_arrow.names, opened.schema_arrow
+            return opened.metadata.num_rows, opened.schema_arrow
     except Exception as error:
         raise UserError(f"{file} is damaged: it is not a parquet file") from error
 
@@ -70,18 +76,18 @@ def column(file: str, wanted: Sequence[str]) -> str:
     Raises:
         UserError: it has none of them.
     """
-    names = _metadata(file)[1]
+    names = _opened(file)[1].names
     for name in wanted:
         if name in names:
             return name
     raise UserError(f"{file} has no column {' or '.join(wanted)}; there are {', '.join(names)}")
 
 
-def class_names(file: str, label: str) -> tuple[str, ...] | None:
-    """Names of the classes where the file knows them."""
+def class_names(file: str, labels: Sequence[str]) -> tuple[str, ...] | None:
+    """Names of the classes where the file knows them; ``labels`` are the names its column may have."""
     import datasets
 
-    schema = _metadata(file)[2]
+    label, schema = column(file, labels), _opened(file)[1]
     try:
         feature = datasets.Features.from_arrow_schema(schema).get(label)
         return tuple(map(str, feature.names)) if isinstance(feature, datasets.ClassLabel) else None
@@ -89,33 +95,29 @@ def class_names(file: str, label: str) -> tuple[str, ...] | None:
         return None
 
 
-def image_and_label(row: dict[str, Any], columns: Sequence[str], name: str) -> tuple[bytes, int]:
-    """The encoded image and the label of a row.
-
-    Args:
-        row: of :func:`rows`.
-        columns: of image and label.
-        name: what to call the row in an error.
+def samples(file: str, columns: Sequence[str]) -> Iterator[Sample]:
+    """The rows of a file whose ``columns`` are image and label.
 
     Raises:
-        UserError: there is no image, or no whole number from 0 as label.
+        UserError: a damaged file, no image, or no whole number from 0 as label; names file and row.
     """
-    image, label = (row[column] for column in columns)
-    content = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(content, bytes):
-        raise UserError(f"{name} holds no image: its {columns[0]} has no bytes")
-    if type(label) is not int or not 0 <= label < 2**31:
-        raise UserError(f"{name} has the {columns[1]} {str(label)[:40]!r}; a label is a whole number from 0")
-    return content, label
+    for k, row in enumerate(rows(file, columns)):
+        name, (image, label) = f"{file}: row {k}", (row[column] for column in columns)
+        content = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(content, bytes):
+            raise UserError(f"{name} holds no image: its {columns[0]} has no bytes")
+        if type(label) is not int or not 0 <= label < 2**31:
+            raise UserError(f"{name} has the {columns[1]} {str(label)[:40]!r}; a label is a whole number from 0")
+        yield content, label, name
 
 
-def read_images(
-    files: Sequence[Path], images: Sequence[str], labels: Sequence[str], channels: int, size: int | None
-) -> tuple[Tensor, Tensor]:
-    """All images of the files as bytes ``(samples, channels, size, size)``, and int64 labels ``(samples,)``.
+def read_parts(
+    folders: Sequence[Path], images: Sequence[str], labels: Sequence[str], channels: int, size: int | None
+) -> tuple[Part, Part] | None:
+    """All training and all test images of the files in these folders; None where one of the parts has no file.
 
     Args:
-        files: in order.
+        folders: to look in.
         images, labels: names the columns may have.
         channels: 1 or 3.
         size: scale to this; None keeps the size, which must then be the same for all.
@@ -123,16 +125,135 @@ def read_images(
     Raises:
         UserError: a damaged file or image; names file and row.
     """
-    pixels: list[Tensor] = []
-    found: list[int] = []
-    for file in files:
-        image, label = column(str(file), images), column(str(file), labels)
-        for k, row in enumerate(rows(str(file), [image, label])):
-            content, mark = image_and_label(row, (image, label), f"{file}: row {k}")
-            pixels.append(decoded(content, f"{file}: row {k}", channels, size))
-            found.append(mark)
-            if pixels[-1].shape != pixels[0].shape or pixels[0].shape[1] != pixels[0].shape[2]:
-                raise UserError(f"{file}: row {k} is an image of another size, or not square; give --image-size")
-    if not pixels:
-        raise UserError(f"{files[0]} holds no rows")
-    return torch.stack(pixels), torch.from_numpy(np.array(found, dtype=np.int64))
+    train, test = (files(folders, part) for part in ("train", "test"))
+    if not (train and test):
+        return None
+
+    def read(part: list[str]) -> Part:
+        pixels: list[Tensor] = []
+        found: list[int] = []
+        for file in part:
+            columns = column(file, images), column(file, labels)
+            for content, label, name in samples(file, columns):
+                pixels.append(decoded(content, name, channels, size))
+                found.append(label)
+                if pixels[-1].shape != pixels[0].shape or pixels[0].shape[1] != pixels[0].shape[2]:
+                    raise UserError(f"{name} is an image of another size, or not square; give --image-size")
+        if not pixels:
+            raise UserError(f"{part[0]} holds no rows")
+        return torch.stack(pixels), torch.tensor(found, dtype=torch.int64)
+
+    return read(train), read(test)
+
+
+class Shard:
+    """A parquet file and its number of rows.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file, self.rows = file, _opened(file)[0]
+        if not 0 <= self.rows <= MOST_ROWS:
+            raise UserError(f"{file} is damaged: it says to hold {self.rows} rows; at most {MOST_ROWS:,} are read")
+
+    def members(self, split: str) -> np.ndarray:
+        """Which rows belong to ``train`` (nine tenths), ``validation`` (one tenth), or ``all``; a function of the
+        file's name and the row alone, so that nothing has to be remembered."""
+        if split == "all":
+            return np.ones(self.rows, dtype=bool)
+        name = zlib.crc32(self.file.replace("\\", "/").rpartition("/")[2].encode())
+        drawn = np.random.RandomState(name).random_sample(self.rows) < 0.1
+        return drawn if split == "validation" else ~drawn
+
+
+@dataclass
+class Stream(Dataset[Any]):
+    """Batches of images in a fixed order for ``(seed, epoch)``, whichever process asks for them.
+
+    Files are shuffled as wholes, rows within a window.
+
+    Attributes:
+        shards: the files.
+        split: ``train``, ``validation`` or ``all`` of their rows.
+        columns: names of the image and label columns.
+        size: images are scaled and cropped to this.
+        statistics: mean and deviation of the training part.
+        classes: number of classes, to refuse other labels.
+        limit: only the first samples in file order.
+    """
+
+    shards: Sequence[Shard]
+    split: str
+    columns: tuple[str, str]
+    size: int
+    statistics: Statistics
+    classes: int
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._next = 0
+        self._samples: Iterator[Sample] = iter(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        # where a reader stands is its own affair, and no file handle goes to another process
+        return {**self.__dict__, "_key": (), "_next": 0, "_samples": iter(())}
+
+    def __len__(self) -> int:
+        count = sum(int(shard.members(self.split).sum()) for shard in self.shards)
+        return count if self.limit is None else min(count, self.limit)
+
+    def first(self, count: int) -> Stream:
+        return replace(self, limit=count)
+
+    def batch(self, seed: int | None, epoch: int, number: int, size: int) -> tuple[Tensor, Tensor]:
+        """Batch ``number`` of an epoch. Batches before it are read over, not decoded: each of several workers decodes
+        its own and the order does not depend on their number."""
+        key = (seed, epoch, size)
+        if key != self._key or number < self._next:
+            self._samples, self._key, self._next = self._ordered(seed, epoch), key, 0
+        while self._next < number:
+            for _ in range(size):
+                next(self._samples, None)
+            self._next += 1
+        taken = [sample for _, sample in zip(range(size), self._samples, strict=False)]
+        self._next += 1
+        if not taken:
+            raise UserError(f"{self.shards[-1].file} is damaged: it has fewer rows than it says")
+        pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken])
+        return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken])
+
+    def _ordered(self, seed: int | None, epoch: int) -> Iterator[Sample]:
+        if seed is None:
+            yield from self._rows(self.shards)
+            return
+        random = np.random.default_rng((seed, epoch))
+        shards = self.shards
+        if self.limit is None:  # a limit means the first samples, whatever their order is then
+            shards = [shards[k] for k in random.permutation(len(shards))]
+        window: list[Sample] = []
+        for sample in self._rows(shards):
+            if len(window) < WINDOW:
+                window.append(sample)
+                continue
+            place = int(random.integers(WINDOW))
+            yield window[place]
+            window[place] = sample
+        for place in random.permutation(len(window)):
+            yield window[place]
+
+    def _rows(self, shards: Sequence[Shard]) -> Iterator[Sample]:
+        given = 0
+        for shard in shards:
+            for (content, label, name), wanted in zip(
+                samples(shard.file, self.columns), shard.members(self.split), strict=False
+            ):
+                if given == self.limit:
+                    return
+                if wanted:
+                    if label >= self.classes:
+                        raise UserError(f"{name} has label {label}; there are {self.classes} classes")
+                    given += 1
+                    yield content, label, name

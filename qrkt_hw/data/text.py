@@ -1,4 +1,4 @@
-"""From a text to token ids."""
+"""Texts as token ids; IMDb reviews (Maas et al., 2011): 25,000 training and 25,000 test texts of two classes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from qrkt_hw.data import parquet
+from qrkt_hw.data.base import Data, DataShape, Indexed, located, places, regular
+from qrkt_hw.data.splits import held_out, mixed
+from qrkt_hw.errors import UserError
+from qrkt_hw.options.data import DataOptions
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
+NAMES = ("neg", "pos")
+SOURCE = "https://huggingface.co/datasets/stanfordnlp/imdb"
+# reviews of one film and class follow each other: drawn one by one, most of validation's would have kin in training
+RUN = 250
+Part = tuple[list[str], np.ndarray]
 _MARKUP = re.compile(r"<[^<>]{1,40}>")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[!?.,;:()\"]")
 
@@ -66,20 +76,74 @@ def encode(
     return torch.from_numpy(ids)
 
 
-class Texts(Dataset[Any]):
-    """Token ids in memory; a batch is cut to its longest text."""
-
-    def __init__(self, ids: Tensor, labels: Tensor) -> None:
-        self.ids, self.labels = ids, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        return trimmed(self.ids[indices]), self.labels[indices]
-
-
 def trimmed(ids: Tensor) -> Tensor:
     """Ids int64 without the columns that are padding in every text."""
     longest = int((ids != 0).sum(1).max()) if len(ids) else 1
     return ids[:, :longest].long()
+
+
+def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
+    """IMDb from parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's
+    where none is given.
+
+    Raises:
+        UserError: missing or damaged files.
+    """
+    looked = places(options, "imdb")
+
+    def find() -> tuple[Part, Part] | None:
+        train, test = (_part(looked, split) for split in ("train", "test"))
+        return None if train is None or test is None else (train, test)
+
+    def download() -> tuple[Part, Part]:
+        import datasets
+
+        train, test = (datasets.load_dataset("stanfordnlp/imdb", split=split) for split in ("train", "test"))
+        return (list(train["text"]), np.array(train["label"])), (list(test["text"]), np.array(test["label"]))
+
+    what = "train-*.parquet and test-*.parquet, or aclImdb,"
+    train, test = located(options, looked, what, SOURCE, find, download)
+    if not len(test[1]):
+        raise UserError(f"--dataset imdb: no test texts in {looked[0]}")
+    texts, labels = train
+    if not vocabulary:
+        whole, _ = held_out(labels, None, RUN)
+        vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
+    kept, validation = held_out(labels, options.limit, RUN)
+
+    def split(part: Part, index: np.ndarray) -> Indexed:
+        reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+        ids = encode([part[0][k] for k in index], vocabulary, options.text_length, **reading)
+        return Indexed(ids, torch.from_numpy(part[1][index]), trimmed)
+
+    splits = {
+        "train": split(train, kept),
+        "validation": split(train, validation[mixed(len(validation))]),
+        "test": split(test, mixed(len(test[1]))),
+    }
+    shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
+    return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
+
+
+def _part(looked: list[Path], split: str) -> Part | None:
+    texts: list[str] = []
+    labels: list[int] = []
+    original = next((folder / "aclImdb" / split for folder in looked if (folder / "aclImdb" / split).is_dir()), None)
+    if original is not None:
+        for file in sorted(original.glob("neg/*.txt")) + sorted(original.glob("pos/*.txt")):
+            try:
+                texts.append(regular(file).read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as error:
+                raise UserError(f"{file} is damaged: it is not text") from error
+            labels.append(NAMES.index(file.parent.name))
+        if not texts:
+            raise UserError(f"--dataset imdb: {original} holds no pos/*.txt and neg/*.txt")
+        return texts, np.array(labels, dtype=np.int64)
+    found = parquet.files(looked, split)
+    for path in found:
+        for k, row in enumerate(parquet.rows(path, ["text", "label"])):
+            if not isinstance(row["text"], str) or row["label"] not in (0, 1):
+                raise UserError(f"{path} is damaged: row {k} is no text with label 0 or 1")
+            texts.append(row["text"])
+            labels.append(row["label"])
+    return (texts, np.array(labels, dtype=np.int64)) if found else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,32 +11,36 @@ from statistics import mean, stdev
 from typing import Any
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.plots.comparison import plot_comparison
+from qrkt_hw.plots.charts import plot_comparison
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_text
 from qrkt_hw.runs.folder import read_json
 
 # options that say how a run was made, not what it is
 INCIDENTAL = {"seed", "threads", "workers", "data_dir", "download", "backends_file", "strict_backend"}
-COLUMNS = {
+SIZES = {
+    "quantum": ("parameters", "quantum"),
+    "classical": ("parameters", "classical"),
+    "parameters": ("parameters", "total"),
+    "qubits": ("qubits",),
+    "summed_qubits": ("summed_qubits",),
+}
+COLUMNS: dict[str, tuple[str, ...]] = {  # of a table: the place in results.json
     "accuracy": ("test", "accuracy"),
     "f1": ("test", "f1"),
     "auroc": ("test", "auroc"),
     "val_auroc": ("validation", "auroc"),
     "best_epoch": ("best_epoch",),
     "train_seconds": ("train_seconds",),
-    "quantum": ("parameters", "quantum"),
-    "classical": ("parameters", "classical"),
-    "parameters": ("parameters", "total"),
-    "qubits": ("qubits",),
-    "summed_qubits": ("summed_qubits",),
+    **SIZES,
     "peak_memory_mb": ("peak_memory_mb",),
 }
-GAN_COLUMNS = {
+GAN_COLUMNS: dict[str, tuple[str, ...]] = {
     "generator": ("parameters_of", "generator", "total"),
     "discriminator": ("parameters_of", "discriminator", "total"),
-    **{name: COLUMNS[name] for name in ("quantum", "classical", "parameters", "qubits", "summed_qubits")},
-    **{name: COLUMNS[name] for name in ("train_seconds", "peak_memory_mb")},
+    **SIZES,
+    "train_seconds": ("train_seconds",),
+    "peak_memory_mb": ("peak_memory_mb",),
     "cpu_seconds": ("cpu_seconds",),
 }
 MEASURES = ("fid", "kid", "inception_score", "precision", "recall")  # of an evaluation
@@ -44,15 +49,10 @@ HISTORIES = (
     {"epoch", "generator_loss", "discriminator_loss", "seconds"},
 )
 DIGITS = {
-    "cpu_seconds": 1,
-    "accuracy": 4,
-    "f1": 4,
-    "auroc": 4,
-    "val_auroc": 4,
-    "best_epoch": 1,
-    "train_seconds": 1,
-    "peak_memory_mb": 1,
-}
+    **dict.fromkeys(("accuracy", "f1", "auroc", "val_auroc"), 4),
+    **dict.fromkeys(MEASURES, 3),
+    **dict.fromkeys(("best_epoch", "train_seconds", "peak_memory_mb", "cpu_seconds"), 1),
+}  # of what differs between seeds; the others are whole numbers
 
 
 @dataclass
@@ -73,14 +73,11 @@ class Group:
 
     def shown(self, column: str) -> str:
         """Mean, and with several seeds their sample standard deviation."""
-        found = self.values[column]
+        found, digits = self.values[column], DIGITS.get(column.split(" [")[0])
         if not found:
             return "-"
-        measure = column.split(" [")[0]
-        digits = 3 if measure in MEASURES else DIGITS.get(column, 0)
-        text = f"{mean(found):.{digits}f}"
-        spread = len(found) > 1 and (column in DIGITS or measure in MEASURES)
-        return f"{text} ± {stdev(found):.{digits}f}" if spread else text
+        text = f"{mean(found):.{digits or 0}f}"
+        return f"{text} ± {stdev(found):.{digits}f}" if len(found) > 1 and digits else text
 
 
 def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> list[Group]:
@@ -98,22 +95,17 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
         raise UserError(f"run: {next(p for p in paths if paths.count(p) > 1)} is named twice")
     options = [{k: v for k, v in run.options().model_dump(mode="json").items() if k not in INCIDENTAL} for run in runs]
     differing = [key for key in options[0] if any(o[key] != options[0][key] for o in options)]
-    kinds = {own["model"] == "gan" for own in options}
-    if len(kinds) > 1:
+    gan = options[0]["model"] == "gan"
+    if any((own["model"] == "gan") != gan for own in options):
         raise UserError("run: a gan and a classifier have no figure in common; compare each kind with its own")
-    columns: dict[str, tuple[str, ...]] = {**GAN_COLUMNS} if kinds == {True} else {**COLUMNS}
-    measured = [evaluations(run) if kinds == {True} else {} for run in runs]
-    for name in dict.fromkeys(name for record in measured for name in record):
-        columns[name] = ()
-    found: dict[Any, Group] = {}
+    measured = [evaluations(run) if gan else {} for run in runs]
+    columns = {**(GAN_COLUMNS if gan else COLUMNS), **{name: () for record in measured for name in record}}
+    found: dict[str, Group] = {}
     for place, (run, own) in enumerate(zip(runs, options, strict=True)):
         if not run.results.is_file():
             raise UserError(f"run: {run.path} is not finished; go on with: qrkt-hw train --resume {run.path}")
-        if labels is None:
-            label = ", ".join(f"{key}={own[key]}" for key in differing) or run.path.name
-            key: Any = repr(sorted(own.items()))
-        else:
-            key = label = labels[place]
+        label = labels[place] if labels else ", ".join(f"{key}={own[key]}" for key in differing) or run.path.name
+        key = label if labels else repr(sorted(own.items()))
         group = found.setdefault(key, Group(label, [], {column: [] for column in columns}, []))
         group.runs.append(run)
         results = read_json(run.results)
@@ -167,8 +159,21 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
 def table(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, as text."""
     columns = list(groups[0].values)
-    header = ["run", "seeds", *columns]
-    return header, [[g.label, str(len(g.runs)), *(g.shown(column) for column in columns)] for g in groups]
+    rows = [[group.label, str(len(group.runs)), *map(group.shown, columns)] for group in groups]
+    return ["run", "seeds", *columns], rows
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text."""
+    lines = ["| " + " | ".join(line) + " |" for line in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n"
+
+
+def comma_separated(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """The same for programs."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
 
 
 def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -177,20 +182,16 @@ def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    header, rows = table(groups)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
     names = [name for column in groups[0].values for name in (column, f"{column}_std")]
-    plain = [",".join(["run", "seeds", *(f'"{name}"' if "," in name else name for name in names)])]
-    for group in groups:
-        cells = ['"' + group.label.replace('"', '""') + '"', str(len(group.runs))]
-        for found in group.values.values():
-            cells += [repr(mean(found)) if found else "", repr(stdev(found)) if len(found) > 1 else ""]
-        plain.append(",".join(cells))
+    plain: list[list[Any]] = [
+        [group.label, len(group.runs)]
+        + [f(found) if len(found) > k else "" for found in group.values.values() for k, f in enumerate((mean, stdev))]
+        for group in groups
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "table.md", "\n".join(lines) + "\n")
-        write_text(folder / "table.csv", "\n".join(plain) + "\n")
+        write_text(folder / "table.md", markdown(*table(groups)))
+        write_text(folder / "table.csv", comma_separated(["run", "seeds", *names], plain))
         figures = plot_comparison([(g.label, g.histories) for g in groups], folder)
     except OSError as error:
         raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error

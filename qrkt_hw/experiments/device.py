@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -16,24 +14,11 @@ from torch import Tensor
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
-from qrkt_hw.models.factory import quantum_layers, set_backend
-from qrkt_hw.resources.trace import CountingBackend
-from qrkt_hw.training.devices import keeps_journal
+from qrkt_hw.models.factory import set_backend
+from qrkt_hw.resources.logical import trace
 from qrkt_hw.training.metrics import logits_of, mcnemar, wilson
 
 EVERY = 20.0  # seconds between two lines on what is waited for, where there is no terminal
-
-
-def rounds_of(model: torch.nn.Module, inputs: Tensor) -> int:
-    """Rounds of circuits in one forward pass; device latency is counted in these."""
-    own = [layer.backend for layer in quantum_layers(model)]
-    counter = CountingBackend()
-    set_backend(model, counter)
-    with torch.no_grad():
-        model(inputs)
-    for layer, backend in zip(quantum_layers(model), own, strict=True):
-        layer.backend = backend  # type: ignore[assignment]
-    return len(counter.rounds)
 
 
 def on_backend(
@@ -41,7 +26,6 @@ def on_backend(
     batches: Any,
     backend: Backend,
     console: Console | None,
-    opening: Callable[[Any], Any] | None = None,
     layers: bool = False,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on the backend, labels, and a report beside the exact simulator.
@@ -49,10 +33,8 @@ def on_backend(
     Args:
         model: in evaluation mode; its circuits are moved to the backend and stay there.
         batches: a sized iterable of inputs and labels.
-        backend: where the circuits run.
+        backend: where the circuits run; a device that bills is held open by whoever calls.
         console: for the progress bar; None shows nothing.
-        opening: holds the backend, given what is told of progress; None opens a simulator, and leaves a device that
-            bills to whoever called.
         layers: compare every value with the exact one at the same inputs.
 
     Returns:
@@ -65,14 +47,12 @@ def on_backend(
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_of(model, batches)
-    total = rounds_of(model, next(iter(batches))[0][:1]) * len(batches)
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     watched = Watched(backend, compare=layers)
     set_backend(model, watched)
     before = asdict(backend.counters)
     started = time.perf_counter()
-    # what bills is never opened here, without a journal: it refuses to run unless whoever calls holds it
-    hold = opening or (lambda tell: nullcontext() if keeps_journal(backend) else backend.open(progress=tell))
-    with _progress(console, total) as tell, hold(tell):
+    with _progress(console, total) as tell, backend.reporting(tell):
         logits, _ = logits_of(model, batches)
     wall = time.perf_counter() - started
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}

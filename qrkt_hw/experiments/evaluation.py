@@ -1,33 +1,45 @@
-"""How good the images of a GAN are: FID, KID, Inception Score, precision and recall, and a judge's word.
+"""How good the images of a GAN are: FID, KID, Inception Score, precision and recall, and a reference classifier.
 
-All metrics are torch-fidelity's, on features of one extractor: Inception-v3 (images enlarged to 299 pixels as in
-TensorFlow 1), or the judge of the data set. A number belongs to its protocol and is compared with no other.
+torch-fidelity computes all metrics from the features of one extractor: Inception-v3 (images enlarged to 299 pixels as
+in TensorFlow 1), or the reference classifier. A figure belongs to its protocol and is compared with no other.
+
+The reference classifier is trained on the same data, and on noise of which it must not be confident. Two thirds of
+every batch are training images, slightly moved; one third are negatives, whose target is the uniform distribution
+(outlier exposure, Hendrycks et al. 2019). Without them a classifier is confident of noise, and its confidence says
+nothing about an image.
 """
 
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+from torch import Generator, Tensor, nn
 
-from qrkt_hw.backends.device.cache import digest
-from qrkt_hw.data import load_data
+from qrkt_hw.backends.device.cache import cache_folder, digest
+from qrkt_hw.data import Data, load_data
+from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.generating import draw, gan_of, nearest, noise
-from qrkt_hw.experiments.judging import Judged, Noise, features_of, judge, logits_of, pixels, verdict
+from qrkt_hw.experiments.generation import draw, gan_of, noise
 from qrkt_hw.plots.images import save_grid
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.atomic import check_writable, replace_with, write_json
 
 NEIGHBOURS = 3
 MOST_NEIGHBOURS = 10_000  # images in precision and recall
+CONFIDENT = 0.8
+STEPS = 1200  # of training the reference classifier
+VERSION = 3  # of its recipe
+FEATURES = 128
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to features and logits
 
 
@@ -38,9 +50,9 @@ def evaluate(
     samples: int,
     seed: int,
     split: str,
-    weights: Path | None,
-    judge_file: Path | None,
-    yardsticks: bool,
+    inception: Path | None = None,
+    classifier: Path | None = None,
+    reference_scores: bool = False,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
     """Measure a run; the record is kept under its ``evaluation/``.
@@ -48,12 +60,12 @@ def evaluate(
     Args:
         run: a GAN.
         console: for progress.
-        samples: images drawn.
+        samples: number of generated samples.
         seed: of their noise.
         split: the real images they are compared with.
-        weights: of Inception-v3, as torch-fidelity publishes them; None takes the judge's features.
-        judge_file: a fixed judge; None takes the data set's own.
-        yardsticks: also measure the real test images, and Gaussian images of the data's mean and covariance.
+        inception: weights as torch-fidelity publishes them; None takes the reference classifier's features.
+        classifier: file of the reference classifier; None takes the data set's own.
+        reference_scores: also measure the real test images, and Gaussian images of the data's mean and covariance.
         data_dir: folder with the data set's files; None takes the run's.
 
     Raises:
@@ -61,15 +73,15 @@ def evaluate(
     """
     model = gan_of(run)
     folder = run.path / "evaluation"
-    try:  # before the work that would be lost
-        folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
+    check_writable(folder, "run")  # before the work that would be lost
     options = run.options()
     data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
-    judged = judge(data, console, judge_file)
-    extract, extractor = _extractor(weights, judged)
+    reference, about = reference_classifier(data, console, classifier)
+    if inception is None:
+        # the old word: the protocol's digest says which figures may be compared
+        extract, extractor = reference.extract, f"judge sha256 {about['sha256']}"
+    else:
+        extract, extractor = _inception(inception)
     real, _ = pixels(data, split)
     images = draw(model, noise(samples, model.latent, seed))
     protocol = {
@@ -78,37 +90,41 @@ def evaluate(
         "split": split,
         "real_images": len(real),
         "samples": samples,
-        "resize": "bilinear to 299, as TensorFlow 1" if weights else "none",
+        "resize": "bilinear to 299, as TensorFlow 1" if inception else "none",
         "bits": 8,
         "precision_recall": {"neighbours": NEIGHBOURS, "most": MOST_NEIGHBOURS},
     }
     features = extract(real)
+    train, _ = pixels(data, "train", 60_000)
+    test, _ = pixels(data, "test", 1000)
+    closest, distances = nearest(images[:1000], train)
+    _, usual = nearest(test, train)
+    _, logits = reference.extract(images)
+    shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
     record: dict[str, Any] = {
         "protocol": protocol,
         "protocol_digest": digest(protocol)[:8],
         "noise_seed": seed,
         "metrics": metrics(extract(images), features),
-        "judge": {**verdict(judged.model, images), "sha256": judged.sha256, "quality": judged.quality},
+        "reference_classifier": {
+            "confident": confident(logits),
+            "threshold": CONFIDENT,
+            "shares": [round(x, 4) for x in shares.tolist()],
+            **about,
+        },
+        "nearest_training_image": {
+            "median_distance": distances.median().item(),
+            "median_distance_of_test_images": usual.median().item(),
+            "copies": (distances < 0.2 * usual.median()).float().mean().item(),
+        },
     }
-    train, _ = pixels(data, "train", 60_000)
-    test, _ = pixels(data, "test", 1000)
-    _, distances = nearest(images[:1000], train)
-    _, usual = nearest(test, train)
-    record["nearest_training_image"] = {
-        "median_distance": distances.median().item(),
-        "median_distance_of_test_images": usual.median().item(),
-        "copies": (distances < 0.2 * usual.median()).float().mean().item(),
-    }
-    if yardsticks:
-        random = torch.Generator().manual_seed(seed)
-        tested, _ = pixels(data, "test")
-        gaussian = Noise(train).covariance(samples, random)
-        record["yardsticks"] = {
-            "test images": metrics(extract(tested), features),
+    if reference_scores:
+        gaussian = negatives(train)["covariance"](samples, Generator().manual_seed(seed))
+        record["reference_scores"] = {
+            "test images": metrics(extract(pixels(data, "test")[0]), features),
             "gaussian images": metrics(extract(gaussian), features),
         }
-    indices, _ = nearest(images[:32], train)
-    rows = [t for k in range(0, 32, 16) for t in (*images[k : k + 16], *train[indices[k : k + 16]])]
+    rows = [t for k in range(0, 32, 16) for t in (*images[k : k + 16], *train[closest[k : k + 16]])]
     try:
         save_grid(torch.stack(rows), folder / "nearest.png", 16)
         save_grid(images[:64], folder / "samples.png", 8)
@@ -118,37 +134,50 @@ def evaluate(
     return record
 
 
-def metrics(drawn: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> dict[str, float]:
+def metrics(generated: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> dict[str, float]:
     """FID, KID, Inception Score, precision and recall of features and logits."""
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    (ours, logits), (theirs, _) = drawn, real
+    (ours, logits), (theirs, _) = generated, real
     fid = fid_statistics_to_metric(fid_features_to_statistics(ours), fid_features_to_statistics(theirs), False)
     size = min(1000, len(ours), len(theirs))
     kid = kid_features_to_metric(ours, theirs, kid_subset_size=size, kid_subsets=100, verbose=False)
-    scores = isc_features_to_metric(logits)
-    most = MOST_NEIGHBOURS
-    kept = prc_features_to_metric(
-        ours[:most], theirs[:most], prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
-    )
+    both = (ours[:MOST_NEIGHBOURS], theirs[:MOST_NEIGHBOURS])
+    overlap = prc_features_to_metric(*both, prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False)
     return {
         "fid": float(fid["frechet_inception_distance"]),
         "kid": kid["kernel_inception_distance_mean"],
         "kid_deviation": kid["kernel_inception_distance_std"],
-        "inception_score": scores["inception_score_mean"],
-        "precision": kept["precision"],
-        "recall": kept["recall"],
+        "inception_score": isc_features_to_metric(logits)["inception_score_mean"],
+        "precision": overlap["precision"],
+        "recall": overlap["recall"],
     }
 
 
-def _extractor(weights: Path | None, judged: Judged) -> tuple[Extractor, str]:
-    """What makes features, and its name with the hash of its weights."""
-    if weights is None:
-        model = judged.model
-        return lambda images: (features_of(model, images), logits_of(model, images)), f"judge sha256 {judged.sha256}"
+def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """For each image the index of the nearest other one, and its Euclidean distance in pixels of [-1, 1]."""
+    found = [torch.cdist(part.flatten(1), others.flatten(1)).min(1) for part in images.split(500)]
+    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])
+
+
+def pixels(data: Data, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Images in [-1, 1] and labels of a split, in order."""
+    images, labels, count = [], [], 0
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
+    for batch, marks in loader(data.splits[split], 1024):
+        images.append((batch * std + mean) * 2 - 1)
+        labels.append(marks)
+        count += len(marks)
+        if limit is not None and count >= limit:
+            break
+    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+
+
+def _inception(weights: Path) -> tuple[Extractor, str]:
+    """Features and logits of Inception-v3, and its name with the hash of its weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     if not weights.is_file():  # a pipe would wait for ever
@@ -167,8 +196,157 @@ def _extractor(weights: Path | None, judged: Judged) -> tuple[Extractor, str]:
     def extract(images: Tensor) -> tuple[Tensor, Tensor]:
         found = []
         for part in images.split(50):
-            pixels = ((part + 1) * 127.5).round().clamp(0, 255).byte()
-            found.append(inception(pixels.expand(-1, 3, -1, -1).contiguous()))
+            bytes_ = ((part + 1) * 127.5).round().clamp(0, 255).byte()
+            found.append(inception(bytes_.expand(-1, 3, -1, -1).contiguous()))
         return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
     return extract, f"inception-v3-compat sha256 {name}"
+
+
+class ReferenceClassifier(nn.Module):
+    """Images ``(batch, channels, size, size)`` in [-1, 1] to logits ``(batch, classes)``: a small convolutional net."""
+
+    def __init__(self, channels: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+
+        def convolved(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+            return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.GELU()]
+
+        self.body = nn.Sequential(
+            *convolved(channels, width),
+            *convolved(width, 2 * width, 2),
+            *convolved(2 * width, 2 * width),
+            *convolved(2 * width, 4 * width, 2),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(16 * width, FEATURES),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.body(images))
+
+    @torch.no_grad()
+    def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``(images, 128)`` and logits of any number of images."""
+        features = torch.cat([self.body(part) for part in images.split(1024)])
+        return features, torch.cat([self.head(part) for part in features.split(1024)])
+
+
+def reference_classifier(
+    data: Data, console: Console, file: Path | None = None
+) -> tuple[ReferenceClassifier, dict[str, Any]]:
+    """The reference classifier of a data set: read from ``file`` or the cache, or trained and kept there.
+
+    Returns:
+        The classifier in evaluation mode, and of it: ``sha256`` of its file; ``quality``: ``test_accuracy`` and
+        ``confident_of_test``, ``_gaussian``, ``_covariance`` and ``_shuffled``, the share of such images of which its
+        confidence is above 0.8.
+
+    Raises:
+        UserError: the file is no classifier of such images, or cannot be read or written.
+    """
+    shape, flag = data.shape, "--reference-classifier"
+    place = file or _kept_place(data)
+    if place.exists() and not place.is_file():
+        raise UserError(f"{flag}: {place} is not a regular file")
+    if not place.is_file():
+        check_writable(place.parent, flag)  # before a training that would be lost
+        console.print(f"training a reference classifier for {data.name}, kept as {place}", highlight=False)
+        trained, quality = _train(data)
+        state = {name: value.contiguous().clone() for name, value in trained.state_dict().items()}
+        described = {name: repr(value) for name, value in quality.items()}
+        try:
+            replace_with(place, lambda path: save_file(state, path, described))
+        except OSError as error:
+            raise UserError(f"{flag}: {place} cannot be written: {error.strerror}") from error
+    model = ReferenceClassifier(shape.channels, shape.classes)
+    try:
+        content = place.read_bytes()
+        model.load_state_dict(load(content))
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values()):
+            raise ValueError("its weights are not finite numbers")
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+        # the names of earlier versions are read
+        quality = {name.replace("sure_of", "confident_of"): float(value) for name, value in header.items()}
+    except OSError as error:
+        raise UserError(f"{flag}: {place} cannot be read: {error.strerror}") from error
+    except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:
+        raise UserError(f"{flag}: {place} is no classifier of these images ({type(error).__name__})") from error
+    return model.eval(), {"sha256": hashlib.sha256(content).hexdigest(), "quality": quality}
+
+
+def _kept_place(data: Data) -> Path:
+    shape = data.shape
+    size = len(data.splits["train"])  # type: ignore[arg-type]
+    key = digest(VERSION, STEPS, data.name, shape.channels, shape.image_size, shape.classes, size, data.mean)[:12]
+    # the folder of earlier versions, so that figures stay comparable
+    return cache_folder() / "judges" / f"{data.name.replace('/', '-').replace(':', '-')}-{key}.safetensors"
+
+
+def negatives(images: Tensor) -> dict[str, Callable[[int, Generator], Tensor]]:
+    """Draws of images that are none, from the statistics of some images ``(count, channels, size, size)``.
+
+    ``gaussian``: independent pixels of the images' overall mean and deviation; ``covariance``: pixels of their mean
+    and covariance; ``shuffled``: images whose pixels changed places, each in its own way.
+    """
+    flat = images.flatten(1).double()
+    mean, std = flat.mean(0), flat.std()
+    values, vectors = torch.linalg.eigh(torch.cov(flat.t()))
+    root = vectors * values.clamp_min(0).sqrt()
+
+    def gaussian(count: int, random: Generator) -> Tensor:
+        drawn = torch.randn(count, *images.shape[1:], generator=random)
+        return (drawn * float(std) + float(mean.mean())).clamp(-1, 1)
+
+    def covariance(count: int, random: Generator) -> Tensor:
+        drawn = mean + torch.randn(count, root.shape[1], generator=random, dtype=torch.float64) @ root.t()
+        return drawn.clamp(-1, 1).float().unflatten(1, images.shape[1:])
+
+    def shuffled(count: int, random: Generator) -> Tensor:
+        chosen = images[torch.randint(len(images), (count,), generator=random)].flatten(2)
+        order = torch.rand(count, 1, chosen.shape[-1], generator=random).argsort(-1).expand_as(chosen)
+        return chosen.gather(-1, order).unflatten(-1, images.shape[2:])
+
+    return {"gaussian": gaussian, "covariance": covariance, "shuffled": shuffled}
+
+
+def confident(logits: Tensor) -> float:
+    """The share of images with a confidence above 0.8."""
+    return (logits.softmax(-1).max(-1).values > CONFIDENT).float().mean().item()
+
+
+def _train(data: Data) -> tuple[ReferenceClassifier, dict[str, float]]:
+    images, labels = pixels(data, "train", 60_000)
+    kinds, random = list(negatives(images).values()), Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ReferenceClassifier(data.shape.channels, data.shape.classes)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.003, total_steps=STEPS)
+    size = images.shape[-1]
+    most = max(1, size // 12)
+    for step in range(STEPS):
+        chosen = torch.randint(len(images), (96,), generator=random)
+        real = images[chosen]
+        top, left = torch.randint(0, 2 * most + 1, (2,), generator=random).tolist()
+        if step % 2:  # a picture at the other edge is no digit: what leaves is lost
+            real = F.pad(real, (most,) * 4, value=-1)[..., top : top + size, left : left + size]
+        logits = model(torch.cat([real, kinds[step % 3](48, random)])).log_softmax(-1)
+        loss = F.nll_loss(logits[:96], labels[chosen]) - logits[96:].mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    model.eval()
+    tested, marks = pixels(data, "test", 10_000)
+    check = Generator().manual_seed(1)
+    _, logits = model.extract(tested)
+    quality = {
+        "test_accuracy": (logits.argmax(-1) == marks).float().mean().item(),
+        "confident_of_test": confident(logits),
+    }
+    for name, noisy in negatives(tested).items():
+        quality[f"confident_of_{name}"] = confident(model.extract(noisy(1000, check))[1])
+    return model, quality

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.training.devices import keeps_journal
 from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
@@ -37,7 +35,6 @@ def infer_split(
     backend: Backend,
     ablate: Sequence[str] = (),
     console: Console | None = None,
-    opening: Callable[[Any], Any] | None = None,
     data_dir: Path | None = None,
     layers: bool = False,
 ) -> dict[str, Any]:
@@ -50,7 +47,6 @@ def infer_split(
         backend: where the circuits run.
         ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
-        opening: holds the backend; see :func:`qrkt_hw.experiments.device.on_backend`.
         data_dir: folder with the data set's files; None takes the run's.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
 
@@ -62,13 +58,13 @@ def infer_split(
     Raises:
         UserError: ablations on a device that bills.
     """
-    if ablate and keeps_journal(backend):
+    if ablate and backend.bills:
         raise UserError(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
             "as --backend exact, where the weights are the same"
         )
     model = restored(run, backend)
-    if keeps_journal(backend):
+    if backend.bills:
         run.check_inference()  # what is paid for must be kept
     dataset = _split(run, split, limit, data_dir)
     count = len(dataset)
@@ -78,7 +74,7 @@ def infer_split(
         logits, labels = logits_of(model, loader(dataset, BATCH))
         seconds = time.perf_counter() - started
     else:
-        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, opening, layers)
+        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, layers)
         seconds = report["wall_seconds"]
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
@@ -112,9 +108,7 @@ def _split(run: RunFolder, split: str, limit: int | None, data_dir: Path | None)
     return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
 
 
-def infer_images(
-    run: RunFolder, paths: Sequence[Path], backend: Backend, opening: Callable[[Any], Any] | None = None
-) -> dict[str, Any]:
+def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
     """Class and probabilities of image files; the record is kept in the run.
 
     Returns:
@@ -127,12 +121,10 @@ def infer_images(
     if DataShape.of(description).vocabulary:
         raise UserError(f"--image: the model of {run.path} reads texts; use --text")
     images = torch.stack([read_image(path, description) for path in paths])
-    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend, opening)
+    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend)
 
 
-def infer_texts(
-    run: RunFolder, texts: Sequence[str], backend: Backend, opening: Callable[[Any], Any] | None = None
-) -> dict[str, Any]:
+def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
     """Class and probabilities of texts; the record is kept in the run.
 
     Returns:
@@ -148,7 +140,7 @@ def infer_texts(
     options = run.options()
     reading = {"unique": options.unique_words, "pairs": options.word_pairs}
     ids = trimmed(encode(texts, description["vocabulary"], shape.length, **reading))
-    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend, opening)
+    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend)
 
 
 def _classified(
@@ -157,13 +149,12 @@ def _classified(
     kind: str,
     items: list[dict[str, Any]],
     backend: Backend,
-    opening: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
     model = restored(run, backend)
-    if keeps_journal(backend):
+    if backend.bills:
         run.check_inference()
     started = time.perf_counter()
-    with opening(None) if opening else nullcontext(), torch.no_grad():
+    with torch.no_grad():
         logits = model(inputs)
     _check_finite(run, logits)
     probabilities = logits.softmax(-1)

@@ -1,4 +1,4 @@
-"""Search over any options by validation AUROC; several processes and machines may share one study."""
+"""A search over options of a training by validation AUROC, with Optuna; many processes can share one study."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.search import Dimension
+from qrkt_hw.experiments.comparison import comma_separated, markdown
+from qrkt_hw.options.data import DataOptions
 from qrkt_hw.options.run import RunOptions
+from qrkt_hw.options.unused import unused_option
 from qrkt_hw.options.validation import sentence
-from qrkt_hw.plots.tuning import plot_study
+from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
@@ -31,6 +34,90 @@ from qrkt_hw.training import fit
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
 RACES = 6  # attempts to open a study that other processes open at the same time
+DATA_KEYS = set(DataOptions.model_fields) - {"batch_size", "workers", "augment"}  # searched, they need other data
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched option: choices, or an interval (``log`` in its logarithm, ``whole`` in whole numbers)."""
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+    def suggest(self, trial: Any) -> Any:
+        """This option's value in an Optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        if self.whole:
+            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
+
+
+def parse(text: str) -> Dimension:
+    """``key=a,b,c``, ``key=low:high`` or ``key=log:low:high``.
+
+    Raises:
+        UserError: another form, an option that does not exist, or a value it does not take.
+    """
+    key, equals, given = text.partition("=")
+    key = key.strip().removeprefix("--").replace("-", "_")
+    if not equals or not given:
+        raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
+    if key not in RunOptions.model_fields:
+        raise UserError(f"--search: no option {key!r} (see qrkt-hw train --help)")
+    parts = given.split(":")
+    log = parts[0] == "log"
+    bounds = parts[1:] if log else parts
+    if log or len(parts) == 2:
+        low, high = (_value(key, bound, text) for bound in bounds) if len(bounds) == 2 else (None, None)
+        numbers = all(isinstance(b, int | float) and not isinstance(b, bool) for b in (low, high))
+        if low is None or high is None or not numbers or not low < high or (log and low <= 0):
+            raise UserError(f"--search: {text!r} needs two numbers, the lower first{' and positive' if log else ''}")
+        return Dimension(key, (), low, high, log, isinstance(low, int) and isinstance(high, int))
+    choices = tuple(_value(key, choice, text) for choice in given.split(","))
+    if len(set(choices)) < len(choices):
+        raise UserError(f"--search: {text!r} names a value twice")
+    return Dimension(key, choices)
+
+
+def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
+    """Make sure that every searched value is allowed and that no searched option is without effect throughout.
+
+    Raises:
+        UserError: such an option.
+    """
+    ends = {d.key: d.choices or (d.low, d.high) for d in dimensions}
+    for key, values in ends.items():
+        for value in values:
+            try:
+                RunOptions.model_validate({**options.model_dump(), key: value})
+            except ValidationError as error:
+                raise UserError(f"--search: {sentence(error)}") from error
+    fixed = {key: RunOptions.model_fields[key].default for key in ends}
+    reasons: dict[str, list[str | None]] = {key: [] for key in ends}
+    for chosen in itertools.islice(itertools.product(*ends.values()), 10_000):
+        tried = options.model_copy(update=dict(zip(ends, chosen, strict=True)))
+        for key in ends:
+            if getattr(tried, key) != fixed[key]:
+                reasons[key].append(unused_option(tried, [key]))
+    for found in reasons.values():
+        if found and all(found):
+            raise UserError(f"--search: {found[0]}")
+
+
+def _value(key: str, text: str, whole: str) -> Any:
+    field = RunOptions.model_fields[key]
+    annotated: Any = field.annotation
+    given = text.strip()
+    try:
+        value = TypeAdapter(annotated).validate_python(int(given) if given.lstrip("-").isdigit() else given)
+    except ValidationError as error:
+        raise UserError(f"--search: {whole!r}: {key} does not take {text!r}") from error
+    return value if isinstance(value, int | float | str | bool) else str(value)
 
 
 class Pruner(Callback):
@@ -46,30 +133,14 @@ class Pruner(Callback):
             raise optuna.TrialPruned
 
 
-def _open(
-    name: str, storage: str, space: list[str], dimensions: Sequence[Dimension], sampler: str, prune: bool, seed: int
-) -> tuple[optuna.Study, list[str] | None]:
-    """The study, and the options it searched when it was opened (None for a new one)."""
-    store = optuna.storages.RDBStorage(
-        storage,
-        engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
-        heartbeat_interval=HEARTBEAT,
-        grace_period=GRACE,
-    )
-    study = optuna.create_study(
-        storage=store,
-        study_name=name,
-        direction="maximize",
-        load_if_exists=True,
-        sampler=_sampler(sampler, dimensions, seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
-        if prune
-        else optuna.pruners.NopPruner(),
-    )
-    known = study.user_attrs.get("space")
-    if known is None:
-        study.set_user_attr("space", space)
-    return study, known
+def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.samplers.BaseSampler:
+    if name == "grid":
+        open_ended = [d.key for d in dimensions if not d.choices]
+        if open_ended:
+            raise UserError(f"--sampler: grid needs values to choose from, and {open_ended[0]} has an interval")
+        return optuna.samplers.GridSampler({d.key: list(d.choices) for d in dimensions}, seed=seed)
+    # no fixed seed: two processes of one study must not draw the same
+    return optuna.samplers.RandomSampler() if name == "random" else optuna.samplers.TPESampler(constant_liar=True)
 
 
 def open_study(
@@ -82,18 +153,29 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = [repr(dimension) for dimension in dimensions]
-    try:
-        for attempt in range(RACES):
-            try:
-                study, known = _open(name, storage, space, dimensions, sampler, prune, seed)
-                break
-            except (IntegrityError, OperationalError):
-                # another process made the same tables or study in this moment; theirs will do
-                if attempt == RACES - 1:
-                    raise
-                time.sleep(0.3 * (attempt + 1))
-    except Exception as error:  # SQLAlchemy and its drivers raise many kinds, and some repeat the URL
-        raise UserError(f"--storage: {shown(storage)} cannot be opened ({type(error).__name__})") from None
+    median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
+    patient = {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None
+    beat: dict[str, Any] = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE}
+    sampling = _sampler(sampler, dimensions, seed)
+    for attempt in range(RACES):
+        try:
+            study = optuna.create_study(
+                storage=optuna.storages.RDBStorage(storage, engine_kwargs=patient, **beat),
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=sampling,
+                pruner=median if prune else optuna.pruners.NopPruner(),
+            )
+            known = study.user_attrs.get("space")
+            if known is None:
+                study.set_user_attr("space", space)
+            break
+        except Exception as error:  # SQLAlchemy and its drivers raise many kinds, and some repeat the URL
+            # another process may have made the same tables or study in this moment; theirs will do
+            if attempt == RACES - 1 or not isinstance(error, (IntegrityError, OperationalError)):
+                raise UserError(f"--storage: {shown(storage)} cannot be opened ({type(error).__name__})") from None
+            time.sleep(0.3 * (attempt + 1))
     if known is not None and known != space:
         raise UserError(f"--study: {name} searches other options ({'; '.join(known)}); name another study")
     return study
@@ -109,16 +191,6 @@ def shown(storage: str) -> str:
         return f"this {url.drivername} URL, whose password must have its @ written as %40,"
     text = url.set(query={}).render_as_string(hide_password=True)
     return text + ("?..." if url.query else "")  # there, too, a password may stand
-
-
-def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.samplers.BaseSampler:
-    if name == "grid":
-        open_ended = [d.key for d in dimensions if not d.choices]
-        if open_ended:
-            raise UserError(f"--sampler: grid needs values to choose from, and {open_ended[0]} has an interval")
-        return optuna.samplers.GridSampler({d.key: list(d.choices) for d in dimensions}, seed=seed)
-    # no fixed seed: two processes of one study must not draw the same
-    return optuna.samplers.RandomSampler() if name == "random" else optuna.samplers.TPESampler(constant_liar=True)
 
 
 def tune(
@@ -146,8 +218,7 @@ def tune(
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
-    searched = {d.key for d in dimensions}
-    shared = load_data(base) if not searched & set(_data_keys()) else None
+    shared = load_data(base) if not DATA_KEYS & {d.key for d in dimensions} else None
     stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
     try:
         if sum(t.state in DONE for t in study.trials) < trials:
@@ -162,12 +233,6 @@ def tune(
             f"--search: no trial could be trained: {reasons[-1]}" if reasons else "--search: every trial was pruned"
         )
     return study
-
-
-def _data_keys() -> list[str]:
-    from qrkt_hw.options.data import DataOptions
-
-    return [key for key in DataOptions.model_fields if key not in ("batch_size", "workers", "augment")]
 
 
 def _objective(
@@ -210,30 +275,23 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
     except (SQLAlchemyError, StorageInternalError) as error:
         raise UserError(f"--storage: the study is damaged, or out of reach ({type(error).__name__})") from None
     done.sort(key=lambda t: (t.state != TrialState.COMPLETE, -(t.value if t.value is not None else -1), t.number))
-    return [
-        {
-            "trial": t.number,
-            "state": "refused" if "refused" in t.user_attrs else t.state.name.lower(),
-            "val_auroc": t.value
-            if t.value is not None
-            else t.intermediate_values.get(max(t.intermediate_values, default=0)),
-            "epochs": max(t.intermediate_values, default=0),
-            **t.params,
-            "parameters": t.user_attrs.get("parameters"),
-            "run": t.user_attrs.get("run"),
-        }
-        for t in done
-    ]
+    found = []
+    for t in done:
+        epochs = max(t.intermediate_values, default=0)
+        state = "refused" if "refused" in t.user_attrs else t.state.name.lower()
+        auroc = t.value if t.value is not None else t.intermediate_values.get(epochs)
+        kept = {key: t.user_attrs.get(key) for key in ("parameters", "run")}
+        found.append({"trial": t.number, "state": state, "val_auroc": auroc, "epochs": epochs, **t.params, **kept})
+    return found
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
     """Share of the spread in AUROC that each option explains (fANOVA); empty where too few trials finished."""
-    complete = [t for t in study.trials if t.state == TrialState.COMPLETE]
-    if len(complete) < 4 or len({t.value for t in complete}) < 2:
+    complete = [t.value for t in study.trials if t.state == TrialState.COMPLETE]
+    if len(complete) < 4 or len(set(complete)) < 2:
         return {}
-    return dict(
-        optuna.importance.get_param_importances(study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0))
-    )
+    fanova = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return dict(optuna.importance.get_param_importances(study, evaluator=fanova))
 
 
 def write_study(study: optuna.Study, out: Path) -> list[Path]:
@@ -242,7 +300,6 @@ def write_study(study: optuna.Study, out: Path) -> list[Path]:
     header = list(dict.fromkeys(itertools.chain.from_iterable(found)))
     cells = [["" if row.get(key) is None else str(row[key]) for key in header] for row in found]
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "trials.csv", "\n".join(",".join(line) for line in [header, *cells]) + "\n")
-    lines = ["| " + " | ".join(line) + " |" for line in [header, *cells]]
-    write_text(out / "trials.md", "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]]) + "\n")
+    write_text(out / "trials.csv", comma_separated(header, cells))
+    write_text(out / "trials.md", markdown(header, cells))
     return [out / "trials.csv", out / "trials.md", plot_study(found, importances(study), out / "study.png")]

@@ -55,6 +55,7 @@ class TemplateNetwork(NeuralNetwork):
             raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
         self.template = template
         self.evaluated = self.derived.template
+        self.linear = self.derived.trivial  # every angle is a linear function of the parameters
         self.backend = backend
         self.groups = groups
         self.tag = tag
@@ -72,7 +73,7 @@ class TemplateNetwork(NeuralNetwork):
 
         Differentiable any number of times; the same tensors where the template's angles are linear.
         """
-        if self.derived.trivial:
+        if self.linear:
             return inputs, weights
         # half precision has three digits, which an angle that is a square or a product does not survive
         kind = torch.promote_types(torch.promote_types(inputs.dtype, weights.dtype), torch.float32)
@@ -119,7 +120,7 @@ class TemplateNetwork(NeuralNetwork):
         by_inputs, by_weights = self.input_gradients and self.num_inputs > 0, self.num_weights > 0
         if not (by_inputs or by_weights):
             return None, None
-        chain = None if self.derived.trivial else self.derived.jacobian(values)
+        chain = None if self.linear else self.derived.jacobian(values)
         # a derived input may hold a weight, such as w in x * w
         inner, own_inputs = self.evaluated.num_inputs, self.template.num_inputs
         mixed = chain is not None and bool((chain[..., :inner, own_inputs:] != 0).any())
@@ -303,7 +304,7 @@ class QuantumLayer(TorchConnector):
         if weight.shape != (count,) or not weight.is_floating_point():
             raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
         groups = self.groups
-        return x.unflatten(-1, (groups, -1)), weight.reshape(groups, self.template.num_weights)
+        return x.unflatten(-1, (groups, -1)), weight.reshape(groups, count // groups)
 
     def extra_repr(self) -> str:
         return (

@@ -1,14 +1,13 @@
-"""What an inference will take on a device, by the same packer that will run it; and what would fit a limit."""
+"""The forecast of an inference on a device, by the same packer that will run it; and what would fit a limit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.device.budget import PLAN, Budget
@@ -17,7 +16,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.runge_kutta import TABLEAUS
 from qrkt_hw.options.model import ModelOptions
-from qrkt_hw.resources.trace import Asked
+from qrkt_hw.resources.logical import Stages, stages_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Forecast:
 
     Attributes:
         samples: images or texts.
-        rounds: calls that wait for each other.
+        rounds: circuit batches, each submitted after the one before.
         jobs: submitted.
-        circuits: as asked, before packing.
+        circuits: before packing.
         executions: of the chip, calibrations of readout included.
         seconds: QPU seconds by IBM's formula.
         usd: price at pay-as-you-go.
@@ -46,8 +45,8 @@ class Forecast:
         """As a user reads it."""
         listed = prices()
         return [
-            f"plan for {device}: {self.samples:,} samples, {self.circuits:,} circuits in {self.rounds} rounds, "
-            f"{self.jobs} jobs, {self.executions:,} executions",
+            f"plan for {device}: {self.samples:,} samples, {self.circuits:,} circuits in {self.rounds} circuit "
+            f"batches, {self.jobs} jobs, {self.executions:,} executions",
             f"about {self.seconds:.1f} QPU seconds, {self.usd:,.2f} USD at pay-as-you-go prices of {listed.date}; "
             "nothing is submitted",
         ]
@@ -57,26 +56,8 @@ class Forecast:
         return asdict(self)
 
 
-def rounds_of(model: nn.Module, shape: DataShape) -> list[list[Asked]]:
-    """What one sample asks for, round by round; the model's layers are put back where they were."""
-    from qrkt_hw.models.factory import quantum_layers, set_backend
-    from qrkt_hw.resources.trace import CountingBackend, trace
-
-    layers = quantum_layers(model)
-    if not layers:
-        return []
-    own = [layer.backend for layer in layers]
-    counter = CountingBackend()
-    set_backend(model, counter)
-    try:
-        return trace(model, counter, shape)
-    finally:
-        for layer, backend in zip(layers, own, strict=True):
-            layer.backend = backend  # type: ignore[assignment]
-
-
 def forecast(
-    rounds: Sequence[Sequence[Asked]],
+    stages: Stages,
     samples: int,
     batch: int,
     backend: Backend,
@@ -84,13 +65,13 @@ def forecast(
     shots: int | None = None,
     pack: bool | None = None,
 ) -> Forecast:
-    """Rounds, executions, time and price on a device.
+    """Circuit batches, executions, time and price on a device.
 
     Args:
-        rounds: of one sample.
+        stages: of one sample.
         samples: in all.
         batch: samples that go through the model together.
-        backend: a device or a snapshot with shots.
+        backend: a device or a fake backend with shots.
         shots, pack: in place of the backend's.
     """
     packer = backend.packer.planner(shots, pack)  # type: ignore[attr-defined]
@@ -99,10 +80,9 @@ def forecast(
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
-        for asked in rounds:
+        for stage in stages:
             calls = [
-                Call(a.template, np.zeros((a.circuits * size, a.template.num_inputs + a.template.num_weights)), a.tag)
-                for a in asked
+                Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer) for c in stage
             ]
             batches = packer.batches(calls)
             here = packer.jobs(batches, delay, backend.job_limits)  # type: ignore[attr-defined]
@@ -120,7 +100,7 @@ def forecast(
 def check(
     plan: Forecast,
     budget: Budget,
-    rounds: Sequence[Sequence[Asked]],
+    stages: Stages,
     batch: int,
     backend: Backend,
     cheaper: Callable[[float], str | None] = lambda limit: None,
@@ -138,7 +118,7 @@ def check(
         return
 
     def takes(samples: int = plan.samples, shots: int | None = None, pack: bool | None = None) -> float:
-        return forecast(rounds, samples, batch, backend, shots=shots, pack=pack).seconds
+        return forecast(stages, samples, batch, backend, shots=shots, pack=pack).seconds
 
     fewer = _largest(plan.samples - 1, lambda n: takes(n) <= limit)
     less = _largest(int(backend.shots or 0) - 1, lambda n: takes(shots=n) <= limit)
@@ -178,7 +158,7 @@ def cheaper_model(
             continue
         with suppress(UserError):
             model = build_model(options.model_copy(update=change), shape, backend)
-            plan = forecast(rounds_of(model, shape), samples, batch, backend)
+            plan = forecast(stages_of(model, shape), samples, batch, backend)
             if plan.seconds <= limit:
                 flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())
                 return f"a model trained with {flags} would take {plan.seconds:.1f} s"

@@ -1,58 +1,133 @@
-"""The circuits of a model as written: what they are, how often they run, and in how many dependent rounds."""
+"""Circuits as written: how often a model calls them, how large they are, and whether they are quantum at all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
+from torch import Tensor, nn
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.device.cache import digest
-from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Request
-from qrkt_hw.resources.trace import Asked
+from qrkt_hw.backends.device.measurement import bases
+from qrkt_hw.compiler import cones, lower, split
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.models.factory import quantum_layers, set_backend
+from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Output, Simulability, StageCall
+from qrkt_hw.simulator import METHODS
+
+BATCH = 256  # circuits for which the methods of the simulator state their cost, in nanoseconds
+LONGEST_NAME = 60  # letters of an observable's name
 
 
-def logical(rounds: Sequence[Sequence[Asked]]) -> tuple[Logical, list[CircuitTemplate]]:
-    """Part 1 of the report, and the distinct templates in the order of its ``circuits``."""
-    templates = list(dict.fromkeys(asked.template for round_ in rounds for asked in round_))
-    layers: dict[str, Asked] = {}
+@dataclass(frozen=True)
+class CircuitCall:
+    """A call of a quantum layer within a sequential stage.
+
+    Attributes:
+        layer: its name in the model.
+        template: its circuit.
+        groups: circuits the layer's features are split into.
+        circuits: parameter sets evaluated.
+    """
+
+    layer: str
+    template: CircuitTemplate
+    groups: int
+    circuits: int
+
+
+Stages = Sequence[Sequence[CircuitCall]]
+
+
+class CountingBackend(Backend):
+    """Answers every call with zeros and keeps the calls, stage by stage."""
+
+    def __init__(self) -> None:
+        super().__init__("counting")
+        self.stages: list[list[CircuitCall]] = []
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        self.stages.append(
+            [CircuitCall(c.tag, c.template, (1, *c.values.shape)[-2], c.samples) for c in calls],
+        )
+        return [np.zeros((*c.values.shape[:-1], c.template.num_outputs)) for c in calls]
+
+
+def stages_of(model: nn.Module, shape: DataShape) -> Stages:
+    """The calls that one image or text takes through a model; of a GAN, those of its generator for one image."""
+    first, latent = next(model.parameters()), getattr(model, "latent", None)
+    if latent is not None:
+        return trace(model, first.new_zeros(1, latent))
+    if shape.vocabulary:
+        return trace(model, torch.ones(1, shape.length, dtype=torch.int64, device=first.device))
+    return trace(model, first.new_zeros(1, shape.channels, shape.image_size, shape.image_size))
+
+
+def trace(model: nn.Module, inputs: Tensor) -> Stages:
+    """The calls of a forward pass in evaluation mode; backends, modes and random numbers stay what they were."""
+    counter = CountingBackend()
+    backends = {layer: layer.backend for layer in quantum_layers(model)}
+    modes = {module: module.training for module in model.modules()}
+    set_backend(model, counter)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.eval()(inputs)
+    finally:
+        for layer, backend in backends.items():
+            layer.backend = backend
+        for module, mode in modes.items():
+            module.training = mode
+    return counter.stages
+
+
+def templates_of(stages: Stages) -> list[CircuitTemplate]:
+    """The distinct templates, in the order of their first call."""
+    return list(dict.fromkeys(call.template for stage in stages for call in stage))
+
+
+def logical(stages: Stages) -> Logical:
+    """Part 1 of the report; its circuits are those of :func:`templates_of`."""
+    templates = templates_of(stages)
+    layers: dict[str, CircuitCall] = {}
     calls: dict[str, int] = {}
-    for asked in (a for round_ in rounds for a in round_):
-        layers.setdefault(asked.tag, asked)
-        calls[asked.tag] = calls.get(asked.tag, 0) + asked.circuits
+    for call in (call for stage in stages for call in stage):
+        layers.setdefault(call.layer, call)
+        calls[call.layer] = calls.get(call.layer, 0) + call.circuits
     rows: dict[tuple[int, int, int], list[str]] = {}
-    for tag, asked in layers.items():
-        rows.setdefault((templates.index(asked.template), asked.groups, calls[tag]), []).append(tag)
-    return (
-        Logical(
-            circuits=[describe(template) for template in templates],
-            layers=[
-                LayerRow(
-                    layers=tags,
-                    circuit=circuit,
-                    groups=groups,
-                    weights=groups * as_written(templates[circuit]).num_weights,
-                    calls_per_image=count * len(tags),
-                )
-                for (circuit, groups, count), tags in rows.items()
-            ],
-            qubits=max((t.num_qubits for t in templates), default=0),
-            qubits_summed=sum(a.groups * a.template.num_qubits for a in layers.values()),
-            calls_per_image=sum(calls.values()),
-            rounds=[_requests(round_, templates) for round_ in rounds],
-        ),
-        templates,
+    for name, call in layers.items():
+        rows.setdefault((templates.index(call.template), call.groups, calls[name]), []).append(name)
+    return Logical(
+        circuits=[_circuit(template) for template in templates],
+        layers=[
+            LayerRow(
+                layers=names,
+                circuit=circuit,
+                groups=groups,
+                weights=groups * as_written(templates[circuit]).num_weights,
+                calls_per_image=count * len(names),
+            )
+            for (circuit, groups, count), names in rows.items()
+        ],
+        qubits=max((t.num_qubits for t in templates), default=0),
+        qubits_summed=sum(call.groups * call.template.num_qubits for call in layers.values()),
+        calls_per_image=sum(calls.values()),
+        rounds=[_stage(stage, templates) for stage in stages],
     )
 
 
-def _requests(round_: Sequence[Asked], templates: list[CircuitTemplate]) -> list[Request]:
-    found: dict[int, Request] = {}
-    for asked in round_:
-        place = templates.index(asked.template)
-        request = found.setdefault(place, Request(circuit=place, layers=0, circuits=0))
-        request.layers += 1
-        request.circuits += asked.circuits
+def _stage(stage: Sequence[CircuitCall], templates: list[CircuitTemplate]) -> list[StageCall]:
+    found: dict[int, StageCall] = {}
+    for call in stage:
+        place = templates.index(call.template)
+        row = found.setdefault(place, StageCall(circuit=place, layers=0, circuits=0))
+        row.layers += 1
+        row.circuits += call.circuits
     return list(found.values())
 
 
@@ -61,8 +136,8 @@ def as_written(template: CircuitTemplate) -> CircuitTemplate:
     return template.source or template
 
 
-def describe(template: CircuitTemplate) -> Circuit:
-    """The logical figures of one template: the circuit that runs, with the inputs and weights of its author."""
+def _circuit(template: CircuitTemplate) -> Circuit:
+    """The figures of the circuit that runs, with the inputs and weights of its author."""
     circuit, written = template.circuit, as_written(template)
     return Circuit(
         fingerprint=fingerprint(template),
@@ -72,9 +147,9 @@ def describe(template: CircuitTemplate) -> Circuit:
         inputs=written.num_inputs,
         weights=written.num_weights,
         outputs=template.num_outputs,
-        bases=_bases(template),
+        bases=len(bases(template)),
         gates={str(name): int(count) for name, count in circuit.count_ops().items()},
-        shifts=_shifts(template),
+        shifts=sum(2 * len(rule.shifts) for rule in split(template).rules),
         **two_qubit_figures(circuit),
     )
 
@@ -105,25 +180,101 @@ def fingerprint(template: CircuitTemplate) -> str:
             text = text.replace(name, place[name])
         return text
 
+    find = template.circuit.find_bit
     gates = [
-        (
-            i.operation.name,
-            [template.circuit.find_bit(q).index for q in i.qubits],
-            [shown(p) for p in i.operation.params],
-        )
+        (i.operation.name, [find(q).index for q in i.qubits], [shown(p) for p in i.operation.params])
         for i in template.circuit.data
     ]
     observables = [(o.paulis.to_labels(), o.coeffs.real.tolist()) for o in template.observables]
     return digest(template.num_qubits, template.num_inputs, gates, observables)
 
 
-def _bases(template: CircuitTemplate) -> int:
-    from qrkt_hw.backends.device.measurement import bases
+def simulability(template: CircuitTemplate, place: int) -> Simulability:
+    """Part 4 of the report for the circuit at ``place`` of the list of circuits."""
+    written = as_written(template)
+    outputs = [
+        Output(
+            observable=_name(template, k),
+            inputs=list(cone.inputs),
+            weights=list(cone.weights),
+            exact=cone.exact,
+            strings=cone.strings,
+        )
+        for k, cone in enumerate(cones(written))
+    ]
+    dead = written.num_weights - len({w for output in outputs for w in output.weights})
+    program = lower(template)
+    costs = {
+        name: method.cost(program, template.observables) / BATCH / 1000
+        for name, method in METHODS.items()
+        if method.supports(program, template.observables)
+    }
+    method = min(costs, key=costs.__getitem__, default="none")
+    return Simulability(
+        circuit=place,
+        outputs=outputs,
+        elementwise=sum(1 for o in outputs if len(o.inputs) <= 1),
+        dead_weights=dead,
+        sentence=_dependence(outputs, written.num_inputs, dead),
+        method=method,
+        microseconds=costs.get(method),
+        hardness=_hardness(outputs, template.num_qubits, method, costs.get(method)),
+    )
 
-    return len(bases(template))
+
+def _dependence(outputs: list[Output], inputs: int, dead: int) -> str:
+    """On how many of so many inputs the outputs depend, in words."""
+    sizes = [len(o.inputs) for o in outputs]
+    several = [size for size in sizes if size > 1]
+    bound = "" if all(o.exact for o in outputs) else "at most "
+    if inputs == 0:
+        text = "no output depends on data"
+    elif inputs == 1:
+        text = "one input: a function of one number, a short Fourier series"
+    elif not several:
+        each = "the output depends" if len(outputs) == 1 else f"all {len(outputs)} outputs depend"
+        text = f"{each} on one input each: an element-wise function, classically computable in O(n)"
+    elif 2 * len(several) <= len(outputs):
+        others = "the other depends" if len(several) == 1 else "the others depend"
+        text = (
+            f"{len(outputs) - len(several)} of {len(outputs)} outputs depend on one input each: an element-wise "
+            f"function, classically computable in O(n); {others} on {bound}{_range(several)} of {inputs} inputs"
+        )
+    elif min(sizes) == inputs:
+        text = f"outputs may depend on all {inputs} inputs" if bound else f"every output depends on all {inputs} inputs"
+    else:
+        text = f"each output depends on {bound}{_range(sizes)} of {inputs} inputs"
+    if dead:
+        text += f"; {dead} weight{' moves' if dead == 1 else 's move'} no output"
+    return text
 
 
-def _shifts(template: CircuitTemplate) -> int:
-    from qrkt_hw.compiler import split
+def _hardness(outputs: list[Output], qubits: int, method: str, microseconds: float | None) -> str:
+    if outputs and all(o.strings for o in outputs):
+        most = max(o.strings for o in outputs)
+        return f"easy: every output is a sum of at most {most:,} Pauli string{'' if most == 1 else 's'}"
+    if qubits <= 32:
+        level = "easy" if qubits <= 20 else "moderate"
+        return f"{level}: a statevector of 2^{qubits} amplitudes ({_bytes(16 * 2**qubits)})"
+    if microseconds is not None:
+        return f"possible: about {microseconds:,.0f} us a circuit by method {method!r}"
+    return f"hard: 2^{qubits} amplitudes do not fit a computer, and its observables spread over too many Pauli strings"
 
-    return sum(2 * len(rule.shifts) for rule in split(template).rules)
+
+def _name(template: CircuitTemplate, place: int) -> str:
+    """An observable as a sum of Pauli strings, such as ``0.5 Z0 Z1 + X2``; cut where it is long."""
+    parts = []
+    for word, qubits, coefficient in template.observables[place].to_sparse_list():
+        factor = "" if coefficient == 1 else f"{coefficient.real:g} "
+        parts.append(factor + (" ".join(f"{letter}{q}" for letter, q in zip(word, qubits, strict=True)) or "1"))
+    text = " + ".join(parts)
+    return text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME - 3] + "..."
+
+
+def _range(sizes: list[int]) -> str:
+    return str(min(sizes)) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+
+
+def _bytes(count: int) -> str:
+    unit = (count.bit_length() - 1) // 10
+    return f"{count >> 10 * unit} {('bytes', 'KiB', 'MiB', 'GiB')[unit]}"

@@ -37,11 +37,11 @@ class LayerRow(Part):
     calls_per_image: int = Field(description="circuits of all these layers for one image")
 
 
-class Request(Part):
-    """Circuits of one kind within a round."""
+class StageCall(Part):
+    """Calls of one circuit within a sequential stage."""
 
     circuit: int
-    layers: int = Field(description="layers that ask")
+    layers: int = Field(description="layers that call it")
     circuits: int = Field(description="circuits for one image")
 
 
@@ -53,41 +53,43 @@ class Logical(Part):
     qubits: int = Field(description="of the largest circuit; 0 for a classical model")
     qubits_summed: int = Field(description="over all layers and groups, the count published for such models")
     calls_per_image: int = Field(description="circuits one image takes")
-    rounds: list[list[Request]] = Field(description="dependent calls, each of which waits for the one before")
+    rounds: list[list[StageCall]] = Field(description="sequential stages: each waits for the one before")
 
 
 class Output(Part):
-    """What one observable depends on."""
+    """The light cone of one observable."""
 
     observable: str
     inputs: list[int]
     weights: list[int]
-    exact: bool = Field(description="true: each of these moves it; false: at most these")
-    strings: int = Field(description="Pauli strings it becomes when pulled back; 0 where there are too many")
+    exact: bool = Field(description="true: it depends on each of these; false: at most on these")
+    strings: int = Field(description="most Pauli strings it has under Pauli propagation; 0 where there are too many")
 
 
-class Verdict(Part):
-    """Part 4: what a circuit can do that a formula cannot."""
+class Simulability(Part):
+    """Part 4: the dependence report and the classical simulability of a circuit."""
 
     circuit: int
     outputs: list[Output]
     elementwise: int = Field(description="outputs that depend on at most one input")
-    dead_weights: int = Field(description="weights that move no output")
-    sentence: str
+    dead_weights: int = Field(description="weights on which no output depends")
+    sentence: str = Field(description="the dependence report in words")
     method: str = Field(description="the simulation method this package would take")
     microseconds: float | None = Field(
         description="estimated time of a circuit by that method, forward and backward in a large batch; null: none fits"
     )
-    hardness: str
+    hardness: str = Field(description="what it takes to compute the outputs classically")
 
 
 class Parameters(Part):
-    """Part 5: trainable parameters, beside those of the classical twin."""
+    """Part 5: trainable parameters, beside those of the size-matched classical baseline."""
 
     quantum: int
     classical: int
     total: int
-    twin: int | None = Field(description="total of the same model with linear projections; null for a lone template")
+    twin: int | None = Field(
+        description="total of that baseline, with linear layers for circuits; null without a model"
+    )
 
 
 class Placed(Part):
@@ -104,16 +106,16 @@ class Placed(Part):
     two_qubit_depth: int
     gates: dict[str, int]
     duration: float = Field(description="seconds, measurement included")
-    success: float = Field(description="estimated success probability: no gate and no readout fails")
-    output_success: list[float] = Field(description="the same within the causal cone of each observable")
+    success: float = Field(description="estimated success probability (ESP): no gate and no readout fails")
+    output_success: list[float] = Field(description="ESP of the gates in the causal cone of each observable")
     predicted_error: float | None = Field(
         description="root mean square error of the expectation values that the noise is expected to make: the failure "
-        "within each causal cone times the typical size of the value; null beyond 14 qubits"
+        "probability within each causal cone times the typical size of the value; null beyond 14 qubits"
     )
-    copies: int = Field(description="disjoint copies that fit the device, good or bad")
-    good_copies: int = Field(description="those that are packed: sound ones with half the success of the best")
-    copy_success: list[float] = Field(description="of every copy that is packed, best first")
-    copy_qubits: list[list[int]] = Field(description="physical qubits of every copy that is packed")
+    copies: int = Field(description="disjoint replicas that fit the device, good or bad")
+    good_copies: int = Field(description="replicas that are packed: those with at least half the ESP of the best")
+    copy_success: list[float] = Field(description="ESP of every replica that is packed, best first")
+    copy_qubits: list[list[int]] = Field(description="physical qubits of every replica that is packed")
     basis_copies: list[list[list[int]]] = Field(description="the same for each measurement basis")
 
 
@@ -135,11 +137,11 @@ class Cost(Part):
     level: int
     task: str
     way: str = Field(
-        description="estimator: one PUB per observable; broadcast: one PUB per layer; packed: disjoint copies"
+        description="estimator: one PUB per observable; broadcast: one PUB per layer; packed: disjoint replicas"
     )
-    rounds: int
+    rounds: int = Field(description="circuit batches, each submitted after the one before")
     jobs: int
-    circuits: int = Field(description="circuits submitted; a packed one holds several copies")
+    circuits: int = Field(description="circuits submitted; a packed circuit holds several replicas")
     executions: int
     seconds: float = Field(description="QPU seconds: 2 per job + (rep_delay + duration) x executions")
     seconds_quick: float = Field(description="QPU seconds by the short form: 2 per job + 0.00035 x executions")
@@ -147,13 +149,13 @@ class Cost(Part):
 
 
 class Report(Part):
-    """Everything ``qrkt-hw resources`` knows of a run, preset or template."""
+    """Everything ``qrkt-hw resources`` knows of a run, preset or circuit."""
 
     subject: str
     shots: int
     logical: Logical
     devices: list[Device] = []
     costs: list[Cost] = []
-    verdicts: list[Verdict]
+    verdicts: list[Simulability]
     parameters: Parameters
     prices: str = Field("", description="date and source of the prices")

@@ -1,23 +1,26 @@
-"""What a report is about: a model or a lone template, with the parts of the report that need no device."""
+"""What a report is about: a run, a preset or a lone circuit; and the whole report on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from qrkt_hw import circuits
 from qrkt_hw.backends.device.cache import digest, remember, versions
+from qrkt_hw.backends.device.pricing import prices
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.resources.schema import Logical, Parameters, Part, Verdict
+from qrkt_hw.resources.devices import costs, on_device
+from qrkt_hw.resources.schema import Logical, Parameters, Part, Report, Simulability
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is imported only where a model is built: not for a report that is kept
     from qrkt_hw.ansatz import CircuitTemplate
     from qrkt_hw.data.base import DataShape
+    from qrkt_hw.resources.logical import Stages
 
-LARGEST_WORK = 1e7  # gates x outputs of a lone template: about a minute
-BUILT_IN = Path(__file__).parents[2] / "circuits"
+LARGEST_WORK = 1e7  # gates x outputs of a lone circuit: about a minute
 # what a preset's model is built for when its images are not at hand
 SHAPES = {
     "digits": {"channels": 1, "image_size": 8, "classes": 10},
@@ -28,161 +31,138 @@ SHAPES = {
 
 
 class Description(Part):
-    """The parts of a report that do not depend on a device."""
+    """The parts of a report that need no device."""
 
     logical: Logical
-    verdicts: list[Verdict]
+    verdicts: list[Simulability]
     parameters: Parameters
 
 
 @dataclass
 class Subject:
-    """A model or a template to report on.
+    """A model or a circuit to report on.
 
     Attributes:
-        name: how it is called in the report.
+        name: its name in the report.
         description: the parts without a device.
         batch: images of a training step.
-        make: builds the distinct templates in the order of ``description.logical.circuits``.
+        templates: builds the distinct templates, in the order of ``description.logical.circuits``.
     """
 
     name: str
     description: Description
     batch: int
-    make: Callable[[], list[CircuitTemplate]]
-    _templates: list[CircuitTemplate] | None = field(default=None, repr=False)
+    templates: Callable[[], Sequence[CircuitTemplate]]
 
-    def template(self, circuit: int) -> CircuitTemplate:
-        """The template of a circuit of the description; built on first use."""
-        if self._templates is None:
-            self._templates = self.make()
-        return self._templates[circuit]
+    def report(
+        self, backends: Sequence[str], levels: Sequence[int], *, shots: int, images: int, training_steps: int
+    ) -> Report:
+        """The whole report.
+
+        Args:
+            backends: devices to transpile to; none gives the parts that need none.
+            levels: optimisation levels of the transpiler.
+            shots: samples per circuit.
+            images: to infer.
+            training_steps: to price; 0 leaves training out.
+
+        Raises:
+            UserError: no such backend, or a circuit too large for it.
+        """
+        logical, chosen = self.description.logical, tuple(dict.fromkeys(levels))
+        devices = [on_device(logical.circuits, self.templates, name, chosen) for name in dict.fromkeys(backends)]
+        found = [
+            cost
+            for device in devices
+            for level in (chosen if device.circuits else ())
+            for cost in costs(
+                logical, device, level, shots=shots, images=images, steps=training_steps, batch=self.batch
+            )
+        ]
+        return Report(
+            subject=self.name,
+            shots=shots,
+            devices=devices,
+            costs=found,
+            prices=f"{prices().date} ({prices().source})" if found else "",
+            **dict(self.description),
+        )
 
 
-def of_options(name: str, options: RunOptions, shape: dict[str, int] | None = None) -> Subject:
+def of_options(name: str, options: RunOptions, shape: DataShape | None = None) -> Subject:
     """The model of these options.
 
     Args:
-        name: how it is called in the report.
+        name: its name in the report.
         options: of a run or a preset.
-        shape: fields of the data's ``DataShape``; default: those of the data set.
+        shape: of the data; default: that of the data set.
 
     Raises:
         UserError: options that do not fit each other or the data.
     """
-    size = shape or _usual_shape(options)
+    size = _usual_shape(options) if shape is None else asdict(shape)
 
-    def traced() -> tuple[Description, list[CircuitTemplate]]:
-        return _describe_model(options, _shape(options, size))
+    def build() -> tuple[Stages, Parameters]:
+        from qrkt_hw.data import DataShape, load_data
+        from qrkt_hw.models.factory import build_model, count_parameters
+        from qrkt_hw.resources.logical import CountingBackend, stages_of
 
-    found: list[list[CircuitTemplate]] = []
-
-    def compute() -> dict[str, Any]:
-        description, templates = traced()
-        found.append(templates)
-        return description.model_dump(mode="json")
+        data = load_data(options).shape if size is None else DataShape(**size)
+        model, baseline = build_model(options, data, CountingBackend()), build_model(options.without_circuits(), data)
+        parameters = Parameters(**count_parameters(model), twin=count_parameters(baseline)["total"])
+        return stages_of(model, data), parameters
 
     # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
-    circuits = options.circuits.digest if options.circuits is not None else None
-    fixed = [options.model_dump(mode="json"), size, circuits]
-    kept = (
-        compute()
-        if size is None or not (circuits or _cacheable(options.ansatz))
-        else remember("subjects", digest(fixed, versions()), compute)
-    )
-    return Subject(
-        name,
-        Description.model_validate(kept),
-        options.batch_size,
-        lambda: found[0] if found else traced()[1],
-    )
-
-
-def of_run(name: str, options: RunOptions, description: dict[str, Any]) -> Subject:
-    """The model of a run, by its options and its ``data.json``."""
-    return of_options(name, options, shape_of(description))
-
-
-def shape_of(description: dict[str, Any]) -> dict[str, int]:
-    """Fields of the ``DataShape`` that a run's ``data.json`` describes."""
-    shape = {key: description[key] for key in ("channels", "image_size")}
-    shape["classes"] = len(description["class_names"])
-    if description.get("vocabulary"):
-        shape.update(vocabulary=len(description["vocabulary"]), length=description["length"])
-    return shape
-
-
-def summarize(options: RunOptions, shape: DataShape, shots: int | None) -> list[str]:
-    """Two lines on the circuits of these options for the start of a command; leaves torch's generator alone."""
-    import torch
-
-    from qrkt_hw.models.factory import build_model
-    from qrkt_hw.resources.logical import logical
-    from qrkt_hw.resources.tables import summary
-    from qrkt_hw.resources.trace import CountingBackend, trace
-
-    with torch.random.fork_rng(devices=[]):
-        backend = CountingBackend()
-        part, _ = logical(trace(build_model(options, shape, backend), backend, shape))
-    return summary(part, shots, "text" if shape.vocabulary else "image")
+    kept = options.circuits.digest if options.circuits is not None else None
+    known = size is not None and (kept or circuits.is_built_in(options.ansatz))
+    return _subject(name, options.batch_size, build, [options.model_dump(mode="json"), size, kept] if known else [])
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
-    """A lone template, evaluated once for an "image".
+    """A lone circuit, evaluated once for an "image".
 
     Raises:
         UserError: no such ansatz, a size it does not accept, or one that would take minutes.
     """
 
-    def make() -> list[CircuitTemplate]:
-        from qrkt_hw.circuits import build
+    def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.compiler import derive
+        from qrkt_hw.resources.logical import CircuitCall, as_written
 
-        template = derive(build(ansatz, qubits, layers)).template
+        template = derive(circuits.build(ansatz, qubits, layers)).template
         work = len(template.circuit.data) * template.num_outputs
         if work > LARGEST_WORK:
-            fitting = max(1, int(layers * LARGEST_WORK / work))
             raise UserError(
                 f"--layers: {ansatz} of {qubits} qubits and {layers} layers has {len(template.circuit.data):,} gates "
-                f"and {template.num_outputs} outputs, which would take minutes to analyze; up to {fitting} layers fit"
+                f"and {template.num_outputs} outputs, which would take minutes to analyze; up to "
+                f"{max(1, int(layers * LARGEST_WORK / work))} layers fit"
             )
-        return [template]
-
-    def compute() -> dict[str, Any]:
-        from qrkt_hw.resources.logical import as_written, logical
-        from qrkt_hw.resources.trace import Asked
-        from qrkt_hw.resources.verdict import verdict
-
-        (template,) = make()
-        part, _ = logical([[Asked("circuit", template, 1, 1)]])
         weights = as_written(template).num_weights
         parameters = Parameters(quantum=weights, classical=0, total=weights, twin=None)
-        return Description(logical=part, verdicts=[verdict(template, 0)], parameters=parameters).model_dump(mode="json")
+        return [[CircuitCall("circuit", template, 1, 1)]], parameters
 
-    key = digest(ansatz, qubits, layers, versions())
-    kept = remember("subjects", key, compute) if _cacheable(ansatz) else compute()
-    return Subject(f"{ansatz}:{qubits}:{layers}", Description.model_validate(kept), 64, make)
+    key = [ansatz, qubits, layers] if circuits.is_built_in(ansatz) else []
+    return _subject(f"{ansatz}:{qubits}:{layers}", 64, build, key)
 
 
-def _describe_model(options: RunOptions, shape: DataShape) -> tuple[Description, list[CircuitTemplate]]:
-    from qrkt_hw.models.factory import build_model, count_parameters
-    from qrkt_hw.resources.logical import logical
-    from qrkt_hw.resources.trace import CountingBackend, trace
-    from qrkt_hw.resources.verdict import verdict
+def _subject(name: str, batch: int, build: Callable[[], tuple[Stages, Parameters]], key: list[Any]) -> Subject:
+    """A subject whose description is kept under ``key``; without a key it is made anew, and nothing is kept."""
+    built = cache(build)
 
-    backend = CountingBackend()
-    model = build_model(options, shape, backend)
-    part, templates = logical(trace(model, backend, shape))
-    twin = build_model(options.without_circuits(), shape)
-    counts = count_parameters(model)
-    return (
-        Description(
-            logical=part,
-            verdicts=[verdict(template, place) for place, template in enumerate(templates)],
-            parameters=Parameters(**counts, twin=count_parameters(twin)["total"]),
-        ),
-        templates,
-    )
+    def templates() -> list[CircuitTemplate]:
+        from qrkt_hw.resources.logical import templates_of
+
+        return templates_of(built()[0])
+
+    def describe() -> dict[str, Any]:
+        from qrkt_hw.resources.logical import logical, simulability
+
+        stages, parameters = built()
+        verdicts = [simulability(template, place) for place, template in enumerate(templates())]
+        return Description(logical=logical(stages), verdicts=verdicts, parameters=parameters).model_dump(mode="json")
+
+    kept = remember("subjects", digest(*key, versions()), describe) if key else describe()
+    return Subject(name, Description.model_validate(kept), batch, templates)
 
 
 def _usual_shape(options: RunOptions) -> dict[str, int] | None:
@@ -190,14 +170,3 @@ def _usual_shape(options: RunOptions) -> dict[str, int] | None:
         words, length = getattr(options, "vocabulary", 0), getattr(options, "text_length", 0)
         return {"channels": 0, "image_size": 0, "classes": 2, "vocabulary": words, "length": length}
     return SHAPES.get(options.dataset)
-
-
-def _shape(options: RunOptions, size: dict[str, int] | None) -> DataShape:
-    from qrkt_hw.data import DataShape, load_data
-
-    return DataShape(**size) if size is not None else load_data(options).shape
-
-
-def _cacheable(ansatz: str) -> bool:
-    """Whether the circuits are ours: a user's own file or package may change without notice."""
-    return (BUILT_IN / f"{ansatz}.py").is_file()

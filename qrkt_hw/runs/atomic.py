@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from qrkt_hw.errors import UserError
 
 
 def replace_with(path: Path, write: Callable[[Path], None]) -> None:
@@ -20,6 +23,19 @@ def replace_with(path: Path, write: Callable[[Path], None]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, named: str) -> None:
+    """Make a folder and make sure that files can be written there, before the work that would be lost.
+
+    Raises:
+        UserError: they cannot; the message begins with ``named``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{named}: {folder} cannot be written: {error.strerror}") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

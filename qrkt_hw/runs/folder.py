@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.options.validation import sentence
-from qrkt_hw.runs.atomic import write_json, write_text
+from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.environment import environment
 
 RUNS = Path("runs")
@@ -252,11 +252,7 @@ class RunFolder:
         Raises:
             UserError: the folder cannot be written.
         """
-        try:
-            self.inference.mkdir(exist_ok=True)
-            tempfile.TemporaryFile(dir=self.inference).close()
-        except OSError as error:
-            raise UserError(f"run: {self.inference} cannot be written: {error.strerror}") from error
+        check_writable(self.inference, "run")
 
     def keep_inference(self, record: dict[str, Any]) -> Path | None:
         """Write an inference under a name of its own; returns the file. Warns where the folder cannot be written."""

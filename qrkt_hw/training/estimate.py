@@ -15,7 +15,6 @@ from qrkt_hw.data.batches import first, loader
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.training.devices import keeps_journal
 
 SAMPLES = 4
 LONG = 20.0  # seconds after which the first sample, with all that is prepared once, has to do
@@ -28,12 +27,12 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     A copy of the model on a backend of its own trains on one sample and then on a few: the run's random numbers and
     counters stay as they are.
     """
-    if backend.differentiable or keeps_journal(backend) or not quantum_layers(model):
+    if backend.differentiable or backend.bills or not quantum_layers(model):
         return None
     probe = copy.deepcopy(model).train()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)
-        own = from_options(options, options.seed, working=True)
+        own = from_options(options, options.seed)
     set_backend(probe, own)
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):

@@ -16,7 +16,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
-from qrkt_hw.backends import Backend
+from qrkt_hw import backends
+from qrkt_hw.backends import Backend, Budget
+from qrkt_hw.backends.opening import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
@@ -32,22 +34,13 @@ from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.weights import load_weights, read_weights, sha256
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.resources.subject import summarize
+from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.training import gan
 from qrkt_hw.training.adversaries import Adversaries
 from qrkt_hw.training.classifier import Classifier
-from qrkt_hw.training.devices import (
-    Waiting,
-    announce,
-    command,
-    held,
-    keeps_journal,
-    limit,
-    open_backend,
-)
 from qrkt_hw.training.estimate import estimate
 from qrkt_hw.training.measures import spent, where
 from qrkt_hw.training.metrics import classification_metrics, logits_of
@@ -63,8 +56,7 @@ def start(
     console: Console,
     callbacks: Sequence[Callback] = (),
     data: Data | None = None,
-    max_seconds: float | None = None,
-    max_cost: float | None = None,
+    budget: Budget | None = None,
 ) -> RunFolder:
     """Train from scratch; returns the run.
 
@@ -74,7 +66,7 @@ def start(
         console: for progress.
         callbacks: more of Lightning's callbacks.
         data: the options' data set, where it is loaded already.
-        max_seconds, max_cost: limits of QPU seconds and USD on a device.
+        budget: limits of QPU time and money on a device.
 
     Raises:
         UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
@@ -82,13 +74,13 @@ def start(
     """
     check_accelerator(options)
     data = data or load_data(options)
-    backend = open_backend(options, options.seed, console)
+    backend = backends.make(options, options.seed, console)
+    budget = backend.budget(budget)
     options = options.with_circuits(begun(options))
     model = _fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
-    budget = limit(backend, max_seconds, max_cost)
     run = RunFolder.create(options, data.describe(), out)
     try:
-        with run.writing(), held(run, backend, "train", _arguments(options), budget=budget, progress=Waiting(console)):
+        with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **_activity(options)):
             return _fit(run, options, data, model, console, backend, callbacks)
     except Exception:  # not Ctrl-C: such a run goes on from its start
         run.discard_untrained()
@@ -107,8 +99,7 @@ def resume(
     console: Console,
     resubmit: bool = False,
     replan: bool = False,
-    max_seconds: float | None = None,
-    max_cost: float | None = None,
+    budget: Budget | None = None,
     agreed: str | None = None,
 ) -> RunFolder:
     """Go on with a run from its last whole epoch, with its own configuration.
@@ -118,7 +109,7 @@ def resume(
         console: for progress.
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
-        max_seconds, max_cost: limits of QPU seconds and USD, with what was billed before.
+        budget: limits of QPU time and money, with what was billed before.
         agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
 
     Raises:
@@ -129,21 +120,20 @@ def resume(
         raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
     check_accelerator(options)
     data = load_data(options, run.description().get("vocabulary", ()))
-    backend = open_backend(options, options.seed, console)
-    if keeps_journal(backend) and agreed is None:
+    backend = backends.make(options, options.seed, console)
+    if backend.bills and agreed is None:
         raise UserError(
             f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
             f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
         )
-    budget = limit(backend, max_seconds, max_cost)
-    again: dict[str, Any] = {"resume": True, "resubmit": resubmit, "replan": replan, "budget": budget}
-    with run.writing(), held(run, backend, "train", _arguments(options), progress=Waiting(console), **again):
+    again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
+    with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
         return _fit(run, options, data, _fresh_model(options, data, backend), console, backend)
 
 
-def _arguments(options: RunOptions) -> dict[str, Any]:
+def _activity(options: RunOptions) -> dict[str, Any]:
     """What the journal keeps of a training: its options stand in the run folder."""
-    return {"backend": options.backend, "instance": options.instance}
+    return {"kind": "train", "arguments": {"backend": options.backend, "instance": options.instance}}
 
 
 def check_accelerator(options: RunOptions) -> None:
@@ -184,7 +174,7 @@ def _fit(
     validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
     # a path may hold brackets, and must stay one line
     console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
-    for line in summarize(options, data.shape, backend.shots):
+    for line in summarize(model, data.shape, backend.shots):
         console.print(line, highlight=False)
     expected = None if run.checkpoint.is_file() else estimate(options, data, model, backend)
     if expected is not None:
@@ -221,7 +211,7 @@ def _fit(
     except SystemExit as stop:  # how Lightning ends on Ctrl-C, with the signal switched off
         signal.signal(signal.SIGINT, before)
         how = command("train", run.path, {"backend": options.backend})
-        how = how if keeps_journal(backend) else f"qrkt-hw train --resume {run.path}"
+        how = how if backend.bills else f"qrkt-hw train --resume {run.path}"
         console.print(f"go on with: {how}", highlight=False, markup=False, soft_wrap=True)
         raise KeyboardInterrupt from stop
     except Exception as error:
@@ -233,7 +223,6 @@ def _fit(
         gan.conclude(run, options, model, recorder, backend)
     else:
         _conclude(run, options, data, model, recorder, backend)
-    announce(backend, console)
     return run
 
 
@@ -296,7 +285,7 @@ def _damaged(file: Path, error: Exception) -> UserError:
 def _conclude(
     run: RunFolder, options: RunOptions, data: Data, model: torch.nn.Module, recorder: Recorder, backend: Backend
 ) -> None:
-    from qrkt_hw.plots.training import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
+    from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
     weights = load_weights(model, run.model)
     results: dict[str, Any] = {}

@@ -100,7 +100,7 @@ class _Clock(Callback):
 def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:
     """Loss curves, the animation and ``results.json``."""
     started = time.perf_counter()
-    from qrkt_hw.plots.losses import plot_losses  # matplotlib, only now: it delays the first step
+    from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
 
     plot_losses(gallery.history, run.plots / "losses.png")
     frames = sorted((run.path / "samples").glob("epoch-*.png"))

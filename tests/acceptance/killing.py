@@ -62,7 +62,7 @@ def half_written_checkpoint(nth: int) -> None:
 
 
 def arrange(moment: str) -> None:
-    from qrkt_hw.plots import training as plots
+    from qrkt_hw.plots import charts as plots
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.training import fit, recorder
     from qrkt_hw.training.adversaries import Adversaries

@@ -97,29 +97,29 @@ def test_generate_takes_a_backend(trained, tmp_path):
 
 
 def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import judging
+    from qrkt_hw.experiments import evaluation
 
-    monkeypatch.setattr(judging, "STEPS", 60)  # any judge will do here
+    monkeypatch.setattr(evaluation, "STEPS", 60)  # any reference classifier will do here
     done = qrkt(
-        "evaluate", trained, "--samples", "150", "--judge", tmp_path / "judge.safetensors", "--yardsticks", "--json",
+        "evaluate", trained, "--samples", "150", "--judge", tmp_path / "c.safetensors", "--reference-scores", "--json",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert record["protocol"]["samples"] == 150 and record["protocol"]["split"] == "train"
-    assert record["judge"]["sha256"] in record["protocol"]["extractor"]
-    ours, test = record["metrics"]["fid"], record["yardsticks"]["test images"]["fid"]
+    assert record["reference_classifier"]["sha256"] in record["protocol"]["extractor"]
+    ours, test = record["metrics"]["fid"], record["reference_scores"]["test images"]["fid"]
     assert test < ours  # three epochs draw nothing like a digit
-    assert sum(record["judge"]["shares"]) == pytest.approx(1, abs=1e-3)
+    assert sum(record["reference_classifier"]["shares"]) == pytest.approx(1, abs=1e-3)
     assert (trained / "evaluation" / "nearest.png").is_file()
 
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
-    from qrkt_hw.experiments import judging
+    from qrkt_hw.experiments import evaluation
     from tests.data import writing
 
-    monkeypatch.setattr(judging, "STEPS", 5)
+    monkeypatch.setattr(evaluation, "STEPS", 5)
     (tmp_path / "here").mkdir()
     data = writing.mnist(tmp_path / "here")
     small = ["--dataset", "mnist", "--patch", "7", "--epochs", "1", "--limit", "32", "--out", "run", *CLASSICAL]
@@ -175,33 +175,33 @@ def test_other_commands_refuse_a_run_of_the_other_kind(trained, tmp_path):
     refused(qrkt("compare", "vit", trained, cwd=tmp_path), "gan")
 
 
-def test_twins_have_equal_shape_or_equal_parameters():
+def test_baselines_are_size_matched_or_parameter_matched():
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.gan_twins import counts, same_parameters
+    from qrkt_hw.experiments.baselines import parameter_counts, parameter_matched
     from qrkt_hw.models.factory import build_model, count_parameters, quantum_layers
     from qrkt_hw.options.run import RunOptions
 
     shape = DataShape(1, 8, 10)
     options = RunOptions.model_validate({"model": "gan", "hidden": 16, "mlp": 16, "patch": 4, "generator_hidden": 32})
     own = {name: count_parameters(side)["total"] for name, side in build_model(options, shape).sides.items()}
-    narrow = same_parameters(options, shape)
+    narrow = parameter_matched(options, shape)
     assert not quantum_layers(build_model(narrow, shape))
     assert not quantum_layers(build_model(options.without_circuits(), shape))
-    for side, total in counts(narrow, shape).items():
+    for side, total in parameter_counts(narrow, shape).items():
         assert abs(total - own[side]) < 0.02 * own[side], side
 
 
 @pytest.mark.slow
-def test_twin_trains_both_twins_and_measures_all_by_one_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import judging
+def test_twin_trains_both_baselines_and_measures_all_by_one_protocol(trained, tmp_path, monkeypatch):
+    from qrkt_hw.experiments import evaluation
 
-    monkeypatch.setattr(judging, "STEPS", 60)
-    done = qrkt("twin", trained, "--epochs", "1", "--out", "twins", cwd=tmp_path)
+    monkeypatch.setattr(evaluation, "STEPS", 60)
+    done = qrkt("twin", trained, "--epochs", "1", "--out", "sides", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads((tmp_path / "twins" / "twin.json").read_text())
+    record = json.loads((tmp_path / "sides" / "baselines.json").read_text())
     assert len({json.dumps(side["protocol"]) for side in record["sides"].values()}) == 1
-    assert set(record["sides"]) == {"quantum", "same-shape", "same-parameters"}
-    assert "fid [" in (tmp_path / "twins" / "table.md").read_text()
+    assert set(record["sides"]) == {"quantum", "size-matched", "parameter-matched"}
+    assert "fid [" in (tmp_path / "sides" / "table.md").read_text()
 
 
 @pytest.mark.slow
@@ -215,9 +215,9 @@ def test_the_digits_preset_draws_every_digit_and_copies_none(seed, tmp_path):
     done = qrkt("evaluate", "run", "--samples", "1000", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    quality = record["judge"]["quality"]
+    quality = record["reference_classifier"]["quality"]
     assert quality["test_accuracy"] >= 0.97
-    assert max(quality["sure_of_gaussian"], quality["sure_of_shuffled"]) <= 0.2
-    assert record["judge"]["sure"] >= 0.7
-    assert min(record["judge"]["shares"]) >= 0.04
+    assert max(quality["confident_of_gaussian"], quality["confident_of_shuffled"]) <= 0.2
+    assert record["reference_classifier"]["confident"] >= 0.7
+    assert min(record["reference_classifier"]["shares"]) >= 0.04
     assert record["nearest_training_image"]["copies"] == 0

@@ -243,7 +243,7 @@ def test_a_bill_above_the_estimate_stops_at_the_limit_and_keeps_what_came_back(u
     service.reset(billing_factor=4.0)
     with Journal(tmp_path / "journal.sqlite") as journal:
         with pytest.raises(UserError, match="max-qpu-seconds"):
-            evaluate(fez(), journal, budget=Budget(max_seconds=10.0))
+            evaluate(fez(), journal, budget=Budget(qpu_seconds=10.0))
         report = service.report()
         assert len(report["executed"]) == 1 and report["jobs"][0]["limit"] == 10  # passed on to the service
         assert journal.billed(journal.activities()[0]) == pytest.approx(report["seconds"])

@@ -1,4 +1,4 @@
-"""The thesis' rows: parameter counts, presets, compare, twin, tune, text."""
+"""The thesis' rows: parameter counts, presets, compare, baselines, tune, text."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.experiments import presets, twins
+from qrkt_hw.experiments import baselines, presets
 from qrkt_hw.experiments.comparison import grouped, table
 from qrkt_hw.models.factory import build_model, count_parameters, summed_qubits
 from qrkt_hw.options.run import RunOptions
@@ -180,32 +180,36 @@ def test_compare_refuses_what_is_not_finished_or_named_twice(runs, tmp_path):
     assert unfinished.returncode == 2 and "--resume" in unfinished.stderr
 
 
-def test_the_twin_is_fused_and_of_the_right_size():
+def test_the_baseline_is_fused_and_of_the_right_size():
     options, shape = RunOptions(), DataShape(1, 8, 10)
     target = count_parameters(build_model(options, shape))["total"]
-    equal = count_parameters(build_model(twins.same_parameters(options, shape), shape))["total"]
-    assert abs(equal - target) <= 0.02 * target
-    twin = build_model(twins.same_shape(options), shape)
-    for block in twin.blocks:
+    matched = count_parameters(build_model(baselines.parameter_matched(options, shape), shape))["total"]
+    assert abs(matched - target) <= 0.02 * target
+    baseline = build_model(options.without_circuits(), shape)
+    for block in baseline.blocks:
         attention = block.fields[0].attention
         assert isinstance(attention.fused, torch.nn.Linear) and attention.fused.out_features == 3 * options.hidden
         assert not hasattr(attention, "query")
 
 
-def test_twin_gives_every_side_the_same(runs, tmp_path):
-    result = qrkt("twin", runs / "a", "--trials", 2, "--out", "twins", cwd=tmp_path)
+def test_every_side_is_given_the_same(runs, tmp_path):
+    result = qrkt("twin", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    record = json.loads((tmp_path / "twins" / "twin.json").read_text())
+    record = json.loads((tmp_path / "sides" / "baselines.json").read_text())
     sides = record["sides"]
-    assert list(sides) == list(twins.SIDES)
+    assert list(sides) == list(baselines.SIDES)
     tried = [set(side["validation_auroc_by_rate"]) for side in sides.values()]
     assert tried[0] == tried[1] == tried[2] and len(tried[0]) == 2
     for side in sides.values():
         scores = side["validation_auroc_by_rate"]
         assert scores[str(side["learning_rate"])] == max(scores.values())
         assert RunFolder.open(tmp_path / side["chosen"]).options().epochs == 2
-    again = qrkt("twin", runs / "a", "--trials", 2, "--out", "twins", cwd=tmp_path)
-    assert again.returncode == 0 and json.loads((tmp_path / "twins" / "twin.json").read_text()) == record
+    # folders of an earlier version are read, and nothing is trained again
+    (tmp_path / "sides" / "size-matched").rename(tmp_path / "sides" / "same-shape")
+    again = qrkt("twin", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)
+    assert again.returncode == 0 and not (tmp_path / "sides" / "size-matched").exists()
+    text = (tmp_path / "sides" / "baselines.json").read_text().replace("same-shape", "size-matched")
+    assert json.loads(text) == record
     assert qrkt("twin", runs / "c", cwd=tmp_path).returncode == 2
 
 

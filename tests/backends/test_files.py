@@ -3,7 +3,7 @@
 import pytest
 
 from qrkt_hw.backends import from_options, resolve
-from qrkt_hw.backends.files import layers, read_entries
+from qrkt_hw.backends.files import layers, read_entries, working_folder
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions
@@ -75,7 +75,8 @@ def test_layers_are_laid_over_each_other_by_name(tmp_path, monkeypatch):
     (tmp_path / "backends.yaml").write_text("b: {provider: aer, shots: 2}\nc: {provider: aer, shots: 2}")
     named = tmp_path / "named.yaml"
     named.write_text("c: {provider: aer, shots: 3}")
-    found = {name: entry for name, (entry, _) in layers(named, working=True).items()}
+    with working_folder():
+        found = {name: entry for name, (entry, _) in layers(named).items()}
     assert [found[name].shots for name in "abc"] == [1, 2, 3]
     assert found["exact"].provider == "exact"
 

@@ -22,7 +22,7 @@ from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
 from qrkt_hw.experiments.device import on_backend
-from qrkt_hw.experiments.generating import draw, save_images
+from qrkt_hw.experiments.generation import draw, save_images
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.training.metrics import classification_metrics, mcnemar, wilson
@@ -184,7 +184,7 @@ def test_a_storage_still_says_where_it_is():
 
 def test_a_killed_generate_leaves_whole_pictures(tmp_path):
     program = (
-        "import torch; from pathlib import Path; from qrkt_hw.experiments.generating import save_images\n"
+        "import torch; from pathlib import Path; from qrkt_hw.experiments.generation import save_images\n"
         f"save_images(torch.rand(600, 3, 128, 128) * 2 - 1, Path({str(tmp_path / 'out')!r}))"
     )
     started = subprocess.Popen([sys.executable, "-c", program])
@@ -229,18 +229,18 @@ def test_weights_that_give_no_numbers_are_refused(run, tmp_path):
     refused(qrkt("infer", copy, "--image", "a.png", cwd=tmp_path), "finite")
 
 
-def test_the_judge_and_the_evaluation_name_what_cannot_be_written(tmp_path, monkeypatch):
-    from qrkt_hw.experiments import judging
+def test_the_reference_classifier_and_the_evaluation_name_what_cannot_be_written(tmp_path, monkeypatch):
+    from qrkt_hw.experiments.evaluation import reference_classifier
 
     (tmp_path / "file").write_text("")
     data = SimpleNamespace(shape=SimpleNamespace(channels=1, classes=10), name="digits")
-    with pytest.raises(UserError, match=r"--judge: .*file cannot be written"):
-        judging.judge(data, None, tmp_path / "file" / "judge.safetensors")  # refused before it is trained
+    with pytest.raises(UserError, match=r"--reference-classifier: .*file cannot be written"):
+        reference_classifier(data, None, tmp_path / "file" / "classifier.safetensors")  # refused before it is trained
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="not a regular file"):
-        judging.judge(data, None, tmp_path / "pipe")
+        reference_classifier(data, None, tmp_path / "pipe")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     data = SimpleNamespace(**vars(data), splits={"train": range(3)}, mean=(0.1,))
     data.shape.image_size = 8
     with pytest.raises(UserError, match="judges cannot be written"):
-        judging.judge(data, None)
+        reference_classifier(data, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from qrkt_hw.data.augment import augmented
+from qrkt_hw.data.batches import augmented
 
 
 def test_a_shift_moves_by_a_pixel_at_most_and_repeats_the_edge():

@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from qrkt_hw.data import load_data
-from qrkt_hw.data.digits import read, split_indices
-from qrkt_hw.data.split import stratified
+from qrkt_hw.data.mnist import read_digits, split_indices
+from qrkt_hw.data.splits import stratified
 from qrkt_hw.options.run import RunOptions
 
 pytestmark = pytest.mark.acceptance
@@ -22,7 +22,7 @@ def test_counts_cover_all_images_once():
 
 
 def test_the_file_is_read_as_scikit_learn_reads_it():
-    pixels, labels = read()
+    pixels, labels = read_digits()
     bunch = load_digits()
     assert np.array_equal(pixels, bunch.images) and np.array_equal(labels, bunch.target)
     assert tuple(map(str, bunch.target_names)) == load_data(RunOptions()).class_names

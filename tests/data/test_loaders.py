@@ -14,7 +14,7 @@ import torch
 
 from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
-from qrkt_hw.data.stream import Stream
+from qrkt_hw.data.parquet import Stream
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 from tests.data import writing
@@ -129,10 +129,10 @@ def test_memory_is_bounded_for_a_stream(tmp_path):
     script = textwrap.dedent("""
         import resource, sys
         from pathlib import Path
-        from qrkt_hw.data import load_data, stream
+        from qrkt_hw.data import load_data, parquet
         from qrkt_hw.data.batches import loader
         from qrkt_hw.options.run import RunOptions
-        stream.WINDOW = 16
+        parquet.WINDOW = 16
         data = load_data(RunOptions(dataset="imagenet", data_dir=Path(sys.argv[1]), image_size=16))
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, count = peak(), 0

@@ -12,9 +12,9 @@ from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.opening import command, same
 from qrkt_hw.commands.jobs import _account
 from qrkt_hw.errors import UserError
-from qrkt_hw.training.devices import command, same
 from tests.command_line import qrkt
 
 

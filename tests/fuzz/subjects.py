@@ -35,10 +35,9 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments import judging
 from qrkt_hw.experiments.comparison import MEASURES
+from qrkt_hw.experiments.evaluation import ReferenceClassifier, reference_classifier
 from qrkt_hw.experiments.loading import load
-from qrkt_hw.models.reference import ReferenceClassifier
 from qrkt_hw.options.run import RunOptions
 from tests.data import writing
 from tests.execution.test_journal import outcome
@@ -255,10 +254,9 @@ def priced() -> Any:
 
 def study() -> Any:
     from qrkt_hw.experiments import tuning
-    from qrkt_hw.experiments.search import parse
 
     url = f"sqlite:///{Path('study.db').absolute()}"
-    found = tuning.open_study("qrkt-hw", url, [parse("qubits=2,4")], "random", True, 0)
+    found = tuning.open_study("qrkt-hw", url, [tuning.parse("qubits=2,4")], "random", True, 0)
     return tuning.rows(found)
 
 
@@ -334,20 +332,19 @@ def images_read() -> None:
             raise Broken(f"an image {found.shape} up to {found.abs().max()}")
 
 
-def a_judge(folder: Path) -> None:
+def a_classifier(folder: Path) -> None:
     torch.manual_seed(0)
-    save_file(ReferenceClassifier(1, 10).state_dict(), "judge.safetensors", {"accuracy": "0.9"})
+    save_file(ReferenceClassifier(1, 10).state_dict(), "classifier.safetensors", {"accuracy": "0.9"})
 
 
-def judge_read() -> None:
-    if not Path("judge.safetensors").exists():
-        raise UserError("where there is no judge one is trained, which takes minutes")
-    found = judging.judge(
-        load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), Path("judge.safetensors")
-    )
+def classifier_read() -> None:
+    place = Path("classifier.safetensors")
+    if not place.exists():
+        raise UserError("where there is no reference classifier one is trained, which takes minutes")
+    model, _ = reference_classifier(load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), place)
     with torch.no_grad():
-        if not torch.isfinite(found.model(FEATURES)).all():
-            raise Broken("a judge that gives no numbers")
+        if not torch.isfinite(model(FEATURES)).all():
+            raise Broken("a reference classifier that gives no numbers")
 
 
 RUN = ("run/**/*",)
@@ -379,7 +376,7 @@ SUBJECTS = [
     Subject("ansatz", written("mine.py", ANSATZ), lambda: bool(command("circuits", "show", "mine.py:mine")),
             ("mine.py",)),
     Subject("study", a_study, lambda: isinstance(study(), list), ("study.db",), weight=0.7),
-    Subject("judge", a_judge, judge_read, ("judge.safetensors",)),
+    Subject("reference classifier", a_classifier, classifier_read, ("classifier.safetensors",)),
     Subject("mnist", lambda folder: writing.mnist(folder), data("mnist"), ("mnist/*",), weight=2),
     Subject("mnist plain", lambda folder: writing.mnist(folder, packed=False), data("mnist"), ("mnist/*",)),
     Subject("cifar10", lambda folder: writing.cifar_pickles(folder, "cifar10"), data("cifar10"),

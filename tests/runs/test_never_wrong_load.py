@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qrkt_hw
-from qrkt_hw.data import digits, load_data
+from qrkt_hw.data import load_data, mnist
 from qrkt_hw.errors import RunWarning
 from qrkt_hw.options.run import RunOptions
 from tests.command_line import qrkt
@@ -27,8 +27,8 @@ def good(tmp_path_factory):
 
 
 def test_raw_digits_are_read_as_training_read_them(good):
-    pixels, labels = digits.read()
-    test = digits.split_indices(labels)["test"]
+    pixels, labels = mnist.read_digits()
+    test = mnist.split_indices(labels)["test"]
     model, raw = qrkt_hw.load(good), pixels[test]
     wanted, _ = load_data(RunOptions()).splits["test"][range(len(test))]
     assert torch.equal(model.preprocess(raw), wanted)
@@ -96,7 +96,7 @@ def test_what_is_no_image_of_this_model_is_refused(raw, error, word, good):
 
 def test_a_loaded_model_stays_a_module(good):
     model = qrkt_hw.load(good)
-    raw = digits.read()[0][:20]
+    raw = mnist.read_digits()[0][:20]
     assert set(model.state_dict()) == set(load_file(good / "model.safetensors"))
     assert isinstance(model, torch.nn.Module) and not model.training
     for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

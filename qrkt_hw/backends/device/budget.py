@@ -9,51 +9,28 @@ PLAN = "payg"  # whose price counts for limits of money
 
 
 class Budget:
-    """A limit on QPU seconds, on money, or on both.
+    """A limit on QPU seconds, on money, or on both; without either nothing is limited.
 
     Args:
-        max_seconds: QPU seconds; None for no limit.
-        max_cost: USD; None for no limit.
-        usd_per_second: price of a QPU second; needed for ``max_cost``.
-        where: the flag or key that set the limit of seconds, for messages.
-
-    Raises:
-        ValueError: a limit of money without a price.
+        qpu_seconds: that may be billed; None for no limit.
+        usd: that may be billed, at pay-as-you-go prices; None for no limit.
+        where: the flag or key that sets the limit of seconds, for messages.
     """
 
     def __init__(
-        self,
-        max_seconds: float | None = None,
-        max_cost: float | None = None,
-        usd_per_second: float | None = None,
-        where: str = "--max-qpu-seconds",
+        self, qpu_seconds: float | None = None, usd: float | None = None, where: str = "--max-qpu-seconds"
     ) -> None:
-        if max_cost is not None and usd_per_second is None:
-            raise ValueError("max_cost needs usd_per_second")
-        self.max_seconds, self.max_cost, self.usd_per_second, self.where = max_seconds, max_cost, usd_per_second, where
+        self.qpu_seconds, self.usd, self.where = qpu_seconds, usd, where
         self.billed = 0.0
-
-    @classmethod
-    def of(cls, backend: str, own: float | None, max_seconds: float | None, max_cost: float | None) -> Budget:
-        """The limits of the flags, else the backend's own; money counts at pay-as-you-go prices.
-
-        Args:
-            backend: its name, for messages.
-            own: QPU seconds that its entry allows; None for no limit.
-            max_seconds, max_cost: QPU seconds and USD by flags.
-        """
         price = prices().plans[PLAN].usd_per_second
-        if max_seconds is None and max_cost is None:
-            return cls(own, None, price, f"max_seconds of backend {backend}")
-        return cls(max_seconds, max_cost, price)
+        by_cost = usd / price if usd is not None and price else None  # a price of 0 is no limit
+        self.by_cost = by_cost is not None and (qpu_seconds is None or by_cost < qpu_seconds)
+        self.limit = by_cost if self.by_cost else qpu_seconds
 
     @property
-    def limit(self) -> float | None:
-        """Seconds that may be billed in all; None without a limit. A price of 0 is no limit."""
-        limits = [] if self.max_seconds is None else [self.max_seconds]
-        if self.max_cost is not None and self.usd_per_second:
-            limits.append(self.max_cost / self.usd_per_second)
-        return min(limits, default=None)
+    def flag(self) -> str | None:
+        """The flag that was given; None where neither was."""
+        return self.where if self.qpu_seconds is not None else "--max-cost" if self.usd is not None else None
 
     @property
     def left(self) -> float | None:
@@ -80,11 +57,6 @@ class Budget:
     @property
     def named(self) -> str:
         """The limit that binds, with its flag and value."""
-        by_cost = (
-            self.max_cost is not None
-            and self.usd_per_second
-            and (self.max_seconds is None or self.max_cost / self.usd_per_second < self.max_seconds)
-        )
-        if by_cost:
-            return f"--max-cost {self.max_cost:g} USD ({self.limit:.1f} s)"
-        return f"{self.where} {self.max_seconds:g} s"
+        if self.by_cost:
+            return f"--max-cost {self.usd:g} USD ({self.limit:.1f} s)"
+        return f"{self.where} {self.qpu_seconds:g} s"

@@ -66,9 +66,9 @@ def versions() -> dict[str, str]:
 
 
 def _own_files() -> str:
+    """The same for the same sources; ``circuits`` is a link in a checkout, which a search does not follow by itself."""
     root = Path(__file__).parents[2]
-    folders = [root, root.parent / "circuits"]
-    files = sorted(path for folder in folders if folder.is_dir() for path in folder.rglob("*.py"))
+    files = {path for folder in (root, root / "circuits") for path in folder.rglob("*.py")}
     return digest(
-        [(str(path.relative_to(root.parent)), path.stat().st_mtime_ns, path.stat().st_size) for path in files]
+        [(path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(files)]
     )

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call, Gradient
-from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.splitting import JobLimits
 from qrkt_hw.backends.schema import IBMEntry
@@ -69,6 +68,7 @@ class IBMBackend(Backend):
 
     kind = "IBM Quantum"
     differentiable = False
+    bills = True
 
     def __init__(
         self, name: str, entry: IBMEntry, place: Any, shots: int, gradient: Gradient, pack: bool | None = None
@@ -204,8 +204,7 @@ class IBMBackend(Backend):
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
-        if budget is None and self.max_seconds is not None:
-            budget = Budget.of(self.name, self.max_seconds, None, None)
+        budget = self.budget(budget)
         if self.account is not None and activity.device != self.place.name:
             if self.entry.name != "least_busy":
                 raise UserError(
@@ -234,18 +233,26 @@ class IBMBackend(Backend):
             budget.charge(spent)
         entry = self.entry
         limits = Limits(entry.grace, entry.max_wait, entry.submissions_per_minute, self.job_limits)
-        before, self._progress = self._progress, progress
-        tell = getattr(progress, "update", None) or (lambda text: None)
         self.jobs = Jobs(
-            self.account, self.place, journal, activity, budget, self.seconds, self._configure, limits, tell, resubmit
+            self.account,
+            self.place,
+            journal,
+            activity,
+            budget,
+            self.seconds,
+            self._configure,
+            limits,
+            self._tell,
+            resubmit,
         )
         self._settle()
         try:
-            yield self
+            with self.reporting(progress):
+                yield self
         finally:
             self.place.close()
             self._settle()
-            self.jobs, self._progress = None, before
+            self.jobs = None
             if own:
                 journal.close()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qrkt_hw.plots.training import plot_confusion, plot_curves
+from qrkt_hw.plots.charts import plot_confusion, plot_curves
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["$", "a$b$c"], ["ä" * 30, "_^{"], [str(k) for k in range(40)]])

@@ -1,4 +1,4 @@
-"""Drawing images with the generator of a run."""
+"""Images from the generator of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
     """The GAN of a run.
 
     Raises:
-        UserError: the run is of another kind, or has no weights yet.
+        UserError: the run is a classifier, or has no weights yet.
     """
     if run.options().model != "gan":
         raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
@@ -37,8 +37,7 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
     random = torch.Generator().manual_seed(seed)
     if not interpolate:
         return torch.randn(count, latent, generator=random)
-    rows = -(-count // row)
-    ends = torch.randn(rows, 2, latent, generator=random)
+    ends = torch.randn(-(-count // row), 2, latent, generator=random)
     units = ends / ends.norm(dim=-1, keepdim=True)
     angle = (units[:, 0] * units[:, 1]).sum(-1).clamp(-1, 1).acos()[:, None, None]
     t = torch.linspace(0, 1, row)[None, :, None]
@@ -48,7 +47,7 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
 
 @torch.no_grad()
 def draw(model: Gan, points: Tensor) -> Tensor:
-    """Images ``(count, channels, size, size)`` in [-1, 1], rounded to 8 bits as a file would hold them.
+    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them.
 
     Raises:
         UserError: values that are not finite.
@@ -65,19 +64,13 @@ def save_images(images: Tensor, folder: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
+    temporary = folder / f".{os.getpid()}.tmp"  # a picture is whole or not there, whenever the process ends
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{os.getpid()}.tmp"  # a picture is whole or not there, whenever the process ends
         for number, image in enumerate(to_bytes(images)):
             picture(image).save(temporary, format="PNG")
             temporary.replace(folder / f"{number:05d}.png")
     except OSError as error:
         with suppress(OSError):
-            (folder / f".{os.getpid()}.tmp").unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
-
-
-def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """For each image the index of the nearest other one, and its Euclidean distance in pixels of [-1, 1]."""
-    found = [torch.cdist(part.flatten(1), others.flatten(1)).min(1) for part in images.split(500)]
-    return torch.cat([f.indices for f in found]), torch.cat([f.values for f in found])

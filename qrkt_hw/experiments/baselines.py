@@ -1,0 +1,235 @@
+"""A run against its classical baselines: size-matched (linear layers instead of circuits) and parameter-matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from qrkt_hw.backends import bills
+from qrkt_hw.data import Data, DataShape, load_data
+from qrkt_hw.errors import UserError
+from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
+from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
+from qrkt_hw.models.factory import build_model, count_parameters
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.folder import read_json
+from qrkt_hw.training import fit
+from qrkt_hw.training.gan import seconds_per_step
+
+SIDES = ("quantum", "size-matched", "parameter-matched")
+EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
+SAMPLES = 10_000  # generated for each measurement of a GAN
+
+
+def train_baselines(
+    run: RunFolder, trials: int, epochs: int | None, out: Path, console: Console
+) -> tuple[list[Group], dict[str, Any]]:
+    """Train both baselines of a run and compare. What an earlier call finished is kept, what it left is resumed.
+
+    Of a classifier every side, the quantum one too, gets the same learning rates and epochs, and its rate is chosen
+    by validation AUROC. The baselines of a GAN take its learning rates and, by the time of a step measured here side by
+    side, its training time; one protocol measures all three.
+
+    Args:
+        run: with circuits; of a classifier, the trial with its own options is taken from it.
+        trials: learning rates per side; a GAN takes none.
+        epochs: of each training; None takes the run's, and of a GAN its time.
+        out: folder of the runs, ``baselines.json``, tables and figures.
+        console: for progress.
+
+    Returns:
+        The compared runs as groups, and the record written to ``baselines.json``.
+
+    Raises:
+        UserError: the run has no circuits, or ``out`` belongs to other options.
+    """
+    options = run.options()
+    if not options.has_circuits:
+        raise UserError(f"run: {run.path} has no circuits, so it has no classical baseline")
+    if bills(options):
+        raise UserError(
+            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and baselines would be "
+            "trained there; take a run that was trained on exact"
+        )
+    data = load_data(options)
+    matched = (options.without_circuits(), parameter_matched(options, data.shape))
+    sides = dict(zip(SIDES, (options, *matched), strict=True))
+    record: dict[str, Any] = {"run": str(run.path), "sides": {}}
+    compare = _gans if options.model == "gan" else _classifiers
+    runs = compare(run, sides, trials, epochs, out, data, console, record)
+    groups = grouped(runs, SIDES)
+    write_comparison(groups, out)
+    write_json(out / "baselines.json", record)
+    return groups, record
+
+
+def _classifiers(
+    run: RunFolder,
+    sides: dict[str, RunOptions],
+    trials: int,
+    epochs: int | None,
+    out: Path,
+    data: Data,
+    console: Console,
+    record: dict[str, Any],
+) -> list[RunFolder]:
+    chosen = []
+    record.update(epochs=epochs or run.options().epochs, trials=trials)
+    for side, own in sides.items():
+        finished: dict[float, RunFolder] = {}
+        for rate in rates(own.learning_rate, trials):
+            trial = own.model_copy(update={"learning_rate": rate, "epochs": record["epochs"]})
+            if trial == run.options() and run.results.is_file():
+                finished[rate] = run
+                continue
+            console.print(f"{side}: learning rate {rate}", highlight=False)
+            finished[rate] = _trained(trial, _place(out, side) / f"lr-{rate}", data, console)
+        validation = {rate: read_json(found.results)["validation"] for rate, found in finished.items()}
+        best = max(finished, key=lambda rate: (validation[rate]["auroc"], -validation[rate]["loss"]))
+        chosen.append(finished[best])
+        results = read_json(finished[best].results)
+        record["sides"][side] = {
+            "chosen": str(finished[best].path),
+            "learning_rate": best,
+            "hidden": own.hidden,
+            "heads": own.heads,
+            "mlp": own.mlp,
+            "parameters": results["parameters"]["total"],
+            "train_seconds": results["train_seconds"],
+            "test": results["test"],
+            "validation_auroc_by_rate": {str(rate): found["auroc"] for rate, found in validation.items()},
+        }
+    return chosen
+
+
+def _gans(
+    run: RunFolder,
+    sides: dict[str, RunOptions],
+    trials: int,
+    epochs: int | None,
+    out: Path,
+    data: Data,
+    console: Console,
+    record: dict[str, Any],
+) -> list[RunFolder]:
+    own = seconds_per_step(sides["quantum"], data)
+    seconds = record["seconds_per_step"] = {"quantum": own}
+    runs = {"quantum": run}
+    for side in SIDES[1:]:
+        options, place, count = sides[side], _place(out, side), epochs
+        if place.exists():
+            count = RunFolder.open(place).options().epochs
+        elif count is None:
+            seconds[side] = seconds_per_step(options, data)
+            count = max(1, round(options.epochs * own / seconds[side]))
+        console.print(f"{side}: {count} epochs", highlight=False)
+        runs[side] = _trained(options.model_copy(update={"epochs": count}), place, data, console)
+    earlier = out / "judge.safetensors"
+    classifier = earlier if earlier.is_file() else out / "reference-classifier.safetensors"
+    reference_classifier(data, console, classifier)
+    measuring: dict[str, Any] = {"samples": SAMPLES, "seed": 0, "split": "test", "classifier": classifier}
+    for side, folder in runs.items():
+        measured = evaluate(folder, console, reference_scores=True, **measuring)
+        results = read_json(folder.results)
+        record["sides"][side] = {
+            "run": str(folder.path),
+            "epochs": results["epochs"],
+            "parameters": results["parameters"]["total"],
+            "cpu_seconds": results["cpu_seconds"],
+            **{key: measured[key] for key in ("protocol", "metrics", "reference_classifier")},
+        }
+        record["reference_scores"] = measured["reference_scores"]
+    return list(runs.values())
+
+
+def _place(out: Path, side: str) -> Path:
+    earlier = out / EARLIER.get(side, side)
+    return earlier if earlier.exists() else out / side
+
+
+def _trained(options: RunOptions, path: Path, data: Data, console: Console) -> RunFolder:
+    if not path.exists():
+        return fit.start(options, path, console, data=data)
+    run = RunFolder.open(path)
+    if run.options() != options:
+        raise UserError(f"--out: {path} was trained with other options; name another folder")
+    return run if run.results.is_file() else fit.resume(run, console)
+
+
+def default_out(run: RunFolder) -> Path:
+    """Where a run's baselines go: beside it, so that it stays a run folder of its own."""
+    name = run.path.resolve().name
+    earlier = run.path.with_name(f"{name}-twin")
+    return earlier if earlier.exists() else run.path.with_name(f"{name}-baseline")
+
+
+def rates(peak: float, trials: int) -> list[float]:
+    """Learning rates around ``peak``: factors of 3 apart, alternately below and above."""
+    factors = [-(k + 1) // 2 if k % 2 else k // 2 for k in range(trials)]
+    return [float(f"{peak * 3.0**factor:.3g}") for factor in factors]
+
+
+def parameter_counts(options: RunOptions, shape: DataShape) -> dict[str, int]:
+    """Parameters of the model of these options, of a GAN those of each network; a classical GAN takes no memory."""
+    with torch.device("meta") if options.model == "gan" and not options.has_circuits else nullcontext():
+        model = build_model(options, shape)
+    networks: dict[str, Any] = getattr(model, "sides", {"model": model})
+    return {name: count_parameters(network)["total"] for name, network in networks.items()}
+
+
+def parameter_matched(options: RunOptions, shape: DataShape) -> RunOptions:
+    """The classical model each network of which has as nearly as possible the parameters of the run's.
+
+    Free are widths, heads (the most the run has that divide them) and the width of the MLPs; of equally near ones the
+    width nearest to the run's wins, then the narrowest MLP.
+    """
+    target = parameter_counts(options, shape)
+    classical = options.without_circuits()
+    if options.model == "gan":  # the discriminator's heads must not become the generator's
+        classical = classical.model_copy(update={"generator_heads": options.generator_heads or options.heads})
+    best: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
+    for network, distance, changes, low, high in _sizes(options):
+        while low <= high:  # totals grow with the MLP
+            middle = (low + high) // 2
+            changed = changes(middle)
+            total = parameter_counts(classical.model_copy(update=changed), shape)[network]
+            rank = (abs(total - target[network]), distance, middle)
+            if network not in best or rank < best[network][0]:
+                best[network] = rank, changed
+            low, high = (middle + 1, high) if total < target[network] else (low, middle - 1)
+    return classical.model_copy(update={key: value for _, found in best.values() for key, value in found.items()})
+
+
+def _sizes(options: RunOptions) -> Iterator[tuple[str, int, Callable[[int], dict[str, Any]], int, int]]:
+    """A network, the distance of a width from the run's, the options by the MLPs' width, and that one's bounds."""
+    gan, heads = options.model == "gan", options.generator_heads or options.heads
+    widest, step = (options.hidden, max(1, options.hidden // 32)) if gan else (2 * options.hidden, 1)
+    for hidden in range(2, widest + 1, step):
+        fitting = max(h for h in range(1, options.heads + 1) if hidden % h == 0)
+        same = {"hidden": hidden, "heads": fitting}
+        yield (
+            "discriminator" if gan else "model",
+            abs(hidden - options.hidden),
+            lambda mlp, same=same: {**same, "mlp": mlp},  # type: ignore[misc]
+            1,
+            max(4 * hidden, options.mlp),
+        )
+    shrink = 4 ** (options.generator_stages - 1)
+    for last in range(1, options.generator_hidden // shrink + 1) if gan else ():
+        width = last * shrink
+        fitting = max(h for h in range(1, heads + 1) if last % h == 0)
+        same = {"generator_hidden": width, "generator_heads": fitting}
+        yield (
+            "generator",
+            abs(width - options.generator_hidden),
+            lambda size, same=same, width=width: {**same, "generator_mlp_ratio": size / width},  # type: ignore[misc]
+            max(1, width // 16),
+            4 * width,
+        )

@@ -1,0 +1,250 @@
+"""Charts of recorded numbers, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
+RED, PALE = "#e53e3e", "#cbd5e0"
+COLOURS = [BLUE, ORANGE, "#2f855a", "#805ad5", "#b83280", GREY, "#d69e2e", "#319795"]
+SHADES = ["#bee3f8", "#90cdf4", "#63b3ed", "#c6f6d5", "#9ae6b4", "#e9d8fd", "#d6bcfa", "#fefcbf"]
+History = Sequence[Mapping[str, float]]  # one row per epoch
+WORST = 0.05  # error from which a qubit or a pair of qubits is marked
+
+
+def new(columns: int = 1, rows: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Figure, Any]:
+    """A figure and its axes; ``width`` and ``height`` in inches of each panel."""
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def tidy(axes: Any, x: str, y: str, whole: bool = False) -> None:
+    """Names, a grid and no frame; ``whole`` numbers along x."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if whole:
+        axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _pair_over_epochs(axes: Any, history: History, lines: Mapping[str, str]) -> None:
+    for (key, label), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
+        axes.plot([row["epoch"] for row in history], [row[key] for row in history], color=colour, label=label)
+
+
+def plot_curves(history: History, best_epoch: int, path: Path) -> Path:
+    """Training and validation loss, and validation AUROC and accuracy, over epochs."""
+    figure, (left, right) = new(columns=2)
+    _pair_over_epochs(left, history, {"train_loss": "training (with dropout)", "val_loss": "validation"})
+    _pair_over_epochs(right, history, {"val_auroc": "AUROC, one-vs-rest", "val_accuracy": "accuracy"})
+    for axes, name in ((left, "cross-entropy"), (right, "validation")):
+        axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch ({best_epoch})")
+        tidy(axes, "epoch", name, whole=True)
+        axes.legend(frameon=False)
+    return save(figure, path)
+
+
+def plot_losses(history: History, path: Path) -> Path:
+    """Both losses of a GAN, and the scores of real and generated images, over epochs."""
+    figure, (left, right) = new(columns=2)
+    _pair_over_epochs(left, history, {"generator_loss": "generator", "discriminator_loss": "discriminator"})
+    _pair_over_epochs(right, history, {"real_score": "real images", "fake_score": "generated images"})
+    for axes, name in ((left, "loss, without penalty"), (right, "mean score")):
+        tidy(axes, "epoch", name)
+        axes.legend(frameon=False)
+    return save(figure, path)
+
+
+def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> Path:
+    """Counts of predicted against true classes on the test split."""
+    size = len(names)
+    names = [name.replace("$", r"\$") for name in names]  # a dollar sign would begin a formula
+    counts = np.zeros((size, size), dtype=int)
+    np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
+    figure, axes = new(width=5.6, height=5.2)
+    figure.colorbar(axes.imshow(counts, cmap="Blues"), ax=axes, shrink=0.8, label="images")
+    if size <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                colour = "white" if count > counts.max() / 2 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(size), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="center")
+        axes.set_yticks(range(size), names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"test: {np.trace(counts)} of {counts.sum()} correct")
+    return save(figure, path)
+
+
+def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Path) -> list[Path]:
+    """Means of the runs of each group: ``loss.png`` and ``auroc.png``, or of GANs one for each network's loss.
+
+    Each is drawn over epochs, wall time and function evaluations, for the epochs that all runs of a group have; bands
+    are one standard deviation.
+    """
+    files = []
+    quantities = {"val_loss": "validation loss", "val_auroc": "validation AUROC"}
+    if "generator_loss" in groups[0][1][0][0]:
+        quantities = {"generator_loss": "generator's loss", "discriminator_loss": "discriminator's loss"}
+    over = {"epoch": "epoch", "seconds": "wall time (s)", "field_evaluations": "function evaluations"}
+    for quantity, name in quantities.items():
+        figure, panels = new(columns=len(over), width=5.2)
+        for axes, (key, title) in zip(panels, over.items(), strict=True):
+            for place, (label, histories) in enumerate(groups):
+                if not all(key in row and quantity in row for h in histories for row in h):
+                    continue
+                epochs, colour = min(map(len, histories)), f"C{place % 10}"
+                x, y = (np.array([[row[k] for row in h[:epochs]] for h in histories]) for k in (key, quantity))
+                axes.plot(x.mean(0), y.mean(0), color=colour, marker="." if epochs < 3 else None, label=label)
+                if len(histories) > 1:
+                    low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
+                    axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.2, linewidth=0)
+            tidy(axes, title, name, whole=key == "epoch")
+        panels[0].legend(frameon=False, fontsize=8)
+        files.append(save(figure, folder / f"{quantity.removeprefix('val_')}.png"))
+    return files
+
+
+def plot_study(trials: Sequence[Mapping[str, Any]], importances: Mapping[str, float], path: Path) -> Path:
+    """Validation AUROC of a search by trial with the best so far; and each option's share of the spread."""
+    figure, (left, right) = new(columns=2)
+    scored = sorted((t for t in trials if t["val_auroc"] is not None), key=lambda t: t["trial"])
+    for state, colour in (("complete", BLUE), ("pruned", GREY)):
+        own = [t for t in scored if t["state"] == state]
+        left.scatter([t["trial"] for t in own], [t["val_auroc"] for t in own], color=colour, label=state, s=22)
+    complete = [t for t in scored if t["state"] == "complete"]
+    if complete:
+        best = np.maximum.accumulate([t["val_auroc"] for t in complete])
+        left.step([t["trial"] for t in complete], best, where="post", color=ORANGE, label="best so far")
+    tidy(left, "trial", "validation AUROC")
+    left.legend(frameon=False)
+    names = list(importances)[::-1]
+    right.barh(names, [importances[name] for name in names], color=BLUE)
+    tidy(right, "share of the spread explained (fANOVA)", "")
+    if not names:
+        right.text(0.5, 0.5, "too few finished trials", ha="center", transform=right.transAxes, color=GREY)
+    return save(figure, path)
+
+
+def plot_analysis(name: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Expressibility, entangling capability and gradient variance over qubits or layers.
+
+    Args:
+        name: of the template.
+        rows: ``qubits, layers, expressibility, entangling, gradient_variance`` each.
+        path: PNG file.
+    """
+    figure, panels = new(columns=3, width=4.6, height=3.8)
+    qubits, layers = ({row[key] for row in rows} for key in ("qubits", "layers"))
+    over, other = ("qubits", "layers") if len(qubits) >= len(layers) else ("layers", "qubits")
+    shown = {
+        "expressibility": "divergence from Haar (0 is best)",
+        "entangling": "mean Meyer-Wallach entanglement",
+        "gradient_variance": "variance of the gradient",
+    }
+    for axes, (key, label) in zip(panels, shown.items(), strict=True):
+        for place, value in enumerate(sorted({row[other] for row in rows})):
+            line = sorted((row[over], row[key]) for row in rows if row[other] == value)
+            noun = other if value != 1 else other[:-1]
+            colour = COLOURS[place % len(COLOURS)]
+            axes.plot(*zip(*line, strict=True), marker="o", color=colour, label=f"{value} {noun}")
+        if key != "entangling" and all(row[key] > 0 for row in rows):
+            axes.set_yscale("log")
+        tidy(axes, over, label, whole=True)
+    panels[1].set_ylim(-0.03, 1.03)
+    panels[0].legend(frameon=False)
+    figure.suptitle(name)
+    return save(figure, path)
+
+
+def plot_device(record: dict[str, Any], path: Path) -> Path:
+    """How far a device was from exact: mean error of the expectation values layer by layer, and both accuracies with
+    their intervals; ``record`` is of an inference with ``layers``."""
+    figure, (left, right) = new(columns=2)
+    rows = record["layers"]
+    place, errors = np.arange(len(rows)), [row["mean_error"] for row in rows]
+    if any("unmitigated_mean_error" in row for row in rows):
+        left.barh(place - 0.2, errors, 0.4, color=BLUE, label="mitigated")
+        raw = [row.get("unmitigated_mean_error", np.nan) for row in rows]
+        left.barh(place + 0.2, raw, 0.4, color=GREY, label="as read")
+        left.legend()
+    else:
+        left.barh(place, errors, 0.6, color=BLUE)
+    left.set_yticks(place, [row["layer"] for row in rows])
+    left.invert_yaxis()
+    tidy(left, "mean error of the expectation values", "")
+    for x, kind, colour in ((0, "exact_", GREY), (1, "", ORANGE)):
+        value, (low, high) = record[f"{kind}accuracy"], record[f"{kind}interval"]
+        bars = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        right.errorbar([x], [value], yerr=bars, fmt="o", capsize=6, color=colour)
+    right.set_xticks([0, 1], ["exact", record["backend"]])
+    right.set_xlim(-0.5, 1.5)
+    tidy(right, "", "accuracy, 95 % interval")
+    return save(figure, path)
+
+
+def plot_layout(
+    title: str,
+    positions: Sequence[tuple[float, float]],
+    edges: Sequence[tuple[int, int, float]],
+    readout: Sequence[float],
+    used: Sequence[int],
+    joined: Sequence[tuple[int, int]],
+    replicas: Sequence[Sequence[int]],
+    path: Path,
+) -> Path:
+    """A circuit on a chip: which qubits it uses, how good they are, and where more replicas fit.
+
+    Args:
+        title: above the picture.
+        positions: of every qubit, in the plane.
+        edges: pairs of coupled qubits with the error of their gate.
+        readout: error of reading every qubit.
+        used: qubits of the circuit.
+        joined: pairs the circuit couples.
+        replicas: qubits of further replicas of the circuit.
+        path: PNG file.
+    """
+    xs, ys = zip(*positions, strict=True)
+    wide = max(xs) - min(xs) + 2
+    figure, axes = new(width=max(6.5, 0.52 * wide), height=max(4.2, 0.5 * (max(ys) - min(ys) + 2)))
+    thick = {frozenset(pair) for pair in joined}
+    for a, b, error in edges:
+        line = {"color": PALE, "linewidth": 2}
+        if {a, b} in thick:
+            line = {"color": ORANGE, "linewidth": 5}
+        elif error > WORST:
+            line = {"color": RED, "linewidth": 2, "linestyle": ":"}
+        axes.plot([xs[a], xs[b]], [ys[a], ys[b]], zorder=1, **line)
+    colours = {q: SHADES[k % len(SHADES)] for k, replica in enumerate(replicas) for q in replica} | dict.fromkeys(
+        used, ORANGE
+    )
+    for qubit, (x, y) in enumerate(positions):
+        rim = {"edgecolor": RED, "linewidth": 1.8} if readout[qubit] > WORST else {"edgecolor": GREY, "linewidth": 0.8}
+        axes.scatter([x], [y], s=210, color=colours.get(qubit, "white"), zorder=2, clip_on=False, **rim)
+        axes.text(x, y, str(qubit), ha="center", va="center", fontsize=6.5, zorder=3)
+    label = f"further replicas, a shade each ({len(replicas)} fit)"
+    handles = [
+        axes.scatter([], [], s=90, color=ORANGE, label="the circuit"),
+        axes.scatter([], [], s=90, color=SHADES[0], edgecolor=GREY, label=label),
+        axes.scatter([], [], s=90, color="white", edgecolor=RED, linewidth=1.8, label="reads out worse than 5 %"),
+        *axes.plot([], [], color=RED, linestyle=":", linewidth=2, label="gate error above 5 %"),
+    ]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4 if wide > 13 else 2}
+    axes.legend(handles=handles, frameon=False, fontsize=8, **place)
+    axes.set_title(title, color=BLUE, fontsize=11)
+    axes.set_aspect("equal")
+    axes.axis("off")
+    return save(figure, path)
