@@ -39,6 +39,7 @@ class Simulator:
         if dtype not in REAL:
             raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
         self.template = template
+        self.num_inputs, self.num_weights = template.num_inputs, template.num_weights
         self.dtype = dtype
         self.real_dtype = REAL[dtype]
         try:
@@ -102,8 +103,8 @@ class Simulator:
         """
         if not isinstance(self._evaluate, PulledBackObservables):
             raise TypeError(f"simulation method {self.method!r} prepares nothing")
-        if weights.ndim != 2 or weights.shape[1] != self.template.num_weights:
-            raise ValueError(f"weights must be (groups, {self.template.num_weights}), not {tuple(weights.shape)}")
+        if weights.ndim != 2 or weights.shape[1] != self.num_weights:
+            raise ValueError(f"weights must be (groups, {self.num_weights}), not {tuple(weights.shape)}")
         with _full_precision(weights):
             return self._evaluate.prepare(weights.to(self.real_dtype))
 
@@ -116,7 +117,7 @@ class Simulator:
             real = self.real_dtype
             scales = Scales(*(t if t is None or t.dtype == real else t.to(real) for t in scales))
         sets = prepared.shape[0]
-        if inputs.shape[-1] != self.template.num_inputs or (sets % groups if groups else sets):
+        if inputs.shape[-1] != self.num_inputs or (sets % groups if groups else sets):
             raise ValueError(f"inputs {tuple(inputs.shape)} do not fit {sets} prepared weight sets")
         flat = inputs.reshape(math.prod(lead), groups, inputs.shape[-1]).to(self.real_dtype)
         with _full_precision(inputs):
@@ -124,12 +125,12 @@ class Simulator:
         return values.reshape(*lead, prepared.shape[0], len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:
-        if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_inputs:
-            raise ValueError(f"inputs must be (..., groups, {self.template.num_inputs}), not {tuple(inputs.shape)}")
+        if inputs.ndim < 2 or inputs.shape[-1] != self.num_inputs:
+            raise ValueError(f"inputs must be (..., groups, {self.num_inputs}), not {tuple(inputs.shape)}")
         groups = inputs.shape[-2]
-        fits = weights.ndim == 2 and weights.shape[1] == self.template.num_weights
+        fits = weights.ndim == 2 and weights.shape[1] == self.num_weights
         if not fits or (weights.shape[0] != groups and (not groups or weights.shape[0] % groups)):
-            raise ValueError(f"weights must be ({groups}, {self.template.num_weights}), not {tuple(weights.shape)}")
+            raise ValueError(f"weights must be ({groups}, {self.num_weights}), not {tuple(weights.shape)}")
         _check_kind(inputs, weights)
 
 

@@ -70,14 +70,14 @@ def test_a_field_evaluation_passes_at_most_nine_files_forwards_and_backwards():
 
     passed = files_of(evaluate)
     assert {file for file in passed if file.startswith("nn/")} == {"nn/blocks.py", "nn/attention.py", "nn/quantum.py"}
-    assert len(passed) <= 9, passed
+    assert len(passed) <= 9, sorted(passed)
 
 
 def test_attention_and_quantum_projection_stand_in_two_files():
     model, _ = default_model()
     attention = model.blocks[0].fields[0].attention
     passed = files_of(lambda: attention(torch.randn(8, 4, 32)))
-    assert {file for file in passed if not file.startswith("simulator/")} == {"nn/attention.py", "nn/quantum.py"}
+    assert {file for file in passed if file.startswith(("nn/", "models/"))} == {"nn/attention.py", "nn/quantum.py"}
 
 
 SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "digits": (1, 8, 10)}
