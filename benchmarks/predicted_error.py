@@ -19,11 +19,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.device.measurement import bases
-from qrkt_hw.backends.device.transpiling import PlacedCircuit, cut, transpiled
-from qrkt_hw.backends.noise import device_noise
-from qrkt_hw.backends.placed import noisy_circuit, observable_effects
+from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, fake_device, transpiled
+from qrkt_hw.backends.noise import device_noise, noisy_circuit, observable_effects
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.resources.devices import place_circuit
 from qrkt_hw.simulator import simulator

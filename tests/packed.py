@@ -76,10 +76,10 @@ def _times(table, row, factor):
 
 
 def component_values(packer, calls):
-    """Values of calls from the exact outcomes of the works that a packer makes."""
-    works = packer.pack(calls)
+    """Values of calls from the exact outcomes of the PUBs that a packer makes."""
+    pubs = packer.pack(calls)
     outcomes = []
-    for work in works:
-        found = tables(work)
-        outcomes.append([found[f"c{place}"] for place in range(len(work.batch.pieces))])
-    return packer.combined(calls, [work.batch for work in works], outcomes)
+    for pub in pubs:
+        found = tables(pub)
+        outcomes.append([found[f"c{place}"] for place in range(len(pub.slots))])
+    return packer.decode(calls, pubs, outcomes)

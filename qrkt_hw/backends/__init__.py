@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qrkt_hw.backends.base import Backend, Call, Counters, Gradient
     from qrkt_hw.backends.device.budget import Budget
-    from qrkt_hw.backends.opening import make, open
-    from qrkt_hw.backends.registry import BackendWarning, bills, from_options, get, listing, resolve
+    from qrkt_hw.backends.registry import BackendWarning, bills, from_options, get, listing, make, open, resolve
 
 __all__ = [
     "Backend", "BackendWarning", "Budget", "Call", "Counters", "Gradient",
@@ -19,7 +18,6 @@ def __getattr__(name: str) -> Any:
     # torch and qiskit load when a backend is needed, not where the entries of backends.yaml are only read
     if name not in __all__:
         raise AttributeError(f"module 'qrkt_hw.backends' has no attribute {name!r}")
-    opening = ("Budget", "make", "open")
-    registry = ("BackendWarning", "bills", "from_options", "get", "listing", "resolve")
-    module = "opening" if name in opening else "registry" if name in registry else "base"
+    base = ("Backend", "Call", "Counters", "Gradient")
+    module = "base" if name in base else "device.budget" if name == "Budget" else "registry"
     return getattr(import_module(f"qrkt_hw.backends.{module}"), name)

@@ -17,26 +17,8 @@ from qrkt_hw.simulator import memory
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
 # Aer's runtime parameter binding computes wrong values for some wider parameterised gates; these it binds rightly
 BASIS = [
-    "rx",
-    "ry",
-    "rz",
-    "h",
-    "x",
-    "y",
-    "z",
-    "s",
-    "sdg",
-    "t",
-    "tdg",
-    "sx",
-    "sxdg",
-    "id",
-    "cx",
-    "cy",
-    "cz",
-    "swap",
-    "ecr",
-]
+    "rx", "ry", "rz", "h", "x", "y", "z", "s", "sdg", "t", "tdg", "sx", "sxdg", "id", "cx", "cy", "cz", "swap", "ecr",
+]  # fmt: skip
 CHUNK = 4096  # circuits per Aer job: bounds the memory of its result
 
 
@@ -81,14 +63,14 @@ class AerBackend(LocalBackend):
         perturbation: float = 0.1,
     ) -> None:
         super().__init__(name)
-        self.device, self.method, self.shots, self.level = device, method, shots, optimization_level
+        self.processor, self.method, self.shots, self.level = device, method, shots, optimization_level
         self.gradient, self.perturbation = gradient, perturbation
         self.rng = np.random.default_rng(seed)
         self._simulator: Any = None
         self._compiled: dict[CircuitTemplate, list[Compiled]] = {}
 
     def about(self) -> dict[str, Any]:
-        return {**super().about(), "device": self.device, "method": self.method}
+        return {**super().about(), "device": self.processor, "method": self.method}
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "random": self.rng.bit_generator.state}
@@ -97,14 +79,6 @@ class AerBackend(LocalBackend):
         super().restore(state)
         if "random" in state:
             self.rng.bit_generator.state = state["random"]
-
-    @property
-    def simulator_options(self) -> dict[str, Any]:
-        """What Aer is made with. Batching on the GPU needs runtime parameter binding and is off by default."""
-        options: dict[str, Any] = {"method": self.method, "runtime_parameter_bind_enable": True}
-        if self.device == "gpu":
-            options.update(device="GPU", batched_shots_gpu=True, cuStateVec_enable=False)
-        return options
 
     def circuits_for(self, template: CircuitTemplate) -> int:
         return len(bases(template))
@@ -127,7 +101,10 @@ class AerBackend(LocalBackend):
         if self._simulator is None:
             from qiskit_aer import AerSimulator
 
-            self._simulator = AerSimulator(**self.simulator_options)
+            options: dict[str, Any] = {"method": self.method, "runtime_parameter_bind_enable": True}
+            if self.processor == "gpu":  # batching needs runtime parameter binding and is off by default
+                options.update(device="GPU", batched_shots_gpu=True, cuStateVec_enable=False)
+            self._simulator = AerSimulator(**options)
         return self._simulator
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call, Gradient, LocalBackend, TensorFunction
-from qrkt_hw.backends.grouping import evaluate_by_weights
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import simulator
+
+# (batch, groups, inputs), (groups, weights) -> (batch, groups, rows)
+Evaluate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class ExactBackend(LocalBackend):
@@ -21,7 +24,8 @@ class ExactBackend(LocalBackend):
 
     Args:
         device: ``cpu``, ``cuda``, or ``auto``: layers compute where their tensors are, ``run`` on CUDA where there is
-        one. gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
+            one.
+        gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
 
     Raises:
         UserError: ``cuda`` where torch sees no GPU.
@@ -79,3 +83,30 @@ class OnDevice:
 
     def __hash__(self) -> int:
         return hash((self.function, self.device))
+
+
+def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str = "cpu") -> NDArray[np.float64]:
+    """Values ``(samples, rows)`` of a call by a function that takes one weight set per group."""
+    inputs_wide = call.template.num_inputs
+    flat = np.ascontiguousarray(call.values, dtype=np.float64).reshape(call.samples, -1)
+    sets, which = _weight_sets(flat[:, inputs_wide:])
+    order = np.argsort(which, kind="stable")
+    counts = np.bincount(which, minlength=len(sets))
+    result = np.empty((len(flat), rows))
+    with torch.no_grad():
+        starts = np.cumsum(counts) - counts
+        for count in np.unique(counts):  # weight sets with equally many samples go together
+            alike = np.flatnonzero(counts == count)
+            places, weights = order[starts[alike, None] + np.arange(count)], sets[alike]
+            inputs = torch.from_numpy(flat[places.T, :inputs_wide]).to(device)
+            values = evaluate(inputs, torch.from_numpy(np.ascontiguousarray(weights)).to(device))
+            result[places.T] = values.cpu().numpy()
+    return result
+
+
+def _weight_sets(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    if weights.shape[1] == 0:
+        return weights[:1], np.zeros(len(weights), dtype=np.intp)
+    rows = np.ascontiguousarray(weights).view(np.dtype((np.void, weights.itemsize * weights.shape[1]))).ravel()
+    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+    return weights[first], which.reshape(-1)

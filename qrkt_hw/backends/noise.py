@@ -7,9 +7,9 @@ plain arrays (npz, read without pickle); a damaged or outdated file is built ane
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
+import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -18,11 +18,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from qiskit.circuit import QuantumCircuit
 from qiskit.quantum_info import SuperOp
 
-from qrkt_hw.backends.device.cache import cache_folder
-from qrkt_hw.backends.device.devices import fake_device
-from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.cache import cache_folder, store
+from qrkt_hw.backends.device.measurement import Basis
+from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
+from qrkt_hw.compiler import Fixed, lower
+from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix, unitary_transfer
+from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
 
 FORMAT = 2  # 2: with a checksum
 
@@ -42,10 +47,10 @@ class DeviceNoise:
 
 @lru_cache(maxsize=8)
 def device_noise(name: str) -> DeviceNoise:
-    """The noise of a device snapshot.
+    """The noise of a fake backend.
 
     Raises:
-        UserError: no such snapshot.
+        UserError: no such fake backend.
     """
     device = fake_device(name)
     path = cache_folder() / "noise" / f"{name}-{_fingerprint(device)}.npz"
@@ -56,25 +61,13 @@ def device_noise(name: str) -> DeviceNoise:
     return found
 
 
-def calibration_date(device: Any) -> str | None:
-    """When the device was calibrated, ISO 8601; None where it does not say."""
-    properties = device.properties() if callable(getattr(device, "properties", None)) else None
-    date = getattr(properties, "last_update_date", None)
-    return date.isoformat() if date is not None else None
-
-
 def _fingerprint(device: Any) -> str:
-    versions = [metadata.version(p) for p in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime") if _installed(p)]
+    versions = []
+    for package in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime"):
+        with suppress(metadata.PackageNotFoundError):
+            versions.append(metadata.version(package))
     text = "|".join([str(FORMAT), *versions, str(calibration_date(device))])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _build(device: Any) -> DeviceNoise:
@@ -125,17 +118,9 @@ def _write(path: Path, noise: DeviceNoise) -> None:
         arrays[f"{name}.qubits"] = np.array([q for q, _ in chosen], dtype=np.int64)
         arrays[f"{name}.superoperators"] = np.stack([s for _, s in chosen])
     arrays["sha256"] = _sum(arrays)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, **arrays)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError:
-        pass  # a cache that cannot be written costs seconds, nothing else
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    store(path, file.getvalue())
 
 
 def _read(path: Path, num_qubits: int) -> DeviceNoise | None:
@@ -170,3 +155,93 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
         found.update(f"{name} {array.dtype} {array.shape} ".encode())
         found.update(array.tobytes())
     return np.frombuffer(found.digest(), dtype=np.uint8)
+
+
+# placed circuits with the noise of their qubits ----------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Lowerable:
+    """What :func:`lower` reads; a transpiler may drop parameters that no longer matter, which a template may not."""
+
+    circuit: QuantumCircuit
+    parameters: list[Any]
+    num_qubits: int
+    num_inputs: int
+    num_weights: int
+
+
+def noisy_circuit(
+    template: CircuitTemplate, placed: PlacedCircuit, noise: DeviceNoise | None, effects: NDArray[np.float64]
+) -> NoisyCircuit:
+    """The placed circuit as rotations and channels; behind every gate its noise."""
+    shape = (len(placed.physical), template.num_inputs, template.num_weights)
+    program = lower(_Lowerable(placed.circuit, template.parameters, *shape))  # type: ignore[arg-type]
+    by_instruction: dict[int, list[NoisyStep]] = {}
+    for step in program.steps:
+        lowered = Channel(unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
+        by_instruction.setdefault(step.instruction, []).append(lowered)
+    steps: list[NoisyStep] = []
+    for index, instruction in enumerate(placed.circuit.data):
+        steps.extend(by_instruction.get(index, []))
+        qubits = qubits_of(placed.circuit, instruction)
+        error = _error(instruction.operation.name, qubits, placed, noise)
+        if error is not None:
+            steps.append(Channel(transfer_matrix(error), qubits))
+    return NoisyCircuit(tuple(fuse(steps)), len(placed.physical), effects)
+
+
+def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> QuantumCircuit:
+    """The placed circuit with a superoperator instruction behind every noisy gate, as Aer's density matrix takes it."""
+    circuit = placed.circuit.copy_empty_like()
+    for instruction in placed.circuit.data:
+        circuit.append(instruction)
+        qubits = qubits_of(placed.circuit, instruction)
+        error = _error(instruction.operation.name, qubits, placed, noise)
+        if error is not None:
+            circuit.append(SuperOp(error).to_instruction(), qubits)
+    return circuit
+
+
+def _error(
+    name: str, qubits: tuple[int, ...], placed: PlacedCircuit, noise: DeviceNoise | None
+) -> NDArray[np.complex128] | None:
+    if noise is None:
+        return None
+    return noise.gates.get((name, tuple(placed.physical[q] for q in qubits)))
+
+
+def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
+    """Confusion ``[state, read]`` for every qubit of the template."""
+    if noise is None:
+        return [np.eye(2)] * len(placed.measured)
+    return [noise.readout[placed.physical[q]] for q in placed.measured]
+
+
+def observable_effects(
+    basis: Basis, observables: int, placed: PlacedCircuit, noise: DeviceNoise | None
+) -> NDArray[np.float64]:
+    """``(4^n, observables)``: what measuring the basis reads, readout errors included, over Pauli strings."""
+    total = np.zeros((4 ** len(placed.physical), observables))
+    signs = [matrix[:, 0] - matrix[:, 1] for matrix in readout(placed, noise)]  # mean sign read in each state
+    for row, coefficient, mask in basis.terms:
+        read = {placed.measured[q]: sign for q, sign in enumerate(signs) if mask >> q & 1}
+        total[:, row] += coefficient * _diagonal(read, len(placed.physical))
+    return total
+
+
+def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray[np.float64]:
+    """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
+    confusion = readout(placed, noise)
+    columns = []
+    for outcome in range(2 ** len(confusion)):
+        read = {placed.measured[q]: matrix[:, outcome >> q & 1] for q, matrix in enumerate(confusion)}
+        columns.append(_diagonal(read, len(placed.physical)))
+    return np.stack(columns, axis=1)
+
+
+def _diagonal(read: dict[int, NDArray[np.float64]], qubits: int) -> NDArray[np.float64]:
+    """The product of diagonal matrices on the qubits named, the identity on others, over Pauli strings ``(4^n,)``."""
+    vector = np.ones(1)
+    for qubit in range(qubits):
+        zero, one = read.get(qubit, (1.0, 1.0))
+        vector = np.kron(np.array([(zero + one) / 2, 0.0, (zero - one) / 2, 0.0]), vector)
+    return vector

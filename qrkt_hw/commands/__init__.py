@@ -41,7 +41,7 @@ COMMANDS = {
 @click.pass_context
 def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
-    from qrkt_hw.backends.files import working_folder
+    from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())
 

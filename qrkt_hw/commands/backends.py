@@ -35,7 +35,7 @@ def list_(backends_file: Path | None, remote: bool) -> None:
         return
 
     from qrkt_hw.backends import listing
-    from qrkt_hw.backends.device.devices import fake_names
+    from qrkt_hw.backends.device.transpile import fake_names
 
     table = Table("name", "kind", "qubits", "values", box=None, header_style="bold")
     table.add_column("here", overflow="fold")

@@ -110,7 +110,7 @@ def check_early(options: RunOptions) -> None:
             raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.patch}")
     if not options.has_circuits:
         return
-    from qrkt_hw.backends.files import layers
+    from qrkt_hw.backends.entries import layers
 
     known = layers(options.backends_file)
     if options.backend not in known and not options.backend.startswith(("fake_", "ibm_")):

@@ -1,4 +1,4 @@
-"""Data sets by name, read from files in their published formats."""
+"""Data sets by name, read from files in their published formats; a damaged file is a UserError that names it."""
 
 from __future__ import annotations
 

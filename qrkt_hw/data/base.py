@@ -114,11 +114,8 @@ def located(
     download: Callable[[], Found | None],
 ) -> Found:
     """What ``find`` reads from the files; with --download, where there are none, what ``download`` reads from the hub,
-    or what is found after it has written files.
-
-    Raises:
-        UserError: nothing found; names the folders ``looked`` in, ``what`` is missing and its ``source``.
-    """
+    or what is found after it has written files. Else the folders ``looked`` in, ``what`` is missing and its ``source``
+    are named."""
     found, name = find(), options.dataset
     if found is None and options.download:
         try:
@@ -135,11 +132,7 @@ def located(
 
 
 def regular(path: Path, name: str = "") -> Path:
-    """The path of a file that can be read to its end; ``name`` is what to call it in an error.
-
-    Raises:
-        UserError: a folder, a device or a pipe, on which reading would wait for ever.
-    """
+    """The path, but of no folder, device or pipe, on which reading would wait for ever; ``name`` is for the error."""
     if path.exists() and not path.is_file():
         raise UserError(f"{name or path} is no file that can be read: it is a folder, a pipe or a device")
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +26,8 @@ class Draw(NamedTuple):
 
 
 class EpochBatches(Sampler[Draw]):
-    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``.
-
-    A stream is not shuffled here: its batches are named by their number alone.
-    """
+    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``. A stream
+    is not shuffled here: its batches are named by their number alone."""
 
     def __init__(self, size: int, batch_size: int, seed: int | None = None) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
@@ -50,12 +49,9 @@ class EpochBatches(Sampler[Draw]):
 def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
     """A batch ``(batch, channels, height, width)``, each image on its own flipped left to right, shifted, or both.
 
-    Args:
-        images: normalised, so that the zero of the border is the mean colour.
-        kind: ``flip``, ``crop`` or ``crop-flip``; a crop is taken from the image with a border of an eighth. ``shift``
-            moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-            whose border is not the mean colour.
-        random: where the choices come from.
+    ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
+    ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
+    whose border is not the mean colour.
     """
     count, _, height, width = images.shape
     if "crop" in kind or kind == "shift":
@@ -136,4 +132,4 @@ def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:
     """The first ``count`` samples; all where that is None or more than there are."""
     if count is None or count >= len(dataset):  # type: ignore[arg-type]
         return dataset
-    return dataset.first(count) if isinstance(dataset, Stream) else Subset(dataset, range(count))
+    return replace(dataset, limit=count) if isinstance(dataset, Stream) else Subset(dataset, range(count))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ NAMES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 class _Layout(NamedTuple):
-    """Where the published files keep what."""
+    """Where the published files keep what: members of a folder or archive, and keys of their pickles."""
 
     folder: str
     archive: str
@@ -51,11 +52,7 @@ LAYOUTS = {
 
 
 def load(options: DataOptions) -> Data:
-    """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout.
-
-    Raises:
-        UserError: missing or damaged files.
-    """
+    """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout."""
     name, layout, looked = options.dataset, LAYOUTS[options.dataset], places(options, options.dataset)
     wanted = (layout.meta, *layout.train, *layout.test)
 
@@ -69,10 +66,9 @@ def load(options: DataOptions) -> Data:
         parts = parquet.read_parts(looked, ["img", "image"], labels, 3, options.image_size)
         if parts is None:
             return None
-        names = parquet.class_names(parquet.files(looked, "train")[0], labels)
-        if names is None:
-            names = NAMES_10 if name == "cifar10" else tuple(map(str, range(100)))
-        return names, *parts
+        numbers = tuple(map(str, range(100)))
+        file = parquet.files(looked, "train")[0]
+        return parquet.class_names(file, labels, NAMES_10 if name == "cifar10" else numbers), *parts
 
     def download() -> None:
         from torchvision import datasets
@@ -120,7 +116,12 @@ def _in_archive(archive: Path, wanted: Sequence[str]) -> Iterator[tuple[str, byt
 def _unpickled(
     layout: _Layout, where: Path, members: Iterator[tuple[str, bytes]], size: int | None
 ) -> tuple[tuple[str, ...], Part, Part]:
-    contents = {name: _content(content, where / name) for name, content in members}
+    contents: dict[str, dict[str, Any]] = {}
+    for name, content in members:
+        try:
+            contents[name] = read_pickle(content)
+        except ValueError as error:
+            raise UserError(f"{where / name} is damaged, or no CIFAR file ({error})") from error
     listed = contents[layout.meta].get(layout.names)
     if not (isinstance(listed, list) and listed and all(isinstance(name, (bytes, str)) for name in listed)):
         raise UserError(f"{where / layout.meta} is damaged: it lacks {layout.names}, a list of names")
@@ -154,38 +155,34 @@ MOST_OPCODES = 2_000_000
 OPCODES = b"\x80\x95.(N\x88\x89IKMJL\x8aVX\x8c\x8dBC\x8eSTUpqr\x94ghj}dsu]lae)t\x85\x86\x87c\x93Rb"
 
 
-class _Type:
-    """Stands for ``numpy.dtype``: whole numbers only, byte order as its state says."""
-
-    def __init__(self, code: str | bytes, *_: Any) -> None:
-        self.code, self.order = _text(code), "="
-        if self.code not in ("u1", "i1", "i2", "i4", "i8"):
-            raise ValueError(f"numbers of type {self.code!r}")
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = _text(state[1])
-
-
-class _Array:
-    """Stands for a new ``numpy.ndarray``; its values come with its state."""
-
-    def __init__(self, *_: Any) -> None:
-        self.values: np.ndarray = np.empty(0, np.uint8)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, kind, fortran, content = state
-        if not (isinstance(kind, _Type) and isinstance(shape, tuple) and isinstance(content, bytes)):
-            raise ValueError("an array of anything but numbers")
-        if not (1 <= len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)):
-            raise ValueError("an array of no valid shape")
-        flat = np.frombuffer(content, np.dtype(kind.order + kind.code))
-        self.values = flat.reshape(shape, order="F" if fortran else "C")
-
-
 def _text(value: str | bytes) -> str:
     if not isinstance(value, (str, bytes)):
         raise ValueError(f"a {type(value).__name__} in the place of a name")
     return value.decode() if isinstance(value, bytes) else value
+
+
+class _Object:
+    """Stands for an array or for its type: keeps what the file says of it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def _array(found: Any) -> Any:
+    """The array of whole numbers that an object stands for; anything else as it is."""
+    if not isinstance(found, _Object):
+        return found
+    _, shape, kind, fortran, content = found.state
+    dtype = _text(kind.state[1]) + _text(kind.arguments[0])
+    if not (re.fullmatch("[<>|=](u1|i[1248])", dtype) and isinstance(content, bytes)):
+        raise ValueError("an array of anything but whole numbers")
+    if not (1 <= len(shape) <= 4 and all(type(n) is int and n >= 0 for n in shape)):
+        raise ValueError("an array of no valid shape")
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -195,44 +192,42 @@ def _encoded(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C follows a memo index of any size, and nested keys
-    """Takes the opcodes of data alone, and for each global its stand-in above: nothing of the file is run."""
-
-    GLOBALS = {
-        "numpy.core.multiarray._reconstruct": _Array,
-        "numpy._core.multiarray._reconstruct": _Array,
-        "numpy.ndarray": None,
-        "numpy.dtype": _Type,
-        "_codecs.encode": _encoded,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in self.GLOBALS:
-            raise ValueError(f"{f'{module}.{name}'[:60]!r} does not belong in a CIFAR file")
-        return self.GLOBALS[f"{module}.{name}"]
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), encoding="bytes")
-        self.dispatch = _Checked(self)  # type: ignore[misc]
+GLOBALS = {
+    "numpy.core.multiarray._reconstruct": _Object,
+    "numpy._core.multiarray._reconstruct": _Object,
+    "numpy.ndarray": None,  # an argument of the former
+    "numpy.dtype": _Object,
+    "_codecs.encode": _encoded,
+}
 
 
-class _Checked(dict[int, Any]):
-    """The unpickler's own method for each opcode, if the opcode may stand there."""
+def _checked(code: int) -> Any:
+    """The method of Python's unpickler for this opcode, if the opcode may stand there."""
 
-    def __init__(self, unpickler: Any) -> None:
-        super().__init__(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
-        self.unpickler, self.left = unpickler, MOST_OPCODES
-
-    def __getitem__(self, code: int) -> Any:
-        stack, self.left = self.unpickler.stack, self.left - 1
-        if code not in OPCODES or self.left < 0:
-            raise ValueError(f"opcode {code} does not belong in a CIFAR file, or more than {MOST_OPCODES:,} opcodes")
+    def read(unpickler: Any) -> None:
+        stack, unpickler.left = unpickler.stack, unpickler.left - 1
+        if unpickler.left < 0:
+            raise ValueError(f"more than {MOST_OPCODES:,} opcodes")
         if code in b"sud":  # items of a dictionary
             for key in stack[-2:-1] if code == ord("s") else stack[::2]:
                 _text(key)
-        if code == ord("b") and not isinstance(stack[-2], (_Array, _Type)):
+        if code == ord("b") and not isinstance(stack[-2], _Object):
             raise ValueError("a state of something that has none")
-        return super().__getitem__(code)
+        pickle._Unpickler.dispatch[code](unpickler)  # type: ignore[attr-defined]
+
+    return read
+
+
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C follows a memo index of any size, and nested keys
+    """Takes the opcodes of data alone, and for each global its stand-in above: nothing of the file is run."""
+
+    dispatch = {code: _checked(code) for code in OPCODES}
+    left = MOST_OPCODES
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in GLOBALS:
+            raise ValueError(f"{f'{module}.{name}'[:60]!r} does not belong in a CIFAR file")
+        return GLOBALS[f"{module}.{name}"]
 
 
 def read_pickle(content: bytes) -> dict[str, Any]:
@@ -242,14 +237,7 @@ def read_pickle(content: bytes) -> dict[str, Any]:
         ValueError: a damaged file, or one with anything else in it.
     """
     try:
-        found = _Unpickler(content).load()
-        return {_text(key): item.values if isinstance(item, _Array) else item for key, item in found.items()}
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        return {_text(key): _array(item) for key, item in found.items()}
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(str(error) or type(error).__name__) from error
-
-
-def _content(content: bytes, path: Path) -> dict[str, Any]:
-    try:
-        return read_pickle(content)
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, or no CIFAR file ({error})") from error

@@ -31,38 +31,28 @@ SAMPLED_FILES, SAMPLED_ROWS = 2_000, 1_000
 def load(options: DataOptions) -> Data:
     """``DIR/imagenet`` with ``train`` and ``val`` folders or with parquet in the hub's layout; with --download streamed
     from the hub, nothing kept. The labelled validation files are the test split; the hub's test files bear no labels.
-
-    Raises:
-        UserError: missing or damaged files.
     """
     looked = places(options, "imagenet", "imagenet-1k")
     for folder in looked:
         if (folder / "train").is_dir():
             return _from_folder(options, folder)
 
-    def find() -> tuple[list[str], list[str]] | None:
-        train, test = (parquet.files(looked, split) for split in ("train", "validation"))
-        return (train, test) if train and test else None
+    def find() -> list[list[str]] | None:
+        parts = [parquet.files(looked, split) for split in ("train", "validation")]
+        return parts if all(parts) else None
 
-    def download() -> tuple[list[str], list[str]] | None:
+    def download() -> list[list[str]] | None:
         from huggingface_hub import HfFileSystem
 
-        train, test = (
-            [f"hf://{path}" for path in sorted(HfFileSystem().glob(f"{HUB}/{split}-*.parquet"))]
-            for split in ("train", "validation")
-        )
-        return (train, test) if train and test else None
+        found = [sorted(HfFileSystem().glob(f"{HUB}/{split}-*.parquet")) for split in ("train", "validation")]
+        return [[f"hf://{path}" for path in part] for part in found] if all(found) else None
 
     what = "train and val folders, or train-*.parquet and validation-*.parquet,"
     return _streamed(options, *located(options, looked, what, SOURCE, find, download))
 
 
 def load_folder(options: DataOptions) -> Data:
-    """``folder:PATH``; PATH is taken relative to --data-dir where one is given.
-
-    Raises:
-        UserError: no such folder, or no images in it.
-    """
+    """``folder:PATH``; PATH is taken relative to --data-dir where one is given."""
     return _from_folder(options, (options.data_dir or Path()) / options.dataset.partition(":")[2])
 
 
@@ -71,9 +61,6 @@ def _from_folder(options: DataOptions, path: Path) -> Data:
 
     A ``val`` folder without a ``test`` folder is the test split, as ImageNet is used; validation is a tenth of the
     training part.
-
-    Raises:
-        UserError: no such folder, no images, or classes that differ between the parts.
     """
     if not path.is_dir():
         raise UserError(f"--dataset: no folder {path} with images")
@@ -123,9 +110,7 @@ def _listed(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
 
 def _streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
     columns = parquet.column(train[0], ["image", "img"]), parquet.column(train[0], ["label"])
-    names = parquet.class_names(train[0], columns[1:])
-    if names is None:
-        names = tuple(str(k) for k in range(1000))
+    names = parquet.class_names(train[0], columns[1:], [str(k) for k in range(1000)])
     size = options.image_size or DEFAULT_SIZE
     shards = {"train": [Shard(file) for file in train], "all": [Shard(file) for file in test]}
     for split, found in shards.items():

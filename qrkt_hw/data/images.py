@@ -130,11 +130,8 @@ def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
 
 
 def in_memory(options: DataOptions, names: Sequence[str], train: Part, test: Part) -> Data:
-    """A data set of images in memory; validation is taken from ``train``.
-
-    Raises:
-        UserError: labels without a name, no test images, or parts of different sizes.
-    """
+    """A data set of images in memory; validation is taken from ``train``. Labels without a name and parts of different
+    sizes are refused."""
     (pixels, labels), dataset = train, f"--dataset {options.dataset}"
     if not len(test[1]):
         raise UserError(f"{dataset}: the test part holds no images")

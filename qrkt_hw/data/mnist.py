@@ -31,11 +31,7 @@ TEST, VALIDATION = 360, 144  # of the 1,797 digits
 
 
 def load(options: DataOptions) -> Data:
-    """MNIST from the four IDX files (plain or .gz), or parquet in the hub's layout.
-
-    Raises:
-        UserError: missing or damaged files.
-    """
+    """MNIST from the four IDX files (plain or .gz), or parquet in the hub's layout."""
     looked = places(options, "mnist", "MNIST/raw")
 
     def find() -> tuple[Part, Part] | None:
@@ -76,11 +72,7 @@ def _read_pair(images: Path, labels: Path, size: int | None) -> Part:
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """The array of an IDX file of unsigned bytes, plain or gzip; no more is unpacked than its head promises.
-
-    Raises:
-        UserError: the file is damaged, or holds an array of other dimensions, or of more than 1 GiB.
-    """
+    """The array of an IDX file of unsigned bytes, plain or gzip; no more is unpacked than its head promises."""
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"

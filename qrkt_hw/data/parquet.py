@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,7 @@ def files(folders: Sequence[Path], split: str) -> list[str]:
 
 
 def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one file in order, encoded images as bytes; memory holds a row group of these columns.
-
-    Raises:
-        UserError: the file is damaged, or lacks a column.
-    """
+    """The rows of one file in order, encoded images as bytes; memory holds a row group of these columns."""
     import fsspec
     import pyarrow.parquet as pq
 
@@ -71,11 +68,7 @@ def _opened(file: str) -> tuple[int, Any]:
 
 
 def column(file: str, wanted: Sequence[str]) -> str:
-    """The first of the wanted columns that the file has.
-
-    Raises:
-        UserError: it has none of them.
-    """
+    """The first of the wanted columns that the file has."""
     names = _opened(file)[1].names
     for name in wanted:
         if name in names:
@@ -83,24 +76,20 @@ def column(file: str, wanted: Sequence[str]) -> str:
     raise UserError(f"{file} has no column {' or '.join(wanted)}; there are {', '.join(names)}")
 
 
-def class_names(file: str, labels: Sequence[str]) -> tuple[str, ...] | None:
-    """Names of the classes where the file knows them; ``labels`` are the names its column may have."""
+def class_names(file: str, labels: Sequence[str], unnamed: Sequence[str]) -> tuple[str, ...]:
+    """Names of the classes as the file knows them, or else ``unnamed``; ``labels`` may be the name of its column."""
     import datasets
 
     label, schema = column(file, labels), _opened(file)[1]
     try:
         feature = datasets.Features.from_arrow_schema(schema).get(label)
-        return tuple(map(str, feature.names)) if isinstance(feature, datasets.ClassLabel) else None
+        return tuple(map(str, feature.names)) if isinstance(feature, datasets.ClassLabel) else tuple(unnamed)
     except Exception:  # metadata are anybody's text, and datasets checks none of it
-        return None
+        return tuple(unnamed)
 
 
 def samples(file: str, columns: Sequence[str]) -> Iterator[Sample]:
-    """The rows of a file whose ``columns`` are image and label.
-
-    Raises:
-        UserError: a damaged file, no image, or no whole number from 0 as label; names file and row.
-    """
+    """The rows of a file whose ``columns`` are image and label; any other row is refused."""
     for k, row in enumerate(rows(file, columns)):
         name, (image, label) = f"{file}: row {k}", (row[column] for column in columns)
         content = image.get("bytes") if isinstance(image, dict) else image
@@ -121,9 +110,6 @@ def read_parts(
         images, labels: names the columns may have.
         channels: 1 or 3.
         size: scale to this; None keeps the size, which must then be the same for all.
-
-    Raises:
-        UserError: a damaged file or image; names file and row.
     """
     train, test = (files(folders, part) for part in ("train", "test"))
     if not (train and test):
@@ -147,11 +133,7 @@ def read_parts(
 
 
 class Shard:
-    """A parquet file and its number of rows.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """A parquet file and its number of rows."""
 
     def __init__(self, file: str) -> None:
         self.file, self.rows = file, _opened(file)[0]
@@ -193,33 +175,25 @@ class Stream(Dataset[Any]):
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        self._key: tuple[Any, ...] = ()
-        self._next = 0
-        self._samples: Iterator[Sample] = iter(())
+        # the epoch that is being read, its next batch, and the samples from there
+        self._place: tuple[Any, int, Iterator[Sample]] = (None, 0, iter(()))
 
     def __getstate__(self) -> dict[str, Any]:
         # where a reader stands is its own affair, and no file handle goes to another process
-        return {**self.__dict__, "_key": (), "_next": 0, "_samples": iter(())}
+        return {**self.__dict__, "_place": (None, 0, iter(()))}
 
     def __len__(self) -> int:
         count = sum(int(shard.members(self.split).sum()) for shard in self.shards)
         return count if self.limit is None else min(count, self.limit)
 
-    def first(self, count: int) -> Stream:
-        return replace(self, limit=count)
-
     def batch(self, seed: int | None, epoch: int, number: int, size: int) -> tuple[Tensor, Tensor]:
         """Batch ``number`` of an epoch. Batches before it are read over, not decoded: each of several workers decodes
         its own and the order does not depend on their number."""
-        key = (seed, epoch, size)
-        if key != self._key or number < self._next:
-            self._samples, self._key, self._next = self._ordered(seed, epoch), key, 0
-        while self._next < number:
-            for _ in range(size):
-                next(self._samples, None)
-            self._next += 1
-        taken = [sample for _, sample in zip(range(size), self._samples, strict=False)]
-        self._next += 1
+        key, upcoming, samples = self._place
+        if key != (seed, epoch, size) or number < upcoming:
+            upcoming, samples = 0, self._ordered(seed, epoch)
+        taken = list(islice(samples, (number - upcoming) * size, (number - upcoming + 1) * size))
+        self._place = (seed, epoch, size), number + 1, samples
         if not taken:
             raise UserError(f"{self.shards[-1].file} is damaged: it has fewer rows than it says")
         pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken])
@@ -247,13 +221,11 @@ class Stream(Dataset[Any]):
     def _rows(self, shards: Sequence[Shard]) -> Iterator[Sample]:
         given = 0
         for shard in shards:
-            for (content, label, name), wanted in zip(
-                samples(shard.file, self.columns), shard.members(self.split), strict=False
-            ):
+            for sample, wanted in zip(samples(shard.file, self.columns), shard.members(self.split), strict=False):
                 if given == self.limit:
                     return
                 if wanted:
-                    if label >= self.classes:
-                        raise UserError(f"{name} has label {label}; there are {self.classes} classes")
+                    if sample[1] >= self.classes:
+                        raise UserError(f"{sample[2]} has label {sample[1]}; there are {self.classes} classes")
                     given += 1
-                    yield content, label, name
+                    yield sample

@@ -17,9 +17,6 @@ def stratified(labels: Indices, count: int, salt: int = 0) -> tuple[Indices, Ind
 
     Each class is put into a fixed random order, and all samples are ranked by their relative place in it. So each class
     gives its share rounded to the nearest sample, and the total is exact. Another ``salt`` gives another draw.
-
-    Raises:
-        ValueError: ``count`` exceeds the samples.
     """
     if not 0 <= count <= len(labels):
         raise ValueError(f"cannot draw {count} of {len(labels)} samples")
@@ -46,9 +43,6 @@ def held_out(labels: Indices, limit: int | None, run: int = 1) -> tuple[Indices,
         limit: keeps a fixed, proportional part of the first.
         run: validation is drawn as runs of so many samples of a class that follow each other, for data whose
             neighbours are akin; shorter ones where a class has not fifty of them.
-
-    Raises:
-        UserError: fewer than two samples.
     """
     if len(labels) < 2:
         raise UserError(

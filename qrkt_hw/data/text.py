@@ -84,11 +84,7 @@ def trimmed(ids: Tensor) -> Tensor:
 
 def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
     """IMDb from parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's
-    where none is given.
-
-    Raises:
-        UserError: missing or damaged files.
-    """
+    where none is given."""
     looked = places(options, "imdb")
 
     def find() -> tuple[Part, Part] | None:
@@ -126,24 +122,22 @@ def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
 
 
 def _part(looked: list[Path], split: str) -> Part | None:
-    texts: list[str] = []
-    labels: list[int] = []
-    original = next((folder / "aclImdb" / split for folder in looked if (folder / "aclImdb" / split).is_dir()), None)
-    if original is not None:
-        for file in sorted(original.glob("neg/*.txt")) + sorted(original.glob("pos/*.txt")):
+    rows: list[tuple[str, int]] = []
+    folders = [folder / "aclImdb" / split for folder in looked if (folder / "aclImdb" / split).is_dir()]
+    if folders:
+        for file in sorted(folders[0].glob("neg/*.txt")) + sorted(folders[0].glob("pos/*.txt")):
             try:
-                texts.append(regular(file).read_text(encoding="utf-8"))
+                rows.append((regular(file).read_text(encoding="utf-8"), NAMES.index(file.parent.name)))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{file} is damaged: it is not text") from error
-            labels.append(NAMES.index(file.parent.name))
-        if not texts:
-            raise UserError(f"--dataset imdb: {original} holds no pos/*.txt and neg/*.txt")
-        return texts, np.array(labels, dtype=np.int64)
-    found = parquet.files(looked, split)
-    for path in found:
-        for k, row in enumerate(parquet.rows(path, ["text", "label"])):
-            if not isinstance(row["text"], str) or row["label"] not in (0, 1):
-                raise UserError(f"{path} is damaged: row {k} is no text with label 0 or 1")
-            texts.append(row["text"])
-            labels.append(row["label"])
-    return (texts, np.array(labels, dtype=np.int64)) if found else None
+        if not rows:
+            raise UserError(f"--dataset imdb: {folders[0]} holds no pos/*.txt and neg/*.txt")
+    elif files := parquet.files(looked, split):
+        for path in files:
+            for k, row in enumerate(parquet.rows(path, ["text", "label"])):
+                if not isinstance(row["text"], str) or row["label"] not in (0, 1):
+                    raise UserError(f"{path} is damaged: row {k} is no text with label 0 or 1")
+                rows.append((row["text"], row["label"]))
+    else:
+        return None
+    return [text for text, _ in rows], np.array([label for _, label in rows], dtype=np.int64)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.budget import DEFAULT_DELAY, prices, usage
 from qrkt_hw.backends.device.cache import digest, remember, versions
-from qrkt_hw.backends.device.pricing import DEFAULT_DELAY, prices, usage
-from qrkt_hw.backends.device.sharing import share
-from qrkt_hw.backends.device.transpiling import SEED
+from qrkt_hw.backends.device.pubs import allocate
+from qrkt_hw.backends.device.transpile import SEED
 from qrkt_hw.errors import UserError
 from qrkt_hw.resources.schema import Circuit, Cost, Device, Logical, Placed, Report, StageCall
 
@@ -82,16 +82,15 @@ def device_name(backend: str) -> str | None:
     if backend.startswith("fake_"):
         return backend
     found = device_of(backend)
-    fake = getattr(found, "snapshot", None)
-    if fake is not None:
-        return fake.name
-    return None if getattr(found, "target", None) is None else backend
+    if found.target is None:
+        return None
+    return backend if found.bills else found.device.name
 
 
 def device_of(name: str) -> Any:
     """The device of that name, with its ``target``."""
     if name.startswith("fake_"):
-        from qrkt_hw.backends.device.devices import fake_device
+        from qrkt_hw.backends.device.transpile import fake_device
 
         return fake_device(name)
     from qrkt_hw.backends.registry import resolve
@@ -112,17 +111,16 @@ def _facts(device: Any) -> dict[str, Any]:
 
 def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int = SEED) -> Placed:
     """A template on a device, all its qubits measured, by Qiskit's preset pass manager."""
-    from qrkt_hw.backends.device.calibration import cone_success, success
+    from qrkt_hw.backends.device.layout import place_replicas
     from qrkt_hw.backends.device.measurement import bases
     from qrkt_hw.backends.device.packing import Packer
-    from qrkt_hw.backends.device.placement import active_qubits, couplings, place_copies
-    from qrkt_hw.backends.device.transpiling import read_from, transpiled
+    from qrkt_hw.backends.device.transpile import active_qubits, cone_success, couplings, read_from, success, transpiled
     from qrkt_hw.resources.logical import two_qubit_figures
 
     target = device.target
     packer = Packer(target, device=device.name, level=level, shots=1)
     circuits = [transpiled(template, basis, target, level, seed=seed) for basis in bases(template)]
-    packed = [packer.copies(circuit) for circuit in circuits]
+    packed = [packer.replicas(circuit) for circuit in circuits]
     isa, replicas = circuits[0], packed[0]
     layout = read_from(isa)
     reads = [sorted({layout[q] for _, qubits, _ in o.to_sparse_list() for q in qubits}) for o in template.observables]
@@ -139,7 +137,7 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
         success=success(isa, target),
         output_success=outputs,
         predicted_error=predicted_error(template, outputs),
-        copies=len(place_copies(isa, target, quality=0)),
+        copies=len(place_replicas(isa, target, min_fidelity=0)),
         good_copies=len(replicas),
         copy_success=[round(replica.success, 9) for replica in replicas],
         copy_qubits=[list(replica.physical) for replica in replicas],
@@ -223,10 +221,10 @@ def _submitted(
             for circuit in sets
             for basis in range(circuits[circuit].bases)
         }
-        shares = share({slot: sets[slot[0]] for slot in slots}, slots)
-        longest = [max(placed[slot[0]].duration for slot, _ in one.copies) for one in shares]  # type: ignore[index]
-        busy = sum(one.executions * seconds for one, seconds in zip(shares, longest, strict=True))
-        return sum(one.executions for one in shares), busy, 1
+        allocations = allocate({slot: sets[slot[0]] for slot in slots}, slots)
+        longest = [max(placed[slot[0]].duration for slot, _ in one.replicas) for one in allocations]  # type: ignore[index]
+        busy = sum(one.executions * seconds for one, seconds in zip(allocations, longest, strict=True))
+        return sum(one.executions for one in allocations), busy, 1
     each = {c: count * (circuits[c].outputs if way == "estimator" else circuits[c].bases) for c, count in sets.items()}
     busy = sum(count * placed[circuit].duration for circuit, count in each.items())
     return sum(each.values()), busy, sum(call.layers for call in stage) if way == "estimator" else 1
@@ -238,7 +236,7 @@ def draw(reports: Sequence[Report], path: Path) -> Path:
     Raises:
         UserError: no device was named, or the file cannot be written.
     """
-    from qrkt_hw.backends.device.calibration import failure
+    from qrkt_hw.backends.device.transpile import failure
     from qrkt_hw.plots.charts import plot_layout
 
     report = reports[0]
@@ -267,7 +265,7 @@ def draw(reports: Sequence[Report], path: Path) -> Path:
 
 def _edges(target: Any) -> list[tuple[int, int, float]]:
     """Coupled pairs, each once, with the error of their two-qubit gate."""
-    from qrkt_hw.backends.device.calibration import failure
+    from qrkt_hw.backends.device.transpile import failure
 
     found: dict[tuple[int, int], float] = {}
     for name in target.operation_names:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from qrkt_hw.backends import Backend, Call
-from qrkt_hw.backends.device.budget import PLAN, Budget
-from qrkt_hw.backends.device.pricing import prices
+from qrkt_hw.backends.device.budget import PLAN, Budget, prices
+from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.runge_kutta import TABLEAUS
@@ -84,15 +84,15 @@ def forecast(
             calls = [
                 Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer) for c in stage
             ]
-            batches = packer.batches(calls)
-            here = packer.jobs(batches, delay, backend.job_limits)  # type: ignore[attr-defined]
+            pubs = packer.allocate(calls)
+            here = jobs_of(pubs, delay, backend.job_limits)  # type: ignore[attr-defined]
             count, jobs = count + 1, jobs + len(here)
-            executions += sum(b.executions * packer.shots_of(b) for b in batches)
+            executions += sum(pub.executions for pub in pubs)
             circuits += sum(c.samples * backend.circuits_for(c.template) for c in calls)
             seconds += sum(here)
-            for b in batches if packer.readout is not None else ():
-                for piece in b.pieces if b.calibration is not None else ():
-                    packer.readout.learn(b.calibration, piece.read, [float(b.calibration)] * len(piece.read))
+            for pub in pubs:
+                for slot in pub.slots if pub.calibration is not None else ():
+                    packer.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
     usd = seconds * prices().plans[PLAN].usd_per_second
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
 

@@ -8,8 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qrkt_hw import circuits
+from qrkt_hw.backends.device.budget import prices
 from qrkt_hw.backends.device.cache import digest, remember, versions
-from qrkt_hw.backends.device.pricing import prices
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.devices import costs, on_device

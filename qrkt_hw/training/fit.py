@@ -18,7 +18,7 @@ from rich.console import Console
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
-from qrkt_hw.backends.opening import command
+from qrkt_hw.backends.registry import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError

@@ -13,8 +13,8 @@ import yaml
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.device.budget import usage
 from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.pricing import usage
 from qrkt_hw.backends.ibm.backend import IBMBackend
 from tests.command_line import qrkt, refused
 from tests.ibm_service.process import KEY, Loopback
@@ -83,7 +83,7 @@ def on_aer(work, model, shots):
 
     wide, found = work.circuit, []
     column = {parameter: k for k, parameter in enumerate(wide.parameters)}
-    for piece in work.batch.pieces:
+    for piece in work.slots:
         place = {qubit: k for k, qubit in enumerate(piece.physical)}
         own = QuantumCircuit(len(place), len(piece.read))
         for instruction in wide.data:
@@ -113,7 +113,7 @@ def on_aer(work, model, shots):
 def test_fifty_images_with_noise_equal_aer_with_the_same_noise_within_statistics(name, home, service, monkeypatch):
     from qiskit_aer.noise import NoiseModel
 
-    from qrkt_hw.backends.device.devices import fake_device
+    from qrkt_hw.backends.device.transpile import fake_device
 
     service.reset(noisy=True)
     seen = []
@@ -132,7 +132,7 @@ def test_fifty_images_with_noise_equal_aer_with_the_same_noise_within_statistics
     for packer, calls, values in seen:
         works = packer.pack(calls)
         outcomes = [on_aer(work, model, 8192) for work in works]
-        truth = packer.combined(calls, [work.batch for work in works], outcomes)
+        truth = packer.decode(calls, works, outcomes)
         for value, wanted, exact in zip(values, truth, resolve("exact").run(calls), strict=True):
             spread = np.sqrt(np.maximum(1 - wanted**2, 1e-3))
             z.append(((value - wanted) / spread / np.sqrt(1 / 1024 + 1 / 8192)).ravel())

@@ -12,7 +12,8 @@ from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.placement import Chip
+from qrkt_hw.backends.device.layout import Chip
+from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.errors import UserError
 from tests.command_line import qrkt, refused
 
@@ -91,12 +92,12 @@ def test_a_circuit_without_parameters_is_run_for_every_row(fez, service):
 def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
     call, found = draw(40), {}
     for guard in (0, 1):
-        backend = fez(guard=guard)
+        backend = fez(spacing=guard)
         with backend.open():
             values = backend.run([call])[0]
         assert np.abs(values - resolve("exact").run([call])[0]).max() < 5.5 / np.sqrt(256)
         near = Chip.of(backend.target).distances
-        placed = [piece.physical for work in backend.packer.pack([call]) for piece in work.batch.pieces]
+        placed = [piece.physical for work in backend.packer.pack([call]) for piece in work.slots]
         places = sorted(set(placed))
         touching = [near[np.ix_(a, b)].min() for k, a in enumerate(places) for b in places[:k]]
         found[guard] = (len(places), min(touching), backend.counters.executions)
@@ -169,8 +170,8 @@ def test_what_exceeds_a_limit_of_the_service_is_split(limit, fez, service):
     assert 2 < len(jobs) <= 6 and sum(job["executions"] for job in jobs) == 600 * 256
     assert np.abs(values - resolve("exact").run([call])[0]).max() < 5.5 / np.sqrt(256)
     # the plan knows of it
-    batches = backend.packer.batches([call])
-    planned = backend.packer.jobs(batches, backend.default_rep_delay, backend.job_limits)
+    batches = backend.packer.allocate([call])
+    planned = jobs_of(batches, backend.default_rep_delay, backend.job_limits)
     assert len(planned) == len(jobs) and sum(planned) == pytest.approx(sum(job["usage"] for job in jobs), rel=0.01)
 
 

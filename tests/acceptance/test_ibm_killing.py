@@ -165,7 +165,7 @@ def test_two_resumes_at_once(service, folder, uninterrupted):
     while not service.report()["requests"].get("GET jobs/results", 0) and first.exitcode is None:
         time.sleep(0.05)
     status, text = forked([*INFER, "--resume"], folder)
-    assert status == 2 and "another process is at work" in text, text
+    assert status == 2 and "locked by another process" in text, text
     status, text = finish(first, log)
     assert status == 0, text
     assert inferred(folder) == uninterrupted[0] and not service.report()["twice"]

@@ -9,11 +9,10 @@ import torch
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.layout import DEAD, UNREADABLE, active_qubits, couplings, place_replicas
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.packing import Packer
-from qrkt_hw.backends.device.placement import DEAD, UNREADABLE, active_qubits, couplings, place_copies
-from qrkt_hw.backends.device.transpiling import transpiled
+from qrkt_hw.backends.device.transpile import fake_device, transpiled
 from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import main
 from tests.packed import component_values
@@ -41,9 +40,9 @@ def check_equal(name, device, qubits, layers, rounds, seed):
         chosen = rng.permutation(qubits)[: rng.integers(1, min(4, len(qubits) + 1))]
         templates = [build(name, int(n), int(rng.choice(layers))) for n in chosen]
         packer.plan(templates)
-        for kind in packer._kinds.values():
-            some = rng.permutation(len(kind.copies))[: rng.integers(1, len(kind.copies) + 1)]
-            kind.copies = tuple(kind.copies[k] for k in some)
+        for kind in packer.groups.values():
+            some = rng.permutation(len(kind.replicas))[: rng.integers(1, len(kind.replicas) + 1)]
+            kind.replicas = tuple(kind.replicas[k] for k in some)
         calls = [draw(template, int(rng.integers(1, 60)), rng) for template in templates]
         for call, values in zip(calls, component_values(packer, calls), strict=True):
             np.testing.assert_allclose(values, resolve("exact").run([call])[0], atol=1e-9)
@@ -70,7 +69,7 @@ def test_a_wide_circuit_as_a_whole_by_matrix_product_states():
     packer = Packer(fake_device("fake_torino").target, device="fake_torino", level=1, shots=4000)
     call = draw(template, 20, np.random.default_rng(3))
     (work,) = packer.pack([call])
-    assert len(work.batch.pieces) >= 20 and sum(len(p.read) for p in work.batch.pieces) >= 60 and len(work.values) == 1
+    assert len(work.slots) >= 20 and sum(len(p.read) for p in work.slots) >= 60 and len(work.values) == 1
     bound = work.circuit.assign_parameters(dict(zip(work.circuit.parameters, work.values[0], strict=True)))
     used = sorted({bound.find_bit(q).index for i in bound.data for q in i.qubits})  # Aer's MPS errs with idle qubits
     place_of = {q: k for k, q in enumerate(used)}
@@ -79,11 +78,11 @@ def test_a_wide_circuit_as_a_whole_by_matrix_product_states():
         if instruction.operation.name != "measure":
             whole.append(instruction.operation, [place_of[bound.find_bit(q).index] for q in instruction.qubits])
     exact = resolve("exact").run([call])[0]
-    for piece in work.batch.pieces:
+    for piece in work.slots:
         for place, qubit in enumerate(piece.read):
             whole.save_expectation_value(_z(), [place_of[qubit]], label=f"{piece.samples[0]}.{place}")
     data = AerSimulator(method="matrix_product_state").run(whole).result().data()
-    for piece in work.batch.pieces:
+    for piece in work.slots:
         for place in range(4):
             assert data[f"{piece.samples[0]}.{place}"] == pytest.approx(exact[piece.samples[0], place], abs=1e-9)
 
@@ -100,14 +99,12 @@ def test_packed_shots_with_noise_are_draws_from_the_noise_of_each_copy():
     backend = resolve("fake_torino", shots=shots, seed=1)
     values = backend.run([call])[0]
     packer = backend.packer
-    pool = packer.pooled([call])
-    sets = packer.parameter_sets([call], pool)
     signs = bases(template)[0].signs(template.num_outputs)
     expected = np.zeros_like(values)
-    for batch in packer.batches([call]):
-        for piece in batch.pieces:
+    for batch in packer.pack([call]):
+        for place, piece in enumerate(batch.slots):
             busy = piece.samples >= 0
-            chances = backend._chances(piece, batch, [call], pool, sets)[busy]
+            chances = backend._chances(batch, place)[busy]
             expected[piece.samples[busy]] = chances @ signs.T
     scaled = (values - expected) / np.sqrt((1 - expected**2) / shots)
     assert 0.85 < scaled.std() < 1.15 and np.abs(scaled).max() < 5
@@ -120,11 +117,11 @@ def test_capacity_and_what_the_filter_keeps(device):
     for qubits in (4, 6, 8):
         template = build("brickwork", qubits, 1)
         isa = transpiled(template, bases(template)[0], target, 3)
-        place_copies(isa, target, quality=0)  # the first call of a process imports
+        place_replicas(isa, target, min_fidelity=0)  # the first call of a process imports
         took = [time.process_time()]
-        capacity = place_copies(isa, target, quality=0)
+        capacity = place_replicas(isa, target, min_fidelity=0)
         took.append(time.process_time())
-        filtered = place_copies(isa, target)
+        filtered = place_replicas(isa, target)
         took.append(time.process_time())
         first, second = np.diff(took)
         print(f"{device} {qubits}: {len(capacity)} fit in {first:.2f} s, {len(filtered)} kept in {second:.2f} s")
@@ -145,9 +142,9 @@ def test_saved_against_a_pub_for_every_observable():
     before = samples * template.num_outputs * shots
     for device in ("fake_torino", "fake_marrakesh"):
         packer = Packer(fake_device(device).target, device=device, level=3, shots=shots)
-        batches = packer.batches(calls)
+        batches = packer.allocate(calls)
         executions = sum(work.executions for work in packer.pack(calls))
-        seconds = 2 + sum(packer.seconds(batch, rep_delay) for batch in batches)
+        seconds = 2 + sum(batch.seconds(rep_delay) for batch in batches)
         print(f"{device}: {before:,} -> {executions:,} executions, {before / executions:.1f}-fold; {seconds:.1f} s")
         assert before / executions >= 75
 

@@ -3,7 +3,7 @@
 import pytest
 
 from qrkt_hw.backends import from_options, resolve
-from qrkt_hw.backends.files import layers, read_entries, working_folder
+from qrkt_hw.backends.entries import layers, read_entries, working_folder
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.training import BackendOptions

@@ -6,8 +6,7 @@ import urllib3
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import IBMRuntimeError
 
-from qrkt_hw.backends.ibm.account import Careful
-from qrkt_hw.backends.ibm.errors import classify, explain, redacted
+from qrkt_hw.backends.ibm.account import Careful, classify, explain, redacted
 
 
 def wrapped(cause, status=-1, message="trouble"):

@@ -11,10 +11,9 @@ from qrkt_hw import backends, circuits
 from qrkt_hw.backends import Call, noise, resolve
 from qrkt_hw.backends.aer import AerBackend
 from qrkt_hw.backends.device.cache import remember
-from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.backends.entries import layers, read_entries
+from qrkt_hw.backends.exact import ExactBackend, evaluate_by_weights
 from qrkt_hw.backends.fake import FakeBackend
-from qrkt_hw.backends.files import layers, read_entries
-from qrkt_hw.backends.grouping import evaluate_by_weights
 from qrkt_hw.backends.ibm.account import mount
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.quantum import QuantumLayer
@@ -147,8 +146,8 @@ def test_what_depends_on_the_weights_is_computed_once_for_each_place(monkeypatch
     backend = FakeBackend("f", "fake_guadalupe", shots=32, seed=1)
     call = draw(6, 12)
     backend.run([call])
-    places = len({piece.physical for batch in backend.packer.batches([call]) for piece in batch.pieces})
-    assert places > 1 and len(calls) <= 3 * len(backend.packer.batches([call])) * places  # not one for each weight set
+    places = len({piece.physical for batch in backend.packer.allocate([call]) for piece in batch.slots})
+    assert places > 1 and len(calls) <= 3 * len(backend.packer.allocate([call])) * places  # not one for each weight set
     first = sum(propagated)
     backend.run([call])
     assert sum(propagated) == first
@@ -157,17 +156,17 @@ def test_what_depends_on_the_weights_is_computed_once_for_each_place(monkeypatch
 def test_packed_chances_are_those_of_each_place_and_weight_set():
     backend = FakeBackend("f", "fake_guadalupe", shots=32, seed=1)
     call = draw(5, 7)
-    pool, (batch, *_) = backend.packer.pooled([call]), backend.packer.batches([call])
-    sets = backend.packer.parameter_sets([call], pool)
+    pub = backend.packer.pack([call])[0]
+    sets = call.values.reshape(call.samples, -1)
     for _ in range(2):  # new, and kept
-        for piece in batch.pieces[:4]:
-            found = backend._chances(piece, batch, [call], pool, sets)
+        for place, slot in enumerate(pub.slots[:4]):
+            found = backend._chances(pub, place)
             fresh = FakeBackend("g", "fake_guadalupe", shots=32, seed=1)
-            for row, sample in enumerate(piece.samples):
+            for row, sample in enumerate(slot.samples):
                 if sample >= 0:
-                    alone = Call(call.template, sets[piece.kind][sample][None])
-                    placed = backend.placed(call.template, pool[piece.kind][0][1]).moved(piece.physical)
-                    table = fresh._table(call.template, piece, placed)
+                    alone = Call(call.template, sets[sample][None])
+                    placed = slot.group.placed.moved(slot.physical)
+                    table = fresh._table(slot, placed)
                     np.testing.assert_allclose(found[row], evaluate_by_weights(alone, table, 4)[0], atol=1e-12)
 
 

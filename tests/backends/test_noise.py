@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qrkt_hw.backends import noise
-from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.noise import DeviceNoise, device_noise
 
 

@@ -74,7 +74,7 @@ def test_one_writes_and_others_may_read(tmp_path):
     path = tmp_path / "journal.sqlite"
     with Journal(path) as journal:
         journal.start("train", "ibm_fez", {})
-        with pytest.raises(UserError, match="another process is at work"):
+        with pytest.raises(UserError, match="locked by another process"):
             Journal(path)
         with Journal(path, write=False) as reader:
             assert reader.unfinished("train").device == "ibm_fez"

@@ -9,10 +9,10 @@ from qiskit.primitives import BitArray
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call
-from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
-from qrkt_hw.backends.opening import command, same
+from qrkt_hw.backends.device.transpile import fake_device
+from qrkt_hw.backends.registry import command, same
 from qrkt_hw.commands.jobs import _account
 from qrkt_hw.errors import UserError
 from tests.command_line import qrkt

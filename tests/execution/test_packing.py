@@ -6,8 +6,8 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 from tests.packed import component_values, pauli_template
 
@@ -55,8 +55,8 @@ def test_calls_of_a_round_share_the_chip_where_that_saves_executions():
     calls = [call(build("brickwork", 4, 1), 5, rng, "a"), call(build("brickwork", 3, 1), 5, rng, "b")]
     works = packer().pack(calls)
     assert len(works) == 1 and works[0].executions == 256 and works[0].tag == "a, b"
-    qubits = [q for piece in works[0].batch.pieces for q in piece.physical]
-    assert len(qubits) == len(set(qubits)) and len(works[0].batch.pieces) == 10
+    qubits = [q for piece in works[0].slots for q in piece.physical]
+    assert len(qubits) == len(set(qubits)) and len(works[0].slots) == 10
 
 
 def test_wide_circuits_are_in_the_gates_of_the_device():
@@ -83,7 +83,7 @@ def test_a_packed_sample_is_a_draw_from_its_own_qubits():
     template = build("brickwork", 3, 1)
     point = np.random.default_rng(8).uniform(-3, 3, template.num_inputs + template.num_weights)
     backend = resolve("fake_torino", shots=20_000, seed=3)
-    copies = len(backend.packer.kind(template, *_basis(template)).copies)
+    copies = len(backend.packer.group(template, *_basis(template)).replicas)
     values = backend.run([Call(template, np.tile(point, (copies * 3, 1)))])[0].reshape(3, copies, -1)
     spread = values.std(0).mean()
     assert spread < 3 / np.sqrt(20_000)  # repeated on one copy: shot noise only

@@ -5,8 +5,8 @@ import math
 import pytest
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
-from qrkt_hw.backends.device.devices import fake_device
-from qrkt_hw.backends.device.placement import active_qubits, place_copies
+from qrkt_hw.backends.device.layout import active_qubits, place_replicas
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 
 
@@ -19,7 +19,7 @@ def test_copies_are_disjoint_run_as_they_are_and_are_ranked(device, qubits, leas
     circuit = build("brickwork", qubits, 1).circuit.copy()
     circuit.measure_all()
     isa = generate_preset_pass_manager(optimization_level=3, target=target, seed_transpiler=1).run(circuit)
-    copies = place_copies(isa, target, quality=0)
+    copies = place_replicas(isa, target, min_fidelity=0)
     assert len(copies) >= least
     used = [q for copy in copies for q in copy.physical]
     assert len(used) == len(set(used))

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,12 +21,12 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from qrkt_hw.backends import files as backend_files
+from qrkt_hw.backends import entries as backend_files
 from qrkt_hw.backends import noise as backend_noise
-from qrkt_hw.backends.device import pricing
-from qrkt_hw.backends.device.devices import fake_device
+from qrkt_hw.backends.device import budget as pricing
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 from qrkt_hw.commands import main
 from qrkt_hw.commands.options import merge
@@ -409,7 +408,3 @@ def last_line(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "qrkt_hw" in f.filename] or [None]
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames[-1] else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{place}"
-
-
-def subprocess_command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "qrkt_hw", *map(str, arguments)]

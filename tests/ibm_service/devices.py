@@ -51,7 +51,7 @@ def properties(name: str, recalibrations: int) -> dict[str, Any]:
 @lru_cache(maxsize=16)
 def target(name: str) -> Any:
     """The snapshot's target: durations for the bill."""
-    from qrkt_hw.backends.device.devices import fake_device
+    from qrkt_hw.backends.device.transpile import fake_device
 
     return fake_device(snapshot(name)).target
 

@@ -11,8 +11,8 @@ from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_reado
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call
-from qrkt_hw.backends.device.devices import fake_device
 from qrkt_hw.backends.device.measurement import bases, confuse
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.simulator.superoperator import LARGEST
 from tests.random_templates import random_template
@@ -31,7 +31,7 @@ def device_errors(name):
 
 def reference(backend, template, values):
     """Aer's own noise model and density matrix, readout errors from its own list; nothing of our noise code."""
-    gates, readouts = device_errors(backend.snapshot.name)
+    gates, readouts = device_errors(backend.device.name)
     total = np.zeros((len(values), template.num_outputs))
     for basis in bases(template):
         placed = backend.placed(template, basis)
@@ -95,9 +95,8 @@ def test_outcome_chances_give_the_same_values_as_observables():
     template = circuits.build("qrkt", 4, 2)
     call = Call(template, np.random.default_rng(1).normal(size=(3, 2, len(template.parameters))))
     backend = FakeBackend("fake_torino", "fake_torino", shots=10, pack=False)
-    (batch,) = backend.packer.batches([call])
-    pool = backend.packer.pooled([call])
-    chances = backend._chances(batch.pieces[0], batch, [call], pool, backend.packer.parameter_sets([call], pool))
+    (pub,) = backend.packer.pack([call])
+    chances = backend._chances(pub, 0)
     np.testing.assert_allclose(chances.sum(1), 1, atol=1e-12)
     assert chances.min() > -1e-12
     exact = FakeBackend("fake_torino", "fake_torino").run([call])[0].reshape(6, 4)

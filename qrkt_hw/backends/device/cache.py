@@ -1,4 +1,4 @@
-"""Results worth keeping between calls, as JSON in the user's cache folder, under a name made of what they depend on."""
+"""Results worth keeping between calls, as files in the user's cache folder, named by what they depend on."""
 
 from __future__ import annotations
 
@@ -24,11 +24,23 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
+def store(path: Path, data: bytes) -> None:
+    """Write a whole file or none; a folder that cannot be written costs time later, nothing else."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+
 def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The value kept under ``kind`` and ``key``, else a new one.
 
-    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value. A folder that cannot be
-    written costs time, nothing else.
+    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value.
     """
     path = cache_folder() / kind / f"{key}.json"
     try:
@@ -38,15 +50,7 @@ def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict
     except (OSError, ValueError, RecursionError):
         pass
     value = json.loads(json.dumps(compute()))  # the same whether it is new or kept
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{key}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump({"sha256": _sum(value), "value": value}, file)
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+    store(path, json.dumps({"sha256": _sum(value), "value": value}).encode())
     return value
 
 
@@ -61,14 +65,9 @@ def versions() -> dict[str, str]:
     for name in ("qiskit", "qiskit-ibm-runtime", "rustworkx", "numpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-    found["qrkt-hw"] = _own_files()
-    return found
-
-
-def _own_files() -> str:
-    """The same for the same sources; ``circuits`` is a link in a checkout, which a search does not follow by itself."""
     root = Path(__file__).parents[2]
-    files = {path for folder in (root, root / "circuits") for path in folder.rglob("*.py")}
-    return digest(
-        [(path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in sorted(files)]
-    )
+    # the same for the same sources; circuits is a link in a checkout, which a search does not follow by itself
+    files = sorted({path for folder in (root, root / "circuits") for path in folder.rglob("*.py")})
+    sums = [(path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()) for path in files]
+    found["qrkt-hw"] = digest(sums)
+    return found

@@ -12,26 +12,22 @@ from __future__ import annotations
 import fcntl
 import io
 import json
-import math
 import os
 import sqlite3
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from qiskit.primitives import BitArray
 
 from qrkt_hw.errors import UserError
 
 State = Literal["planned", "submitting", "submitted", "done", "failed", "held"]
-OPEN: tuple[State, ...] = ("planned", "submitting", "submitted", "held")
 FORMAT = 1
-STATES = frozenset({*OPEN, "done", "failed"})
-LATEST = 253_402_300_799  # seconds since 1970 at the end of the year 9999
 _TABLES = """
 create table if not exists activities (
   id integer primary key, name text not null, kind text not null, device text not null, arguments text not null,
@@ -44,16 +40,36 @@ create table if not exists outcomes (
   activity integer not null, key text not null, submission integer not null, data blob not null,
   primary key (activity, key));
 """
+_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
 
 
-@dataclass(frozen=True)
-class Activity:
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it would steer a terminal")
+    return text
+
+
+def _text(value: str | None) -> str | None:
+    """Text of the service without what would steer a terminal."""
+    return None if value is None else "".join(c if c.isprintable() else " " for c in str(value))
+
+
+Text = Annotated[str, AfterValidator(_printable)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Moment = Annotated[float, Field(ge=0, le=253_402_300_799)]  # seconds since 1970, until the year 9999
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class Activity(_Row):
     """One inference or training on a device.
 
     Attributes:
         id: in the journal.
         name: unique in the world; makes tags.
-        kind: ``infer`` or ``train``.
+        kind: ``infer``, ``train`` or ``generate``.
         device: where.
         arguments: what it was started with.
         finished: whether it came to its end.
@@ -61,16 +77,15 @@ class Activity:
     """
 
     id: int
-    name: str
-    kind: str
-    device: str
+    name: Text
+    kind: Text
+    device: Text
     arguments: dict[str, Any]
-    finished: bool
-    created: float
+    finished: Annotated[bool, Field(strict=False)]
+    created: Moment
 
 
-@dataclass(frozen=True)
-class Submission:
+class Submission(_Row):
     """One job, or the intention of one.
 
     Attributes:
@@ -81,7 +96,7 @@ class Submission:
         job: the service's id, once known.
         session: of the service, where there is one.
         device: where.
-        keys: content hashes of the works in it, in order.
+        keys: content hashes of the PUBs in it, in order.
         executions: circuits x shots.
         estimated, billed: QPU seconds; None before the bill.
         remark: what went wrong.
@@ -90,24 +105,21 @@ class Submission:
 
     id: int
     activity: int
-    tag: str
+    tag: Text
     state: State
-    job: str | None
-    session: str | None
-    device: str
-    keys: tuple[str, ...]
-    executions: int
-    estimated: float
-    billed: float | None
-    remark: str
-    created: float
-    changed: float
+    job: Text | None
+    session: Text | None
+    device: Text
+    keys: Annotated[tuple[str, ...], Field(strict=False)]
+    executions: Annotated[int, Field(ge=0)]
+    estimated: Amount
+    billed: Amount | None
+    remark: Annotated[str, AfterValidator(_text)]
+    created: Moment
+    changed: Moment
 
 
-_DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
-_COLUMNS = (
-    "id, activity, tag, state, job, session, device, keys, executions, estimated, billed, remark, created, changed"
-)
+Row = TypeVar("Row", bound=_Row)
 
 
 class Journal:
@@ -126,22 +138,11 @@ class Journal:
         self._handle: Any = None
         self._base: Any = None
         if path is not None and write:
-            try:
-                # neither emptied nor followed: the folder may be somebody else's, and the lock a link
-                lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-                self._handle = os.fdopen(lock, "r+")
-            except OSError as error:
-                raise UserError(f"run: {path.parent} cannot be written: {error.strerror}") from error
-            try:
-                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                self._handle.close()
-                raise UserError(
-                    f"run: another process is at work on {path.parent} with a device; wait for it, or stop it"
-                ) from error
+            self._lock(path)
         try:
             # not mode=ro: what a killed process left half-written must be rolled back before anything is read
             self._base = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=20)
+            self._base.row_factory = sqlite3.Row
             if write:
                 self._base.execute("pragma synchronous = full")
                 if self._base.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
@@ -159,12 +160,26 @@ class Journal:
             self.close()
             raise
 
+    def _lock(self, path: Path) -> None:
+        try:
+            # neither emptied nor followed: the folder may be somebody else's, and the lock a link
+            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            self._handle = os.fdopen(lock, "r+")
+        except OSError as error:
+            raise UserError(f"run: {path.parent} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._handle.close()
+            raise UserError(
+                f"run: {path.parent} is locked by another process that is running on a device; wait for it, or stop it"
+            ) from error
+
     def close(self) -> None:
         """Let others write."""
-        if self._base is not None:
-            self._base.close()
-        if self._handle is not None:
-            self._handle.close()
+        for one in (self._base, self._handle):
+            if one is not None:
+                one.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -172,48 +187,40 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _do(self, statement: str, values: Sequence[Any] = ()) -> Any:
+    def _do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Execute; all rows, as a page of the file may turn out to be damaged only when it is read."""
         try:
-            return self._base.execute(statement, values)
+            return self._base.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
             raise UserError(f"{self.path} cannot be read or written: {error}") from error
         except _DAMAGE as error:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
 
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows; a page of the file may turn out to be damaged only when it is read."""
+    def _read(self, kind: type[Row], what: str, row: Any, holds: bool = True) -> Row:
+        """A row that is what qrkt-hw writes."""
         try:
-            return self._do(statement, values).fetchall()
-        except _DAMAGE as error:
-            raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
+            if not holds:
+                raise ValueError("of no activity")
+            values = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a row iterates over its values)
+            listed = "arguments" if kind is Activity else "keys"
+            return kind.model_validate({**values, listed: json.loads(values[listed])})
+        except (ValidationError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path} is damaged: {what} {row['id']} is not what qrkt-hw writes") from error
 
-    def _sound(self, holds: bool, what: str) -> None:
-        if not holds:
-            raise UserError(f"{self.path} is damaged: {what}")
-
-    # activities ----------------------------------------------------------------------------------------------------
+    # activities ------------------------------------------------------------------------------------------------------
     def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
         """A new activity."""
-        name = uuid.uuid4().hex[:12]
         self._do(
             "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
-            (name, kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
+            (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
         )
         return self.activities()[-1]
 
     def activities(self) -> list[Activity]:
         """All, oldest first."""
-        rows = self._rows("select id, name, kind, device, arguments, finished, created from activities order by id")
-        return [self._activity(row) for row in rows]
-
-    def _activity(self, row: Any) -> Activity:
-        identity, name, kind, device, text, finished, created = row
-        arguments = _json(text)
-        sound = all(isinstance(v, str) and v.isprintable() for v in (name, kind, device)) and isinstance(
-            arguments, dict
-        )
-        self._sound(sound and _number(created, LATEST), f"activity {identity} is not what qrkt-hw writes")
-        return Activity(identity, name, kind, device, arguments, bool(finished), created)  # type: ignore[arg-type]
+        columns = "id, name, kind, device, arguments, finished, created"
+        rows = self._do(f"select {columns} from activities order by id")
+        return [self._read(Activity, "activity", row) for row in rows]
 
     def unfinished(self, kind: str) -> Activity | None:
         """The newest activity of that kind, where it did not come to its end."""
@@ -221,12 +228,8 @@ class Journal:
         return own[-1] if own and not own[-1].finished else None
 
     def finish(self, activity: Activity) -> None:
-        """It came to its end."""
+        """It came to its end; what it submitted stays listed."""
         self._do("update activities set finished = 1 where id = ?", (activity.id,))
-
-    def abandon(self, activity: Activity) -> None:
-        """Nothing of it will be asked for again; what it submitted stays listed."""
-        self.finish(activity)
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
         """Pin layouts and circuits; None lets them go."""
@@ -234,57 +237,37 @@ class Journal:
 
     def plan(self, activity: Activity) -> tuple[bytes | None, str | None]:
         """What :meth:`keep_plan` pinned, and the calibration it was made with."""
-        ((plan, calibrated),) = self._rows("select plan, calibrated from activities where id = ?", (activity.id,))
-        sound = (plan is None or isinstance(plan, bytes)) and (calibrated is None or isinstance(calibrated, str))
-        self._sound(sound, f"the plan of activity {activity.id} is not what qrkt-hw writes")
+        ((plan, calibrated),) = self._do("select plan, calibrated from activities where id = ?", (activity.id,))
+        if not isinstance(plan, bytes | None) or not isinstance(calibrated, str | None):
+            raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
         return plan, calibrated
 
-    # submissions ---------------------------------------------------------------------------------------------------
+    # submissions -----------------------------------------------------------------------------------------------------
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
     ) -> Submission:
         """Write down a submission before anything is sent."""
         now = time.time()
         tag = f"qrkt-job-{activity.name}-{uuid.uuid4().hex[:16]}"
-        cursor = self._do(
+        self._do(
             "insert into submissions (activity, tag, state, device, keys, executions, estimated, created, changed) "
             "values (?, ?, 'planned', ?, ?, ?, ?, ?, ?)",
             (activity.id, tag, device, json.dumps(list(keys)), executions, estimated, now, now),
         )
-        return self.submission(int(cursor.lastrowid or 0))
+        return self._read(Submission, "job", self._do("select * from submissions where tag = ?", (tag,))[0])
 
     def submission(self, identity: int) -> Submission:
         """By its id."""
-        (row,) = self._rows(f"select {_COLUMNS} from submissions where id = ?", (identity,))
-        return self._submission(row, [row[1]])
+        return self._read(Submission, "job", self._do("select * from submissions where id = ?", (identity,))[0])
 
     def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
         """Of one activity or all, in the order they were intended."""
-        known = [i for (i,) in self._rows("select id from activities")]
-        rows = self._rows(f"select {_COLUMNS} from submissions order by id")
+        known = [row["id"] for row in self._do("select id from activities")]
+        rows = self._do("select * from submissions order by id")
         return [
-            s for s in (self._submission(row, known) for row in rows)
-            if (activity is None or s.activity == activity.id) and (states is None or s.state in states)
+            one for one in (self._read(Submission, "job", row, row["activity"] in known) for row in rows)
+            if (activity is None or one.activity == activity.id) and (states is None or one.state in states)
         ]  # fmt: skip
-
-    def _submission(self, row: Any, activities: Sequence[int]) -> Submission:
-        keys = _json(row[7])
-        values = [*row[:7], tuple(keys) if isinstance(keys, list) else (), *row[8:]]
-        one = Submission(*values)
-        texts = (one.tag, one.device, *(t for t in (one.job, one.session) if t is not None))
-        sound = (
-            one.activity in activities
-            and one.state in STATES
-            and isinstance(keys, list)
-            and all(isinstance(key, str) for key in keys)
-            and all(isinstance(text, str) and text.isprintable() for text in texts)
-            and isinstance(one.remark, str)
-            and isinstance(one.executions, int)
-            and all(_number(v) for v in (one.executions, one.estimated, 0 if one.billed is None else one.billed))
-            and all(_number(v, LATEST) for v in (one.created, one.changed))
-        )
-        self._sound(sound, f"job {one.id} is not what qrkt-hw writes")
-        return replace(one, remark=_text(one.remark) or "")
 
     def mark(
         self,
@@ -324,16 +307,14 @@ class Journal:
         return self.submission(submission.id)
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
-        """Raw results of a work; None where there are none yet.
+        """Raw results of a PUB; None where there are none yet.
 
         Raises:
             UserError: what is there is damaged.
         """
-        rows = self._rows("select data from outcomes where activity = ? and key = ?", (activity.id, key))
-        if not rows:
-            return None
+        rows = self._do("select data from outcomes where activity = ? and key = ?", (activity.id, key))
         try:
-            return unpacked(rows[0][0])
+            return unpacked(rows[0]["data"]) if rows else None
         except Exception as error:  # whatever zip, npz and arrays make of damaged bytes
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
 
@@ -362,20 +343,3 @@ def unpacked(data: bytes) -> dict[str, BitArray]:
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         names = [name.removesuffix(".array") for name in file.files if name.endswith(".array")]
         return {name: BitArray(file[f"{name}.array"], int(file[f"{name}.bits"])) for name in names}
-
-
-def _json(text: Any) -> Any:
-    try:
-        return json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
-
-
-def _number(value: Any, most: float = math.inf) -> bool:
-    """A finite number from 0 to ``most``."""
-    return isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= most
-
-
-def _text(value: str | None) -> str | None:
-    """Text of the service without what would steer a terminal."""
-    return None if value is None else "".join(c if c.isprintable() else " " for c in str(value))

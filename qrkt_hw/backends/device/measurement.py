@@ -1,16 +1,24 @@
-"""What is measured: Pauli terms that can be read from the same shots, and values from outcome tables."""
+"""What is measured: bases that terms share, values from outcome tables, readout errors and their mitigation.
+
+Mitigation is mthree's: Nation, Kang, Sundaresan and Gambetta, PRX Quantum 2, 040326 (2021). mthree would submit its
+calibration itself, past journal and budget; here it is two ordinary PUBs, which prepare all measured qubits of the
+packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
+
+CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +35,13 @@ class Basis:
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:
         """A copy of ``circuit`` behind which measuring Z measures this basis."""
-        turned = circuit.copy()
+        rotated = circuit.copy()
         for qubit, letter in enumerate(self.letters):
             if letter == "Y":
-                turned.sdg(qubit)
+                rotated.sdg(qubit)
             if letter in "XY":
-                turned.h(qubit)
-        return turned
+                rotated.h(qubit)
+        return rotated
 
     def signs(self, observables: int) -> NDArray[np.float64]:
         """``(observables, 2^n)``: what each outcome adds to each observable."""
@@ -46,20 +54,21 @@ class Basis:
 
 @lru_cache(maxsize=512)
 def bases(template: CircuitTemplate) -> tuple[Basis, ...]:
-    """The fewest bases a greedy search finds for all observables; one for Z observables."""
+    """The fewest bases a greedy search finds for all observables; one for Z observables.
+
+    ``SparsePauliOp.group_commuting`` groups the terms of one operator; here every term must know its observable.
+    """
     found: list[tuple[dict[int, str], list[tuple[int, float, int]]]] = []
     for row, operator in enumerate(template.observables):
         for label, qubits, coefficient in operator.to_sparse_list():
             wanted = dict(zip(qubits, label, strict=True))
-            mask = sum(1 << q for q in qubits)
-            for letters, terms in found:  # noqa: B007 (both are used behind the loop)
-                if all(letters.get(q, letter) == letter for q, letter in wanted.items()):
-                    break
-            else:
-                letters, terms = {}, []
-                found.append((letters, terms))
-            letters.update(wanted)
-            terms.append((row, float(coefficient.real), mask))
+            fits = (one for one in found if all(one[0].get(q, letter) == letter for q, letter in wanted.items()))
+            basis = next(fits, None)
+            if basis is None:
+                basis = ({}, [])
+                found.append(basis)
+            basis[0].update(wanted)
+            basis[1].append((row, float(coefficient.real), sum(1 << q for q in qubits)))
     return tuple(
         Basis(tuple(letters.get(q, "Z") for q in range(template.num_qubits)), tuple(terms)) for letters, terms in found
     )
@@ -79,3 +88,41 @@ def confuse(probabilities: NDArray[np.float64], readout: Sequence[NDArray[np.flo
     for qubit, matrix in enumerate(readout):
         cube = np.moveaxis(np.tensordot(cube, matrix, axes=([qubits - qubit], [0])), -1, qubits - qubit)
     return cube.reshape(probabilities.shape)
+
+
+class Readout:
+    """Confusion matrices of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
+
+    def __init__(self, qubits: int) -> None:
+        self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
+        self._ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
+
+    def knows(self, qubits: Sequence[int]) -> bool:
+        """Whether all of them are calibrated."""
+        return all(self.matrices[q] is not None for q in qubits)
+
+    def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
+        """Take over a calibration circuit in which all qubits were prepared in ``state``.
+
+        Args:
+            state: 0 or 1.
+            qubits: of the device.
+            ones: for each how often it was read as 1.
+        """
+        for qubit, share in zip(qubits, ones, strict=True):
+            self._ones[qubit, state] = float(share)
+            zero, one = self._ones.get((qubit, 0)), self._ones.get((qubit, 1))
+            if zero is not None and one is not None:
+                self.matrices[qubit] = np.array([[1 - zero, 1 - one], [zero, one]], dtype=np.float32)
+
+    def corrected(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> list[dict[int, float]]:
+        """Quasi-probabilities of outcomes, for counts read on ``qubits`` (bit 0 first)."""
+        from mthree import M3Mitigation
+
+        tool: Any = M3Mitigation()
+        tool.num_qubits = len(self.matrices)
+        tool.cals_from_matrices(self.matrices)
+        width = len(qubits)
+        texts = [{format(outcome, f"0{width}b"): count for outcome, count in one.items()} for one in counts]
+        found = tool.apply_correction(texts, list(qubits), distance=width if width <= 8 else None)
+        return [{int(text, 2): float(p) for text, p in one.items()} for one in found]

@@ -1,19 +1,19 @@
-"""Many parameter sets on one chip: copies of a circuit side by side, as wide circuits, and values from their counts.
+"""Many parameter sets on one chip: replicas of a circuit side by side in packed circuits, and values from their counts.
 
-The calls of a round are pooled by circuit and measurement basis. Their parameter sets are dealt to the copies,
-execution after execution; every copy of a wide circuit has parameters and a classical register of its own. The plan,
-which is where every circuit lies, is made once and can be kept as bytes.
+The calls of a circuit batch are pooled by circuit group, which is a circuit in one measurement basis. Their parameter
+sets are dealt to the replicas, execution after execution; every slot of a packed circuit has parameters and a classical
+register of its own. The plan, which is where every circuit lies, is made once and can be kept as bytes.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,92 +21,31 @@ from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.cache import digest, remember, versions
-from qrkt_hw.backends.device.measurement import Basis, bases
-from qrkt_hw.backends.device.mitigation import SHOTS, Readout
-from qrkt_hw.backends.device.placement import QUALITY, Chip, Copy, directed, place_copies
-from qrkt_hw.backends.device.sharing import Share, share
-from qrkt_hw.backends.device.splitting import JobLimits, Load, jobs_of
-from qrkt_hw.backends.device.transpiling import PlacedCircuit, cut, transpiled
-from qrkt_hw.backends.device.work import Work, structure
+from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Readout, bases
+from qrkt_hw.backends.device.pubs import PUB, Allocation, CircuitGroup, Packed, PackedCircuit, Slot, allocate, structure
+from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
-Outcomes = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
-
-
-class Asked(Protocol):
-    """What is packed: a call of a backend."""
-
-    @property
-    def template(self) -> CircuitTemplate: ...
-    @property
-    def values(self) -> NDArray[np.float64]: ...
-    @property
-    def tag(self) -> str: ...
-    @property
-    def samples(self) -> int: ...
-
-
-@dataclass(eq=False)
-class Kind:
-    """A circuit in one measurement basis, and its copies on the chip.
-
-    Attributes:
-        key: a hash of the circuit as written and the basis.
-        placed: on the qubits the transpiler chose.
-        copies: disjoint, best first; those that are packed.
-    """
-
-    key: str
-    placed: PlacedCircuit
-    copies: tuple[Copy, ...]
-
-    def columns(self, template: CircuitTemplate) -> list[int]:
-        """For every parameter of the placed circuit its place among the template's."""
-        places = {parameter.name: k for k, parameter in enumerate(template.parameters)}
-        return [places[parameter.name] for parameter in self.placed.circuit.parameters]
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """A copy within a wide circuit.
-
-    Attributes:
-        kind: the key of its circuit.
-        physical: the device's qubits behind the circuit's.
-        read: the device's qubits that are measured, in the order of the template's.
-        samples: ``(executions,)``: which pooled parameter set runs there; -1 where the copy idles.
-    """
-
-    kind: str
-    physical: tuple[int, ...]
-    read: tuple[int, ...]
-    samples: NDArray[np.intp]
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Executions of one wide circuit; for ``calibration`` of the state that all qubits are prepared in."""
-
-    pieces: tuple[Piece, ...]
-    executions: int
-    tag: str
-    calibration: int | None = None
+Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
+Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
 
 
 class Packer:
-    """Plans and packs circuits for a device.
+    """Plans and packs circuits for a device, and makes values of what was counted.
 
     Args:
         target: of the device.
         device: its name.
         level: optimisation level of the transpiler.
         shots: of each circuit.
-        pack: run copies side by side; otherwise one circuit at a time, where the transpiler puts it.
-        guard, quality: see :func:`qrkt_hw.backends.device.placement.place_copies`.
-        options: what changes the result; becomes part of every work.
+        pack: run replicas side by side; otherwise one circuit at a time, where the transpiler puts it.
+        spacing, min_fidelity: see :func:`qrkt_hw.backends.device.layout.place_replicas`.
+        options: what changes the result; becomes part of every PUB.
         mitigation: correct readout by mthree.
     """
 
@@ -118,83 +57,80 @@ class Packer:
         level: int,
         shots: int,
         pack: bool = True,
-        guard: int = 0,
-        quality: float = QUALITY,
+        spacing: int = 0,
+        min_fidelity: float = MIN_FIDELITY,
         options: dict[str, Any] | None = None,
         mitigation: bool = False,
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
-        self.packs, self.guard, self.quality = pack, guard, quality
+        self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
         self.options = dict(options or {})
         self.readout = Readout(target.num_qubits) if mitigation else None
-        self._kinds: dict[str, Kind] = {}
+        self.groups: dict[str, CircuitGroup] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
-        self._shares: dict[tuple[tuple[str, int], ...], list[Share]] = {}
-        self._circuits: dict[tuple[Any, ...], QuantumCircuit] = {}
-        self._durations: dict[int, float] = {}
-        self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last round as they were read
+        self._allocations: dict[tuple[tuple[str, int], ...], list[Allocation]] = {}
+        self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
+        self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
-    # the plan ------------------------------------------------------------------------------------------------------
-    def kind(self, template: CircuitTemplate, basis: Basis) -> Kind:
+    # the plan --------------------------------------------------------------------------------------------------------
+    def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
         """Where a template lies when measured in a basis; planned once.
 
         Raises:
             UserError: the template has more qubits than the device, or a kept plan does not fit it.
         """
+        names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
             written = structure(basis.rotated(template.circuit)).hex()
-            names = [p.name for p in template.parameters]
-            self._keys[(template, basis)] = digest(written, names, self.level)
-        key = self._keys[(template, basis)]
-        if key not in self._kinds:
+            self._keys[template, basis] = digest(written, names, self.level)
+        key = self._keys[template, basis]
+        if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
-            self._kinds[key] = Kind(key, cut(isa), tuple(self.copies(isa)))
-        kind = self._kinds[key]
-        known = {p.name for p in template.parameters}
-        if (
-            len(kind.placed.measured) != template.num_qubits
-            or not {p.name for p in kind.placed.circuit.parameters} <= known
-        ):
+            self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
+        group = self.groups[key]
+        circuit = group.placed.circuit
+        if len(group.placed.measured) != template.num_qubits or not {p.name for p in circuit.parameters} <= set(names):
             raise UserError(
                 f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"
             )
-        return kind
+        group.template, group.basis = template, basis
+        return group
 
-    def copies(self, isa: QuantumCircuit) -> list[Copy]:
-        """The copies of an ISA circuit that are packed, best first; its own place where nothing better is found."""
-        own = Copy(cut(isa).physical, 0.0)
+    def replicas(self, isa: QuantumCircuit) -> list[Replica]:
+        """The replicas of an ISA circuit that are packed, best first; its own place where nothing better is found."""
+        own = Replica(cut(isa).physical, 0.0)
         if not self.packs:
             return [own]
 
         def compute() -> dict[str, Any]:
-            found = place_copies(isa, self.target, quality=self.quality, guard=self.guard)
-            return {"copies": [[list(copy.physical), copy.success] for copy in found]}
+            found = place_replicas(isa, self.target, min_fidelity=self.min_fidelity, spacing=self.spacing)
+            return {"copies": [[list(one.physical), one.success] for one in found]}
 
         if self.device.startswith("fake_"):  # a live device is calibrated anew every day
-            key = digest(self.device, structure(isa).hex(), self.quality, self.guard, versions())
+            key = digest(self.device, structure(isa).hex(), self.min_fidelity, self.spacing, versions())
             kept = remember("copies", key, compute)
         else:
             kept = compute()
-        return [Copy(tuple(physical), success) for physical, success in kept["copies"]] or [own]
+        return [Replica(tuple(physical), success) for physical, success in kept["copies"]] or [own]
 
     def plan(self, templates: Sequence[CircuitTemplate]) -> None:
         """Pin the layouts of templates."""
         for template in templates:
             for basis in bases(template):
-                self.kind(template, basis)
+                self.group(template, basis)
 
     def to_bytes(self) -> bytes:
         """The plan: layouts as JSON, circuits as QPY."""
-        kinds = list(self._kinds.values())
+        groups = list(self.groups.values())
         head = [
-            {"key": k.key, "physical": k.placed.physical, "measured": k.placed.measured,
-             "copies": [[c.physical, c.success] for c in k.copies]} for k in kinds
+            {"key": g.key, "physical": g.placed.physical, "measured": g.placed.measured,
+             "copies": [[r.physical, r.success] for r in g.replicas]} for g in groups
         ]  # fmt: skip
         text = json.dumps(head).encode()
         file = io.BytesIO()
         file.write(struct.pack("<Q", len(text)) + text)
-        if kinds:
-            qpy.dump([k.placed.circuit for k in kinds], file)
+        if groups:
+            qpy.dump([g.placed.circuit for g in groups], file)
         plan = file.getvalue()
         return SEALED + hashlib.sha256(plan).digest() + plan
 
@@ -212,251 +148,183 @@ class Packer:
             size = struct.unpack("<Q", data[:8])[0]
             head = json.loads(data[8 : 8 + size])
             circuits = qpy.load(io.BytesIO(data[8 + size :])) if head else []
-            kinds = [self._read(one, circuit) for one, circuit in zip(head, circuits, strict=True)]
+            groups = [self._read(one, circuit) for one, circuit in zip(head, circuits, strict=True)]
         except Exception as error:  # JSON, QPY and the device raise of many kinds what damaged bytes make of them
             raise ValueError(f"it cannot be read: {type(error).__name__}") from error
-        self._kinds = {kind.key: kind for kind in kinds}
+        self.groups = {group.key: group for group in groups}
         return self
 
-    def _read(self, one: dict[str, Any], circuit: QuantumCircuit) -> Kind:
+    def _read(self, one: dict[str, Any], circuit: QuantumCircuit) -> CircuitGroup:
         """A circuit of a plan with its places, each of which must be one on this device."""
         placed = PlacedCircuit(circuit, tuple(one["physical"]), tuple(one["measured"]))
-        copies = tuple(Copy(tuple(physical), float(success)) for physical, success in one["copies"])
+        replicas = tuple(Replica(tuple(physical), float(success)) for physical, success in one["copies"])
         width, chip = circuit.num_qubits, range(self.target.num_qubits)
-        if not copies or circuit.num_clbits or not _distinct(placed.measured, range(width)):
+        if not replicas or circuit.num_clbits or not _distinct(placed.measured, range(width)):
             raise ValueError("what is measured")
-        for physical in (placed.physical, *(copy.physical for copy in copies)):
+        for physical in (placed.physical, *(replica.physical for replica in replicas)):
             if len(physical) != width or not _distinct(physical, chip):
                 raise ValueError("where it lies")
             for instruction in circuit.data:
                 name = instruction.operation.name
                 if name not in self.target.operation_names:
                     raise ValueError(f"a gate {name}")
-                directed(self.target, name, tuple(physical[circuit.find_bit(q).index] for q in instruction.qubits))
-        return Kind(str(one["key"]), placed, copies)
+                directed(self.target, name, tuple(physical[q] for q in qubits_of(circuit, instruction)))
+        return CircuitGroup(str(one["key"]), placed, replicas)
 
     def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
-        """A packer of the same plan that has learnt nothing of readout: packing there leaves this one as it is.
+        """A packer of the same plan that has learnt nothing of readout: what it learns leaves this one as it is.
 
         Args:
             shots: others than this one's.
             pack: other than this one; then the plan is its own too.
         """
-        other = Packer(
-            self.target, device=self.device, level=self.level, shots=self.shots if shots is None else shots,
-            pack=self.packs if pack is None else pack, guard=self.guard, quality=self.quality, options=self.options,
-            mitigation=self.readout is not None,
-        )  # fmt: skip
-        if other.packs != self.packs:
-            return other
-        other._kinds, other._keys, other._shares = self._kinds, self._keys, self._shares
-        other._circuits, other._durations = self._circuits, self._durations
+        other = copy.copy(self)
+        other.shots = self.shots if shots is None else shots
+        other.readout = None if self.readout is None else Readout(self.target.num_qubits)
+        if pack is not None and pack != self.packs:
+            other.packs, other.groups, other._allocations, other._circuits = pack, {}, {}, {}
         return other
 
-    def seconds(self, batch: Batch, rep_delay: float) -> float:
-        """QPU seconds of a batch, without its job's overhead: (delay + duration of the wide circuit) x executions."""
-        circuit = self._wide(batch)
-        if id(circuit) not in self._durations:
-            self._durations[id(circuit)] = float(circuit.estimate_duration(self.target))
-        return (rep_delay + self._durations[id(circuit)]) * batch.executions * self.shots_of(batch)
-
-    def jobs(self, batches: Sequence[Batch], rep_delay: float, limits: JobLimits) -> list[float]:
-        """QPU seconds of every job that the batches of a round take."""
-        loads = [
-            Load(
-                batch.executions, self.shots_of(batch), self._wide(batch).num_parameters, len(self._wide(batch).data),
-                self.seconds(batch, rep_delay) / max(1, batch.executions),
-            )
-            for batch in batches
-        ]  # fmt: skip
-        return jobs_of(loads, limits)
-
-    # packing -------------------------------------------------------------------------------------------------------
-    def shares(self, counts: dict[str, int]) -> list[Share]:
-        """Which copies run for so many parameter sets of each kind, by its key."""
-        key = tuple(counts.items())
-        if key not in self._shares:
-            near = Chip.of(self.target).distances <= self.guard if self.guard else None
-            copies = {kind: [copy.physical for copy in self._kinds[kind].copies] for kind in counts}
-            self._shares[key] = share(counts, copies, near)
-        return self._shares[key]
-
-    def pooled(self, calls: Sequence[Asked]) -> dict[str, list[tuple[int, Basis, int]]]:
-        """For each kind the calls that need it: ``(call, basis, first of its parameter sets in the pool)``."""
-        found: dict[str, list[tuple[int, Basis, int]]] = {}
+    # packing ---------------------------------------------------------------------------------------------------------
+    def _pooled(self, calls: Sequence[Call]) -> Pool:
+        """For each circuit group the calls that need it."""
+        found: Pool = {}
         filled: dict[str, int] = {}
         for place, call in enumerate(calls):
             for basis in bases(call.template) if call.samples else ():
-                key = self.kind(call.template, basis).key
+                key = self.group(call.template, basis).key
                 found.setdefault(key, []).append((place, basis, filled.get(key, 0)))
                 filled[key] = filled.get(key, 0) + call.samples
         return found
 
-    def batches(self, calls: Sequence[Asked]) -> list[Batch]:
-        """What a round takes, calibrations of registers that are not yet calibrated first."""
-        pool = self.pooled(calls)
+    def allocate(self, calls: Sequence[Call]) -> list[Packed]:
+        """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
+        pool = self._pooled(calls)
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
-        tags = {key: [calls[place].tag for place, _, _ in parts] for key, parts in pool.items()}
-        found: list[Batch] = []
+        if tuple(counts.items()) not in self._allocations:
+            near = Chip.of(self.target).distances <= self.spacing if self.spacing else None
+            replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
+            self._allocations[tuple(counts.items())] = allocate(counts, replicas, near)
+        found: list[Packed] = []
         calibrated: set[int] = set()
-        for one in self.shares(counts):
-            pieces, beside = [], {key: sum(kind == key for kind, _ in one.copies) for key in counts}
+        for one in self._allocations[tuple(counts.items())]:
+            slots = []
+            beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
             turn = dict.fromkeys(counts, 0)
-            for key, place in one.copies:
-                kind = self._kinds[str(key)]
-                physical = kind.copies[place].physical
-                samples = np.arange(one.executions) * beside[kind.key] + turn[kind.key]
-                turn[kind.key] += 1
-                samples = np.where(samples < counts[kind.key], samples, -1)
-                pieces.append(Piece(kind.key, physical, kind.placed.moved(physical).read(), samples))
-            used = {q for piece in pieces for q in piece.read}
+            for group_key, place in one.replicas:
+                group = self.groups[str(group_key)]
+                physical = group.replicas[place].physical
+                samples = np.arange(one.executions) * beside[group.key] + turn[group.key]
+                turn[group.key] += 1
+                samples = np.where(samples < counts[group.key], samples, -1)
+                slots.append(Slot(group, physical, group.placed.moved(physical).read(), samples))
+            used = {q for slot in slots for q in slot.read}
             if self.readout is not None and not (self.readout.knows(sorted(used)) or used <= calibrated):
                 calibrated |= used
-                found += [Batch(tuple(pieces), 1, f"calibration of readout, all {state}", state) for state in (0, 1)]
-            named = dict.fromkeys(t for key in turn if turn[key] for t in tags[key] if t)
-            found.append(Batch(tuple(pieces), one.executions, ", ".join(named)))
+                found += [
+                    Packed(self._packed(slots, state), tuple(slots), 1, CALIBRATION_SHOTS,
+                           f"calibration of readout, all {state}", state) for state in (0, 1)
+                ]  # fmt: skip
+            tags = dict.fromkeys(calls[p].tag for key in turn if turn[key] for p, _, _ in pool[key] if calls[p].tag)
+            found.append(Packed(self._packed(slots), tuple(slots), one.executions, self.shots, ", ".join(tags)))
         return found
 
-    def pack(self, calls: Sequence[Asked]) -> list[Work]:
-        """The works of a round; the same calls give the same works."""
-        pool = self.pooled(calls)
-        sets = self.parameter_sets(calls, pool)
-        return [self._work(batch, calls, pool, sets) for batch in self.batches(calls)]
+    def pack(self, calls: Sequence[Call]) -> list[PUB]:
+        """The PUBs of a circuit batch; the same calls give the same PUBs."""
+        flat = [np.asarray(call.values, dtype=np.float64).reshape(call.samples, -1) for call in calls]
+        sets = {key: np.concatenate([flat[p] for p, _, _ in parts]) for key, parts in self._pooled(calls).items()}
+        found = []
+        for one in self.allocate(calls):
+            values = np.zeros((one.rows, one.circuit.num_parameters))
+            if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
+                # an idle slot repeats the first set
+                columns = [sets[s.group.key][np.maximum(s.samples, 0)][:, s.group.columns()] for s in one.slots]
+                values = np.concatenate(columns, axis=1)
+            more: Any = {"values": values, "device": self.device, "options": self.options}
+            found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
+        return found
 
-    def shots_of(self, batch: Batch) -> int:
-        """Shots of each execution."""
-        return self.shots if batch.calibration is None else SHOTS
-
-    @staticmethod
-    def parameter_sets(
-        calls: Sequence[Asked], pool: dict[str, list[tuple[int, Basis, int]]]
-    ) -> dict[str, NDArray[np.float64]]:
-        """``(pooled sets, parameters of the template)`` of every kind."""
-        return {
-            kind: np.concatenate(
-                [np.asarray(calls[p].values, dtype=np.float64).reshape(calls[p].samples, -1) for p, _, _ in parts]
-            )
-            for kind, parts in pool.items()
-        }
-
-    def _work(
-        self,
-        batch: Batch,
-        calls: Sequence[Asked],
-        pool: dict[str, list[tuple[int, Basis, int]]],
-        sets: dict[str, NDArray[np.float64]],
-    ) -> Work:
-        circuit = self._wide(batch)
-        values = np.zeros((batch.executions, circuit.num_parameters))
-        if batch.calibration is None and any(self._kinds[p.kind].placed.circuit.num_parameters for p in batch.pieces):
-            columns = []
-            for piece in batch.pieces:
-                template = calls[pool[piece.kind][0][0]].template
-                rows = sets[piece.kind][np.maximum(piece.samples, 0)]  # an idle copy repeats the first set
-                columns.append(rows[:, self._kinds[piece.kind].columns(template)])
-            values = np.concatenate(columns, axis=1)
-        return Work(circuit, values, self.shots_of(batch), batch.tag, self.device, self.options, batch)
-
-    def _wide(self, batch: Batch) -> QuantumCircuit:
-        key = (batch.calibration, *((piece.kind, piece.physical) for piece in batch.pieces))
+    def _packed(self, slots: Sequence[Slot], calibration: int | None = None) -> PackedCircuit:
+        """The circuit of these slots; made once."""
+        key = (calibration, *((slot.group.key, slot.physical) for slot in slots))
         if key in self._circuits:
             return self._circuits[key]
         circuit = QuantumCircuit(self.target.num_qubits)
-        angles = [self._kinds[piece.kind].placed.circuit.num_parameters for piece in batch.pieces]
-        vector = ParameterVector("p", sum(angles) if batch.calibration is None else 0)
-        if not len(vector) and "rz" in self.target.operation_names:
+        angles = sum(slot.group.placed.circuit.num_parameters for slot in slots)
+        vector = list(ParameterVector("p", angles if calibration is None else 0))
+        if not vector and "rz" in self.target.operation_names:
             # IBM's client runs a circuit without parameters once, whatever the number of rows: an angle, always 0, on
             # a qubit in its ground state keeps the rows
-            circuit.rz(Parameter("none"), batch.pieces[0].read[0])
-        start = 0
-        for place, piece in enumerate(batch.pieces):
-            register = ClassicalRegister(len(piece.read), f"c{place}")
+            circuit.rz(Parameter("none"), slots[0].read[0])
+        for place, slot in enumerate(slots):
+            register = ClassicalRegister(len(slot.read), f"c{place}")
             circuit.add_register(register)
-            if batch.calibration is None:
-                own = self._kinds[piece.kind].placed.circuit
-                names = dict(zip(own.parameters, list(vector)[start : start + own.num_parameters], strict=True))
-                start += own.num_parameters
+            if calibration is None:
+                own = slot.group.placed.circuit
+                names = dict(zip(own.parameters, vector, strict=False))
+                vector = vector[len(names) :]
                 for instruction in own.assign_parameters(names).data if names else own.data:
-                    qubits = tuple(piece.physical[own.find_bit(q).index] for q in instruction.qubits)
-                    qubits = directed(self.target, instruction.operation.name, qubits)
-                    circuit.append(instruction.operation, qubits)
-            elif batch.calibration:
-                for qubit in piece.read:
-                    self._flip(circuit, qubit)
-            circuit.measure(list(piece.read), register)
-        self._circuits[key] = circuit
-        return circuit
+                    qubits = tuple(slot.physical[q] for q in qubits_of(own, instruction))
+                    name = instruction.operation.name
+                    circuit.append(instruction.operation, directed(self.target, name, qubits))
+            elif calibration:
+                for qubit in slot.read:
+                    for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
+                        getattr(circuit, gate)(qubit)
+            circuit.measure(list(slot.read), register)
+        self._circuits[key] = PackedCircuit(circuit, float(circuit.estimate_duration(self.target)))
+        return self._circuits[key]
 
-    def _flip(self, circuit: QuantumCircuit, qubit: int) -> None:
-        if "x" in self.target.operation_names:
-            circuit.x(qubit)
-        else:
-            circuit.sx(qubit)
-            circuit.sx(qubit)
-
-    # values --------------------------------------------------------------------------------------------------------
-    def values(
-        self, calls: Sequence[Asked], works: Sequence[Work], outcomes: Sequence[dict[str, Any]]
+    # values ----------------------------------------------------------------------------------------------------------
+    def decode(
+        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]]
     ) -> list[NDArray[np.float64]]:
         """Expectation values ``(..., observables)`` of every call.
 
         Args:
             calls: that were packed.
-            works: what :meth:`pack` made of them.
-            outcomes: for each work its registers: name to ``BitArray`` of shape ``(executions,)``.
+            pubs: what :meth:`pack` made of them.
+            counts: for each PUB what was counted in each of its slots.
         """
-        found = [
-            [outcomes_of(registers[f"c{place}"]) for place in range(len(work.batch.pieces))]
-            for work, registers in zip(works, outcomes, strict=True)
-        ]
-        return self.combined(calls, [work.batch for work in works], found)
-
-    def combined(
-        self, calls: Sequence[Asked], batches: Sequence[Batch], outcomes: Sequence[Sequence[Outcomes]]
-    ) -> list[NDArray[np.float64]]:
-        """The same from the outcomes of every piece of every batch."""
-        for batch, found in zip(batches, outcomes, strict=True):
-            if batch.calibration is not None:
+        for pub, found in zip(pubs, counts, strict=True):
+            if pub.calibration is not None:
                 assert self.readout is not None
-                for piece, outcome in zip(batch.pieces, found, strict=True):
-                    self.readout.learn(batch.calibration, piece.read, _ones(outcome, len(piece.read)))
-        self.unmitigated = None if self.readout is None else self._collected(calls, batches, outcomes, raw=True)
-        return self._collected(calls, batches, outcomes, raw=self.readout is None)
+                for slot, outcome in zip(pub.slots, found, strict=True):
+                    self.readout.learn(pub.calibration, slot.read, _ones(outcome[0], len(slot.read)))
+        self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
+        return self._values(calls, pubs, counts, self.readout)
 
-    def _collected(
-        self,
-        calls: Sequence[Asked],
-        batches: Sequence[Batch],
-        outcomes: Sequence[Sequence[Outcomes]],
-        *,
-        raw: bool,
+    def _values(
+        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]], readout: Readout | None
     ) -> list[NDArray[np.float64]]:
-        pool = self.pooled(calls)
+        pool = self._pooled(calls)
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
-        for batch, found in zip(batches, outcomes, strict=True):
-            for piece, outcome in zip(batch.pieces, found, strict=True):
-                for place, basis, start in pool[piece.kind] if batch.calibration is None else ():
+        for pub, found in zip(pubs, counts, strict=True):
+            for slot, outcome in zip(pub.slots, found, strict=True):
+                for place, basis, start in pool[slot.group.key] if pub.calibration is None else ():
                     call = calls[place]
-                    rows = np.flatnonzero((piece.samples >= start) & (piece.samples < start + call.samples))
+                    rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + call.samples))
                     if len(rows):
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
-                        found_there = self._expectations(part, basis, call, piece.read, raw)
-                        total[place][piece.samples[rows] - start] += found_there
+                        values = self._expectations(part, basis, call.template.num_outputs, slot.read, readout)
+                        total[place][slot.samples[rows] - start] += values
         return [
             values.reshape(*call.values.shape[:-1], call.template.num_outputs)
             for call, values in zip(calls, total, strict=True)
         ]
 
     def _expectations(
-        self, outcome: Outcomes, basis: Basis, call: Asked, read: Sequence[int], raw: bool
+        self, outcome: Counts, basis: Basis, outputs: int, read: Sequence[int], readout: Readout | None
     ) -> NDArray[np.float64]:
-        outputs = call.template.num_outputs
-        if raw and isinstance(outcome, np.ndarray):
+        if readout is None and isinstance(outcome, np.ndarray):
+            # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
             return outcome @ basis.signs(outputs).T
-        counts = outcome if isinstance(outcome, list) else [_counts(row, self.shots) for row in outcome]
-        weighted: Sequence[dict[int, Any]] = counts
-        if not raw and self.readout is not None:
-            weighted = self.readout.corrected(counts, read)
+        counts: Sequence[dict[int, Any]]
+        if isinstance(outcome, list):
+            counts = outcome
+        else:
+            counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
+        weighted = counts if readout is None else readout.corrected(counts, read)
         values = np.zeros((len(weighted), outputs))
         for row, one in enumerate(weighted):
             every = sum(one.values())
@@ -466,13 +334,8 @@ class Packer:
         return values
 
 
-def _distinct(places: Sequence[int], within: range) -> bool:
-    """Different integers of a range."""
-    return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
-
-
-def outcomes_of(bits: Any) -> Outcomes:
-    """A ``BitArray`` of shape ``(executions,)`` as a table or, for many qubits, as counts."""
+def counts_of(bits: Any) -> Counts:
+    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts."""
     read = bits.to_bool_array(order="little")
     if read.shape[-1] <= LARGEST_TABLE:
         size = 2 ** read.shape[-1]
@@ -485,13 +348,13 @@ def outcomes_of(bits: Any) -> Outcomes:
     return found
 
 
-def _counts(frequencies: NDArray[np.float64], shots: int) -> dict[int, int]:
-    return {int(k): round(float(frequencies[k]) * shots) for k in np.flatnonzero(frequencies)}
+def _distinct(places: Sequence[int], within: range) -> bool:
+    """Different integers of a range."""
+    return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
 
 
-def _ones(outcome: Outcomes, width: int) -> list[float]:
+def _ones(row: NDArray[np.float64] | dict[int, int], width: int) -> list[float]:
     """How often each bit was read as 1, in the one execution of a calibration."""
-    row = outcome[0]
     if isinstance(row, dict):
         every = sum(row.values())
         return [sum(n for state, n in row.items() if state >> bit & 1) / every for bit in range(width)]

@@ -1,23 +1,134 @@
-"""The IBM Quantum account: found or not, signed in, its plan, its devices. Nothing of it is ever stored or shown."""
+"""The IBM Quantum account: signed in, its plan, its devices, and what the service's many errors mean.
+
+Nothing of the account is ever stored or shown.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from requests import Session
 from requests.adapters import HTTPAdapter
 from urllib3.util.retry import Retry
 
-from qrkt_hw.backends.ibm.errors import chain, classify, explain, reason, redacted, status_of
 from qrkt_hw.errors import UserError
 
+# errors --------------------------------------------------------------------------------------------------------------
+Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
+# unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
+SESSION_CODES = ("1217", "1216")
+NO_SESSION_CODE = "1352"
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status an error came with."""
+    for one in chain(error):
+        status = getattr(one, "status_code", None) or getattr(getattr(one, "response", None), "status_code", None)
+        if isinstance(status, int) and status > 0:
+            return status
+        code = getattr(one, "code", None)  # of ibm_cloud_sdk_core's ApiException
+        if isinstance(code, int) and 400 <= code < 600:
+            return code
+    return None
+
+
+def classify(error: BaseException) -> Kind:
+    """What to make of an error of the client."""
+    import requests
+    import urllib3
+
+    text = " ".join(str(one) for one in chain(error))
+    status = status_of(error)
+    if NO_SESSION_CODE in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
+        return "no_sessions"
+    if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
+        return "session"
+    if status == 401:
+        return "unauthorized"
+    if status == 403:
+        return "forbidden"
+    if status == 429:
+        return "busy"
+    if (status is not None and status >= 500) or "maintenance mode" in text:
+        return "server"
+    if status is not None:
+        return "other"
+    never_sent = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError, ConnectionRefusedError,
+                  requests.exceptions.ConnectTimeout)  # fmt: skip
+    network = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
+    reasons = list(chain(error))
+    for one in reasons:  # grows: an error of the network holds its cause as its reason or its argument
+        inner = (getattr(one, "reason", None), *one.args)
+        reasons += [cause for cause in inner if isinstance(cause, BaseException) and cause not in reasons]
+    if any(isinstance(one, never_sent) for one in reasons):
+        return "unreachable"
+    return "lost" if any(isinstance(one, network) for one in reasons) else "other"
+
+
+def explain(error: BaseException, doing: str) -> str:
+    """One sentence: what failed, and what to do."""
+    kind = classify(error)
+    if kind in ("unreachable", "lost"):
+        return f"{doing}: IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)"
+    if kind == "unauthorized":
+        return f"{doing}: IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)"
+    if kind == "forbidden":
+        return f"{doing}: the account has no access to this instance; --instance names another"
+    if kind == "busy":
+        return f"{doing}: IBM Quantum asks for fewer requests; wait a minute and go on with --resume"
+    if kind == "server":
+        return (
+            f"{doing}: IBM Quantum has trouble of its own (HTTP {status_of(error) or 503}); go on later with --resume"
+        )
+    if kind == "no_sessions":
+        return f"{doing}: the account's plan has no sessions; use --mode batch"
+    return f"{doing}: {redacted(reason(error))}"
+
+
+def reason(error: BaseException) -> str:
+    """What the service itself says, without the client's wrapping."""
+    text = " ".join(str(error).split())
+    found = re.search(r'"message":\s*"([^"]+)"', text.replace('\\"', '"'))
+    return (found.group(1) if found else text.strip("'\"")).rstrip(".")[:300]
+
+
+def secrets() -> list[str]:
+    """Every API key that could be met: of the environment and of the saved accounts."""
+    found = [os.environ.get("QISKIT_IBM_TOKEN", "")]
+    try:
+        path = Path(os.environ.get("QISKIT_IBM_CONFIG") or account_file())
+        saved: Any = json.loads(path.read_text(encoding="utf-8"))
+        found += [str(entry.get("token", "")) for entry in saved.values() if isinstance(entry, dict)]
+    except (OSError, ValueError, AttributeError):
+        pass
+    return [secret for secret in found if len(secret) >= 4]
+
+
+def redacted(text: str) -> str:
+    """The text without keys and bearer tokens."""
+    for secret in secrets():
+        text = text.replace(secret, "***")
+    return re.sub(r"(?i)(bearer|apikey)\s+[A-Za-z0-9._~+/=-]+", r"\1 ***", text)
+
+
+# the account ---------------------------------------------------------------------------------------------------------
 RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its snapshot)
 HOW = (
     "get an API key at https://quantum.cloud.ibm.com and save it once in Python with "
@@ -52,6 +163,13 @@ def retired(name: str) -> str | None:
     )
 
 
+def unavailable(name: str) -> str | None:
+    """Why a device cannot be used; None where it may be. Asks no network."""
+    if retired(name) is not None or name.startswith("fake_"):
+        return retired(name)
+    return None if account_there() else f"no IBM Quantum account is found here; {HOW}"
+
+
 class Careful(HTTPAdapter):
     """Read time-outs where the client has none, and no second POST after an answer of the server.
 
@@ -84,15 +202,15 @@ def mount(service: Any, read_timeout: float) -> None:
     """
     clients = getattr(service, "_api_clients", None)
     every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
-    sessions: list[Any] = [getattr(client, "_session", None) for client in every]
-    if not all(isinstance(session, Session) for session in sessions):
-        raise UserError(
-            "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, so "
-            "a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"
-        )
-    for session in {id(session): session for session in sessions}.values():
-        for scheme in ("https://", "http://"):
-            session.mount(scheme, Careful(read_timeout))
+    for session in (getattr(client, "_session", None) for client in every):
+        if not isinstance(session, Session) or not session.adapters:
+            raise UserError(
+                "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, "
+                "so a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"
+            )
+        for prefix, adapter in list(session.adapters.items()):
+            if not isinstance(adapter, Careful):
+                session.mount(prefix, Careful(read_timeout))
 
 
 class Account:
@@ -109,7 +227,6 @@ class Account:
 
     def __init__(self, instance: str | None = None, read_timeout: float = 60.0, patience: float = 120.0) -> None:
         self.instance, self.read_timeout, self.patience = instance, read_timeout, patience
-        logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)  # its remarks on instances go to no log of ours
         if not account_there():
             raise UserError(f"--backend: no IBM Quantum account is found here; {HOW}")
         self.service: Any = None
@@ -133,6 +250,14 @@ class Account:
                 time.sleep(pause)
                 pause *= 2
         self.generation += 1
+        self.guard()
+
+    def guard(self) -> None:
+        """Make sure that no connection sends a job twice; the client opens new ones as it looks for devices and jobs.
+
+        Raises:
+            UserError: see :func:`mount`.
+        """
         mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:

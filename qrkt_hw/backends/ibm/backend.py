@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call, Gradient
-from qrkt_hw.backends.device.measurement import bases
-from qrkt_hw.backends.device.splitting import JobLimits
-from qrkt_hw.backends.schema import IBMEntry
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.packing import Counts, Packer, counts_of
+from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.pubs import PUB, JobLimits
+from qrkt_hw.backends.device.transpile import fake_device
+from qrkt_hw.backends.entries import IBMEntry
+from qrkt_hw.backends.ibm.account import Account, classify, explain
+from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
-
-PLAIN = {"dynamical_decoupling": False, "twirl_gates": False, "twirl_measure": False}
-
-
-def unavailable(entry: IBMEntry) -> str | None:
-    """Why the entry cannot be used; None where it may be. Asks no network."""
-    from qrkt_hw.backends.ibm.account import HOW, account_there, retired
-
-    gone = retired(entry.name)
-    if gone is not None or entry.name.startswith("fake_"):
-        return gone
-    return None if account_there() else f"no IBM Quantum account is found here; {HOW}"
 
 
 def make(
@@ -38,14 +31,9 @@ def make(
     Raises:
         UserError: no account, no network, a wrong key, no such device.
     """
-    from qrkt_hw.backends.ibm.account import Account
-    from qrkt_hw.backends.ibm.session import Place
-
     if shots == 0:
         raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
     if entry.name.startswith("fake_"):
-        from qrkt_hw.backends.device.devices import fake_device
-
         place = Place(None, fake_device(entry.name), "job")
     else:
         account = Account(entry.instance, entry.timeout, entry.patience)
@@ -53,8 +41,8 @@ def make(
     return IBMBackend(name, entry, place, shots or entry.shots, gradient or entry.gradient, pack)
 
 
-class IBMBackend(Backend):
-    """A device of IBM Quantum, or a snapshot in the client's local testing mode.
+class IBMBackend(DeviceBackend):
+    """A device of IBM Quantum, or a fake backend in the client's local testing mode.
 
     Args:
         name: of the backend.
@@ -62,32 +50,37 @@ class IBMBackend(Backend):
         place: device and mode.
         shots: per circuit.
         gradient: how layers differentiate.
-        pack: run copies side by side; None as the entry says. In local testing mode circuits are not packed: the
+        pack: run replicas side by side; None as the entry says. In local testing mode circuits are not packed: the
             client simulates the whole chip.
     """
 
     kind = "IBM Quantum"
-    differentiable = False
     bills = True
 
     def __init__(
-        self, name: str, entry: IBMEntry, place: Any, shots: int, gradient: Gradient, pack: bool | None = None
+        self, name: str, entry: IBMEntry, place: Place, shots: int, gradient: Gradient, pack: bool | None = None
     ) -> None:
         super().__init__(name)
-        self.entry, self.place = entry, place
-        self.account = place.account
+        self.entry, self.place, self.account = entry, place, place.account
         self.shots, self.gradient, self.perturbation = shots, gradient, entry.perturbation
         self.packs = False if self.account is None else entry.pack if pack is None else pack
-        self.target = place.device.target
-        self.options: dict[str, Any] = {key: getattr(entry, key) for key in PLAIN}
+        self.options = {key: getattr(entry, key) for key in ("dynamical_decoupling", "twirl_gates", "twirl_measure")}
         self.options["rep_delay"] = entry.rep_delay
-        self.jobs: Any = None
+        self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
+        self.jobs: Jobs | None = None
         self._totals: dict[str, tuple[float, float, int]] = {}  # by activity: billed, estimated, jobs
         self.notices: list[str] = []
-        self._packer: Any = None
-        self._planned: set[CircuitTemplate] = set()
-        self._pinned: str | None = None  # when the device was calibrated for the plan that goes on
-        self._seconds: dict[int, tuple[Any, float]] = {}
+        self._use_device()
+
+    def _use_device(self) -> None:
+        """Plan anew for the device in use."""
+        self.target = self.place.device.target
+        self.packer = Packer(
+            self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots or 0,
+            pack=self.packs, spacing=self.entry.spacing, min_fidelity=self.entry.min_fidelity,
+            options=dict(self.options), mitigation=self.entry.mitigation == "mthree",
+        )  # fmt: skip
+        self._kept_groups, self._pinned = 0, None  # groups in the kept plan; the calibration it was made with
 
     # what it cost: by the journal, so that what an earlier process paid for counts too --------------------------------
     @property
@@ -96,7 +89,7 @@ class IBMBackend(Backend):
         return sum(billed for billed, _, _ in self._totals.values())
 
     @property
-    def estimated(self) -> float:
+    def estimated(self) -> float:  # type: ignore[override]
         """QPU seconds that the same jobs were estimated to take."""
         return sum(estimated for _, estimated, _ in self._totals.values())
 
@@ -105,31 +98,15 @@ class IBMBackend(Backend):
         """Jobs that were sent."""
         return sum(jobs for _, _, jobs in self._totals.values())
 
-    # what it is ----------------------------------------------------------------------------------------------------
+    # what it is ------------------------------------------------------------------------------------------------------
     @property
-    def num_qubits(self) -> int:
-        return int(self.target.num_qubits)
+    def device(self) -> Any:  # type: ignore[override]
+        """The client's device."""
+        return self.place.device
 
     @property
     def default_rep_delay(self) -> float:
-        """Seconds between two executions."""
-        if self.entry.rep_delay is not None:
-            return self.entry.rep_delay
-        return float(getattr(self.place.device, "default_rep_delay", None) or 250e-6)
-
-    @property
-    def job_limits(self) -> JobLimits:
-        """What one job may hold."""
-        return JobLimits(self.entry.largest_job, self.entry.largest_input, self.entry.longest_job)
-
-    def properties(self) -> Any:
-        """The device's calibration."""
-        return self.place.device.properties()
-
-    def calibrated(self) -> str | None:
-        """When the device was calibrated, ISO 8601."""
-        date = getattr(self.properties(), "last_update_date", None)
-        return None if date is None else date.isoformat()
+        return super().default_rep_delay if self.entry.rep_delay is None else self.entry.rep_delay
 
     def about(self) -> dict[str, Any]:
         found = super().about()
@@ -142,38 +119,7 @@ class IBMBackend(Backend):
             found["notices"] = list(self.notices)
         return found
 
-    def circuits_for(self, template: CircuitTemplate) -> int:
-        return len(bases(template))
-
-    @property
-    def packer(self) -> Any:
-        """Plans and packs circuits for this device."""
-        if self._packer is None:
-            self._packer = self._new_packer()
-        return self._packer
-
-    def _new_packer(self) -> Any:
-        from qrkt_hw.backends.device.packing import Packer
-
-        assert self.shots is not None  # a device always samples
-        return Packer(
-            self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots, pack=self.packs,
-            guard=self.entry.guard, quality=self.entry.quality, options=dict(self.options),
-            mitigation=self.entry.mitigation == "mthree",
-        )  # fmt: skip
-
-    def seconds(self, work: Any) -> float:
-        """QPU seconds of a work without the overhead of its job, by IBM's formula."""
-        from qrkt_hw.backends.device.pricing import JOB_SECONDS, usage
-
-        kept = self._seconds.get(id(work.circuit))
-        if kept is None or kept[0] is not work.circuit:
-            kept = (work.circuit, float(work.circuit.estimate_duration(self.target)))
-            self._seconds[id(work.circuit)] = kept
-        found = usage(work.executions, self.default_rep_delay, kept[1])
-        return found.seconds - JOB_SECONDS * found.jobs
-
-    # running -------------------------------------------------------------------------------------------------------
+    # running ---------------------------------------------------------------------------------------------------------
     @contextmanager
     def open(
         self,
@@ -185,7 +131,7 @@ class IBMBackend(Backend):
         resubmit: bool = False,
         replan: bool = False,
     ) -> Iterator[Backend]:
-        """Hold journal, budget and session for many rounds.
+        """Hold journal, budget and session for many circuit batches.
 
         Args:
             journal: a :class:`qrkt_hw.backends.device.journal.Journal`; None keeps one in memory.
@@ -198,9 +144,6 @@ class IBMBackend(Backend):
         Raises:
             UserError: the activity is another device's, or its plan is damaged.
         """
-        from qrkt_hw.backends.device.journal import Journal
-        from qrkt_hw.backends.ibm.jobs import Jobs, Limits
-
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
@@ -212,46 +155,34 @@ class IBMBackend(Backend):
                     "the backend it was begun on, or begin anew with --restart"
                 )
             self.place.move(activity.device)  # another is the least busy by now
-            self.target, self._packer, self._planned = self.place.device.target, None, set()
+            self._use_device()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
-        self._pinned = None if plan is None else calibrated
+        self._kept_groups, self._pinned = 0, None if plan is None else calibrated
         if plan is not None:
             try:
-                self._packer = self._new_packer().from_bytes(plan)
+                self._use_device()
+                self.packer.from_bytes(plan)
             except ValueError as error:
                 raise UserError(
                     f"{journal.path}: the plan of what was begun is damaged ({error}); --resume --replan makes "
                     "a new one"
                 ) from error
+            self._pinned = calibrated
             if calibrated != self.calibrated():
                 self.notices.append(
-                    f"{self.place.name} was calibrated anew since this began; its pinned plan goes on (--replan makes "
+                    f"{self.place.name} was calibrated anew since this began; its pinned plan is kept (--replan makes "
                     "a new one)"
                 )
-        spent = journal.billed(activity)
-        if budget is not None and spent:
-            budget.charge(spent)
-        entry = self.entry
-        limits = Limits(entry.grace, entry.max_wait, entry.submissions_per_minute, self.job_limits)
-        self.jobs = Jobs(
-            self.account,
-            self.place,
-            journal,
-            activity,
-            budget,
-            self.seconds,
-            self._configure,
-            limits,
-            self._tell,
-            resubmit,
-        )
-        self._settle()
+        if budget is not None:
+            budget.charge(journal.billed(activity))
+        self.jobs = Jobs(self, journal, activity, budget, resubmit)
+        self._settle(self.jobs)
         try:
             with self.reporting(progress):
                 yield self
         finally:
             self.place.close()
-            self._settle()
+            self._settle(self.jobs)
             self.jobs = None
             if own:
                 journal.close()
@@ -262,57 +193,42 @@ class IBMBackend(Backend):
         Raises:
             UserError: the device bills and :meth:`open` does not hold it, or a circuit is too large for it.
         """
-        if self.jobs is None and self.account is not None:
+        if self.jobs is not None:
+            return super().run(calls)
+        if self.account is not None:
             raise UserError(
                 f"backend {self.name!r}: {self.place.name} bills what it runs; run it inside 'with backend.open():', "
                 "with a journal if nothing is to be paid for twice and a budget if there is a limit"
             )
-        if self.jobs is None:
-            with self.open():
-                return self.run(calls)
-        started = time.perf_counter()
-        for call in calls:
-            if call.template.num_qubits > self.num_qubits:
-                raise UserError(
-                    f"--backend: {self.place.name} has {self.num_qubits} qubits; ansatz {call.template.name!r} takes "
-                    f"{call.template.num_qubits}"
-                )
-        asked = [call for call in calls if call.samples]
-        values = iter(self._evaluate(asked) if asked else [])
-        found = [
-            next(values) if call.samples else np.zeros((*call.values.shape[:-1], call.template.num_outputs))
-            for call in calls
-        ]
-        self.counters.seconds += time.perf_counter() - started
-        return found
+        with self.open():
+            return super().run(calls)
 
-    def _evaluate(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        works = self.packer.pack(calls)
-        new = {call.template for call in calls} - self._planned
-        if new:
-            self.jobs.journal.keep_plan(self.jobs.activity, self.packer.to_bytes(), self._pinned or self.calibrated())
-            self._planned |= new
-        executions = self.counters.executions
-        circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)
-        self.begin_round(circuits, [call.tag for call in calls])
-        self.counters.executions = executions + sum(work.executions for work in works)  # wide ones
-        try:
-            outcomes = self.jobs.outcomes(works)
-        finally:
-            self._settle()
-        return self.packer.values(calls, works, outcomes)
-
-    def _settle(self) -> None:
-        """Take over what was counted."""
+    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+        """Jobs of the service, journalled before they are sent and awaited; the plan is kept first."""
         jobs = self.jobs
+        assert jobs is not None
+        if len(self.packer.groups) != self._kept_groups:
+            jobs.journal.keep_plan(jobs.activity, self.packer.to_bytes(), self._pinned or self.calibrated())
+            self._kept_groups = len(self.packer.groups)
+        try:
+            outcomes = jobs.outcomes(pubs)
+        finally:
+            self._settle(jobs)
+        return [
+            [counts_of(registers[f"c{place}"]) for place in range(len(pub.slots))]
+            for pub, registers in zip(pubs, outcomes, strict=True)
+        ]
+
+    def _settle(self, jobs: Jobs) -> None:
+        """Take over what was counted."""
         self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
         self.notices += [n for n in jobs.notices if n not in self.notices]
         jobs.notices = []
         if self.notices:
             self.notice = "; ".join(self.notices)
 
-    def _configure(self, sampler: Any) -> None:
-        """The entry's options on a sampler."""
+    def configure(self, sampler: Any) -> None:
+        """Set the entry's options on a sampler."""
         options = sampler.options
         sequence = self.options["dynamical_decoupling"]
         if sequence:
@@ -322,3 +238,151 @@ class IBMBackend(Backend):
         options.twirling.enable_measure = bool(self.options["twirl_measure"])
         if self.options["rep_delay"] is not None:
             options.execution.rep_delay = self.options["rep_delay"]
+
+
+class Place:
+    """Where jobs go.
+
+    Args:
+        account: signed in; None in the client's local testing mode.
+        device: of the client.
+        mode: ``auto`` takes a session where the plan has them, else a batch.
+        max_time: seconds after which the service closes the session; None leaves that to the service.
+    """
+
+    def __init__(
+        self,
+        account: Account | None,
+        device: Any,
+        mode: Literal["job", "batch", "session", "auto"],
+        max_time: int | None = None,
+    ) -> None:
+        self.account, self._device, self.asked, self.max_time = account, device, mode, max_time
+        self._generation = account.generation if account is not None else 0
+        self.plan = account.plan if account is not None else "local testing mode"
+        self.mode: str = mode
+        if mode == "auto":
+            self.mode = "batch" if self.plan in ("open", "unknown") else "session"
+        if account is None:
+            self.mode = "job"
+        self._object: Any = None
+        self._checked = False
+
+    @property
+    def device(self) -> Any:
+        """The client's device, over the connection in use."""
+        if self.account is not None and self._generation != self.account.generation:
+            self.reconnect()
+        return self._device
+
+    def move(self, name: str) -> None:
+        """To another device."""
+        assert self.account is not None
+        self._device, self._object, self._checked = self.account.device(name), None, False
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+        return str(self._device.name)
+
+    @property
+    def session_id(self) -> str | None:
+        """Of the session or batch in use."""
+        return getattr(self._object, "session_id", None)
+
+    def describe(self) -> str:
+        """Device, plan and mode in a few words."""
+        return f"{self.name} ({self.plan} plan, {self.mode})" if self.account is not None else f"{self.name} (local)"
+
+    def check(self) -> None:
+        """Whether the device takes jobs and runs them.
+
+        Raises:
+            UserError: it is offline, or its queue is closed.
+        """
+        if self.account is None or self._checked:
+            return
+        status = self.account.ask(lambda: self.device.status(), f"asking for the status of {self.name}")
+        if not status.operational:
+            raise UserError(
+                f"--backend: {self.name} is offline; --backend ibm_least_busy takes one that is online, and --resume "
+                "goes on here later"
+            )
+        if status.status_msg not in ("active", "", None):
+            raise UserError(
+                f"--backend: the queue of {self.name} is closed (its status is {status.status_msg!r}); take another "
+                "(--backend ibm_least_busy) or go on later with --resume"
+            )
+        self._checked = True
+
+    def mode_object(self) -> Any:
+        """What a primitive takes as its mode; opened on first use.
+
+        Raises:
+            UserError: the device takes no jobs, or the plan has no sessions.
+        """
+        self.check()
+        device = self.device
+        if self.mode == "job" or self.account is None:
+            return device
+        if self._object is None:
+            self._object = self._open()
+        return self._object
+
+    def _open(self) -> Any:
+        from qiskit_ibm_runtime import Batch, Session
+
+        kind = Session if self.mode == "session" else Batch
+        assert self.account is not None
+        for tries in range(1, 5):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return kind(self.device, max_time=self.max_time)
+            except Exception as error:
+                found = classify(error)
+                if found == "no_sessions" and self.asked == "auto":
+                    self.mode = "batch"
+                    return self._open()
+                if found == "no_sessions":
+                    raise UserError(
+                        f"--mode: the account's plan ({self.plan}) has no sessions on {self.name}; use --mode batch"
+                    ) from None
+                if found == "unauthorized" and tries < 3:
+                    self.account.connect()
+                # an empty session costs nothing: one that was opened twice is closed by the service
+                elif found in ("server", "lost", "unreachable", "busy") and tries < 4:
+                    time.sleep(0.5 * 2**tries)
+                else:
+                    raise UserError(explain(error, f"opening a {self.mode} on {self.name}")) from None
+        raise AssertionError("the last try returns or raises")
+
+    def accepting(self) -> bool:
+        """Whether the session or batch in use still takes jobs; yes where none is in use."""
+        if self._object is None or self.account is None:
+            return True
+        details = None
+        with suppress(Exception):
+            details = self._object.details()
+        return bool(details.get("accepting_jobs", True)) if details else True
+
+    def renew(self) -> None:
+        """Let the closed session go; the next use opens a new one."""
+        self._object = None
+
+    def reconnect(self) -> None:
+        """After signing in anew: the device and session by their names, over the new connection."""
+        assert self.account is not None
+        kind, identity = type(self._object), self.session_id
+        self._generation = self.account.generation
+        self._device = self.account.service.backend(self.name)
+        if identity is not None:
+            self._object = kind.from_id(identity, self.account.service)
+
+    def close(self) -> None:
+        """Take no more jobs in the session; those in it go on."""
+        if self._object is not None:
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._object.close()
+            self._object = None

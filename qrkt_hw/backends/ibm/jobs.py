@@ -1,169 +1,127 @@
-"""From works to jobs of the service and back: journalled, throttled, searched for when an answer is lost."""
+"""From PUBs to jobs of the service and back: journalled, throttled, searched for when an answer is lost."""
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from qiskit.primitives import BitArray
 
+from qrkt_hw.backends.device.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
-from qrkt_hw.backends.device.splitting import JobLimits, Load, parts, together
-from qrkt_hw.backends.device.work import Work
-from qrkt_hw.backends.ibm.account import Account
-from qrkt_hw.backends.ibm.errors import classify, explain, reason, redacted
-from qrkt_hw.backends.ibm.session import Place
+from qrkt_hw.backends.device.pubs import PUB, Load, together
+from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
 
 AGAIN = 2  # times a job that failed on the service, for no fault of ours, is sent again
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How patient and how careful.
-
-    Attributes:
-        grace: seconds for which a job without an answer is searched for by its tag.
-        max_wait: seconds after which waiting for a job is given up; the job goes on.
-        per_minute: submissions.
-        job: what one job may hold.
-    """
-
-    grace: float = 60.0
-    max_wait: float = 86_400.0
-    per_minute: int = 5
-    job: JobLimits = field(default_factory=JobLimits)
-
-
 @dataclass
 class Pending:
-    """A submission under way with its works."""
+    """A submission under way with its PUBs."""
 
     submission: Submission
-    works: list[Work]
+    pubs: list[PUB]
     job: Any = None
     generation: int = -1
 
 
 class Jobs:
-    """Submits works and brings back their outcomes.
+    """Submits PUBs and brings back their outcomes.
 
     Args:
-        account: signed in; None in the client's local testing mode.
-        place: device and mode.
+        backend: the IBM backend: its account (None in the client's local testing mode), device, mode and options.
         journal, activity: where everything is written down.
         budget: admits and is charged; None for no limit.
-        seconds: QPU seconds that a work is estimated to take, without the overhead of a job.
-        options: of the sampler: ``(sampler) -> None``.
-        limits: see :class:`Limits`.
-        tell: is told what is being waited for.
         resubmit: send again what is held.
     """
 
     def __init__(
-        self,
-        account: Account | None,
-        place: Place,
-        journal: Journal,
-        activity: Activity,
-        budget: Any,
-        seconds: Callable[[Work], float],
-        options: Callable[[Any], None],
-        limits: Limits,
-        tell: Callable[[str], None],
-        resubmit: bool = False,
+        self, backend: Any, journal: Journal, activity: Activity, budget: Budget | None, resubmit: bool = False
     ) -> None:
-        self.account, self.place, self.journal, self.activity = account, place, journal, activity
-        self.budget, self.seconds, self.options, self.limits = budget, seconds, options, limits
-        self.tell, self.resubmit = tell, resubmit
+        self.account, self.place, self.configure = backend.account, backend.place, backend.configure
+        self.entry, self.limits, self.rep_delay = backend.entry, backend.job_limits, backend.default_rep_delay
+        self.journal, self.activity, self.budget = journal, activity, budget or Budget()
+        self.tell, self.resubmit = backend._tell, resubmit
         self.sent: deque[float] = deque()
         self.notices: list[str] = []
 
-    # a round -------------------------------------------------------------------------------------------------------
-    def outcomes(self, works: Sequence[Work]) -> list[dict[str, BitArray]]:
-        """Raw outcomes of works, in order: kept ones, those of jobs under way, and new ones.
+    # a circuit batch --------------------------------------------------------------------------------------------------
+    def outcomes(self, pubs: Sequence[PUB]) -> list[dict[str, BitArray]]:
+        """Raw outcomes of PUBs, in order: kept ones, those of jobs under way, and new ones.
 
         Raises:
             UserError: the budget, the account or the service ends it; what came back is kept.
         """
-        cut = [self._parts(work) for work in works]
-        keys = {part.key: part for pieces in cut for part in pieces}
-        missing = [w for w in keys.values() if self._kept(w) is None]
+        cut = [self._parts(pub) for pub in pubs]
+        keys = {part.key: part for parts in cut for part in parts}
+        missing = [pub for pub in keys.values() if self._kept(pub) is None]
         pending = self._adopted(missing)
         under_way = {key for p in pending for key in p.submission.keys}
-        fresh = [self._intend(group) for group in self._groups([w for w in missing if w.key not in under_way])]
+        new = [pub for pub in missing if pub.key not in under_way]
+        groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits)
+        fresh = [self._intend([new[k] for k in group]) for group in groups]
         try:
             for one in fresh:
-                self._admit(one)
+                self.budget.admit(one.submission.estimated)
                 self._send(one)
                 pending.append(one)
         except UserError:
             # what is under way was paid for: bring it in before giving up
-            if pending:
-                with suppress(UserError):
-                    self._await(pending, give_up=min(60.0, self.limits.max_wait))
+            with suppress(UserError):
+                self._await(pending, give_up=min(60.0, self.entry.max_wait))
             raise
         self._await(pending)
         self._look_for_copies(fresh)
         found = []
-        for pieces in cut:
-            own = [self._kept(piece) for piece in pieces]
-            assert all(o is not None for o in own)
-            found.append(_joined([o for o in own if o is not None]))
+        for parts in cut:
+            own = [outcome for outcome in (self._kept(part) for part in parts) if outcome is not None]
+            assert len(own) == len(parts)
+            found.append(_joined(own))
         return found
 
-    def _kept(self, work: Work) -> dict[str, BitArray] | None:
+    def _kept(self, pub: PUB) -> dict[str, BitArray] | None:
         """The outcome in the journal; None where there is none yet."""
-        outcome = self.journal.outcome(self.activity, work.key)
+        outcome = self.journal.outcome(self.activity, pub.key)
         if outcome is not None:
-            _check(work, outcome, f"{self.journal.path} is damaged: the result of {work.key[:12]}")
+            _check(pub, outcome, f"{self.journal.path} is damaged: the result of {pub.key[:12]}")
         return outcome
 
-    def _load(self, work: Work) -> Load:
-        rows = len(work.values)
-        each = self.seconds(work) / max(1, rows)
-        return Load(rows, work.shots, work.values.shape[1], len(work.circuit.data), each)
+    def _parts(self, pub: PUB) -> list[PUB]:
+        """The PUB, or portions of its rows that each fit into a job."""
+        cut = Load.of(pub, self.rep_delay).parts(self.limits)
+        if len(cut) == 1:
+            return [pub]
+        return [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
 
-    def _parts(self, work: Work) -> list[Work]:
-        """The work, or pieces of its rows that each fit into a job."""
-        cut = parts(len(work.values), self._load(work).most_rows(self.limits.job))
-        return [work] if len(cut) == 1 else [replace(work, values=work.values[part]) for part in cut]
-
-    def _groups(self, works: Sequence[Work]) -> list[list[Work]]:
-        """Works that go as one job."""
-        return [[works[k] for k in group] for group in together([self._load(w) for w in works], self.limits.job)]
-
-    def _intend(self, works: list[Work]) -> Pending:
-        from qrkt_hw.backends.device.pricing import JOB_SECONDS
-
-        estimated = JOB_SECONDS + sum(self.seconds(w) for w in works)
-        executions = sum(w.executions for w in works)
-        keys = [w.key for w in works]
+    def _intend(self, pubs: list[PUB]) -> Pending:
+        """Write down a submission of these PUBs."""
+        estimated = JOB_SECONDS + sum(pub.seconds(self.rep_delay) for pub in pubs)
+        keys = [pub.key for pub in pubs]
         # one that was intended and never sent needs no second line
         for old in self.journal.submissions(self.activity, ["planned"]):
             if set(old.keys) & set(keys):
                 self.journal.mark(old, "failed", remark="planned anew")
-        return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), works)
-
-    def _admit(self, one: Pending) -> None:
-        if self.budget is not None:
-            self.budget.admit(one.submission.estimated)
+        executions = sum(pub.executions for pub in pubs)
+        return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), pubs)
 
     # what is known from before -------------------------------------------------------------------------------------
-    def _adopted(self, works: Sequence[Work]) -> list[Pending]:
-        """Jobs of an earlier process that hold some of these works."""
-        by_key = {w.key: w for w in works}
+    def _adopted(self, pubs: Sequence[PUB]) -> list[Pending]:
+        """Jobs of an earlier process that hold some of these PUBs."""
+        by_key = {pub.key: pub for pub in pubs}
         found = []
         for submission in self.journal.submissions(self.activity, ["submitting", "submitted", "held"]):
             if not set(submission.keys) & set(by_key):
                 continue
             if submission.state != "submitted":
-                job = self._search(submission, self.limits.grace if submission.state == "submitting" else 1.0)
+                job = self._search(submission, self.entry.grace if submission.state == "submitting" else 1.0)
                 if job is not None:
                     submission = self.journal.mark(submission, "submitted", job=job, remark="found by its tag")
                 elif self.resubmit:
@@ -220,7 +178,7 @@ class Jobs:
             mode = self.place.mode_object()
             submission = self.journal.mark(submission, "submitting", session=self.place.session_id)
             try:
-                job = self._run(mode, submission, one.works)
+                job = self._run(mode, submission, one.pubs)
             except UserError:
                 self.journal.mark(submission, "failed", remark="not sent")
                 raise
@@ -241,7 +199,7 @@ class Jobs:
                     pause = min(2 * pause, 15.0)
                     continue
                 if kind in ("lost", "server"):
-                    found = self._search(submission, self.limits.grace)
+                    found = self._search(submission, self.entry.grace)
                     if found is None:
                         submission = self.journal.mark(submission, "held", remark="no answer to the submission")
                         raise UserError(self._held(submission)) from None
@@ -254,34 +212,26 @@ class Jobs:
             one.submission = self.journal.mark(submission, "submitted", job=str(job.job_id()))
             return
 
-    def _run(self, mode: Any, submission: Submission, works: Sequence[Work]) -> Any:
-        import warnings
-
+    def _run(self, mode: Any, submission: Submission, pubs: Sequence[PUB]) -> Any:
         from qiskit_ibm_runtime.executor_sampler import Sampler
 
+        if self.account is not None:
+            self.account.guard()
         sampler = Sampler(mode=mode)
-        self.options(sampler)
+        self.configure(sampler)
         sampler.options.environment.job_tags = ["qrkt-hw", f"qrkt-run-{self.activity.name}", submission.tag]
-        limit = self._time_limit(submission)
-        if limit is not None:
-            sampler.options.max_execution_time = limit
-        pubs = [(w.circuit, w.values) for w in works]
+        if self.budget.left is not None:  # the budget's rest as the service's own limit
+            sampler.options.max_execution_time = max(1, math.ceil(self.budget.left))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return sampler.run(pubs, shots=works[0].shots)
-
-    def _time_limit(self, submission: Submission) -> int | None:
-        """The budget's rest as the service's own limit."""
-        left = None if self.budget is None else self.budget.left
-        if left is None or not np.isfinite(left):
-            return None
-        return max(1, int(np.ceil(left)))
+            return sampler.run([(pub.circuit, pub.values) for pub in pubs], shots=pubs[0].shots)
 
     def _throttle(self) -> None:
         if self.account is None:
             return
-        while len(self.sent) >= self.limits.per_minute and time.monotonic() - self.sent[0] < 60:
-            self.tell(f"{self.place.describe()}: {self.limits.per_minute} submissions a minute are allowed; waiting")
+        most = self.entry.submissions_per_minute
+        while len(self.sent) >= most and time.monotonic() - self.sent[0] < 60:
+            self.tell(f"{self.place.describe()}: {most} submissions a minute are allowed; waiting")
             time.sleep(min(1.0, 60.01 - (time.monotonic() - self.sent[0])))
         while self.sent and time.monotonic() - self.sent[0] >= 60:
             self.sent.popleft()
@@ -304,16 +254,15 @@ class Jobs:
                     again = self._ended_badly(one, state, why, code, tries)
                     if again is not None:
                         open_.append(again)
-            if not open_:
-                return
             waited = time.monotonic() - started
-            if waited > (self.limits.max_wait if give_up is None else give_up):
+            if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
                 raise UserError(
                     f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s; it goes on "
                     "there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
                 )
-            time.sleep(pause)
-            pause = min(1.3 * pause, 10.0)
+            if open_:
+                time.sleep(pause)
+                pause = min(1.3 * pause, 10.0)
 
     def _state(self, one: Pending) -> tuple[str, str, int | None]:
         account = self.account
@@ -327,10 +276,9 @@ class Jobs:
                 return status, str(job.error_message() or ""), getattr(job, "_reason_code", None)
             if status in ("QUEUED", "INITIALIZING"):
                 position = job.metrics().get("position_in_queue")
-                self.tell(f"{self.place.describe()}: job {one.submission.job} queued"
-                          + (f", position {position}" if position is not None else "") + self._age(one))  # fmt: skip
+                self._tell(one, "queued" if position is None else f"queued, position {position}")
             elif status == "RUNNING":
-                self.tell(f"{self.place.describe()}: job {one.submission.job} running" + self._age(one))
+                self._tell(one, "running")
             return status, "", None
 
         return account.ask(look, f"asking for job {one.submission.job}")
@@ -342,8 +290,9 @@ class Jobs:
             one.job, one.generation = account.service.job(one.submission.job), account.generation
         return one.job
 
-    def _age(self, one: Pending) -> str:
-        return f", {time.time() - one.submission.created:.0f} s"
+    def _tell(self, one: Pending, state: str) -> None:
+        age = time.time() - one.submission.created
+        self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
 
     def _bring_in(self, one: Pending) -> None:
         """Download, check, write down, charge."""
@@ -355,14 +304,12 @@ class Jobs:
         outcomes = [dict(pub.data.items()) for pub in result]
         if len(outcomes) != len(one.submission.keys):
             raise UserError(f"job {one.submission.job} holds {len(outcomes)} results, not {len(one.submission.keys)}")
-        by_key = {w.key: w for w in one.works}
+        by_key = {pub.key: pub for pub in one.pubs}
         for key, outcome in zip(one.submission.keys, outcomes, strict=True):
-            work = by_key.get(key)
-            if work is not None:
-                _check(work, outcome, f"job {one.submission.job}: its result")
+            if key in by_key:
+                _check(by_key[key], outcome, f"job {one.submission.job}: its result")
         one.submission = self.journal.done(one.submission, outcomes, billed)
-        if self.budget is not None:
-            self.budget.charge(billed)
+        self.budget.charge(billed)
 
     def _bill(self, one: Pending) -> float:
         """QPU seconds charged; the estimate where the service has not counted within some seconds."""
@@ -387,8 +334,7 @@ class Jobs:
         """Write it down; a new submission where the failure is the service's own, else an error."""
         why = redacted(" ".join(why.split()))[:200]
         billed = self._bill(one)
-        if self.budget is not None:
-            self.budget.charge(billed)
+        self.budget.charge(billed)
         job, where = one.submission.job, self.place.name
         self.journal.mark(one.submission, "failed", billed=billed, remark=why or state.lower())
         closed = state == "CANCELLED" and (code in (1217,) or not self.place.accepting())
@@ -399,8 +345,8 @@ class Jobs:
                 self.place.renew()
             reason_given = f"was cancelled with its {self.place.mode}" if closed else f"failed on the service ({why})"
             self.notices.append(f"job {job} {reason_given}, {billed:.1f} s billed; its circuits were sent again")
-            again = self._intend(one.works)
-            self._admit(again)
+            again = self._intend(one.pubs)
+            self.budget.admit(again.submission.estimated)
             self._send(again)
             return again
         if code == 1305:
@@ -440,21 +386,21 @@ def _joined(outcomes: Sequence[dict[str, BitArray]]) -> dict[str, BitArray]:
     }
 
 
-def _check(work: Work, outcome: dict[str, BitArray], where: str) -> None:
+def _check(pub: PUB, outcome: dict[str, BitArray], where: str) -> None:
     """A result must be of the shape that was asked for.
 
     Raises:
         UserError: it is not; nothing of it is used.
     """
-    for register in work.circuit.cregs:
+    for register in pub.circuit.cregs:
         bits = outcome.get(register.name)
         # twirling rounds shots up to whole randomizations
-        twirled = any(work.options.get(key) for key in ("twirl_gates", "twirl_measure"))
+        twirled = any(pub.options.get(key) for key in ("twirl_gates", "twirl_measure"))
         if (
             bits is None
-            or bits.shape != (len(work.values),)
+            or bits.shape != (len(pub.values),)
             or bits.num_bits != len(register)
-            or bits.num_shots < work.shots
-            or (bits.num_shots > work.shots and not twirled)
+            or bits.num_shots < pub.shots
+            or (bits.num_shots > pub.shots and not twirled)
         ):
             raise UserError(f"{where} for register {register.name} is not what was asked for; not used")

@@ -1,0 +1,177 @@
+"""Templates in a device's gates: measured, on the qubits the transpiler chooses, and judged by the calibration."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from qiskit.circuit import ClassicalRegister, QuantumCircuit
+
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.measurement import Basis
+from qrkt_hw.errors import UserError
+
+SEED = 7  # of the transpiler: the same template lands on the same qubits every time
+WORST = 1 - 1e-9  # an error of 1 marks a broken gate; its logarithm must stay finite
+IGNORED = ("barrier", "delay")
+
+
+# fake backends -------------------------------------------------------------------------------------------------------
+@lru_cache(maxsize=1)
+def _provider() -> Any:
+    from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
+
+    return FakeProviderForBackendV2()
+
+
+@lru_cache(maxsize=1)
+def fake_names() -> tuple[str, ...]:
+    """Names of all fake backends, such as ``fake_torino``; sorted."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(sorted(backend.name for backend in _provider().backends()))
+
+
+@lru_cache(maxsize=16)
+def fake_device(name: str) -> Any:
+    """The fake backend of that name, a Qiskit BackendV2 with target and calibration; nothing is downloaded.
+
+    Raises:
+        UserError: no such fake backend.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some warn of themselves when any is looked up
+            return _provider().backend(name)
+    except Exception as error:
+        raise UserError(f"no device snapshot {name!r}; there are {', '.join(fake_names())}") from error
+
+
+def calibration_date(device: Any) -> str | None:
+    """When the device was calibrated, ISO 8601; None where it does not say."""
+    properties = device.properties() if callable(getattr(device, "properties", None)) else None
+    date = getattr(properties, "last_update_date", None)
+    return None if date is None else date.isoformat()
+
+
+# transpiled circuits -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class PlacedCircuit:
+    """An ISA circuit on its active qubits only, without its measurements.
+
+    Attributes:
+        circuit: on ``len(physical)`` qubits, in the device's gates.
+        physical: the device's qubit behind each, ascending.
+        measured: for every qubit of the template the qubit of ``circuit`` that carries it at the end.
+    """
+
+    circuit: QuantumCircuit
+    physical: tuple[int, ...]
+    measured: tuple[int, ...]
+
+    def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
+        """The same circuit on other qubits."""
+        return PlacedCircuit(self.circuit, physical, self.measured)
+
+    def read(self) -> tuple[int, ...]:
+        """The device's qubit on which each qubit of the template is measured."""
+        return tuple(self.physical[q] for q in self.measured)
+
+
+def transpiled(
+    template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
+) -> QuantumCircuit:
+    """The ISA circuit of a template that measures every qubit in a basis, by Qiskit's preset pass manager.
+
+    Raises:
+        UserError: the template has more qubits than the device.
+    """
+    from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
+
+    if template.num_qubits > target.num_qubits:
+        raise UserError(f"a circuit of {template.num_qubits} qubits does not fit {device} ({target.num_qubits} qubits)")
+    circuit = basis.rotated(template.circuit)
+    register = ClassicalRegister(template.num_qubits, "c0")
+    circuit.add_register(register)
+    circuit.barrier()  # as Qiskit's own measure_all does: what stands before a measurement is left alone
+    circuit.measure(range(template.num_qubits), register)
+    return generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed).run(circuit)
+
+
+def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
+    """Indices of the qubits an instruction acts on."""
+    return tuple(circuit.find_bit(q).index for q in instruction.qubits)
+
+
+def read_from(isa: QuantumCircuit) -> list[int]:
+    """The physical qubit behind each classical bit."""
+    measures = [i for i in isa.data if i.operation.name == "measure"]
+    found = {isa.find_bit(i.clbits[0]).index: qubits_of(isa, i)[0] for i in measures}
+    return [found[bit] for bit in sorted(found)]
+
+
+def active_qubits(isa: QuantumCircuit) -> tuple[int, ...]:
+    """Physical qubits that a transpiled circuit acts on or measures, ascending."""
+    return tuple(sorted({q for i in isa.data if i.operation.name not in IGNORED for q in qubits_of(isa, i)}))
+
+
+def couplings(isa: QuantumCircuit) -> list[tuple[int, int]]:
+    """Pairs of physical qubits joined by two-qubit gates, each once, ascending."""
+    gates = [i for i in isa.data if len(i.qubits) == 2 and i.operation.name not in IGNORED]
+    return sorted({(min(pair), max(pair)) for pair in (qubits_of(isa, i) for i in gates)})
+
+
+def cut(isa: QuantumCircuit) -> PlacedCircuit:
+    """A measured ISA circuit on its active qubits."""
+    read = read_from(isa)
+    active = active_qubits(isa)
+    place = {q: k for k, q in enumerate(active)}
+    small = QuantumCircuit(len(active))
+    for instruction in isa.data:
+        if instruction.operation.name not in (*IGNORED, "measure"):
+            small.append(instruction.operation, [place[q] for q in qubits_of(isa, instruction)])
+    return PlacedCircuit(small, active, tuple(place[q] for q in read))
+
+
+# estimated success probability ---------------------------------------------------------------------------------------
+def failure(target: Any, name: str, qubits: Sequence[int]) -> float:
+    """``-log(1 - error)`` of a gate or measurement on physical qubits; 0 where the calibration says nothing."""
+    if name in IGNORED or name not in target.operation_names:
+        return 0.0
+    properties = target[name]
+    entry = None if properties is None else properties.get(tuple(qubits))
+    error = getattr(entry, "error", None)
+    if error is None or math.isnan(error):
+        return 0.0
+    return -math.log1p(-min(max(error, 0.0), WORST))
+
+
+def success(isa: QuantumCircuit, target: Any) -> float:
+    """Estimated success probability (ESP): the product of ``1 - error`` over all gates and measurements."""
+    return math.exp(-sum(failure(target, i.operation.name, qubits_of(isa, i)) for i in isa.data))
+
+
+def cone_success(isa: QuantumCircuit, target: Any, outputs: Sequence[Sequence[int]]) -> list[float]:
+    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from.
+
+    Args:
+        isa: transpiled, measured or not.
+        target: the device.
+        outputs: for every observable the physical qubits on which it is measured.
+    """
+    gates = [i for i in reversed(isa.data) if i.operation.name not in (*IGNORED, "measure")]
+    steps = [(qubits_of(isa, i), failure(target, i.operation.name, qubits_of(isa, i))) for i in gates]
+    found = []
+    for read in outputs:
+        reached = set(read)
+        total = sum(failure(target, "measure", [q]) for q in reached)
+        for qubits, cost in steps:
+            if not reached.isdisjoint(qubits):
+                reached.update(qubits)
+                total += cost
+        found.append(math.exp(-total))
+    return found
