@@ -20,6 +20,7 @@ from rich.console import Console
 
 from qrkt_hw.backends import resolve
 from qrkt_hw.experiments.inference import infer_split
+from qrkt_hw.experiments.loading import restored
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
@@ -34,7 +35,8 @@ def measure(options: RunOptions, device: str) -> dict[str, float]:
         found = {"train_seconds": read_json(run.results)["train_seconds"]}
         for place, shots in PLACES.items():
             name = "exact" if place == "exact" else device
-            found[place] = infer_split(run, "test", None, resolve(name, shots=shots, seed=options.seed))["accuracy"]
+            there = resolve(name, shots=shots, seed=options.seed)
+            found[place] = infer_split(run, restored(run, there), "test", None, there)["accuracy"]
     return found
 
 

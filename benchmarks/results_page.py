@@ -23,10 +23,10 @@ import yaml
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qrkt_hw.experiments.comparison import read_history
+from qrkt_hw.models.metrics import wilson
 from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.training.metrics import wilson
 
 ROOT = Path(__file__).parents[1]
 KEPT = ("config.yaml", "data.json", "metrics.csv", "results.json", "environment.json", "model.safetensors")

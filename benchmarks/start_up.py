@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-STAGES = ("command line", "torch", "Lightning", "qrkt-hw and Qiskit", "data and model", "first step done")
+STAGES = ("command line", "torch", "Fabric", "qrkt-hw and Qiskit", "data and model", "first step done")
 
 
 def main() -> None:
@@ -69,12 +69,12 @@ def child(started: float) -> None:
     import torch
 
     note("torch")
-    qrkt_hw.commands.train.import_lightning()
-    note("Lightning")
-    from qrkt_hw.training import fit
-    from qrkt_hw.training.classifier import Classifier
-
     _ = torch
+    qrkt_hw.commands.train.import_fabric()
+    note("Fabric")
+    from qrkt_hw.training import fit
+    from qrkt_hw.training.classifier import ClassifierTask
+
     note("qrkt-hw and Qiskit")
     fitting = fit._fit
 
@@ -83,7 +83,13 @@ def child(started: float) -> None:
         return fitting(*parts, **named)  # type: ignore[arg-type]
 
     fit._fit = ready  # type: ignore[assignment]
-    Classifier.on_train_batch_end = lambda self, *_: note("first step done")  # type: ignore[assignment, method-assign]
+    step = ClassifierTask.step
+
+    def stepped(*parts: object) -> None:
+        step(*parts)  # type: ignore[arg-type]
+        note("first step done")
+
+    ClassifierTask.step = stepped  # type: ignore[assignment, method-assign]
     with tempfile.TemporaryDirectory() as folder:
         try:
             command_line(["train", "--epochs", "1", "--limit", "64", "--out", str(Path(folder) / "run")])

@@ -14,7 +14,7 @@ WANTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["depend
 # the first that is right, then those that are not, and why
 RELEASES = {
     "qiskit": ("2.5.2", ["2.2.0", "2.3.1", "2.4.1", "2.5.0", "2.5.1"]),  # simplifies parameter expressions wrongly
-    "lightning": ("2.6.1", ["2.5.6", "2.6.0", "2.6.2", "2.6.3"]),  # fit without weights_only; malicious releases
+    "lightning-fabric": ("2.6.1", ["2.5.6", "2.6.0", "2.6.2", "2.6.3"]),  # malicious releases of its sister
     "torch": ("2.10.0", ["2.6.0", "2.9.1"]),  # CVE-2026-24747, in the unpickler that reads checkpoints
     "torchvision": ("0.25.0", ["0.24.1"]),  # goes with that torch
     "pillow": ("12.1.1", ["11.3.0", "12.1.0"]),  # CVE-2026-25990

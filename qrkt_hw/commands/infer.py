@@ -104,12 +104,13 @@ def infer(
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.resources.tables import summarize
 
     shape = DataShape.of(folder.description())
-    for line in summarize(build_model(options, shape, backend), shape, backend.shots):
+    model = build_model(options, shape, backend)
+    for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
     batch = inference.BATCH if not images and not texts else len(images or texts)
     plan = None
@@ -117,7 +118,7 @@ def infer(
         samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        model = restored(folder, backend)
+        trained(folder, model)
         plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
@@ -131,11 +132,13 @@ def infer(
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
         if images:
-            record = inference.infer_images(folder, images, backend)
+            record = inference.infer_images(folder, model, images, backend)
         elif texts:
-            record = inference.infer_texts(folder, texts, backend)
+            record = inference.infer_texts(folder, model, texts, backend)
         else:
-            record = inference.infer_split(folder, split or "test", limit, backend, ablate, console, data_dir, report)
+            record = inference.infer_split(
+                folder, model, split or "test", limit, backend, ablate, console, data_dir, report
+            )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import click
 
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import check_early, device_flags, merge, options_from, trust_flag
-from qrkt_hw.commands.quick_start import PROGRAM, import_lightning
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
@@ -51,7 +51,6 @@ def train(
     with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
-    program = click.get_current_context().find_root().obj == PROGRAM
     from qrkt_hw.backends import Budget
 
     budget = Budget(max_qpu_seconds, max_cost)
@@ -62,16 +61,14 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        if program:
-            import_lightning()
+        import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.resume(folder, console, resubmit, replan, budget, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
-        if program:
-            import_lightning()
+        import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.start(options, out, console, budget=budget)
@@ -89,6 +86,16 @@ def train(
         f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
     )
     echo(str(run.path))
+
+
+def import_fabric() -> None:
+    """Import Lightning Fabric without torchmetrics, all of which it would import to ask for its version."""
+    if "lightning_fabric" not in sys.modules and "torchmetrics" not in sys.modules:
+        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+        try:
+            import lightning_fabric  # noqa: F401
+        finally:
+            del sys.modules["torchmetrics"]
 
 
 def _of_a_gan(results: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
-from qrkt_hw.training.gan import seconds_per_step
 
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
@@ -119,7 +118,7 @@ def _gans(
     console: Console,
     record: dict[str, Any],
 ) -> list[RunFolder]:
-    own = seconds_per_step(sides["quantum"], data)
+    own = fit.seconds_per_step(sides["quantum"], data)
     seconds = record["seconds_per_step"] = {"quantum": own}
     runs = {"quantum": run}
     for side in SIDES[1:]:
@@ -127,7 +126,7 @@ def _gans(
         if place.exists():
             count = RunFolder.open(place).options().epochs
         elif count is None:
-            seconds[side] = seconds_per_step(options, data)
+            seconds[side] = fit.seconds_per_step(options, data)
             count = max(1, round(options.epochs * own / seconds[side]))
         console.print(f"{side}: {count} epochs", highlight=False)
         runs[side] = _trained(options.model_copy(update={"epochs": count}), place, data, console)

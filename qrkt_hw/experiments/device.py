@@ -15,8 +15,8 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.experiments.watching import Watched
 from qrkt_hw.models.factory import set_backend
+from qrkt_hw.models.metrics import logits_of, mcnemar, wilson
 from qrkt_hw.resources.logical import trace
-from qrkt_hw.training.metrics import logits_of, mcnemar, wilson
 
 EVERY = 20.0  # seconds between two lines on what is waited for, where there is no terminal
 

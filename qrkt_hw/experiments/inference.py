@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
@@ -19,17 +20,18 @@ from qrkt_hw.data.images import read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.device import on_backend
-from qrkt_hw.experiments.loading import restored
+from qrkt_hw.experiments.loading import trained
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers
+from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.training.metrics import classification_metrics, logits_of
 
 BATCH = 256
 
 
 def infer_split(
     run: RunFolder,
+    model: nn.Module,
     split: str,
     limit: int | None,
     backend: Backend,
@@ -42,6 +44,7 @@ def infer_split(
 
     Args:
         run: the run.
+        model: its model on ``backend``; the trained weights are filled in here.
         split: ``test`` or ``validation``.
         limit: only the first samples.
         backend: where the circuits run.
@@ -63,7 +66,7 @@ def infer_split(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
             "as --backend exact, where the weights are the same"
         )
-    model = restored(run, backend)
+    trained(run, model)
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
     dataset = _split(run, split, limit, data_dir)
@@ -108,7 +111,7 @@ def _split(run: RunFolder, split: str, limit: int | None, data_dir: Path | None)
     return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
 
 
-def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
+def infer_images(run: RunFolder, model: nn.Module, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
     """Class and probabilities of image files; the record is kept in the run.
 
     Returns:
@@ -121,10 +124,10 @@ def infer_images(run: RunFolder, paths: Sequence[Path], backend: Backend) -> dic
     if DataShape.of(description).vocabulary:
         raise UserError(f"--image: the model of {run.path} reads texts; use --text")
     images = torch.stack([read_image(path, description) for path in paths])
-    return _classified(run, images, "images", [{"file": str(path)} for path in paths], backend)
+    return _classified(run, model, images, "images", [{"file": str(path)} for path in paths], backend)
 
 
-def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
+def infer_texts(run: RunFolder, model: nn.Module, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
     """Class and probabilities of texts; the record is kept in the run.
 
     Returns:
@@ -140,17 +143,18 @@ def infer_texts(run: RunFolder, texts: Sequence[str], backend: Backend) -> dict[
     options = run.options()
     reading = {"unique": options.unique_words, "pairs": options.word_pairs}
     ids = trimmed(encode(texts, description["vocabulary"], shape.length, **reading))
-    return _classified(run, ids, "texts", [{"text": text} for text in texts], backend)
+    return _classified(run, model, ids, "texts", [{"text": text} for text in texts], backend)
 
 
 def _classified(
     run: RunFolder,
+    model: nn.Module,
     inputs: torch.Tensor,
     kind: str,
     items: list[dict[str, Any]],
     backend: Backend,
 ) -> dict[str, Any]:
-    model = restored(run, backend)
+    trained(run, model)
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()

@@ -62,7 +62,11 @@ def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
 
 
 def _restored(folder: RunFolder, options: RunOptions, description: dict[str, Any], backend: str | Backend) -> nn.Module:
-    model = build_model(options, DataShape.of(description), backend)
+    return trained(folder, build_model(options, DataShape.of(description), backend))
+
+
+def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
+    """``model`` with the weights of the run, in evaluation mode; raises as :func:`load`."""
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"

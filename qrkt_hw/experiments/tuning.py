@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from pydantic import TypeAdapter, ValidationError
@@ -118,19 +117,6 @@ def _value(key: str, text: str, whole: str) -> Any:
     except ValidationError as error:
         raise UserError(f"--search: {whole!r}: {key} does not take {text!r}") from error
     return value if isinstance(value, int | float | str | bool) else str(value)
-
-
-class Pruner(Callback):
-    """Reports validation AUROC after each epoch and stops a trial that its study gives up."""
-
-    def __init__(self, trial: optuna.Trial) -> None:
-        self.trial = trial
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics: dict[str, float] = pl_module.epoch_metrics  # type: ignore[assignment]
-        self.trial.report(metrics["val_auroc"], trainer.current_epoch + 1)
-        if self.trial.should_prune():
-            raise optuna.TrialPruned
 
 
 def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.samplers.BaseSampler:
@@ -241,9 +227,15 @@ def _objective(
     def objective(trial: optuna.Trial) -> float:
         chosen = {dimension.key: dimension.suggest(trial) for dimension in dimensions}
         console.print(f"trial {trial.number}: {_shown(chosen)}", highlight=False)
+
+        def prune(epoch: int, metrics: dict[str, float]) -> None:
+            trial.report(metrics["val_auroc"], epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
         try:
             options = RunOptions.model_validate({**base.model_dump(), **chosen})
-            run = fit.start(options, out / f"trial-{trial.number}", console, [Pruner(trial)], data)
+            run = fit.start(options, out / f"trial-{trial.number}", console, prune, data)
         except ValidationError as error:
             return _refuse(trial, sentence(error), console)
         except UserError as error:

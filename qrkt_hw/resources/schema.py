@@ -75,9 +75,7 @@ class Simulability(Part):
     dead_weights: int = Field(description="weights on which no output depends")
     sentence: str = Field(description="the dependence report in words")
     method: str = Field(description="the simulation method this package would take")
-    microseconds: float | None = Field(
-        description="estimated time of a circuit by that method, forward and backward in a large batch; null: none fits"
-    )
+    microseconds: float | None = Field(description="estimated, forward and backward in a large batch; null: none fits")
     hardness: str = Field(description="what it takes to compute the outputs classically")
 
 
@@ -87,9 +85,7 @@ class Parameters(Part):
     quantum: int
     classical: int
     total: int
-    twin: int | None = Field(
-        description="total of that baseline, with linear layers for circuits; null without a model"
-    )
+    twin: int | None = Field(description="total of that baseline: linear layers for circuits; null without a model")
 
 
 class Placed(Part):
@@ -109,8 +105,8 @@ class Placed(Part):
     success: float = Field(description="estimated success probability (ESP): no gate and no readout fails")
     output_success: list[float] = Field(description="ESP of the gates in the causal cone of each observable")
     predicted_error: float | None = Field(
-        description="root mean square error of the expectation values that the noise is expected to make: the failure "
-        "probability within each causal cone times the typical size of the value; null beyond 14 qubits"
+        description="expected root mean square error of the values: (1 - ESP of the causal cone) x typical value; null "
+        "beyond 14 qubits"
     )
     copies: int = Field(description="disjoint replicas that fit the device, good or bad")
     good_copies: int = Field(description="replicas that are packed: those with at least half the ESP of the best")
@@ -136,9 +132,7 @@ class Cost(Part):
     device: str
     level: int
     task: str
-    way: str = Field(
-        description="estimator: one PUB per observable; broadcast: one PUB per layer; packed: disjoint replicas"
-    )
+    way: str = Field(description="estimator: a PUB per observable; broadcast: a PUB per layer; packed: packed circuits")
     rounds: int = Field(description="circuit batches, each submitted after the one before")
     jobs: int
     circuits: int = Field(description="circuits submitted; a packed circuit holds several replicas")
@@ -148,14 +142,19 @@ class Cost(Part):
     usd: dict[str, float] = Field(description="price by plan, of `seconds`; the open plan has none")
 
 
-class Report(Part):
+class Description(Part):
+    """The parts of the report that need no device."""
+
+    logical: Logical
+    verdicts: list[Simulability]
+    parameters: Parameters
+
+
+class Report(Description):
     """Everything ``qrkt-hw resources`` knows of a run, preset or circuit."""
 
     subject: str
     shots: int
-    logical: Logical
     devices: list[Device] = []
     costs: list[Cost] = []
-    verdicts: list[Simulability]
-    parameters: Parameters
     prices: str = Field("", description="date and source of the prices")

@@ -13,7 +13,7 @@ from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.devices import costs, on_device
-from qrkt_hw.resources.schema import Logical, Parameters, Part, Report, Simulability
+from qrkt_hw.resources.schema import Description, Parameters, Report
 
 if TYPE_CHECKING:  # torch is imported only where a model is built: not for a report that is kept
     from qrkt_hw.ansatz import CircuitTemplate
@@ -28,14 +28,6 @@ SHAPES = {
     "cifar10": {"channels": 3, "image_size": 32, "classes": 10},
     "cifar100": {"channels": 3, "image_size": 32, "classes": 100},
 }
-
-
-class Description(Part):
-    """The parts of a report that need no device."""
-
-    logical: Logical
-    verdicts: list[Simulability]
-    parameters: Parameters
 
 
 @dataclass

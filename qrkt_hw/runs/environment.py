@@ -10,8 +10,8 @@ from typing import Any
 import qrkt_hw
 
 PACKAGES = (
-    "qiskit", "qiskit-machine-learning", "qiskit-aer", "qiskit-ibm-runtime", "torch", "torchvision", "lightning",
-    "torchmetrics", "datasets", "numpy",
+    "qiskit", "qiskit-machine-learning", "qiskit-aer", "qiskit-ibm-runtime", "torch", "torchvision", "lightning-fabric",
+    "datasets", "numpy",
 )  # fmt: skip
 
 

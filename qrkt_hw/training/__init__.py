@@ -1,1 +1,1 @@
-"""Training with Lightning: module, callbacks, the loop."""
+"""Training: one loop over two tasks, classifier and GAN, on Lightning Fabric."""

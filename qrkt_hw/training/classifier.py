@@ -1,121 +1,124 @@
-"""The Lightning module of a classifier."""
+"""The task of a classifier: cross-entropy, validated after each epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
-from qrkt_hw.models.factory import named_blocks
+from qrkt_hw.data import Data
+from qrkt_hw.data.batches import loader
+from qrkt_hw.errors import UserError
+from qrkt_hw.models.factory import field_evaluations
+from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.training.measures import gradient_norms
-from qrkt_hw.training.metrics import classification_metrics
-from qrkt_hw.training.schedule import warmup_cosine
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.training.loop import Record, Task
 
-NORMS_EVERY = 10
-
-
-def warm_average(decay: float) -> Callable[..., None]:
-    """An exponential moving average that follows quickly at first: decay ``min(decay, (1 + n) / (10 + n))``."""
-
-    @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        now = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - now)
-
-    return update
+EVALUATION_BATCH = 256
+# amplitudes in one projection of a batch below which waking a second thread costs more than it brings
+WORTH_SHARING = 200_000
 
 
-class Classifier(LightningModule):
-    """AdamW with warm-up and cosine decay on cross-entropy; metrics once per epoch.
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor on the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up from 0, cosine decay to 0.
+
+    A function of the step, unlike torch's ``SequentialLR``: nothing to keep and restore.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def threads_for(options: RunOptions, data: Data) -> int:
+    """1 where the largest tensors of a step are small, else torch's default."""
+    growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
+    amplitudes = options.batch_size * data.shape.tokens(options.patch) * options.hidden * growth
+    return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()
+
+
+class ClassifierTask(Task):
+    """AdamW with warm-up and cosine decay; the epoch of the highest validation AUROC is kept.
 
     Args:
+        options, data: as of :class:`Task`.
         model: ``(batch, ...)`` to logits ``(batch, classes)``.
-        options: of the run.
-        steps_per_epoch: optimiser steps in an epoch; sets the length of the cosine.
     """
 
-    def __init__(self, model: nn.Module, options: RunOptions, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.model = model
-        self.options = options
-        self.averaged = AveragedModel(model, multi_avg_fn=warm_average(options.ema)) if options.ema else None
-        self.total_steps = options.epochs * steps_per_epoch
-        self._seen: list[tuple[Tensor, Tensor]] = []
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._block_names = list(named_blocks(model))
-        self.epoch_metrics: dict[str, float] = {}
+    def __init__(self, options: RunOptions, data: Data, model: nn.Module) -> None:
+        # many small tensors: one fused update takes a tenth of the time of one after another
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+        )
+        super().__init__(options, data, model, model, [(model, optimizer)])
+        (self.learner,) = self.learners
+        self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
+        self.evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
 
     @property
     def kept(self) -> nn.Module:
-        """The model that is validated and kept: the averaged one where weights are averaged."""
         return self.model if self.averaged is None else self.averaged.module
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.kept(inputs)
+    def updates(self, steps: int) -> list[int]:
+        return [steps]
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        self._losses: list[Tensor] = []
+
+    def _rate(self, step: int) -> float:
+        return self.learner.peak * warmup_cosine(step, self.options.warmup_steps, self.total_steps)
+
+    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        inputs, labels = batch
+        loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.label_smoothing)
+        self.learner.update(loss, self._rate(number))
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-
-    def on_train_epoch_start(self) -> None:
-        # dropout depends on seed and epoch alone, so that a resumed run draws what an uninterrupted one drew
-        torch.manual_seed(self.options.seed * 1_000_003 + self.current_epoch + 1)
-        self._losses, self._norms = [], []
-
-    def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
-        inputs, labels = batch
-        loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.options.label_smoothing)
         self._losses.append(loss.detach())
-        return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # before clipping; every tenth step is enough for a mean
-        if (len(self._losses) - 1) % NORMS_EVERY == 0:
-            self._norms.append(gradient_norms(named_blocks(self.model).values()))
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        loss = self.fabric.all_reduce(torch.stack(self._losses).mean()).item()
+        found = classification_metrics(*logits_of(self.kept, map(self.fabric.to_device, self.validation)))
+        if not (math.isfinite(loss) and math.isfinite(found["loss"])):
+            raise UserError(
+                f"--learning-rate: training diverged in epoch {epoch} (training loss {loss}, validation loss "
+                f"{found['loss']}); try a lower rate or --clip"
+            )
+        return {
+            "train_loss": loss,
+            **{f"val_{name}": value for name, value in found.items()},
+            **{f"gradient_norm_{name}": value for name, value in self.learner.gradient_norms().items()},
+            "learning_rate": self._rate(epoch * len(self.batches)),
+            "field_evaluations": epoch * self.evaluations,
+        }
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if gradient_clip_val is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val, foreach=True)
+    def keep(self, record: Record, run: RunFolder) -> bool:
+        last = record.history[-1]
+        # equal AUROC (often 1.0 on easy data) is decided by the loss; with a class missing there may be no AUROC
+        score = last["val_auroc"] if math.isfinite(last["val_auroc"]) else 0.0, -last["val_loss"]
+        if score <= record.best:
+            return False
+        record.best, record.best_epoch = score, last["epoch"]
+        return True
 
-    def on_validation_epoch_start(self) -> None:
-        self._seen = []
+    def shown(self, metrics: dict[str, float]) -> str:
+        return "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}".format(**metrics)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        inputs, labels = batch
-        self._seen.append((self.kept(inputs), labels))
+    def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
+        from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
-    def on_validation_epoch_end(self) -> None:
-        if self.trainer.sanity_checking:
-            return
-        found = classification_metrics(torch.cat([s[0] for s in self._seen]), torch.cat([s[1] for s in self._seen]))
-        # validation closes the epoch, so the training loss is complete here
-        self.epoch_metrics = {"train_loss": torch.stack(self._losses).mean().item()}
-        self.epoch_metrics.update({f"val_{key}": value for key, value in found.items()})
-        if self._norms and self._block_names:
-            means = torch.stack(self._norms).mean(0).tolist()
-            self.epoch_metrics.update({f"gradient_norm_{n}": x for n, x in zip(self._block_names, means, strict=True)})
-        self.log_dict(self.epoch_metrics)
-
-    def configure_optimizers(self) -> Any:
-        o = self.options
-        # many small tensors: one fused update takes a tenth of the time of one after another
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=o.learning_rate, weight_decay=o.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, o.warmup_steps, self.total_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        found: dict[str, Any] = {}
+        for split in ("test", "validation"):
+            batches = loader(self.data.splits[split], EVALUATION_BATCH, workers=self.options.workers)
+            logits, labels = logits_of(self.model, batches)
+            found[split] = classification_metrics(logits, labels)
+            if split == "test":
+                plot_confusion(logits.argmax(-1), labels, self.data.class_names, run.plots / "confusion.png")
+        plot_curves(record.history, record.best_epoch, run.plots / "curves.png")
+        evaluations = field_evaluations(self.model)
+        return {**found, "field_evaluations_per_forward": evaluations, "best_epoch": record.best_epoch}

@@ -1,50 +1,37 @@
-"""Train a GAN into a run folder: what differs from a classifier's training."""
+"""The task of a GAN: its losses, penalties, DiffAugment, and the samples that show it learn.
+
+``wgangp-eps``: Gulrajani et al. 2017 with Karras et al.'s drift term (2018). ``hinge``: Lim and Ye 2017.
+``nonsaturating-r1``: Goodfellow et al. 2014 with the penalty of Mescheder et al. 2018.
+"""
 
 from __future__ import annotations
 
-import time
+import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.factory import count_parameters, largest_circuit, quantum_layers, summed_qubits
-from qrkt_hw.models.gan import Gan
-from qrkt_hw.models.weights import read_weights, sha256
-from qrkt_hw.options.gan import TWICE
+from qrkt_hw.models.factory import count_parameters
+from qrkt_hw.models.gan import Gan, Generator
+from qrkt_hw.options.gan import GanOptions
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.plots.images import save_animation
+from qrkt_hw.plots.images import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.atomic import write_json
-from qrkt_hw.training.adversaries import Adversaries
-from qrkt_hw.training.gallery import Gallery
-from qrkt_hw.training.measures import spent, where
+from qrkt_hw.training.loop import Record, Task
 
 # features of a batch below which waking a second thread costs more than it brings
 WORTH_SHARING = 16_384
-
-
-def check_losses(options: RunOptions, model: Gan, backend: Backend) -> None:
-    """Refuse a loss that differentiates circuits twice where they can be differentiated once.
-
-    Raises:
-        UserError: such a loss, with what would work.
-    """
-    if options.loss in TWICE and options.penalty and quantum_layers(model.discriminator) and not backend.differentiable:
-        raise UserError(
-            f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
-            "allow; take --loss hinge, or --backend exact"
-        )
-
-
-def parts(
-    run: RunFolder, options: RunOptions, data: Data, model: Gan, batches: int, backend: Backend
-) -> tuple[Adversaries, Gallery]:
-    """The module and the callback that keeps the run."""
-    module = Adversaries(model, options, batches, (data.mean, data.std))
-    return module, Gallery(run, backend, options.samples_every or max(1, options.epochs // 20))
+MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
+DRIFT = 1e-3
+SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
+COLUMNS, ROWS = 8, 8  # of a grid of samples
+Score = Callable[[Tensor], Tensor]
 
 
 def threads_for(options: RunOptions) -> int:
@@ -53,71 +40,210 @@ def threads_for(options: RunOptions) -> int:
     return 1 if widest < WORTH_SHARING else torch.get_num_threads()
 
 
-def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
-    """Processor time of a training step, both sides and penalties in their proportion; measured after a warm-up."""
-    from lightning.pytorch import Trainer
+class GanTask(Task):
+    """Adam on each side: every step is one of the discriminator, every ``critic_steps``-th one also of the generator.
 
-    from qrkt_hw.data.batches import loader
-    from qrkt_hw.models.factory import build_model
-    from qrkt_hw.training.fit import quiet
+    Args:
+        options, data: as of :class:`Task`.
+        model: both sides; they see the normalised data as pixels in [-1, 1].
+    """
 
-    quiet()
-    batches = loader(data.splits["train"], options.batch_size, options.seed)
-    torch.set_num_threads(options.threads or threads_for(options))
-    with torch.random.fork_rng(devices=[]):
-        module = Adversaries(build_model(options, data.shape), options, len(batches), (data.mean, data.std))  # type: ignore[arg-type]
-        clock = _Clock(steps)
-        Trainer(
-            accelerator=options.accelerator,
-            devices=1,
-            max_epochs=1 + (2 * steps) // len(batches),
-            limit_train_batches=min(2 * steps, len(batches)),
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        ).fit(module, batches)
-    return clock.seconds / max(1, clock.counted)
+    model: Gan
+
+    def __init__(self, options: RunOptions, data: Data, model: Gan) -> None:
+        o = options
+        sides = (
+            (model.generator, o.generator_learning_rate or o.learning_rate),
+            (model.discriminator, o.discriminator_learning_rate or o.learning_rate),
+        )
+        adam: dict[str, Any] = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay, "fused": True}
+        pairs = [(side, torch.optim.Adam(side.parameters(), lr=rate, **adam)) for side, rate in sides]
+        super().__init__(options, data, model, model.generator, pairs)
+        self.generator, self.discriminator = self.learners
+        weight = model.generator.enter.weight
+        self.like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
+        self.mean, self.std = (torch.tensor(v, device=weight.device).view(-1, 1, 1) for v in (data.mean, data.std))
+        self.every = o.samples_every or max(1, o.epochs // 20)
+
+    @property
+    def kept(self) -> Gan:
+        if self.averaged is None:
+            return self.model
+        return Gan(cast(Generator, self.averaged.module), self.model.discriminator)
+
+    def updates(self, steps: int) -> list[int]:
+        return [steps // self.options.critic_steps, steps]
+
+    def start_epoch(self, epoch: int) -> None:
+        super().start_epoch(epoch)
+        self._generator_loss = torch.zeros((), device=self.like["device"])
+        self._measured: list[Tensor] = []
+
+    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        o = self.options
+        left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
+        warm = min(1.0, (number + 1) / (o.warmup_steps + 1))
+        real = ((batch[0] * self.std + self.mean) * 2 - 1).to(self.like["dtype"])
+        due = (number + 1) % o.critic_steps == 0
+        with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
+            fake = self.generator(torch.randn(len(real), self.model.latent, **self.like))
+        self._rate, rate = (learner.peak * left * warm for learner in self.learners)
+        losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
+        if due:
+            self._generator_loss = self._generator_step(fake, self._rate)
+        self._measured.append(torch.stack([self._generator_loss, *losses]))
+
+    def _discriminator_step(self, real: Tensor, fake: Tensor, rate: float, penalised: bool) -> list[Tensor]:
+        o = self.options
+        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
+        on_real, on_fake = self.discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
+        loss = discriminator_loss(o.loss, on_real, on_fake)
+        extra = penalty(o, self.discriminator, real, fake) if penalised else loss.new_zeros(())
+        self.discriminator.update(loss + o.penalty_every * extra, rate)
+        return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
+
+    def _generator_step(self, fake: Tensor, rate: float) -> Tensor:
+        o = self.options
+        self._discriminator_learns(False)
+        loss = generator_loss(o.loss, self.discriminator(diff_augment(fake, o.diffaugment)))
+        self.generator.update(loss, rate)
+        self._discriminator_learns(True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.model.generator)
+        return loss.detach()
+
+    def _discriminator_learns(self, yes: bool) -> None:
+        for weight in self.discriminator.parameters:
+            weight.requires_grad_(yes)
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        means = self.fabric.all_reduce(torch.stack(self._measured).mean(0)).tolist()
+        metrics = dict(zip(MEASURED, means, strict=True))
+        for name, learner in zip(self.model.sides, self.learners, strict=True):
+            metrics.update({f"gradient_norm_{name}_{k}": v for k, v in learner.gradient_norms().items()})
+        if not all(map(math.isfinite, metrics.values())):
+            raise UserError(
+                f"--learning-rate: training diverged in epoch {epoch} (losses {metrics['generator_loss']} and "
+                f"{metrics['discriminator_loss']}); try a lower rate or --clip"
+            )
+        return {**metrics, "learning_rate": self._rate}
+
+    def keep(self, record: Record, run: RunFolder) -> bool:
+        """The last weights, and a grid of samples of the same noise."""
+        record.best_epoch = epoch = record.history[-1]["epoch"]
+        due = epoch == self.options.epochs or epoch % self.every == 0
+        if due or epoch == 1:
+            kept = self.kept
+            was = kept.training
+            with torch.no_grad():
+                noise = fixed_noise(COLUMNS * ROWS, kept.latent, seed=0)
+                images = kept.eval()(noise.to(self.like["device"]))
+            kept.train(was)
+            save_grid(images, run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
+        return due
+
+    def shown(self, metrics: dict[str, float]) -> str:
+        return (
+            "generator {generator_loss:.3f}  discriminator {discriminator_loss:.3f}  "
+            "scores {real_score:+.2f} {fake_score:+.2f}"
+        ).format(**metrics)
+
+    def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
+        from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
+
+        plot_losses(record.history, run.plots / "losses.png")
+        frames = sorted((run.path / "samples").glob("epoch-*.png"))
+        save_animation(frames, run.path / "samples" / "training.gif")
+        losses = {k: v for k, v in record.history[-1].items() if k.endswith(("loss", "score", "penalty"))}
+        sides = {name: count_parameters(side) for name, side in self.model.sides.items()}
+        return {"parameters_of": sides, "losses": losses, "epochs": record.best_epoch}
 
 
-class _Clock(Callback):
-    """Processor seconds of the steps after the first ones."""
-
-    def __init__(self, skipped: int) -> None:
-        self.skipped, self.seen, self.counted, self.seconds, self.last = skipped, 0, 0, 0.0, 0.0
-
-    def on_train_batch_start(self, *_: object) -> None:
-        self.last = time.process_time()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self.seen += 1
-        if self.seen > self.skipped:
-            self.counted += 1
-            self.seconds += time.process_time() - self.last
+def fixed_noise(count: int, latent: int, seed: int) -> Tensor:
+    """``(count, latent)``, standard normal, the same wherever it is asked for."""
+    return torch.randn(count, latent, generator=torch.Generator().manual_seed(seed))
 
 
-def conclude(run: RunFolder, options: RunOptions, model: Gan, gallery: Gallery, backend: Backend) -> None:
-    """Loss curves, the animation and ``results.json``."""
-    started = time.perf_counter()
-    from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
+def generator_loss(loss: str, fake: Tensor) -> Tensor:
+    """Of the scores of generated images."""
+    return F.softplus(-fake).mean() if loss == "nonsaturating-r1" else -fake.mean()
 
-    plot_losses(gallery.history, run.plots / "losses.png")
-    frames = sorted((run.path / "samples").glob("epoch-*.png"))
-    save_animation(frames, run.path / "samples" / "training.gif")
-    sides = {name: count_parameters(side) for name, side in model.sides.items()}
-    write_json(
-        run.results,
-        {
-            "parameters": count_parameters(model),
-            "parameters_of": sides,
-            "losses": {k: v for k, v in gallery.history[-1].items() if k.endswith(("loss", "score", "penalty"))},
-            "qubits": largest_circuit(model),
-            "summed_qubits": summed_qubits(model),
-            "epochs": gallery.best_epoch,
-            "weights_sha256": sha256(read_weights(model, run.model)),
-            "data_sha256": run.data_sha256(),
-            **spent(gallery, started),
-            **where(options, backend),
-        },
-    )
+
+def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
+    """Of the scores of real and generated images, without penalty."""
+    if loss == "hinge":
+        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    if loss == "nonsaturating-r1":
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return fake.mean() - real.mean() + DRIFT * real.mean().square()
+
+
+def penalty(options: GanOptions, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+    """The gradient penalty of the options' loss, weighted; 0 for a loss without one.
+
+    R1 is ``weight / 2 * mean |grad score(real)|^2``. wgangp-eps is ``weight / phi^2 * mean (|grad score| - phi)^2``
+    at random points between real and generated images, ``(batch, channels, size, size)``.
+    """
+    if options.loss == "hinge" or not options.penalty:
+        return real.new_zeros(())
+    if options.loss == "nonsaturating-r1":
+        return options.penalty / 2 * _gradients(score, real).square().flatten(1).sum(1).mean()
+    count = min(len(real), len(fake))
+    between = torch.rand(count, 1, 1, 1, dtype=real.dtype, device=real.device)
+    points = between * real[:count] + (1 - between) * fake[:count]
+    norms = _gradients(score, points).flatten(1).norm(dim=1)
+    phi = options.penalty_target
+    return options.penalty / phi**2 * (norms - phi).square().mean()
+
+
+def _gradients(score: Score, images: Tensor) -> Tensor:
+    """Gradient of each score in its image, itself differentiable."""
+    points = images.detach().requires_grad_()
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
+        (gradients,) = torch.autograd.grad(score(points).sum(), points, create_graph=True)
+    return gradients
+
+
+def diff_augment(images: Tensor, policy: str) -> Tensor:
+    """DiffAugment (Zhao et al. 2020): images ``(batch, channels, size, size)`` in [-1, 1] by the policies named.
+
+    ``color``: brightness +-0.5, saturation times 0 to 2, contrast times 0.5 to 1.5. ``translation``: up to 1/8 of a
+    side, padded with 0. ``cutout``: a square of half a side becomes 0. Every image has its own random numbers, of
+    torch's generator; gradients pass. ``policy`` is ``none``, or names with commas between.
+    """
+    for name in () if policy == "none" else policy.split(","):
+        images = POLICIES[name](images)
+    return images
+
+
+def color(images: Tensor) -> Tensor:
+    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = (images - grey) * (2 * saturation) + grey
+    middle = images.mean((1, 2, 3), keepdim=True)
+    return (images - middle) * (contrast + 0.5) + middle
+
+
+def translation(images: Tensor) -> Tensor:
+    size = images.shape[-1]
+    most = int(size * SHIFT + 0.5)
+    padded = F.pad(images, (most,) * 4)
+    moves = torch.randint(0, 2 * most + 1, (2, len(images), 1, 1), device=images.device)
+    along = torch.arange(size, device=images.device)
+    rows, columns = moves[0] + along[:, None], moves[1] + along[None, :]
+    picture = torch.arange(len(images), device=images.device)[:, None, None]
+    return padded[picture, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def cutout(images: Tensor) -> Tensor:
+    size = images.shape[-1]
+    side = int(size * HOLE + 0.5)
+    corners = torch.randint(0, size + 1 - side % 2, (2, len(images), 1, 1), device=images.device) - side // 2
+    along = torch.arange(size, device=images.device)
+    inside = [(along >= corner) & (along < corner + side) for corner in corners]
+    hole = inside[0].transpose(-1, -2) & inside[1]
+    return images * ~hole[:, None]
+
+
+POLICIES = {"color": color, "translation": translation, "cutout": cutout}

@@ -47,41 +47,40 @@ def _wrap(owner: Any, name: str, nth: int, action: Callable[..., None]) -> None:
 
 def half_written_checkpoint(nth: int) -> None:
     """Die while the ``nth`` checkpoint is written: half of its bytes are in the temporary file."""
-    from lightning.pytorch import Trainer
+    import torch
 
-    original, calls = Trainer.save_checkpoint, [0]
+    original, calls = torch.save, [0]
 
-    def save(self: Any, path: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, path, *args, **kwargs)
+    def save(content: Any, path: Any) -> None:
+        original(content, path)
         calls[0] += 1
         if calls[0] == nth:
             os.truncate(path, os.path.getsize(path) // 2)  # noqa: PTH202
             die()
 
-    Trainer.save_checkpoint = save  # type: ignore[method-assign]
+    torch.save = save
 
 
 def arrange(moment: str) -> None:
     from qrkt_hw.plots import charts as plots
     from qrkt_hw.runs import RunFolder
-    from qrkt_hw.training import fit, recorder
-    from qrkt_hw.training.adversaries import Adversaries
-    from qrkt_hw.training.classifier import Classifier
-    from qrkt_hw.training.recorder import Recorder
+    from qrkt_hw.training import classifier, fit, loop
+    from qrkt_hw.training.classifier import ClassifierTask
+    from qrkt_hw.training.gan import GanTask
 
     moments: dict[str, Callable[[], None]] = {
         "folder-made": lambda: after(RunFolder, "create", 1),
-        "first-step": lambda: before(Classifier, "training_step", 1),
-        "first-epoch": lambda: after(Classifier, "training_step", 3),
-        "first-validation": lambda: after(Classifier, "validation_step", 1),
-        "metrics-written-first-epoch": lambda: after(Recorder, "_write_metrics", 1),
-        "second-epoch": lambda: after(Classifier, "training_step", 6),
-        "gan-second-epoch": lambda: after(Adversaries, "training_step", 5),
-        "later-validation": lambda: after(Classifier, "validation_step", 2),
-        "best-model-written": lambda: after(recorder, "save_weights", 2),
+        "first-step": lambda: before(ClassifierTask, "step", 1),
+        "first-epoch": lambda: after(ClassifierTask, "step", 3),
+        "first-validation": lambda: after(classifier, "logits_of", 1),
+        "metrics-written-first-epoch": lambda: after(loop, "_write_metrics", 1),
+        "second-epoch": lambda: after(ClassifierTask, "step", 6),
+        "gan-second-epoch": lambda: after(GanTask, "step", 5),
+        "later-validation": lambda: after(classifier, "logits_of", 2),
+        "best-model-written": lambda: after(loop, "save_weights", 2),
         "checkpoint-half-written": lambda: half_written_checkpoint(2),
-        "checkpoint-written": lambda: after(recorder, "replace_with", 4),
-        "last-epoch": lambda: before(Classifier, "training_step", 12),
+        "checkpoint-written": lambda: after(loop, "replace_with", 4),
+        "last-epoch": lambda: before(ClassifierTask, "step", 12),
         "evaluation": lambda: before(plots, "plot_confusion", 1),
         "before-results": lambda: before(fit, "write_json", 2),  # the first is backend.json
     }

@@ -71,7 +71,7 @@ def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path
 def whole_epochs(folder: Path) -> int:
     if not (folder / "last.ckpt").is_file():
         return 0
-    return len(torch.load(folder / "last.ckpt", weights_only=True)["callbacks"]["Recorder"]["history"])
+    return len(torch.load(folder / "last.ckpt", weights_only=True)["record"]["history"])
 
 
 def rows_written(folder: Path) -> int:

@@ -23,9 +23,9 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
 from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.generation import draw, save_images
+from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.training.metrics import classification_metrics, mcnemar, wilson
 from tests.command_line import qrkt, refused
 
 SMALL = ["--hidden", 4, "--heads", 1, "--mlp", 4, "--rk", "rk1", "--rk-blocks", 1, "--patch", 8, "--epochs", 1]
@@ -134,7 +134,7 @@ def test_the_estimate_leaves_the_run_as_it_would_have_been(tmp_path, monkeypatch
 
     arguments = ("train", *SMALL, "--limit", 4, "--backend", "aer_cpu", "--shots", 16, "--out")
     assert qrkt(*arguments, "with", cwd=tmp_path).returncode == 0
-    monkeypatch.setattr(fit, "estimate", lambda *_: None)
+    monkeypatch.setattr(fit, "estimate", lambda *_: [])
     assert qrkt(*arguments, "without", cwd=tmp_path).returncode == 0
     assert (tmp_path / "with" / "model.safetensors").read_bytes() == (
         tmp_path / "without" / "model.safetensors"
@@ -148,12 +148,12 @@ def test_exact_training_estimates_nothing(run):
     assert "in an epoch" not in (run.parent / "run" / "metrics.csv").read_text()
     from qrkt_hw.data import load_data
     from qrkt_hw.models.factory import build_model
-    from qrkt_hw.training.estimate import estimate
+    from qrkt_hw.training.fit import estimate
 
     options = RunFolder(run).options()
     data = load_data(options)
     backend = resolve("exact")
-    assert estimate(options, data, build_model(options, data.shape, backend), backend) is None
+    assert estimate(options, data, build_model(options, data.shape, backend), backend) == []
 
 
 SECRETS = [

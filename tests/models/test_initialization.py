@@ -92,11 +92,11 @@ def test_a_run_begins_there_each_time_and_only_its_angles_differ():
     from qrkt_hw import backends
     from qrkt_hw.data import load_data
     from qrkt_hw.options.run import RunOptions
-    from qrkt_hw.training.fit import _fresh_model
+    from qrkt_hw.training.fit import fresh_model
 
     def begun(angles):
         options = RunOptions(ansatz="brickwork", hidden=8, heads=2, mlp=4, limit=50, initial_angles=angles, seed=5)
-        return _fresh_model(options, load_data(options), backends.get("exact")).state_dict()
+        return fresh_model(options, load_data(options), backends.get("exact")).state_dict()
 
     one, again, drawn = begun("conditioned"), begun("conditioned"), begun("uniform")
     assert all(torch.equal(one[name], again[name]) for name in one)

@@ -2,7 +2,7 @@
 
 import torch
 
-from qrkt_hw.training.diffaugment import color, cutout, diff_augment, translation
+from qrkt_hw.training.gan import color, cutout, diff_augment, translation
 
 
 def test_translation_moves_by_an_eighth_at_most_and_pads_with_zero():

@@ -9,7 +9,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.options.run import RunOptions
-from qrkt_hw.training.losses import discriminator_loss, generator_loss, penalty
+from qrkt_hw.training.gan import discriminator_loss, generator_loss, penalty
 
 SMALL = {
     "model": "gan", "latent": 4, "generator_hidden": 16, "generator_patch": 2, "hidden": 4, "heads": 2, "mlp": 4,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from qrkt_hw.training.metrics import classification_metrics, logits_of
-from qrkt_hw.training.schedule import warmup_cosine
+from qrkt_hw.models.metrics import classification_metrics, logits_of
+from qrkt_hw.training.classifier import warmup_cosine
 
 
 def test_metrics_are_scikit_learns():

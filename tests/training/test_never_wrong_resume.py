@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
 from rich.console import Console
 
 from qrkt_hw.errors import UserError
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.training import fit
+from qrkt_hw.training import fit, loop
 from tests.command_line import qrkt, refused
 from tests.data.writing import image_folder
 
@@ -29,12 +28,23 @@ class Stopped(Exception):
     """What a power cut is to these tests."""
 
 
-class Stop(Callback):
+@pytest.fixture
+def stops_in_epoch_2(monkeypatch):
     """Ends the process' training in its second epoch, when some of its circuits have run."""
+    epochs = []
 
-    def on_train_batch_end(self, trainer, *_):
-        if trainer.current_epoch == 1:
-            raise Stopped
+    class Progress(loop.TrainingProgress):
+        def end_epoch(self, epoch, metrics):
+            super().end_epoch(epoch, metrics)
+            epochs.append(epoch)
+
+        def step(self):
+            if epochs:
+                raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "TrainingProgress", Progress)
+        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +70,12 @@ def measured(run: RunFolder):
         pytest.param({**GAN, "backend": "aer_cpu", "shots": 20}, id="gan"),
     ],
 )
-def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, images, tmp_path):
+def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, images, tmp_path, stops_in_epoch_2):
     options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, **changes})
-    whole = fit.start(options, tmp_path / "whole", QUIET)
     with pytest.raises(Stopped):
-        fit.start(options, tmp_path / "stopped", QUIET, [Stop()])
+        fit.start(options, tmp_path / "stopped", QUIET)
+    stops_in_epoch_2.undo()
+    whole = fit.start(options, tmp_path / "whole", QUIET)
     stopped = fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)
     assert measured(stopped) == measured(whole)
     if "backend" in changes:  # the exact simulator is asked for tensors, not for circuits
@@ -79,34 +90,36 @@ def run(images, tmp_path_factory):
     return fit.start(options, tmp_path_factory.mktemp("run") / "run", QUIET).path
 
 
-def loop(content):
-    return content["loops"]["fit_loop"]
+def state(content):
+    return content["optimizer_states"][0]["state"][0]
 
 
 CHECKPOINTS = {
-    "epoch": lambda c: c.update(epoch=7),
-    "epoch-text": lambda c: c.update(epoch="one"),
-    "history": lambda c: c["callbacks"]["Recorder"].update(history=[{"epoch": 1.5}]),
-    "history-text": lambda c: c["callbacks"]["Recorder"].update(history="long"),
-    "version": lambda c: c.update({"pytorch-lightning_version": "no.version"}),
-    "version-number": lambda c: c.update({"pytorch-lightning_version": 3}),
-    "loops": lambda c: c.update(loops={"fit_loop": {}}),
-    "loops-list": lambda c: c.update(loops=[1]),
-    "progress": lambda c: loop(c)["epoch_progress"]["current"].update(ready=0),
-    "progress-text": lambda c: loop(c)["epoch_progress"]["current"].update(completed="x"),
-    "batches": lambda c: loop(c)["epoch_loop.batch_progress"]["current"].update(ready=1, completed=1),
-    "last-batch": lambda c: loop(c)["epoch_loop.batch_progress"].update(is_last_batch=False),
+    "epoch": lambda c: c["record"]["history"][-1].update(epoch=7),
+    "epoch-text": lambda c: c["record"]["history"][-1].update(epoch="one"),
+    "epoch-missing": lambda c: c["record"]["history"].pop(),
+    "history": lambda c: c["record"].update(history=[{"epoch": 1.5}]),
+    "history-text": lambda c: c["record"].update(history="long"),
+    "history-empty": lambda c: c["record"].update(history=[]),
+    "best": lambda c: c["record"].update(best=[0.5]),
+    "best-text": lambda c: c["record"].update(best=("high", "low")),
+    "best-epoch": lambda c: c["record"].update(best_epoch="none"),
+    "seconds": lambda c: c["record"].update(train_seconds="long"),
+    "steps": lambda c: state(c).update(step=torch.tensor(1.0)),
+    "steps-nan": lambda c: state(c).update(step=torch.tensor(float("nan"))),
     "optimizers": lambda c: c.update(optimizer_states=[]),
+    "optimizers-two": lambda c: c["optimizer_states"].append(c["optimizer_states"][0]),
     "optimizer-empty": lambda c: c["optimizer_states"][0].update(state={}),
     "optimizer-keys": lambda c: c["optimizer_states"][0].pop("param_groups"),
-    "optimizer-nan": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.tensor(float("nan"))),
-    "optimizer-shape": lambda c: c["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(77)),
-    "schedulers": lambda c: c.update(lr_schedulers=[{"last_epoch": "x"}, {}]),
+    "optimizer-nan": lambda c: state(c)["exp_avg"].fill_(float("nan")),
+    "optimizer-scalar": lambda c: state(c).update(exp_avg=torch.tensor(0.0)),
+    "optimizer-shape": lambda c: state(c).update(exp_avg=torch.zeros(77)),
     "weights-nan": lambda c: next(iter(c["state_dict"].values())).fill_(float("nan")),
     "weights-int": lambda c: c["state_dict"].update({k: v.int() for k, v in c["state_dict"].items()}),
-    "counters": lambda c: c["callbacks"]["Recorder"]["backend"].update(counters={"rounds": "many"}),
-    "counters-odd": lambda c: c["callbacks"]["Recorder"]["backend"].update(counters={"nope": 1}),
-    "callbacks": lambda c: c.update(callbacks={}),
+    "counters": lambda c: c["record"]["backend"].update(counters={"rounds": "many"}),
+    "counters-odd": lambda c: c["record"]["backend"].update(counters={"nope": 1}),
+    "record": lambda c: c.pop("record"),
+    "list": lambda c: c.clear(),
 }
 
 
@@ -120,6 +133,36 @@ def test_an_odd_checkpoint_is_refused_in_a_sentence(damage, run, tmp_path):
     torch.save(content, copy / "last.ckpt")
     with pytest.raises(UserError, match=r"last\.ckpt"):
         fit.resume(RunFolder.open(copy), QUIET)
+
+
+def of_lightnings_trainer(content):
+    """The checkpoint as releases that trained with Lightning's Trainer wrote it."""
+    epochs = len(content["record"]["history"])
+    return {
+        "epoch": epochs - 1,
+        "global_step": 3 * epochs,
+        "pytorch-lightning_version": "2.6.6",
+        "state_dict": content["state_dict"],
+        "loops": {"fit_loop": {"epoch_progress": {"current": {"completed": epochs - 1}}}},
+        "callbacks": {"Recorder": content["record"]},
+        "optimizer_states": content["optimizer_states"],
+        "lr_schedulers": [{"last_epoch": 3 * epochs}],
+    }
+
+
+def test_a_checkpoint_of_an_earlier_release_is_resumed_and_a_damaged_one_refused(images, tmp_path, stops_in_epoch_2):
+    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
+    with pytest.raises(Stopped):
+        fit.start(options, tmp_path / "stopped", QUIET)
+    stops_in_epoch_2.undo()
+    whole, file = fit.start(options, tmp_path / "whole", QUIET), tmp_path / "stopped" / "last.ckpt"
+    earlier = of_lightnings_trainer(torch.load(file, weights_only=True))
+    for damaged in ({"callbacks": {}}, {"callbacks": {"Recorder": {}}}, {"optimizer_states": [{}]}, {"state_dict": {}}):
+        torch.save({**earlier, **damaged}, file)
+        with pytest.raises(UserError, match=r"last\.ckpt"):
+            fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)
+    torch.save(earlier, file)
+    assert measured(fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)) == measured(whole)
 
 
 def test_a_flipped_bit_in_a_checkpoint_never_passes(run, tmp_path):
@@ -163,12 +206,10 @@ def test_a_file_that_grows_too_large_is_a_sentence_and_leaves_nothing(images, tm
 
 
 def test_a_full_disk_is_a_sentence(images, tmp_path, monkeypatch):
-    from qrkt_hw.training import recorder
-
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(recorder, "save_weights", full)
+    monkeypatch.setattr(loop, "save_weights", full)
     options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
     with pytest.raises(UserError, match="No space left"):
         fit.start(options, tmp_path / "run", QUIET)

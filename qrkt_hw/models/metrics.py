@@ -1,14 +1,15 @@
-"""Loss, accuracy, macro F1 and one-vs-rest AUROC from logits."""
+"""Loss, accuracy, macro F1 and one-vs-rest AUROC from logits.
+
+Written out here because importing torchmetrics or scikit-learn takes as long as importing torch; the values are theirs.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_auroc, multiclass_f1_score
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -25,14 +26,31 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     if not len(labels) or not logits.isfinite().all():
         return dict.fromkeys(("loss", "accuracy", "f1", "auroc"), math.nan)
     logits = logits.float()
-    classes = logits.shape[-1]
     scores = logits.softmax(-1)
+    predicted = scores.argmax(-1)
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    chosen, true = predicted[:, None] == classes, labels[:, None] == classes
+    both, either = (chosen & true).sum(0), chosen.sum(0) + true.sum(0)
+    occurs = (either > 0).float()
     return {
         "loss": F.cross_entropy(logits, labels).item(),
-        "accuracy": multiclass_accuracy(scores, labels, num_classes=classes, average="micro").item(),
-        "f1": multiclass_f1_score(scores, labels, num_classes=classes, average="macro").item(),
-        "auroc": _auroc(scores, labels, classes),
+        "accuracy": ((predicted == labels).sum() / len(labels)).item(),
+        "f1": (2 * both / either.clamp(min=1) * occurs / occurs.sum()).sum().item(),
+        "auroc": _auroc(scores, true),
     }
+
+
+def _auroc(scores: Tensor, true: Tensor) -> float:
+    areas = []
+    for score, positive in zip(scores.T, true.T, strict=True):
+        if not positive.any() or positive.all():
+            continue
+        order = score.argsort(descending=True)
+        ends = F.pad(score[order].diff(), (0, 1), value=1).nonzero()[:, 0]  # the last of samples with equal scores
+        found = positive[order].cumsum(0)[ends]
+        false = ends + 1 - found
+        areas.append(torch.trapezoid(F.pad(found / found[-1], (1, 0)), F.pad(false / false[-1], (1, 0))))
+    return torch.stack(areas).mean().item() if areas else math.nan
 
 
 def wilson(right: int, count: int) -> list[float]:
@@ -57,18 +75,6 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
     discordant = first_only + second_only
     return float(binomtest(first_only, discordant).pvalue) if discordant else 1.0
-
-
-def _auroc(scores: Tensor, labels: Tensor, classes: int) -> float:
-    counts = torch.bincount(labels, minlength=classes)
-    defined = (counts > 0) & (counts < len(labels))
-    if not defined.any():
-        return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the classes that are left out below
-        each = multiclass_auroc(scores, labels, num_classes=classes, average="none")
-    assert each is not None
-    return each[defined].mean().item()
 
 
 @torch.no_grad()

@@ -1,0 +1,249 @@
+"""The training loop, on Lightning Fabric: epochs of a task's steps; a run folder keeps each of them whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import resource
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.loggers import TensorBoardLogger
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from qrkt_hw.backends import Backend
+from qrkt_hw.data import Data
+from qrkt_hw.data.batches import loader
+from qrkt_hw.models.factory import named_blocks
+from qrkt_hw.models.weights import save_weights
+from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import replace_with, write_text
+from qrkt_hw.training.progress import TrainingProgress
+
+NORMS_EVERY = 10  # updates between two measurements of the gradients; enough for a mean
+
+
+class Learner:
+    """A network with its optimizer.
+
+    Args:
+        fabric: places both on the device.
+        network: what learns.
+        optimizer: of its parameters; the learning rate it was made with is the peak of the schedule.
+        clip: gradient norm at which gradients are clipped.
+    """
+
+    def __init__(self, fabric: Fabric, network: nn.Module, optimizer: Optimizer, clip: float) -> None:
+        self.fabric, self.clip, self.peak = fabric, clip, optimizer.param_groups[0]["lr"]
+        self.parameters = list(network.parameters())  # walking the modules for every use costs some per cent of a step
+        self.blocks = named_blocks(network)
+        self.network, self.optimizer = fabric.setup(network, optimizer)
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        self.updates, self._norms = 0, list[Tensor]()
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
+
+    def update(self, loss: Tensor, rate: float) -> None:
+        """One step down the gradient of ``loss`` with this learning rate."""
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.updates % NORMS_EVERY == 0:  # before clipping
+            self._norms.append(_norms(self.blocks.values()))
+        self.updates += 1
+        clip_grad_norm_(self.parameters, self.clip, foreach=True)
+        self.optimizer.param_groups[0]["lr"] = rate
+        self.optimizer.step()
+
+    def gradient_norms(self) -> dict[str, float]:
+        """Mean Euclidean norm of the gradients of each block in this epoch; 0 without an update."""
+        means = torch.stack(self._norms).mean(0).tolist() if self._norms else [0.0] * len(self.blocks)
+        return dict(zip(self.blocks, means, strict=True))
+
+
+def _norms(blocks: Any) -> Tensor:
+    gradients = [[p.grad for p in block.parameters() if p.grad is not None] for block in blocks]
+    norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
+    return torch.stack(norms).detach() if norms else torch.zeros(0)
+
+
+@dataclass
+class Record:
+    """What a training has come to; a part of every checkpoint.
+
+    Attributes:
+        history: a row of ``metrics.csv`` for each epoch.
+        best, best_epoch: score and number of the epoch whose weights are kept.
+        train_seconds, cpu_seconds: by the clock and of the CPU, without what is written after an epoch.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, float] = (-1.0, -math.inf)
+    best_epoch: int = 0
+    train_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+class Task(ABC):
+    """What a step does with a batch, and what becomes of an epoch.
+
+    Args:
+        options: of the run.
+        data: to train on.
+        model: everything that is trained.
+        averaged: the part of it whose moving average is validated and kept.
+        optimizers: the networks of the model and how each one is optimised.
+    """
+
+    def __init__(
+        self,
+        options: RunOptions,
+        data: Data,
+        model: nn.Module,
+        averaged: nn.Module,
+        optimizers: Sequence[tuple[nn.Module, Optimizer]],
+    ) -> None:
+        self.options, self.data, self.model = options, data, model
+        self.fabric = Fabric(accelerator=options.accelerator, devices=1)
+        self.batches = loader(data.splits["train"], options.batch_size, options.seed, options.workers, options.augment)
+        self.total_steps = options.epochs * len(self.batches)
+        self.learners = [Learner(self.fabric, *pair, options.clip) for pair in optimizers]
+        self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.ema else None
+        self.modules = nn.ModuleDict({"model": model})  # what a checkpoint holds
+        if self.averaged is not None:
+            self.modules["averaged"] = self.averaged
+
+    @torch.no_grad()
+    def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        """Exponential moving average that follows quickly at first: decay ``min(ema, (1 + n) / (10 + n))``."""
+        decay = min(self.options.ema, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
+
+    def start_epoch(self, epoch: int) -> None:
+        """All random numbers and the order of samples depend on seed and epoch, so that a resume repeats them."""
+        torch.manual_seed(self.options.seed * 1_000_003 + epoch)
+        self.batches.sampler.set_epoch(epoch - 1)  # type: ignore[attr-defined]
+        for learner in self.learners:
+            learner.start_epoch()
+
+    @property
+    @abstractmethod
+    def kept(self) -> nn.Module:
+        """The model that is validated and kept: averaged where weights are averaged."""
+
+    @abstractmethod
+    def updates(self, steps: int) -> list[int]:
+        """How often each learner was updated in the first ``steps`` steps of the training."""
+
+    @abstractmethod
+    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+        """Train on a batch; ``number`` counts from the start of the training."""
+
+    @abstractmethod
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """The epoch's metrics.
+
+        Raises:
+            UserError: the training diverged.
+        """
+
+    @abstractmethod
+    def keep(self, record: Record, run: RunFolder) -> bool:
+        """Whether the weights of the record's last epoch are kept; what else the task keeps is written here."""
+
+    @abstractmethod
+    def shown(self, metrics: dict[str, float]) -> str:
+        """An epoch's metrics in a few words."""
+
+    @abstractmethod
+    def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
+        """The task's own part of ``results.json``; ``model`` holds the kept weights. Figures are drawn here."""
+
+
+def train(
+    task: Task,
+    run: RunFolder,
+    record: Record,
+    backend: Backend,
+    console: Console,
+    after_epoch: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
+    """Train the epochs that ``record`` lacks. A process that is killed at any moment loses the current epoch only.
+
+    Args:
+        task: what is trained.
+        run: what is kept of it.
+        record: is continued.
+        backend: where the circuits run; its counters and random numbers go into the checkpoints.
+        console: for progress.
+        after_epoch: is told number and metrics of an epoch when its checkpoint is written.
+    """
+    epochs, batches, done = task.options.epochs, task.batches, len(record.history)
+    logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+    with TrainingProgress(console, epochs, len(batches), done) as progress:
+        for epoch in range(done + 1, epochs + 1):
+            started = time.perf_counter(), time.process_time()
+            task.start_epoch(epoch)
+            for number, batch in enumerate(batches, (epoch - 1) * len(batches)):
+                task.step(task.fabric.to_device(batch), number)
+                progress.step()
+            metrics = task.end_epoch(epoch)
+            record.train_seconds += time.perf_counter() - started[0]
+            record.cpu_seconds += time.process_time() - started[1]
+            measured = {"peak_memory_mb": round(peak_memory(), 1), "seconds": record.train_seconds}
+            record.history.append({"epoch": epoch, **metrics, **measured, "cpu_seconds": record.cpu_seconds})
+            logger.log_metrics(metrics, epoch * len(batches))
+            _keep(task, run, record, backend)
+            progress.end_epoch(epoch, task.shown(metrics))
+            if after_epoch is not None:
+                after_epoch(epoch, metrics)
+    logger.finalize("success")
+
+
+def _keep(task: Task, run: RunFolder, record: Record, backend: Backend) -> None:
+    """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint.
+
+    A run that is killed anywhere between repeats the epoch and writes the same files again.
+    """
+    _write_metrics(run, record)
+    if task.keep(record, run):
+        run.results.unlink(missing_ok=True)  # of another model: of a run that is resumed after its end
+        replace_with(run.model, lambda path: save_weights(task.kept.state_dict(), path, record.best_epoch))
+    content = {
+        "state_dict": task.modules.state_dict(),
+        "optimizer_states": [learner.optimizer.state_dict() for learner in task.learners],
+        "record": {**asdict(record), "backend": backend.state()},
+    }
+    replace_with(run.checkpoint, lambda path: torch.save(content, path))
+
+
+def _write_metrics(run: RunFolder, record: Record) -> None:
+    text = io.StringIO()
+    columns = list(record.history[0])  # of an earlier release where such a run is resumed
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(record.history)
+    write_text(run.metrics, text.getvalue())
+
+
+def peak_memory() -> float:
+    """Most memory this process (and the accelerator, where one is used) ever held, in MiB."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        held += torch.cuda.max_memory_allocated() / 2**20
+    return held
