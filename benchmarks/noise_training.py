@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from qrkt_hw.backends import resolve
-from qrkt_hw.experiments.inference import infer_split
+from qrkt_hw.experiments.inference import infer_split, read_split
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs.folder import read_json
@@ -36,7 +36,7 @@ def measure(options: RunOptions, device: str) -> dict[str, float]:
         for place, shots in PLACES.items():
             name = "exact" if place == "exact" else device
             there = resolve(name, shots=shots, seed=options.seed)
-            found[place] = infer_split(run, restored(run, there), "test", None, there)["accuracy"]
+            found[place] = infer_split(run, restored(run, there), "test", read_split(run, "test"), there)["accuracy"]
     return found
 
 

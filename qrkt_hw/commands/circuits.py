@@ -96,7 +96,7 @@ def analyze(
     from qrkt_hw.commands.console import Terminal
     from qrkt_hw.compiler import cones
     from qrkt_hw.compiler.measures import LARGEST, measure
-    from qrkt_hw.models.initialization import signal
+    from qrkt_hw.nn.conditioning import signal
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
     if max(widths) > LARGEST:

@@ -89,10 +89,12 @@ def evaluate(
         )
     quality = reference["quality"]
     echo(
-        f"reference classifier: {quality['test_accuracy']:.2%} accurate on test images; confidence above "
-        f"{reference['threshold']} in {reference['confident']:.1%} of the samples, {quality['confident_of_test']:.1%} "
-        f"of test, {quality['confident_of_gaussian']:.1%} of Gaussian, {quality['confident_of_shuffled']:.1%} of "
-        "shuffled images"
+        f"reference classifier ({quality['test_accuracy']:.2%} accurate on test images): confidence above "
+        f"{reference['threshold']} in {reference['confident']:.1%} of the samples"
+    )
+    echo(
+        f"  for comparison: {quality['confident_of_test']:.1%} of test, {quality['confident_of_gaussian']:.1%} of "
+        f"Gaussian, {quality['confident_of_shuffled']:.1%} of shuffled images"
     )
     echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
     near = record["nearest_training_image"]

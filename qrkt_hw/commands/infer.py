@@ -104,22 +104,24 @@ def infer(
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import trained
-    from qrkt_hw.models.factory import build_model
+    from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
 
+    # files that are missing are named before the model is
+    if images or texts:
+        samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+    else:
+        samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
-    model = build_model(options, shape, backend)
+    model = restored(folder, backend)
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
-    batch = inference.BATCH if not images and not texts else len(images or texts)
+    batch = len(samples) if images or texts else inference.BATCH
     plan = None
     if dry_run or backend.budget(budget) is not None:
-        samples = batch if images or texts else inference.count(folder, split or "test", limit, data_dir)
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        trained(folder, model)
-        plan = planned(model, options, shape, backend, samples, batch, budget, refuse=refuse)
+        plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -131,13 +133,12 @@ def infer(
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
-        if images:
-            record = inference.infer_images(folder, model, images, backend)
-        elif texts:
-            record = inference.infer_texts(folder, model, texts, backend)
+        if images or texts:
+            kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
+            record = inference.classify(folder, model, samples, kind, given, backend)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", limit, backend, ablate, console, data_dir, report
+                folder, model, split or "test", samples, backend, ablate, console, layers=report
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device

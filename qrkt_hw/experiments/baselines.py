@@ -15,7 +15,7 @@ from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
-from qrkt_hw.models.factory import build_model, count_parameters
+from qrkt_hw.models.build import build_model, count_parameters
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -25,6 +25,8 @@ from qrkt_hw.training import fit
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
+Sides = dict[str, RunOptions]
+Record = dict[str, Any]
 
 
 def train_baselines(
@@ -60,7 +62,7 @@ def train_baselines(
     data = load_data(options)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     sides = dict(zip(SIDES, (options, *matched), strict=True))
-    record: dict[str, Any] = {"run": str(run.path), "sides": {}}
+    record: Record = {"run": str(run.path), "sides": {}}
     compare = _gans if options.model == "gan" else _classifiers
     runs = compare(run, sides, trials, epochs, out, data, console, record)
     groups = grouped(runs, SIDES)
@@ -71,13 +73,13 @@ def train_baselines(
 
 def _classifiers(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     chosen = []
     record.update(epochs=epochs or run.options().epochs, trials=trials)
@@ -110,13 +112,13 @@ def _classifiers(
 
 def _gans(
     run: RunFolder,
-    sides: dict[str, RunOptions],
+    sides: Sides,
     trials: int,
     epochs: int | None,
     out: Path,
     data: Data,
     console: Console,
-    record: dict[str, Any],
+    record: Record,
 ) -> list[RunFolder]:
     own = fit.seconds_per_step(sides["quantum"], data)
     seconds = record["seconds_per_step"] = {"quantum": own}

@@ -55,13 +55,11 @@ def evaluate(
     reference_scores: bool = False,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure a run; the record is kept under its ``evaluation/``.
+    """Measure the GAN of a run; the record is kept under its ``evaluation/``.
 
     Args:
-        run: a GAN.
-        console: for progress.
-        samples: number of generated samples.
-        seed: of their noise.
+        run, console: the run; for progress.
+        samples, seed: number of generated samples; the seed of their noise.
         split: the real images they are compared with.
         inception: weights as torch-fidelity publishes them; None takes the reference classifier's features.
         classifier: file of the reference classifier; None takes the data set's own.
@@ -247,8 +245,12 @@ def reference_classifier(
     Raises:
         UserError: the file is no classifier of such images, or cannot be read or written.
     """
-    shape, flag = data.shape, "--reference-classifier"
-    place = file or _kept_place(data)
+    shape, flag, place = data.shape, "--reference-classifier", file
+    if place is None:
+        size = len(data.splits["train"])  # type: ignore[arg-type]
+        key = digest(VERSION, STEPS, data.name, shape.channels, shape.image_size, shape.classes, size, data.mean)[:12]
+        name = data.name.replace("/", "-").replace(":", "-")
+        place = cache_folder() / "judges" / f"{name}-{key}.safetensors"  # the folder of earlier versions
     if place.exists() and not place.is_file():
         raise UserError(f"{flag}: {place} is not a regular file")
     if not place.is_file():
@@ -275,14 +277,6 @@ def reference_classifier(
     except (SafetensorError, RuntimeError, ValueError, AttributeError) as error:
         raise UserError(f"{flag}: {place} is no classifier of these images ({type(error).__name__})") from error
     return model.eval(), {"sha256": hashlib.sha256(content).hexdigest(), "quality": quality}
-
-
-def _kept_place(data: Data) -> Path:
-    shape = data.shape
-    size = len(data.splits["train"])  # type: ignore[arg-type]
-    key = digest(VERSION, STEPS, data.name, shape.channels, shape.image_size, shape.classes, size, data.mean)[:12]
-    # the folder of earlier versions, so that figures stay comparable
-    return cache_folder() / "judges" / f"{data.name.replace('/', '-').replace(':', '-')}-{key}.safetensors"
 
 
 def negatives(images: Tensor) -> dict[str, Callable[[int, Generator], Tensor]]:

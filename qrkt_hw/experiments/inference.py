@@ -1,178 +1,151 @@
-"""Inference of a run on a split or on image files."""
+"""Inference of a run: metrics on a split, or the classes of image files or texts."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from torch import nn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
 
-from qrkt_hw.backends import Backend
+from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
-from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.images import read_image
-from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.device import on_backend
-from qrkt_hw.experiments.loading import trained
-from qrkt_hw.models.ablation import ablated
-from qrkt_hw.models.factory import quantum_layers
-from qrkt_hw.models.metrics import classification_metrics, logits_of
+from qrkt_hw.experiments.loading import Reader
+from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
+from qrkt_hw.nn.ablation import ablated
+from qrkt_hw.resources.logical import trace
 from qrkt_hw.runs import RunFolder
 
 BATCH = 256
+
+
+def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
+    """The first ``limit`` samples of a split, as the run's model reads them; None as ``data_dir`` takes the run's."""
+    options = run.options()
+    there = options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir})
+    return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
 
 
 def infer_split(
     run: RunFolder,
     model: nn.Module,
     split: str,
-    limit: int | None,
+    samples: Any,
     backend: Backend,
     ablate: Sequence[str] = (),
     console: Console | None = None,
-    data_dir: Path | None = None,
     layers: bool = False,
 ) -> dict[str, Any]:
-    """Metrics on a split; the record is kept in the run.
+    """Metrics on samples of a split; the record is kept in the run.
 
     Args:
         run: the run.
-        model: its model on ``backend``; the trained weights are filled in here.
-        split: ``test`` or ``validation``.
-        limit: only the first samples.
+        model: its model, on ``backend``.
+        split: the name of the split.
+        samples: of :func:`read_split`.
         backend: where the circuits run.
-        ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
+        ablate: names of :data:`qrkt_hw.nn.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
-        data_dir: folder with the data set's files; None takes the run's.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
-        :func:`qrkt_hw.experiments.device.on_backend` reports.
+        :func:`on_backend` reports.
 
     Raises:
-        UserError: ablations on a device that bills.
+        UserError: ablations on a device that bills, or logits that are not finite.
     """
     if ablate and backend.bills:
         raise UserError(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
             "as --backend exact, where the weights are the same"
         )
-    trained(run, model)
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
-    dataset = _split(run, split, limit, data_dir)
-    count = len(dataset)
-    started = time.perf_counter()
-    report: dict[str, Any] = {}
+    batches, started = loader(samples, BATCH), time.perf_counter()
     if isinstance(backend, ExactBackend) or not quantum_layers(model):
-        logits, labels = logits_of(model, loader(dataset, BATCH))
-        seconds = time.perf_counter() - started
+        logits, labels = logits_of(model, batches)
+        report = {}
     else:
-        logits, labels, report = on_backend(model, loader(dataset, BATCH), backend, console, layers)
-        seconds = report["wall_seconds"]
+        logits, labels, report = on_backend(model, batches, backend, console, layers)
+    seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
-    record = {
-        "split": split,
-        "count": count,
-        **metrics,
-        "backend": backend.name,
-        "seconds": round(seconds, 4),
-        **report,
-    }
-    if ablate:
-        record["ablations"] = {}
-        for name in ablate:
-            with ablated(model, name):
-                found = classification_metrics(*logits_of(model, loader(dataset, BATCH)))
-            record["ablations"][name] = found
+    record = {"split": split, "count": len(samples), **metrics, "backend": backend.name, "seconds": round(seconds, 4)}
+    record.update(report)
+    for name in ablate:
+        with ablated(model, name):
+            found = classification_metrics(*logits_of(model, batches))
+        record.setdefault("ablations", {})[name] = found
     run.keep_inference(record)
     return record
 
 
-def count(run: RunFolder, split: str, limit: int | None, data_dir: Path | None = None) -> int:
-    """How many samples :func:`infer_split` takes."""
-    return len(_split(run, split, limit, data_dir))
-
-
-def _split(run: RunFolder, split: str, limit: int | None, data_dir: Path | None) -> Any:
-    """The first samples of a split, as the run's model reads them."""
-    options = run.options()
-    there = options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir})
-    return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
-
-
-def infer_images(run: RunFolder, model: nn.Module, paths: Sequence[Path], backend: Backend) -> dict[str, Any]:
-    """Class and probabilities of image files; the record is kept in the run.
-
-    Returns:
-        ``images``: per file ``file``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
+def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
+    """Image files as inputs of the run's model.
 
     Raises:
-        UserError: a file that cannot be read, or a run that reads texts.
+        UserError: a file that cannot be read.
     """
-    description = run.description()
-    if DataShape.of(description).vocabulary:
-        raise UserError(f"--image: the model of {run.path} reads texts; use --text")
-    images = torch.stack([read_image(path, description) for path in paths])
-    return _classified(run, model, images, "images", [{"file": str(path)} for path in paths], backend)
+    return torch.stack([read_image(path, run.description()) for path in paths])
 
 
-def infer_texts(run: RunFolder, model: nn.Module, texts: Sequence[str], backend: Backend) -> dict[str, Any]:
-    """Class and probabilities of texts; the record is kept in the run.
-
-    Returns:
-        ``texts``: per text ``text``, ``class``, ``probabilities`` by class name; ``count``, ``backend``, ``seconds``.
-
-    Raises:
-        UserError: a run that reads images.
-    """
-    description = run.description()
-    shape = DataShape.of(description)
-    if not shape.vocabulary:
-        raise UserError(f"--text: the model of {run.path} reads images; use --image")
-    options = run.options()
-    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
-    ids = trimmed(encode(texts, description["vocabulary"], shape.length, **reading))
-    return _classified(run, model, ids, "texts", [{"text": text} for text in texts], backend)
+def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
+    """Texts as inputs of the run's model."""
+    return Reader(run.options(), run.description())(texts)
 
 
-def _classified(
-    run: RunFolder,
-    model: nn.Module,
-    inputs: torch.Tensor,
-    kind: str,
-    items: list[dict[str, Any]],
-    backend: Backend,
+def classify(
+    run: RunFolder, model: nn.Module, inputs: Tensor, kind: str, names: Sequence[str], backend: Backend
 ) -> dict[str, Any]:
-    trained(run, model)
+    """Class and probabilities of inputs; the record is kept in the run.
+
+    Args:
+        run, model: the run and its model on ``backend``.
+        inputs: of :func:`read_images` or :func:`read_texts`.
+        kind: ``images`` or ``texts``.
+        names: of the inputs: files or the texts themselves.
+        backend: where the circuits run.
+
+    Returns:
+        Under ``kind`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name; ``count``,
+        ``backend``, ``seconds``.
+
+    Raises:
+        UserError: logits that are not finite.
+    """
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
     with torch.no_grad():
         logits = model(inputs)
     _check_finite(run, logits)
-    probabilities = logits.softmax(-1)
     seconds = time.perf_counter() - started
-    names = run.description()["class_names"]
-    for item, row in zip(items, probabilities, strict=True):
-        item["class"] = names[int(row.argmax())]
-        item["probabilities"] = {name: round(float(p), 6) for name, p in zip(names, row, strict=True)}
+    classes, items = run.description()["class_names"], []
+    for name, row in zip(names, logits.softmax(-1), strict=True):
+        shares = {cls: round(float(p), 6) for cls, p in zip(classes, row, strict=True)}
+        key = "file" if kind == "images" else "text"
+        items.append({key: name, "class": classes[int(row.argmax())], "probabilities": shares})
     record = {kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     run.keep_inference(record)
     return record
 
 
-def _check_finite(run: RunFolder, logits: torch.Tensor) -> None:
+def _check_finite(run: RunFolder, logits: Tensor) -> None:
     """Make sure that logits ``(samples, classes)`` say something: a class out of NaN would be the first one.
 
     Raises:
@@ -184,3 +157,138 @@ def _check_finite(run: RunFolder, logits: torch.Tensor) -> None:
             f"run: {run.path} gives no finite values for {odd} of {len(logits)} samples; its weights are damaged "
             f"({run.model.name}), or its training diverged"
         )
+
+
+def on_backend(
+    model: nn.Module, batches: Any, backend: Backend, console: Console | None, layers: bool = False
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits on a backend, labels, and a report beside the exact simulator.
+
+    Args:
+        model: in evaluation mode; its circuits are moved to the backend and stay there.
+        batches: a sized iterable of inputs and labels.
+        backend: where the circuits run; a device that bills is held open by whoever calls.
+        console: for the progress bar; None shows nothing.
+        layers: compare every value with the exact one at the same inputs.
+
+    Returns:
+        Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
+        calibration date), ``circuits``, ``executions``, ``rounds``, ``wall_seconds``, ``interval`` of the accuracy,
+        ``exact_accuracy``, ``exact_interval``, ``agreement`` (share of images classified alike) and
+        ``agreement_interval``; ``discordant`` (images that the backend alone, and that the exact simulator alone,
+        classifies rightly) and the ``p_value`` of the exact McNemar test on them. Intervals are Wilson's of 95 %.
+        With ``layers`` also :meth:`Watched.rows`.
+    """
+    set_backend(model, ExactBackend("exact"))
+    exact, labels = logits_of(model, batches)
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
+    watched = Watched(backend, compare=layers)
+    set_backend(model, watched)
+    before, started = asdict(backend.counters), time.perf_counter()
+    with _Bar(console, total) as tell, backend.reporting(tell):
+        logits, _ = logits_of(model, batches)
+    wall = time.perf_counter() - started
+    set_backend(model, backend)
+    used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
+    right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
+    alike = logits.argmax(-1) == exact.argmax(-1)
+    discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
+    return logits, labels, {
+        **({"layers": watched.rows()} if layers else {}),
+        "backend_details": backend.about(),
+        "circuits": used["circuits"],
+        "executions": used["executions"],
+        "rounds": used["rounds"],
+        "wall_seconds": round(wall, 3),
+        "interval": wilson(int(right.sum()), len(labels)),
+        "exact_accuracy": right_exact.double().mean().item(),
+        "exact_interval": wilson(int(right_exact.sum()), len(labels)),
+        "agreement": alike.double().mean().item(),
+        "agreement_interval": wilson(int(alike.sum()), len(labels)),
+        "discordant": discordant,
+        "p_value": mcnemar(*discordant),
+    }  # fmt: skip
+
+
+class Watched(Backend):
+    """Asks another backend for every value, which counts and tells what it does, also where torch could see through it.
+
+    Args:
+        inner: that backend.
+        compare: compare every value with the exact one at the same inputs.
+    """
+
+    def __init__(self, inner: Backend, compare: bool = True) -> None:
+        super().__init__(inner.name)
+        self.inner, self.exact, self.compare = inner, ExactBackend("exact"), compare
+        self.kind, self.shots, self.counters = inner.kind, inner.shots, inner.counters
+        self.gradient, self.perturbation, self.target = inner.gradient, inner.perturbation, inner.target
+        # errors of all values by tag, as they were returned, and before mitigation where there is one
+        self.errors: dict[str, list[NDArray[np.float64]]] = {}
+        self.raw: dict[str, list[NDArray[np.float64]]] = {}
+
+    def circuits_for(self, template: Any) -> int:
+        return self.inner.circuits_for(template)
+
+    def about(self) -> dict[str, Any]:
+        return self.inner.about()
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        values = self.inner.run(calls)
+        if not self.compare:
+            return values
+        before = getattr(getattr(self.inner, "packer", None), "unmitigated", None)
+        for place, (call, exact) in enumerate(zip(calls, self.exact.run(calls), strict=True)):
+            self.errors.setdefault(call.tag, []).append(np.abs(values[place] - exact).ravel())
+            if before is not None and len(before) == len(calls):
+                self.raw.setdefault(call.tag, []).append(np.abs(before[place] - exact).ravel())
+        return values
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a layer, in the order in which they ran: ``layer, values, mean_error, max_error``, and with
+        mitigation ``unmitigated_mean_error``."""
+        found = []
+        for tag, parts in self.errors.items():
+            error = np.concatenate(parts)
+            row = {"layer": tag, "values": len(error), "mean_error": round(float(error.mean()), 6),
+                   "max_error": round(float(error.max()), 6)}  # fmt: skip
+            if tag in self.raw:
+                row["unmitigated_mean_error"] = round(float(np.concatenate(self.raw[tag]).mean()), 6)
+            found.append(row)
+        return found
+
+
+class _Bar(Waiting):
+    """A bar over circuit batches that names the one being waited for; now and then lines where there is no terminal."""
+
+    def __init__(self, console: Console | None, total: int) -> None:
+        super().__init__(console)
+        self.total, self.done, self.every = total, 0, max(1, total // 5)
+        self.lines = console is not None and not console.is_terminal
+        columns = [TextColumn("circuit batch"), MofNCompleteColumn(), BarColumn(bar_width=30),
+                   TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
+                   TimeRemainingColumn()]  # fmt: skip
+        self.bar = Progress(*columns, console=console, disable=console is None or self.lines, transient=True)
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        self.task = self.bar.add_task("starting", total=self.total)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def update(self, text: str) -> None:
+        """What is waited for within the circuit batch."""
+        self.bar.update(self.task, description=text if len(text) <= 110 else text[:107] + "...")
+        if self.lines:
+            super().update(text)
+
+    def __call__(self, text: str) -> None:
+        shown = text if len(text) <= 90 else text[:87] + "..."
+        self.bar.update(self.task, description=f"waiting for {shown}", completed=self.done)
+        if self.lines and self.done % self.every == 0:
+            self.console.print(
+                f"circuit batch {self.done + 1} of {self.total}: waiting for {shown}", highlight=False, soft_wrap=True
+            )
+        self.done += 1

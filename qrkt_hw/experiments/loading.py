@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import decoded, normalised
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.factory import build_model
+from qrkt_hw.models.build import build_model
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
@@ -34,7 +34,7 @@ def load(
 
     A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`), ``predict``, from
     raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that are not normalised.
-    A GAN draws images from noise and has none of these.
+    A GAN generates images from noise and has none of these.
 
     Args:
         run: its folder; None takes the newest under ``runs/`` that has a trained model.
@@ -45,11 +45,10 @@ def load(
         UserError: not a run, a damaged one, one without a trained model yet, or one that needs ``trust``.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
-    options, description = folder.options(), folder.description()
-    model = _restored(folder, options, description, backend)
+    options, model = folder.options(), restored(folder, backend)
     if options.model != "gan":
+        description, found = folder.description(), cast(Any, model)
         reader, names = Reader(options, description), tuple(description["class_names"])
-        found: Any = model
         found.preprocess, found.class_names, found.predict = reader, names, Predictor(model, reader, names)
         if not reader.vocabulary:
             model.register_forward_pre_hook(reader.look)
@@ -58,15 +57,7 @@ def load(
 
 def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    return _restored(folder, folder.options(), folder.description(), backend)
-
-
-def _restored(folder: RunFolder, options: RunOptions, description: dict[str, Any], backend: str | Backend) -> nn.Module:
-    return trained(folder, build_model(options, DataShape.of(description), backend))
-
-
-def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
-    """``model`` with the weights of the run, in evaluation mode; raises as :func:`load`."""
+    model = build_model(folder.options(), DataShape.of(folder.description()), backend)
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
@@ -135,23 +126,19 @@ class Reader:
             kind = str(pixels.dtype).removeprefix("torch.")
             raise TypeError(f"images of {kind} are not read: give uint8 from 0 to 255, or floats from 0 to 1")
         low, high = (float(pixels.min()), float(pixels.max())) if pixels.numel() else (0.0, 0.0)
-        if self.dataset == "digits" and high > 1:
-            pixels, low, high = pixels / DIGITS, low / DIGITS, high / DIGITS
-        if not (low >= 0 and high <= 1):
+        most = DIGITS if self.dataset == "digits" and high > 1 else 1.0
+        if not (low >= 0 and high <= most):
             also = ", or from 0 to 16 as scikit-learn has its digits" if self.dataset == "digits" else ""
-            most = DIGITS if self.dataset == "digits" and high > 1 else 1.0
             raise ValueError(
-                f"images of floats from {low * most:g} to {high * most:g} are not read: give floats from 0 to 1{also},"
-                " or uint8 from 0 to 255"
+                f"images of floats from {low:g} to {high:g} are not read: give floats from 0 to 1{also}, or uint8 from "
+                "0 to 255"
             )
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self.statistics)
-        return (pixels.float() - mean.to(pixels.device)) / std.to(pixels.device)
+        return ((pixels / most).float() - mean.to(pixels.device)) / std.to(pixels.device)
 
     def _four(self, pixels: Tensor) -> Tensor:
         """``(images, channels, size, size)``."""
-        found = pixels
-        if found.ndim == 2:
-            found = found[None]
+        found = pixels[None] if pixels.ndim == 2 else pixels
         if found.ndim == 3:
             found = found.unsqueeze(1) if self.channels == 1 and found.shape[0] != 1 else found[None]
         if found.shape[1:] != (self.channels, self.size, self.size):
@@ -167,15 +154,14 @@ class Reader:
         if self.warned or not inputs or not isinstance(inputs[0], Tensor) or torch.compiler.is_compiling():
             return
         images = inputs[0]
-        if native.traced(images) or images.is_meta or not images.numel():
-            return  # no values to look at
-        if not images.is_floating_point():
-            return  # torch refuses integers itself
+        # without values to look at; integers torch refuses itself
+        if native.traced(images) or images.is_meta or not images.numel() or not images.is_floating_point():
+            return
         low, high = float(images.min()), float(images.max())
-        least = min((0 - m) / s for m, s in zip(*self.statistics, strict=True)) - 0.01
-        most = max((1 - m) / s for m, s in zip(*self.statistics, strict=True)) + 0.01
-        if low < least or high > most:
-            why = f"training saw {least + 0.01:.3g} to {most - 0.01:.3g}"
+        least = min((0 - m) / s for m, s in zip(*self.statistics, strict=True))
+        most = max((1 - m) / s for m, s in zip(*self.statistics, strict=True))
+        if low < least - 0.01 or high > most + 0.01:
+            why = f"training saw {least:.3g} to {most:.3g}"
         elif low >= 0 and high > 0.5 and high <= 1:
             why = "they look like pixels that were not normalised"
         else:

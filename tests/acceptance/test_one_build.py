@@ -2,7 +2,8 @@
 
 import pytest
 
-from qrkt_hw.models.factory import quantum_layers
+from qrkt_hw.experiments import evaluation
+from qrkt_hw.models.build import quantum_layers
 from qrkt_hw.models.transformer import Transformer
 from tests.command_line import qrkt
 
@@ -40,6 +41,36 @@ def run(tmp_path_factory):
     done = qrkt("train", *SMALL, "--patch", 8, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def gan(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gan")
+    done = qrkt("train", *SMALL, *GAN, "--out", "gan", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "gan"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--count", 2],
+        ["generate", "--count", 1, *AWAY],
+        ["evaluate", "--samples", 100, "--judge", "classifier.safetensors"],
+    ],
+    ids=lambda words: "-".join(map(str, words[:4])),
+)
+def test_commands_on_a_gan_build_once(arguments, gan, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "STEPS", 2)
+    done = qrkt(arguments[0], gan, *arguments[1:], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(built()) == 1
+
+
+def test_a_comparison_builds_none(run, built, tmp_path):
+    done = qrkt("compare", run, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not built()
 
 
 @pytest.mark.parametrize(

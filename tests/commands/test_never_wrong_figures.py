@@ -21,8 +21,8 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
-from qrkt_hw.experiments.device import on_backend
 from qrkt_hw.experiments.generation import draw, save_images
+from qrkt_hw.experiments.inference import on_backend
 from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
@@ -147,7 +147,7 @@ def test_the_estimate_leaves_the_run_as_it_would_have_been(tmp_path, monkeypatch
 def test_exact_training_estimates_nothing(run):
     assert "in an epoch" not in (run.parent / "run" / "metrics.csv").read_text()
     from qrkt_hw.data import load_data
-    from qrkt_hw.models.factory import build_model
+    from qrkt_hw.models.build import build_model
     from qrkt_hw.training.fit import estimate
 
     options = RunFolder(run).options()

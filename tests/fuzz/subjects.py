@@ -38,8 +38,8 @@ from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.evaluation import ReferenceClassifier, reference_classifier
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.options.run import RunOptions
+from tests.backends.device.test_journal import outcome
 from tests.data import writing
-from tests.execution.test_journal import outcome
 
 TINY = ("--epochs", "1", "--limit", "32", "--qubits", "2", "--hidden", "4")
 FEATURES = torch.linspace(0, 1, 64).view(1, 1, 8, 8)
