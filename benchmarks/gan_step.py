@@ -16,29 +16,29 @@ import torch
 from qrkt_hw.commands.options import merge
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.gan import discriminator_loss, generator_loss, penalty
 
 
-def stepper(options: RunOptions):
+def stepper(options: Config):
     """A function that makes one training step on random images."""
     torch.manual_seed(0)
     gan = build_model(options, DataShape(3, 32, 10))
     sides = gan.sides
     optimizers = {n: torch.optim.Adam(s.parameters(), lr=1e-4, betas=(0.0, 0.99), fused=True) for n, s in sides.items()}
-    real = torch.rand(options.batch_size, 3, 32, 32) * 2 - 1
+    real = torch.rand(options.data.batch_size, 3, 32, 32) * 2 - 1
 
     def step() -> None:
-        fake = gan(torch.randn(len(real), options.latent))
+        fake = gan(torch.randn(len(real), options.gan.latent))
         score = gan.discriminator
         on_real, on_fake = score(torch.cat([real, fake.detach()])).chunk(2)
-        loss = discriminator_loss(options.loss, on_real, on_fake) + penalty(options, score, real, fake.detach())
+        loss = discriminator_loss(options.gan.loss, on_real, on_fake) + penalty(options.gan, score, real, fake.detach())
         optimizers["discriminator"].zero_grad()
         loss.backward()
         optimizers["discriminator"].step()
         score.requires_grad_(False)
         optimizers["generator"].zero_grad()
-        generator_loss(options.loss, score(fake)).backward()
+        generator_loss(options.gan.loss, score(fake)).backward()
         optimizers["generator"].step()
         score.requires_grad_(True)
 

@@ -34,7 +34,7 @@ from torch import nn
 from qrkt_hw import circuits
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.simulator import Simulator
 
 LARGEST = 2**28  # amplitudes of a batch
@@ -99,7 +99,7 @@ def model_steps(device: torch.device, batches: list[int]) -> list[dict]:
     for batch in batches:
         # compiling for a CPU takes minutes and says nothing about a card
         for compiled in (False, True) if device.type == "cuda" else (False,):
-            model: nn.Module = build_model(RunOptions(**THESIS, output_scale=False), shape).to(device)
+            model: nn.Module = build_model(Config(**THESIS, output_scale=False), shape).to(device)
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
             images = torch.randn(batch, 1, 28, 28, device=device)
             labels = torch.randint(0, 10, (batch,), device=device)

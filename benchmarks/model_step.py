@@ -20,7 +20,7 @@ from qrkt_hw.models.build import build_model
 from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.nn.embeddings import ImageTokens
 from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config, VitConfig
 
 THESIS = dict(ansatz="qrkt", qubits=6, layers=1, hidden=6, heads=2, mlp=3, patch=14, rk_blocks=3, rk="rk4")
 
@@ -45,15 +45,17 @@ class FusedField(nn.Module):
         return self.dropout(self.out(mixed.transpose(1, 2).flatten(2)) + self.mlp(z))
 
 
-def twin(o: RunOptions, shape: DataShape) -> nn.Module:
+def twin(o: Config, shape: DataShape) -> nn.Module:
+    m = o.model
+    assert isinstance(m, VitConfig)
     blocks = [
-        RungeKuttaBlock(FusedField(o.hidden, o.heads, o.mlp, o.dropout), TABLEAUS[o.rk]) for _ in range(o.rk_blocks)
+        RungeKuttaBlock(FusedField(m.hidden, m.heads, m.mlp, m.dropout), TABLEAUS[m.rk]) for _ in range(m.rk_blocks)
     ]
     tokens = ImageTokens(
-        image_size=shape.image_size, channels=1, patch=o.patch, hidden=o.hidden, positions=o.positions,
-        class_token=o.pool == "class", dropout=o.dropout,
+        image_size=shape.image_size, channels=1, patch=m.patch, hidden=m.hidden, positions=m.positions,
+        class_token=m.pool == "class", dropout=m.dropout,
     )  # fmt: skip
-    return Transformer(tokens, blocks, hidden=o.hidden, classes=shape.classes)
+    return Transformer(tokens, blocks, hidden=m.hidden, classes=shape.classes)
 
 
 def time_step(model: nn.Module, batch: int, size: int) -> dict[str, float]:
@@ -77,8 +79,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = []
     for name, o, size, batch in (
-        ("thesis QRK4", RunOptions(**THESIS, output_scale=False), 28, 65),
-        ("default digits", RunOptions(), 8, 64),
+        ("thesis QRK4", Config(**THESIS, output_scale=False), 28, 65),
+        ("default digits", Config(), 8, 64),
     ):
         shape = DataShape(channels=1, image_size=size, classes=10)
         quantum = time_step(build_model(o, shape), batch, size)

@@ -21,21 +21,21 @@ from rich.console import Console
 from qrkt_hw.backends import resolve
 from qrkt_hw.experiments.inference import infer_split, read_split
 from qrkt_hw.experiments.loading import restored
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
 
 PLACES = {"exact": None, "device": 0, "shots": 1024}
 
 
-def measure(options: RunOptions, device: str) -> dict[str, float]:
+def measure(options: Config, device: str) -> dict[str, float]:
     """Train once; test accuracy by place, and seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         run = fit.start(options, Path(folder) / "run", Console(stderr=True, quiet=True))
         found = {"train_seconds": read_json(run.results)["train_seconds"]}
         for place, shots in PLACES.items():
             name = "exact" if place == "exact" else device
-            there = resolve(name, shots=shots, seed=options.seed)
+            there = resolve(name, shots=shots, seed=options.training.seed)
             found[place] = infer_split(run, restored(run, there), "test", read_split(run, "test"), there)["accuracy"]
     return found
 
@@ -58,7 +58,7 @@ def table(rows: list[dict]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=RunOptions().epochs)
+    parser.add_argument("--epochs", type=int, default=Config().training.epochs)
     parser.add_argument("--device", default="fake_torino")
     parser.add_argument("--preset", help="options of a preset instead of the defaults")
     parser.add_argument(
@@ -76,7 +76,7 @@ def main() -> None:
     started = time.perf_counter()
     for seed in range(given.seeds):
         for trained, backend in (("exact", "exact"), ("through noise", given.device)):
-            options = RunOptions(**{**chosen, "epochs": given.epochs, "seed": seed, "backend": backend})
+            options = Config(**{**chosen, "epochs": given.epochs, "seed": seed, "backend": backend})
             rows.append({"seed": seed, "trained": trained, **measure(options, given.device)})
             held = {
                 "command": f"python benchmarks/noise_training.py --seeds {given.seeds} --epochs {given.epochs} "
@@ -84,7 +84,7 @@ def main() -> None:
                 + (f" --preset {given.preset}" if given.preset else "")
                 + "".join(f" --set {pair}" for pair in given.set),
                 "device": resolve(given.device).about(),
-                "options": RunOptions(**{**chosen, "epochs": given.epochs}).model_dump(mode="json"),
+                "options": Config(**{**chosen, "epochs": given.epochs}).model_dump(mode="json"),
                 "torch_threads": torch.get_num_threads(),
                 "wall_seconds": round(time.perf_counter() - started, 1),
                 "rows": rows,

@@ -21,13 +21,13 @@ from qrkt_hw.runs import RunFolder
 
 
 def main(run: RunFolder, target: Path) -> None:
-    options, data = run.options(), load_data(run.options())
+    options, data = run.options(), load_data(run.options().data)
     figure = Figure(figsize=(13, 3.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[2.1, 1.1, 1.25])
 
-    template = build(options.ansatz, options.qubits, 1)
+    template = build(options.circuit.ansatz, options.circuit.qubits, 1)
     circuit_drawer(template.circuit, output="mpl", ax=left, fold=-1)
-    left.set_title(f"{template.name}: the circuit of {options.qubits} features", fontsize=11)
+    left.set_title(f"{template.name}: the circuit of {options.circuit.qubits} features", fontsize=11)
 
     with run.metrics.open() as handle:
         rows = list(csv.DictReader(handle))

@@ -52,9 +52,9 @@ def main() -> None:
 def keep(run: RunFolder, name: str) -> Path:
     """Copy a finished run's small files to ``results/NAME/seed-N``."""
     options = run.options()
-    if options.data_dir is not None and options.data_dir.is_absolute():
-        raise SystemExit(f"{run.config}: data_dir is {options.data_dir}; a kept run names no machine's folder")
-    target = ROOT / "results" / name / f"seed-{options.seed}"
+    if options.data.data_dir is not None and options.data.data_dir.is_absolute():
+        raise SystemExit(f"{run.config}: data_dir is {options.data.data_dir}; a kept run names no machine's folder")
+    target = ROOT / "results" / name / f"seed-{options.training.seed}"
     target.mkdir(parents=True, exist_ok=True)
     for file in KEPT:
         shutil.copyfile(run.path / file, target / file)
@@ -163,7 +163,7 @@ def row(group: dict[str, Any], runs: Sequence[RunFolder], published: bool) -> li
     """The cells of one group: means over seeds, with the sample standard deviation where there are several."""
     results: list[dict[str, Any]] = [read_json(run.results) for run in runs]
     ablations = [json.loads(f.read_text()) for run in runs if (f := run.path / "ablations.json").is_file()]
-    count, epochs = results[0]["parameters"], runs[0].options().epochs
+    count, epochs = results[0]["parameters"], runs[0].options().training.epochs
     cells = [group["title"], ", ".join(str(r["seed"]) for r in results)]
     cells.append(shown([100 * r["test"]["accuracy"] for r in results], 2))
     cells += [str(group.get("published", "-"))] if published else []

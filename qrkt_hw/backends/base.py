@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.entries import Gradient
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import Gradient
 
 __all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
 

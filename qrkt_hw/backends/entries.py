@@ -19,10 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 from yaml.events import AliasEvent
 
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import Gradient
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.errors import UserError, sentence
 
+Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]

@@ -25,9 +25,7 @@ from qrkt_hw.backends.entries import (
     config_file,
     layers,
 )  # fmt: skip
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import BackendOptions
-from qrkt_hw.options.validation import flag
+from qrkt_hw.errors import UserError, flag
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
@@ -110,14 +108,14 @@ def resolve(
     return backend
 
 
-def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
-    """The backend of a run's options.
+def from_options(options: Any, seed: int | None = None) -> Backend:
+    """The backend of the ``backend`` section of a configuration.
 
     Raises:
         UserError: see :func:`resolve`.
     """
     return resolve(
-        options.backend,
+        options.name,
         shots=options.shots,
         gradient=options.gradient,
         strict=options.strict_backend,
@@ -127,10 +125,10 @@ def from_options(options: BackendOptions, seed: int | None = None) -> Backend:
     )
 
 
-def bills(options: BackendOptions) -> bool:
-    """Whether a run's options name a device that bills its time; asks no network."""
+def bills(options: Any) -> bool:
+    """Whether the ``backend`` section of a configuration names a device that bills its time; asks no network."""
     entries = {key: entry for key, (entry, _) in layers(options.backends_file).items()}
-    return isinstance(_entry(options.backend, entries), IBMEntry)
+    return isinstance(_entry(options.name, entries), IBMEntry)
 
 
 def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:

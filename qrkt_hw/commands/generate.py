@@ -10,7 +10,6 @@ import click
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
 from qrkt_hw.commands.terminal import echo
-from qrkt_hw.options.training import BackendOptions
 
 
 @click.command(cls=Command)
@@ -25,7 +24,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @device_flags
 @trust_flag
-@options_from(BackendOptions, only=INFERRING)
+@options_from(INFERRING)
 def generate(
     run: Path | None,
     count: int | None,

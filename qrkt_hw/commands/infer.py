@@ -11,7 +11,6 @@ from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import BackendOptions
 
 
 @click.command(cls=Command)
@@ -29,7 +28,7 @@ from qrkt_hw.options.training import BackendOptions
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @device_flags
 @trust_flag
-@options_from(BackendOptions, only=INFERRING)
+@options_from(INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",
@@ -85,21 +84,21 @@ def infer(
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
     folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
     echo(f"run {folder.path}", err=as_json)
-    if folder.options().model == "gan":
+    if folder.options().model.kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     options = folder.options()
     check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
-    if (images or texts) and bool(texts) != (options.model == "text"):
-        wanted, reads = ("text", "texts") if options.model == "text" else ("image", "images")
+    if (images or texts) and bool(texts) != (options.model.kind == "text"):
+        wanted, reads = ("text", "texts") if options.model.kind == "text" else ("image", "images")
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
-    backend = backends.make(backend_options(flags), options.seed, console)
+    backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.commands.planning import planned
@@ -163,7 +162,7 @@ def infer(
         for name, found in record.get("ablations", {}).items():
             echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            kind = "texts" if folder.options().model == "text" else "images"
+            kind = "texts" if folder.options().model.kind == "text" else "images"
             for line in [*_report(record, kind), *_layers(record)]:
                 echo(line)
 

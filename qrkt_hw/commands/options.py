@@ -9,26 +9,23 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import SIDES
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.training import BackendOptions
-from qrkt_hw.options.unused import unused_option
-from qrkt_hw.options.validation import flag, sentence
+from qrkt_hw.errors import UserError, flag
+from qrkt_hw.runs.config import KEYS, SIDES, BackendConfig, Config, flattened, problem
+from qrkt_hw.runs.unused import unused
 
-INFERRING = [key for key in BackendOptions.model_fields if key != "gradient"]  # inference differentiates nothing
+TRAINING = tuple(KEYS)
+INFERRING = tuple(k for k, key in KEYS.items() if key.section == "backend" and k != "gradient")
 
 
-def options_from(model: type[BaseModel], only: Sequence[str] | None = None) -> Callable[[Any], Any]:
-    """Decorate a command with an option per field; a flag that is not given arrives as None."""
+def options_from(keys: Sequence[str]) -> Callable[[Any], Any]:
+    """Decorate a command with an option per key; a flag that is not given arrives as None."""
 
     def decorate(command: Any) -> Any:
-        for name, field in reversed(list(model.model_fields.items())):
-            if only is None or name in only:
-                command = _option(name, field)(command)
+        for name in reversed(keys):
+            command = _option(name, KEYS[name].field)(command)
         return command
 
     return decorate
@@ -66,7 +63,7 @@ _DEVICE = (
 )
 
 
-def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> RunOptions:
+def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Config:
     """Defaults, then the preset, then the file, then the flags.
 
     Raises:
@@ -76,52 +73,54 @@ def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Run
 
     values: dict[str, Any] = {}
     if preset is not None:
-        values.update(presets.load(preset))
+        values.update(flattened(presets.load(preset)))
     if config is not None:
         values.update(read_config(config))
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        options = RunOptions.model_validate({**values, **given})
+        options = Config(**{**values, **given})
     except ValidationError as error:
-        key = str(error.errors()[0]["loc"][0]) if error.errors()[0]["loc"] else ""
+        key, text = problem(error)
         where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
-        raise UserError(f"{where}: {sentence(error)}") from error
-    reason = unused_option(options, given)
+        raise UserError(text if text.startswith(f"{where}:") else f"{where}: {text}") from error
+    reason = unused(options, given)
     if reason is not None:
         raise UserError(reason)
-    file, colon, function = options.ansatz.rpartition(":")
+    file, colon, function = options.circuit.ansatz.rpartition(":")
     if colon and Path(file).is_file():  # so that the run works from every folder
-        return options.model_copy(update={"ansatz": f"{Path(file).resolve()}:{function}"})
+        return options.replace(ansatz=f"{Path(file).resolve()}:{function}")
     return options
 
 
-def check_early(options: RunOptions) -> None:
+def check_early(options: Config) -> None:
     """Refuse what can be refused before torch and Lightning take their seconds to load.
 
     Raises:
         UserError: no such data set, ansatz or backend, or sizes that do not fit each other.
     """
-    options.check_name()
-    name = options.dataset.partition(":")[0]
-    if options.model != "gan":
+    options.data.check_name()
+    name = options.data.dataset.partition(":")[0]
+    if options.model.kind != "gan":
         options.check_sizes()
-        side = SIDES[name] if name == "digits" or options.image_size is None else options.image_size
-        if options.model != "text" and side and side % options.patch:
-            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.patch}")
+        side = SIDES[name] if name == "digits" or options.data.image_size is None else options.data.image_size
+        if options.model.kind != "text" and side and side % options.model.patch:
+            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.model.patch}")
     if not options.has_circuits:
         return
     from qrkt_hw.backends.entries import layers
 
-    known = layers(options.backends_file)
-    if options.backend not in known and not options.backend.startswith(("fake_", "ibm_")):
+    known = layers(options.backend.backends_file)
+    name = options.backend.name
+    if name not in known and not name.startswith(("fake_", "ibm_")):
         raise UserError(
-            f"--backend: no backend {options.backend!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
-            "runtime"
+            f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime"
         )
     from qrkt_hw import circuits
 
-    attention = options.model == "gan" or options.quantum_attention
-    circuits.build(options.ansatz, options.qubits if attention else options.circuit_mlp_qubits, options.layers)
+    attention = options.model.kind == "gan" or options.model.quantum_attention
+    circuits.build(
+        options.circuit.ansatz, options.circuit.qubits if attention else options.mlp_qubits, options.circuit.layers
+    )
 
 
 def check_used(folder: Any, flags: dict[str, Any]) -> None:
@@ -131,12 +130,12 @@ def check_used(folder: Any, flags: dict[str, Any]) -> None:
         UserError: such a flag is given.
     """
     given = {key: value for key, value in flags.items() if value is not None}
-    reason = unused_option(folder.options().model_copy(update=given), given)
+    reason = unused(folder.options().replace(**given), given)
     if reason is not None:
         raise UserError(f"{reason} (run {folder.path})")
 
 
-def backend_options(flags: dict[str, Any]) -> BackendOptions:
+def backend_options(flags: dict[str, Any]) -> BackendConfig:
     """The backend flags of a command that takes no preset.
 
     Raises:
@@ -144,9 +143,10 @@ def backend_options(flags: dict[str, Any]) -> BackendOptions:
     """
     given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return BackendOptions.model_validate(given)
+        return Config(**given).backend
     except ValidationError as error:
-        raise UserError(f"{flag(str(error.errors()[0]['loc'][0]))}: {sentence(error)}") from error
+        key, text = problem(error)
+        raise UserError(f"{flag(key)}: {text}") from error
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -178,7 +178,10 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"--config: {path} must hold keys and values, such as 'hidden: 16'")
-    return values
+    try:
+        return flattened(values)
+    except ValueError as error:
+        raise UserError(f"--config: {path}: {error}") from error
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Any], Any]:

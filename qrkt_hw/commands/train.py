@@ -9,10 +9,9 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import check_early, device_flags, merge, options_from, trust_flag
+from qrkt_hw.commands.options import TRAINING, check_early, device_flags, merge, options_from, trust_flag
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 
 
 @click.command(cls=Command)
@@ -26,7 +25,7 @@ from qrkt_hw.options.run import RunOptions
 )
 @device_flags
 @trust_flag
-@options_from(RunOptions)
+@options_from(TRAINING)
 def train(
     preset: str | None,
     config: Path | None,
@@ -51,7 +50,7 @@ def train(
     with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
         raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
-    from qrkt_hw.backends import Budget
+    from qrkt_hw.backends.device.budget import Budget
 
     budget = Budget(max_qpu_seconds, max_cost)
     if resume is not None:

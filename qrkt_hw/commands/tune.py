@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import check_early, merge, options_from
+from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
 from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 
 
 @click.command(cls=Command)
@@ -28,7 +27,7 @@ from qrkt_hw.options.run import RunOptions
 @click.option("--preset", help="start from a preset (qrkt-hw presets list)")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("tuning"), show_default=True)
-@options_from(RunOptions)
+@options_from(TRAINING)
 def tune(
     searched: tuple[str, ...],
     trials: int,
@@ -53,7 +52,7 @@ def tune(
     if twice:
         raise UserError(f"--search: {twice[0]} is given twice")
     options = merge(preset, config, flags)
-    if options.model == "gan":
+    if options.model.kind == "gan":
         raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
     tuning.check_space(options, dimensions)
     if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
@@ -67,7 +66,7 @@ def tune(
     except OSError as error:
         raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
     url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
-    study = tuning.open_study(name, url, dimensions, sampler, prune, options.seed)
+    study = tuning.open_study(name, url, dimensions, sampler, prune, options.training.seed)
     tuning.tune(options, dimensions, study, sampler, trials, out, Terminal(stderr=True))
     found = tuning.rows(study)
     columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]

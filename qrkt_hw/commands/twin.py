@@ -33,7 +33,7 @@ def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | N
     options = folder.options()
     if not options.has_circuits:
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
-    if options.model == "gan" and trials is not None:
+    if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     from qrkt_hw.commands.compare import show
     from qrkt_hw.commands.console import Terminal

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 Found = TypeVar("Found")
 
@@ -99,14 +99,14 @@ class Indexed(Dataset[Any]):
         return self.read(self.inputs[indices]), self.labels[indices]
 
 
-def places(options: DataOptions, *names: str) -> list[Path]:
+def places(options: DataConfig, *names: str) -> list[Path]:
     """Folders a data set may lie in: ``DIR/name`` for each name, then ``DIR`` itself (``data`` unless given)."""
     root = options.data_dir or Path("data")
     return [*(root / name for name in names), root]
 
 
 def located(
-    options: DataOptions,
+    options: DataConfig,
     looked: Sequence[Path],
     what: str,
     source: str,

@@ -21,7 +21,7 @@ from qrkt_hw.data import parquet
 from qrkt_hw.data.base import Data, located, places, regular
 from qrkt_hw.data.images import Part, in_memory, resized
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 # the largest true ones: 148 MiB, and 178 MiB unpacked
 LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29
@@ -51,7 +51,7 @@ LAYOUTS = {
 }  # fmt: skip
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout."""
     name, layout, looked = options.dataset, LAYOUTS[options.dataset], places(options, options.dataset)
     wanted = (layout.meta, *layout.train, *layout.test)

@@ -19,7 +19,7 @@ from qrkt_hw.data.images import decoded, read_files, statistics_of
 from qrkt_hw.data.parquet import Shard, Stream
 from qrkt_hw.data.splits import held_out, mixed, stratified
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 HUB = "datasets/ILSVRC/imagenet-1k/data"
 SOURCE = "https://huggingface.co/datasets/ILSVRC/imagenet-1k (accept its terms first)"
@@ -28,7 +28,7 @@ DEFAULT_SIZE = 64
 SAMPLED_FILES, SAMPLED_ROWS = 2_000, 1_000
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """``DIR/imagenet`` with ``train`` and ``val`` folders or with parquet in the hub's layout; with --download streamed
     from the hub, nothing kept. The labelled validation files are the test split; the hub's test files bear no labels.
     """
@@ -51,12 +51,12 @@ def load(options: DataOptions) -> Data:
     return _streamed(options, *located(options, looked, what, SOURCE, find, download))
 
 
-def load_folder(options: DataOptions) -> Data:
+def load_folder(options: DataConfig) -> Data:
     """``folder:PATH``; PATH is taken relative to --data-dir where one is given."""
     return _from_folder(options, (options.data_dir or Path()) / options.dataset.partition(":")[2])
 
 
-def _from_folder(options: DataOptions, path: Path) -> Data:
+def _from_folder(options: DataConfig, path: Path) -> Data:
     """``PATH/train/CLASS/*`` and ``PATH/test`` (or ``val``), or ``PATH/CLASS/*``, of which a tenth becomes test.
 
     A ``val`` folder without a ``test`` folder is the test split, as ImageNet is used; validation is a tenth of the
@@ -108,7 +108,7 @@ def _listed(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     return tuple(found.classes), files, np.array(found.targets, dtype=np.int64)
 
 
-def _streamed(options: DataOptions, train: list[str], test: list[str]) -> Data:
+def _streamed(options: DataConfig, train: list[str], test: list[str]) -> Data:
     columns = parquet.column(train[0], ["image", "img"]), parquet.column(train[0], ["label"])
     names = parquet.class_names(train[0], columns[1:], [str(k) for k in range(1000)])
     size = options.image_size or DEFAULT_SIZE

@@ -21,7 +21,7 @@ from torch import Tensor
 from qrkt_hw.data.base import Data, DataShape, Indexed, regular
 from qrkt_hw.data.splits import held_out
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 LARGEST_FILE = 64 * 2**20
 # at most so many pixels are decoded or scaled to: 400 MB in colour
@@ -129,7 +129,7 @@ def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def in_memory(options: DataOptions, names: Sequence[str], train: Part, test: Part) -> Data:
+def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part) -> Data:
     """A data set of images in memory; validation is taken from ``train``. Labels without a name and parts of different
     sizes are refused."""
     (pixels, labels), dataset = train, f"--dataset {options.dataset}"

@@ -22,7 +22,7 @@ from qrkt_hw.data.images import Part, in_memory, resized, times
 from qrkt_hw.data.parquet import read_parts
 from qrkt_hw.data.splits import stratified
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 NAMES = tuple("0123456789")
 SOURCE = "https://huggingface.co/datasets/ylecun/mnist"
@@ -30,7 +30,7 @@ LARGEST = 2**30  # of an unpacked file
 TEST, VALIDATION = 360, 144  # of the 1,797 digits
 
 
-def load(options: DataOptions) -> Data:
+def load(options: DataConfig) -> Data:
     """MNIST from the four IDX files (plain or .gz), or parquet in the hub's layout."""
     looked = places(options, "mnist", "MNIST/raw")
 
@@ -109,7 +109,7 @@ def split_indices(labels: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     return {"train": rest[train], "validation": rest[validation], "test": test}
 
 
-def load_digits(options: DataOptions) -> Data:
+def load_digits(options: DataConfig) -> Data:
     """scikit-learn's digits, pixel values 0..16 mapped to [0, 1], then normalised by the training part."""
     pixels, digits = read_digits()
     images, labels = torch.from_numpy(pixels / 16.0).float().unsqueeze(1), torch.from_numpy(digits)

@@ -16,7 +16,7 @@ from qrkt_hw.data import parquet
 from qrkt_hw.data.base import Data, DataShape, Indexed, located, places, regular
 from qrkt_hw.data.splits import held_out, mixed
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.data import DataOptions
+from qrkt_hw.runs.config import DataConfig
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 NAMES = ("neg", "pos")
@@ -82,7 +82,7 @@ def trimmed(ids: Tensor) -> Tensor:
     return ids[:, :longest].long()
 
 
-def load(options: DataOptions, vocabulary: tuple[str, ...] = ()) -> Data:
+def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
     """IMDb from parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's
     where none is given."""
     looked = places(options, "imdb")

@@ -16,16 +16,16 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
 from qrkt_hw.models.build import build_model, count_parameters
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
+from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
 
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
-Sides = dict[str, RunOptions]
+Sides = dict[str, Config]
 Record = dict[str, Any]
 
 
@@ -54,16 +54,16 @@ def train_baselines(
     options = run.options()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical baseline")
-    if bills(options):
+    if bills(options.backend):
         raise UserError(
-            f"run: {run.path} was trained on {options.backend!r}, a device that bills its time, and baselines would be "
-            "trained there; take a run that was trained on exact"
+            f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines "
+            "would be trained there; take a run that was trained on exact"
         )
-    data = load_data(options)
+    data = load_data(options.data)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     sides = dict(zip(SIDES, (options, *matched), strict=True))
     record: Record = {"run": str(run.path), "sides": {}}
-    compare = _gans if options.model == "gan" else _classifiers
+    compare = _gans if options.model.kind == "gan" else _classifiers
     runs = compare(run, sides, trials, epochs, out, data, console, record)
     groups = grouped(runs, SIDES)
     write_comparison(groups, out)
@@ -82,11 +82,11 @@ def _classifiers(
     record: Record,
 ) -> list[RunFolder]:
     chosen = []
-    record.update(epochs=epochs or run.options().epochs, trials=trials)
+    record.update(epochs=epochs or run.options().training.epochs, trials=trials)
     for side, own in sides.items():
         finished: dict[float, RunFolder] = {}
-        for rate in rates(own.learning_rate, trials):
-            trial = own.model_copy(update={"learning_rate": rate, "epochs": record["epochs"]})
+        for rate in rates(own.training.learning_rate, trials):
+            trial = own.replace(learning_rate=rate, epochs=record["epochs"])
             if trial == run.options() and run.results.is_file():
                 finished[rate] = run
                 continue
@@ -99,9 +99,9 @@ def _classifiers(
         record["sides"][side] = {
             "chosen": str(finished[best].path),
             "learning_rate": best,
-            "hidden": own.hidden,
-            "heads": own.heads,
-            "mlp": own.mlp,
+            "hidden": own.model.hidden,
+            "heads": own.model.heads,
+            "mlp": own.model.mlp,
             "parameters": results["parameters"]["total"],
             "train_seconds": results["train_seconds"],
             "test": results["test"],
@@ -126,12 +126,12 @@ def _gans(
     for side in SIDES[1:]:
         options, place, count = sides[side], _place(out, side), epochs
         if place.exists():
-            count = RunFolder.open(place).options().epochs
+            count = RunFolder.open(place).options().training.epochs
         elif count is None:
             seconds[side] = fit.seconds_per_step(options, data)
-            count = max(1, round(options.epochs * own / seconds[side]))
+            count = max(1, round(options.training.epochs * own / seconds[side]))
         console.print(f"{side}: {count} epochs", highlight=False)
-        runs[side] = _trained(options.model_copy(update={"epochs": count}), place, data, console)
+        runs[side] = _trained(options.replace(epochs=count), place, data, console)
     earlier = out / "judge.safetensors"
     classifier = earlier if earlier.is_file() else out / "reference-classifier.safetensors"
     reference_classifier(data, console, classifier)
@@ -155,7 +155,7 @@ def _place(out: Path, side: str) -> Path:
     return earlier if earlier.exists() else out / side
 
 
-def _trained(options: RunOptions, path: Path, data: Data, console: Console) -> RunFolder:
+def _trained(options: Config, path: Path, data: Data, console: Console) -> RunFolder:
     if not path.exists():
         return fit.start(options, path, console, data=data)
     run = RunFolder.open(path)
@@ -177,15 +177,15 @@ def rates(peak: float, trials: int) -> list[float]:
     return [float(f"{peak * 3.0**factor:.3g}") for factor in factors]
 
 
-def parameter_counts(options: RunOptions, shape: DataShape) -> dict[str, int]:
+def parameter_counts(options: Config, shape: DataShape) -> dict[str, int]:
     """Parameters of the model of these options, of a GAN those of each network; a classical GAN takes no memory."""
-    with torch.device("meta") if options.model == "gan" and not options.has_circuits else nullcontext():
+    with torch.device("meta") if options.model.kind == "gan" and not options.has_circuits else nullcontext():
         model = build_model(options, shape)
     networks: dict[str, Any] = getattr(model, "sides", {"model": model})
     return {name: count_parameters(network)["total"] for name, network in networks.items()}
 
 
-def parameter_matched(options: RunOptions, shape: DataShape) -> RunOptions:
+def parameter_matched(options: Config, shape: DataShape) -> Config:
     """The classical model each network of which has as nearly as possible the parameters of the run's.
 
     Free are widths, heads (the most the run has that divide them) and the width of the MLPs; of equally near ones the
@@ -193,43 +193,45 @@ def parameter_matched(options: RunOptions, shape: DataShape) -> RunOptions:
     """
     target = parameter_counts(options, shape)
     classical = options.without_circuits()
-    if options.model == "gan":  # the discriminator's heads must not become the generator's
-        classical = classical.model_copy(update={"generator_heads": options.generator_heads or options.heads})
+    if options.model.kind == "gan":  # the discriminator's heads must not become the generator's
+        classical = classical.replace(generator_heads=options.gan.generator_heads or options.model.heads)
     best: dict[str, tuple[tuple[int, int, int], dict[str, Any]]] = {}
     for network, distance, changes, low, high in _sizes(options):
         while low <= high:  # totals grow with the MLP
             middle = (low + high) // 2
             changed = changes(middle)
-            total = parameter_counts(classical.model_copy(update=changed), shape)[network]
+            total = parameter_counts(classical.replace(**changed), shape)[network]
             rank = (abs(total - target[network]), distance, middle)
             if network not in best or rank < best[network][0]:
                 best[network] = rank, changed
             low, high = (middle + 1, high) if total < target[network] else (low, middle - 1)
-    return classical.model_copy(update={key: value for _, found in best.values() for key, value in found.items()})
+    return classical.replace(**{key: value for _, found in best.values() for key, value in found.items()})
 
 
-def _sizes(options: RunOptions) -> Iterator[tuple[str, int, Callable[[int], dict[str, Any]], int, int]]:
+def _sizes(options: Config) -> Iterator[tuple[str, int, Callable[[int], dict[str, Any]], int, int]]:
     """A network, the distance of a width from the run's, the options by the MLPs' width, and that one's bounds."""
-    gan, heads = options.model == "gan", options.generator_heads or options.heads
-    widest, step = (options.hidden, max(1, options.hidden // 32)) if gan else (2 * options.hidden, 1)
+    gan = options.model.kind == "gan"
+    widest, step = (options.model.hidden, max(1, options.model.hidden // 32)) if gan else (2 * options.model.hidden, 1)
     for hidden in range(2, widest + 1, step):
-        fitting = max(h for h in range(1, options.heads + 1) if hidden % h == 0)
+        fitting = max(h for h in range(1, options.model.heads + 1) if hidden % h == 0)
         same = {"hidden": hidden, "heads": fitting}
         yield (
             "discriminator" if gan else "model",
-            abs(hidden - options.hidden),
+            abs(hidden - options.model.hidden),
             lambda mlp, same=same: {**same, "mlp": mlp},  # type: ignore[misc]
             1,
-            max(4 * hidden, options.mlp),
+            max(4 * hidden, options.model.mlp),
         )
-    shrink = 4 ** (options.generator_stages - 1)
-    for last in range(1, options.generator_hidden // shrink + 1) if gan else ():
+    if not gan:
+        return
+    shrink, heads = 4 ** (options.gan.generator_stages - 1), options.gan.generator_heads or options.model.heads
+    for last in range(1, options.gan.generator_hidden // shrink + 1):
         width = last * shrink
         fitting = max(h for h in range(1, heads + 1) if last % h == 0)
         same = {"generator_hidden": width, "generator_heads": fitting}
         yield (
             "generator",
-            abs(width - options.generator_hidden),
+            abs(width - options.gan.generator_hidden),
             lambda size, same=same, width=width: {**same, "generator_mlp_ratio": size / width},  # type: ignore[misc]
             max(1, width // 16),
             4 * width,

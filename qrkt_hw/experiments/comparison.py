@@ -93,8 +93,9 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     paths = [run.path.resolve() for run in runs]
     if len(set(paths)) < len(paths):
         raise UserError(f"run: {next(p for p in paths if paths.count(p) > 1)} is named twice")
-    options = [{k: v for k, v in run.options().model_dump(mode="json").items() if k not in INCIDENTAL} for run in runs]
-    differing = [key for key in options[0] if any(o[key] != options[0][key] for o in options)]
+    options = [{k: v for k, v in run.options().flat(mode="json").items() if k not in INCIDENTAL} for run in runs]
+    keys = dict.fromkeys(key for own in options for key in own)  # a text and images have some of their own
+    differing = [key for key in keys if any(own.get(key) != options[0].get(key) for own in options)]
     gan = options[0]["model"] == "gan"
     if any((own["model"] == "gan") != gan for own in options):
         raise UserError("run: a gan and a classifier have no figure in common; compare each kind with its own")
@@ -104,7 +105,11 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     for place, (run, own) in enumerate(zip(runs, options, strict=True)):
         if not run.results.is_file():
             raise UserError(f"run: {run.path} is not finished; go on with: qrkt-hw train --resume {run.path}")
-        label = labels[place] if labels else ", ".join(f"{key}={own[key]}" for key in differing) or run.path.name
+        label = (
+            labels[place]
+            if labels
+            else ", ".join(f"{key}={own[key]}" for key in differing if key in own) or run.path.name
+        )
         key = label if labels else repr(sorted(own.items()))
         group = found.setdefault(key, Group(label, [], {column: [] for column in columns}, []))
         group.runs.append(run)

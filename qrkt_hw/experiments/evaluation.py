@@ -73,7 +73,8 @@ def evaluate(
     folder = run.path / "evaluation"
     check_writable(folder, "run")  # before the work that would be lost
     options = run.options()
-    data = load_data(options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir}))
+    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
+    data = load_data(there.data)
     reference, about = reference_classifier(data, console, classifier)
     if inception is None:
         # the old word: the protocol's digest says which figures may be compared

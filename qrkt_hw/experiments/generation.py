@@ -25,7 +25,7 @@ def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
     Raises:
         UserError: the run is a classifier, or has no weights yet.
     """
-    if run.options().model != "gan":
+    if run.options().model.kind != "gan":
         raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
     model = restored(run, backend)
     assert isinstance(model, Gan)

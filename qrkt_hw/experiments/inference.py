@@ -35,8 +35,8 @@ BATCH = 256
 def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
     """The first ``limit`` samples of a split, as the run's model reads them; None as ``data_dir`` takes the run's."""
     options = run.options()
-    there = options.model_copy(update={"limit": None, "data_dir": data_dir or options.data_dir})
-    return first(load_data(there, run.description().get("vocabulary", ())).splits[split], limit)
+    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
+    return first(load_data(there.data, run.description().get("vocabulary", ())).splits[split], limit)
 
 
 def infer_split(

@@ -20,8 +20,8 @@ from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.build import build_model
 from qrkt_hw.models.weights import load_weights
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
+from qrkt_hw.runs.config import Config
 from qrkt_hw.simulator import native
 
 DIGITS = 16.0  # largest pixel of scikit-learn's digits
@@ -46,7 +46,7 @@ def load(
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
     options, model = folder.options(), restored(folder, backend)
-    if options.model != "gan":
+    if options.model.kind != "gan":
         description, found = folder.description(), cast(Any, model)
         reader, names = Reader(options, description), tuple(description["class_names"])
         found.preprocess, found.class_names, found.predict = reader, names, Predictor(model, reader, names)
@@ -81,12 +81,12 @@ class Reader:
         TypeError: another dtype, or something else than images or texts.
     """
 
-    def __init__(self, options: RunOptions, description: dict[str, Any]) -> None:
+    def __init__(self, options: Config, description: dict[str, Any]) -> None:
         self.dataset, self.channels = description["dataset"], description["channels"]
         self.size, self.resized = description["image_size"], bool(description.get("resized", False))
         self.vocabulary: list[str] = description.get("vocabulary") or []
         self.length = description.get("length", 0)
-        self.words = {"unique": options.unique_words, "pairs": options.word_pairs}
+        self.words = {"unique": options.data.unique_words, "pairs": options.data.word_pairs}
         self.statistics = (tuple(description["mean"]), tuple(description["std"]))
         self.warned = False
 

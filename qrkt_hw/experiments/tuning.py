@@ -21,19 +21,17 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
-from qrkt_hw.options.data import DataOptions
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.unused import unused_option
-from qrkt_hw.options.validation import sentence
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
+from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem
 from qrkt_hw.runs.folder import read_json
+from qrkt_hw.runs.unused import unused
 from qrkt_hw.training import fit
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
 RACES = 6  # attempts to open a study that other processes open at the same time
-DATA_KEYS = set(DataOptions.model_fields) - {"batch_size", "workers", "augment"}  # searched, they need other data
+DATA_KEYS = set(DataConfig.model_fields) - {"batch_size", "workers", "augment"}  # searched, they need other data
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def parse(text: str) -> Dimension:
     key = key.strip().removeprefix("--").replace("-", "_")
     if not equals or not given:
         raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
-    if key not in RunOptions.model_fields:
+    if key not in KEYS:
         raise UserError(f"--search: no option {key!r} (see qrkt-hw train --help)")
     parts = given.split(":")
     log = parts[0] == "log"
@@ -83,7 +81,7 @@ def parse(text: str) -> Dimension:
     return Dimension(key, choices)
 
 
-def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
+def check_space(options: Config, dimensions: Sequence[Dimension]) -> None:
     """Make sure that every searched value is allowed and that no searched option is without effect throughout.
 
     Raises:
@@ -93,23 +91,23 @@ def check_space(options: RunOptions, dimensions: Sequence[Dimension]) -> None:
     for key, values in ends.items():
         for value in values:
             try:
-                RunOptions.model_validate({**options.model_dump(), key: value})
+                options.replace(**{key: value})
             except ValidationError as error:
-                raise UserError(f"--search: {sentence(error)}") from error
-    fixed = {key: RunOptions.model_fields[key].default for key in ends}
+                raise UserError(f"--search: {problem(error)[1]}") from error
+    fixed = {key: KEYS[key].field.default for key in ends}
     reasons: dict[str, list[str | None]] = {key: [] for key in ends}
     for chosen in itertools.islice(itertools.product(*ends.values()), 10_000):
-        tried = options.model_copy(update=dict(zip(ends, chosen, strict=True)))
+        tried = options.replace(**dict(zip(ends, chosen, strict=True)))
         for key in ends:
-            if getattr(tried, key) != fixed[key]:
-                reasons[key].append(unused_option(tried, [key]))
+            if tried.flat()[key] != fixed[key]:
+                reasons[key].append(unused(tried, [key]))
     for found in reasons.values():
         if found and all(found):
             raise UserError(f"--search: {found[0]}")
 
 
 def _value(key: str, text: str, whole: str) -> Any:
-    field = RunOptions.model_fields[key]
+    field = KEYS[key].field
     annotated: Any = field.annotation
     given = text.strip()
     try:
@@ -180,7 +178,7 @@ def shown(storage: str) -> str:
 
 
 def tune(
-    base: RunOptions,
+    base: Config,
     dimensions: Sequence[Dimension],
     study: optuna.Study,
     sampler: str,
@@ -204,7 +202,7 @@ def tune(
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
-    shared = load_data(base) if not DATA_KEYS & {d.key for d in dimensions} else None
+    shared = load_data(base.data) if not DATA_KEYS & {d.key for d in dimensions} else None
     stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
     try:
         if sum(t.state in DONE for t in study.trials) < trials:
@@ -222,7 +220,7 @@ def tune(
 
 
 def _objective(
-    base: RunOptions, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
+    base: Config, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
 ) -> Callable[[optuna.Trial], float]:
     def objective(trial: optuna.Trial) -> float:
         chosen = {dimension.key: dimension.suggest(trial) for dimension in dimensions}
@@ -234,10 +232,10 @@ def _objective(
                 raise optuna.TrialPruned
 
         try:
-            options = RunOptions.model_validate({**base.model_dump(), **chosen})
+            options = base.replace(**chosen)
             run = fit.start(options, out / f"trial-{trial.number}", console, prune, data)
         except ValidationError as error:
-            return _refuse(trial, sentence(error), console)
+            return _refuse(trial, problem(error)[1], console)
         except UserError as error:
             return _refuse(trial, str(error), console)
         results = read_json(run.results)

@@ -20,136 +20,139 @@ from qrkt_hw.nn.blocks import DecoderBlock, EncoderBlock, FeedForward, Transform
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
 from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
-from qrkt_hw.options.model import ModelOptions
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import ClassifierConfig, Config, TextConfig, VitConfig
 
 DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}
 
 
-def build_model(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
+def build_model(options: Config, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
     """The model of these options, freshly initialised from torch's generator; its quantum layers named by their place.
 
     Raises:
         UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
     """
-    model: nn.Module
-    if options.model == "gan":
-        assert isinstance(options, RunOptions)
-        model = build_gan(options, shape, backend)
-    else:
-        model = build_transformer(options, shape, backend)
+    build = build_gan if options.model.kind == "gan" else build_transformer
+    model: nn.Module = build(options, shape, backend)
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
-    return model.double() if options.dtype == "complex128" else model
+    return model.double() if options.circuit.dtype == "complex128" else model
 
 
-def build_transformer(options: ModelOptions, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
+def build_transformer(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
     """The transformer of these options, with a logit per class; raises as :func:`build_model`."""
     _check(options, shape)
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
     blocks = make_blocks(options, backend)
     tokens = _tokens(options, shape)
+    decoder = _decoder(options, shape, backend) if model.decoder_blocks else None
     pool = None
-    decoder = _decoder(options, shape, backend) if options.decoder_blocks else None
-    if options.pool == "weighted":
-        pool = WeightedPool((shape.image_size // options.patch) ** 2, options.hidden, options.pool_maps)
+    if model.pool == "weighted" and isinstance(model, VitConfig):
+        pool = WeightedPool((shape.image_size // model.patch) ** 2, model.hidden, model.pool_maps)
     return Transformer(
         tokens,
         blocks,
-        hidden=options.hidden,
+        hidden=model.hidden,
         classes=shape.classes,
         decoder=decoder,
         pool=pool,
-        final_norm=options.final_norm,
+        final_norm=model.final_norm,
     )
 
 
-def make_blocks(options: ModelOptions, backend: str | Backend = "exact") -> list[nn.Module]:
+def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Module]:
     """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
-    hidden, dropout = options.hidden, options.dropout
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
     _, make_attention, make_mlp = _parts(options, backend)
     blocks: list[nn.Module] = []
-    for _ in range(options.encoder_blocks):
-        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=hidden, dropout=dropout))
-    tableau = TABLEAUS[options.rk]
-    for _ in range(options.rk_blocks):
-        norm = nn.LayerNorm(hidden) if options.field_norms else None
-        second = nn.LayerNorm(hidden) if options.field_norms == 2 else None
-        count = 1 if options.share_stages else tableau.stages
-        fields = [TransformerField(norm, make_attention(), make_mlp(), dropout, second) for _ in range(count)]
+    for _ in range(model.encoder_blocks):
+        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
+    tableau = TABLEAUS[model.rk]
+    for _ in range(model.rk_blocks):
+        norm = nn.LayerNorm(model.hidden) if model.field_norms else None
+        second = nn.LayerNorm(model.hidden) if model.field_norms == 2 else None
+        count = 1 if model.share_stages else tableau.stages
+        fields = [TransformerField(norm, make_attention(), make_mlp(), model.dropout, second) for _ in range(count)]
         blocks.append(RungeKuttaBlock(fields, tableau))
     return blocks
 
 
-def _decoder(options: ModelOptions, shape: DataShape, backend: str | Backend) -> Decoder:
-    hidden, dropout = options.hidden, options.dropout
+def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decoder:
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
     projection, make_attention, make_mlp = _parts(options, backend)
     make_cross = partial(
-        CrossAttention, hidden=hidden, heads=options.heads, projection=projection, dropout=dropout,
-        output_only=options.cross_attention == "output",
+        CrossAttention, hidden=model.hidden, heads=model.heads, projection=projection, dropout=model.dropout,
+        output_only=model.cross_attention == "output",
     )  # fmt: skip
     blocks = [
-        DecoderBlock(make_attention(), make_cross(), make_mlp(), hidden=hidden, dropout=dropout)
-        for _ in range(options.decoder_blocks)
+        DecoderBlock(make_attention(), make_cross(), make_mlp(), hidden=model.hidden, dropout=model.dropout)
+        for _ in range(model.decoder_blocks)
     ]
-    return Decoder(_tokens(options, shape), blocks, hidden=hidden)
+    return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
 
 
 def _parts(
-    options: ModelOptions, backend: str | Backend
+    options: Config, backend: str | Backend
 ) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
-    attention = _quantum(options, options.qubits, backend) if options.quantum_attention else None
-    middle = _quantum(options, options.circuit_mlp_qubits, backend) if options.quantum_mlp else None
-    hidden, dropout = options.hidden, options.dropout
+    attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
+    middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
+    hidden, dropout = options.model.hidden, options.model.dropout
     return (
         attention,
-        partial(Attention, hidden=hidden, heads=options.heads, dropout=dropout, projection=attention),
-        partial(FeedForward, hidden=hidden, size=options.mlp, projection=middle, dropout=dropout),
+        partial(Attention, hidden=hidden, heads=options.model.heads, dropout=dropout, projection=attention),
+        partial(FeedForward, hidden=hidden, size=options.model.mlp, projection=middle, dropout=dropout),
     )
 
 
-def _tokens(options: ModelOptions, shape: DataShape) -> Tokens:
+def _tokens(options: Config, shape: DataShape) -> Tokens:
     common: dict[str, Any] = {
-        "hidden": options.hidden,
-        "positions": options.positions,
-        "class_token": options.pool == "class",
-        "dropout": options.dropout,
+        "hidden": options.model.hidden,
+        "positions": options.model.positions,
+        "class_token": options.model.pool == "class",
+        "dropout": options.model.dropout,
     }
-    if shape.vocabulary:
-        common.update(left_out=options.token_dropout, scale=options.embedding_scale)
+    if isinstance(options.model, TextConfig):
+        common.update(left_out=options.model.token_dropout, scale=options.model.embedding_scale)
         return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
-    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.patch, **common)
+    assert isinstance(options.model, VitConfig)
+    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)
 
 
-def _quantum(options: ModelOptions, qubits: int, backend: str | Backend) -> ProjectionFactory:
+def _quantum(options: Config, qubits: int, backend: str | Backend) -> ProjectionFactory:
+    circuit = options.circuit
+
     def make(features: int) -> nn.Module:
-        template = (options.circuits or circuits.build)(options.ansatz, qubits, options.layers)
-        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[options.dtype])
+        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
+        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
         return QuantumProjection(
-            layer, input_scale=options.input_scale, scale=options.output_scale, bias=options.output_bias
+            layer,
+            input_scale=circuit.input_scale,
+            scale=circuit.output_scale,
+            bias=circuit.output_bias,
         )
 
     return make
 
 
-def _check(options: ModelOptions, shape: DataShape) -> None:
-    if (options.model == "text") != bool(shape.vocabulary):
+def _check(options: Config, shape: DataShape) -> None:
+    if (options.model.kind == "text") != bool(shape.vocabulary):
         fitting = "text" if shape.vocabulary else "vit"
-        raise UserError(f"--model: {options.model} does not read this data set; take --model {fitting}")
-    if options.model == "text" and options.positions == "axial":
+        raise UserError(f"--model: {options.model.kind} does not read this data set; take --model {fitting}")
+    if options.model.kind == "text" and options.model.positions == "axial":
         raise UserError("--positions: axial is for images; take learned, sincos or none")
-    if options.model == "text" and options.pool == "weighted":
+    if options.model.kind == "text" and options.model.pool == "weighted":
         raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
-    if options.token_dropout and options.model != "text":
-        raise UserError(f"--token-dropout: {options.token_dropout} leaves out words; images have none, take 0")
-    if options.embedding_scale != 1 and options.model != "text":
-        raise UserError(f"--embedding-scale: {options.embedding_scale} is for words; images have none, take 1")
-    if shape.image_size % options.patch:
-        raise UserError(f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.patch}")
+    if isinstance(options.model, VitConfig) and shape.image_size % options.model.patch:
+        raise UserError(
+            f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.model.patch}"
+        )
     options.check_sizes()
 
 
-def build_gan(options: RunOptions, shape: DataShape, backend: str | Backend = "exact") -> Gan:
+def build_gan(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Gan:
     """The GAN of these options for images of this shape.
 
     Raises:
@@ -164,93 +167,96 @@ def build_gan(options: RunOptions, shape: DataShape, backend: str | Backend = "e
         make_blocks(generator_stage(options, width, ordinary[k], steps[k]), backend) for k, width in enumerate(widths)
     ]
     generator = Generator(
-        latent=options.latent,
+        latent=options.gan.latent,
         side=side,
         widths=widths,
         stages=stages,
         channels=shape.channels,
-        patch=options.generator_patch,
-        bounded=options.generator_output == "tanh",
+        patch=options.gan.generator_patch,
+        bounded=options.gan.generator_output == "tanh",
     )
     scored = DataShape(shape.channels, shape.image_size, 1)
     return Gan(generator, build_transformer(discriminator_options(options), scored, backend))
 
 
-def discriminator_options(options: RunOptions) -> RunOptions:
+def discriminator_options(options: Config) -> Config:
     """Those of the vision transformer that scores images."""
-    return options.model_copy(
-        update={
-            "model": "vit",
-            "projection": options.discriminator_projection or options.projection,
-            "encoder_blocks": options.discriminator_blocks,
-            "rk_blocks": options.discriminator_rk_blocks,
-            "rk": options.discriminator_rk or options.rk,
-            "decoder_blocks": 0,
-        }
+    gan = options.gan
+    return _vit(
+        options,
+        projection=gan.discriminator_projection or gan.projection,
+        encoder_blocks=gan.discriminator_blocks,
+        rk_blocks=gan.discriminator_rk_blocks,
+        rk=gan.discriminator_rk or gan.rk,
     )
 
 
-def generator_stage(options: RunOptions, width: int, ordinary: int, steps: int) -> ModelOptions:
+def _vit(options: Config, **keys: Any) -> Config:
+    """A part of the GAN as a vision transformer."""
+    shared = {key: value for key, value in options.gan if key in VitConfig.model_fields and key != "kind"}
+    return options.model_copy(update={"model": VitConfig(**{**shared, **keys})})
+
+
+def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> Config:
     """Those of the blocks of a stage whose tokens have this width.
 
     Raises:
         UserError: heads or qubits that do not divide the width.
     """
-    size = max(1, round(width * options.generator_mlp_ratio))
-    stage = options.model_copy(
-        update={
-            "projection": options.generator_projection or options.projection,
-            "hidden": width,
-            "heads": options.generator_heads or options.heads,
-            "mlp": size,
-            "encoder_blocks": ordinary,
-            "rk_blocks": steps,
-            "rk": options.generator_rk or options.rk,
-            "decoder_blocks": 0,
-        }
+    size = max(1, round(width * options.gan.generator_mlp_ratio))
+    gan = options.gan
+    stage = _vit(
+        options,
+        projection=gan.generator_projection or gan.projection,
+        hidden=width,
+        heads=gan.generator_heads or gan.heads,
+        mlp=size,
+        encoder_blocks=ordinary,
+        rk_blocks=steps,
+        rk=gan.generator_rk or gan.rk,
     )
     if not ordinary + steps:
         return stage
     name = "--generator-hidden: a stage of the generator has tokens of width"
-    if width % stage.heads:
-        raise UserError(f"{name} {width}, which {stage.heads} heads do not divide (--generator-heads)")
-    if stage.quantum_attention and width % stage.qubits:
-        raise UserError(f"{name} {width}, which groups of {stage.qubits} qubits do not divide (--qubits)")
-    if stage.quantum_mlp and size % stage.circuit_mlp_qubits:
-        raise UserError(
-            f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.circuit_mlp_qubits} qubits"
-        )
+    if width % stage.model.heads:
+        raise UserError(f"{name} {width}, which {stage.model.heads} heads do not divide (--generator-heads)")
+    if stage.model.quantum_attention and width % stage.circuit.qubits:
+        raise UserError(f"{name} {width}, which groups of {stage.circuit.qubits} qubits do not divide (--qubits)")
+    if stage.model.quantum_mlp and size % stage.mlp_qubits:
+        raise UserError(f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.mlp_qubits} qubits")
     return stage
 
 
-def _sizes(options: RunOptions, shape: DataShape) -> tuple[int, list[int]]:
+def _sizes(options: Config, shape: DataShape) -> tuple[int, list[int]]:
     """Tokens along a side, and widths, of the stages.
 
     Raises:
         UserError: the images or the width cannot be divided so often.
     """
-    growth = options.generator_patch * 2 ** (options.generator_stages - 1)
+    growth = options.gan.generator_patch * 2 ** (options.gan.generator_stages - 1)
     if shape.image_size % growth:
         raise UserError(
             f"--generator-stages: images of {shape.image_size} pixels are not a multiple of {growth}, which "
-            f"{options.generator_stages} stages and last patches of {options.generator_patch} need"
+            f"{options.gan.generator_stages} stages and last patches of {options.gan.generator_patch} need"
         )
-    shrink = 4 ** (options.generator_stages - 1)
-    if options.generator_hidden % shrink:
+    shrink = 4 ** (options.gan.generator_stages - 1)
+    if options.gan.generator_hidden % shrink:
         raise UserError(
-            f"--generator-hidden: {options.generator_hidden} is not divisible by {shrink}, "
-            f"as {options.generator_stages} stages need"
+            f"--generator-hidden: {options.gan.generator_hidden} is not divisible by {shrink}, "
+            f"as {options.gan.generator_stages} stages need"
         )
-    return shape.image_size // growth, [options.generator_hidden // 4**k for k in range(options.generator_stages)]
+    return shape.image_size // growth, [
+        options.gan.generator_hidden // 4**k for k in range(options.gan.generator_stages)
+    ]
 
 
-def _per_stage(options: RunOptions, key: str) -> list[int]:
-    counts = [int(part) for part in getattr(options, key).split(",")]
+def _per_stage(options: Config, key: str) -> list[int]:
+    counts = [int(part) for part in getattr(options.gan, key).split(",")]
     if len(counts) == 1:
-        counts *= options.generator_stages
-    if len(counts) != options.generator_stages:
+        counts *= options.gan.generator_stages
+    if len(counts) != options.gan.generator_stages:
         raise UserError(
-            f"--{key.replace('_', '-')}: {len(counts)} numbers for {options.generator_stages} stages "
+            f"--{key.replace('_', '-')}: {len(counts)} numbers for {options.gan.generator_stages} stages "
             "(--generator-stages); name one, or one for each"
         )
     return counts

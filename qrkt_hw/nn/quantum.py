@@ -18,10 +18,11 @@ from qrkt_hw import backends, circuits
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
-from qrkt_hw.compiler import derive, evaluate
+from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.simulator import REAL, simulator
+from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
 ProjectionFactory = Callable[[int], nn.Module]
@@ -73,17 +74,7 @@ class TemplateNetwork(NeuralNetwork):
 
         Differentiable any number of times; the same tensors where the template's angles are linear.
         """
-        if self.linear:
-            return inputs, weights
-        # half precision has three digits, which an angle that is a square or a product does not survive
-        kind = torch.promote_types(torch.promote_types(inputs.dtype, weights.dtype), torch.float32)
-        columns = [*inputs.to(kind).unbind(-1), *weights.to(kind).unbind(-1)]
-
-        def stacked(formulas: Sequence[Any], shape: torch.Size) -> Tensor:
-            found = [torch.as_tensor(evaluate(f, columns, torch), dtype=kind, device=inputs.device) for f in formulas]
-            return torch.stack([v.expand(shape) for v in found], -1) if found else columns[0].new_zeros((*shape, 0))
-
-        return stacked(self.derived.inputs, inputs.shape[:-1]), stacked(self.derived.weights, weights.shape[:-1])
+        return (inputs, weights) if self.linear else derived_values(self.derived, inputs, weights)
 
     @staticmethod
     def parameters(inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
@@ -120,7 +111,7 @@ class TemplateNetwork(NeuralNetwork):
         by_inputs, by_weights = self.input_gradients and self.num_inputs > 0, self.num_weights > 0
         if not (by_inputs or by_weights):
             return None, None
-        chain = None if self.linear else self.derived.jacobian(values)
+        chain = None if self.linear else derived_jacobian(self.derived, values)
         # a derived input may hold a weight, such as w in x * w
         inner, own_inputs = self.evaluated.num_inputs, self.template.num_inputs
         mixed = chain is not None and bool((chain[..., :inner, own_inputs:] != 0).any())

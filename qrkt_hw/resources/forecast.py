@@ -15,8 +15,8 @@ from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.runge_kutta import TABLEAUS
-from qrkt_hw.options.model import ModelOptions
 from qrkt_hw.resources.logical import Stages, stages_of
+from qrkt_hw.runs.config import Config
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check(
 
 
 def cheaper_model(
-    options: ModelOptions, shape: DataShape, samples: int, batch: int, backend: Backend, limit: float
+    options: Config, shape: DataShape, samples: int, batch: int, backend: Backend, limit: float
 ) -> str | None:
     """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits.
 
@@ -145,19 +145,19 @@ def cheaper_model(
     """
     from qrkt_hw.models.build import build_model
 
-    stages = TABLEAUS[options.rk].stages
+    stages, blocks = TABLEAUS[options.model.rk].stages, getattr(options.model, "rk_blocks", 0)
     tried: list[dict[str, Any]] = [
-        {"rk": rk} for rk in ("rk3", "rk2", "rk1") if options.rk_blocks and TABLEAUS[rk].stages < stages
+        {"rk": rk} for rk in ("rk3", "rk2", "rk1") if blocks and TABLEAUS[rk].stages < stages
     ]
-    tried += [{"rk_blocks": n} for n in sorted({options.rk_blocks // 2, 1}, reverse=True) if 0 < n < options.rk_blocks]
-    if options.rk_blocks:
+    tried += [{"rk_blocks": n} for n in sorted({blocks // 2, 1}, reverse=True) if 0 < n < blocks]
+    if blocks:
         tried.append({"rk": "rk1", "rk_blocks": 1})
         tried.append({"rk": "rk1", "rk_blocks": 1, "ansatz": "brickwork", "layers": 1})
     for change in tried:
-        if all(getattr(options, key) == value for key, value in change.items()):
+        if options.replace(**change) == options:
             continue
         with suppress(UserError):
-            model = build_model(options.model_copy(update=change), shape, backend)
+            model = build_model(options.replace(**change), shape, backend)
             plan = forecast(stages_of(model, shape), samples, batch, backend)
             if plan.seconds <= limit:
                 flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())

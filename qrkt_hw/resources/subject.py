@@ -11,9 +11,9 @@ from qrkt_hw import circuits
 from qrkt_hw.backends.device.budget import prices
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.devices import costs, on_device
 from qrkt_hw.resources.schema import Description, Parameters, Report
+from qrkt_hw.runs.config import Config
 
 if TYPE_CHECKING:  # torch is imported only where a model is built: not for a report that is kept
     from qrkt_hw.ansatz import CircuitTemplate
@@ -81,7 +81,7 @@ class Subject:
         )
 
 
-def of_options(name: str, options: RunOptions, shape: DataShape | None = None) -> Subject:
+def of_options(name: str, options: Config, shape: DataShape | None = None) -> Subject:
     """The model of these options.
 
     Args:
@@ -99,15 +99,15 @@ def of_options(name: str, options: RunOptions, shape: DataShape | None = None) -
         from qrkt_hw.models.build import build_model, count_parameters
         from qrkt_hw.resources.logical import CountingBackend, stages_of
 
-        data = load_data(options).shape if size is None else DataShape(**size)
+        data = load_data(options.data).shape if size is None else DataShape(**size)
         model, baseline = build_model(options, data, CountingBackend()), build_model(options.without_circuits(), data)
         parameters = Parameters(**count_parameters(model), twin=count_parameters(baseline)["total"])
         return stages_of(model, data), parameters
 
     # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
     kept = options.circuits.digest if options.circuits is not None else None
-    known = size is not None and (kept or circuits.is_built_in(options.ansatz))
-    return _subject(name, options.batch_size, build, [options.model_dump(mode="json"), size, kept] if known else [])
+    known = size is not None and (kept or circuits.is_built_in(options.circuit.ansatz))
+    return _subject(name, options.data.batch_size, build, [options.flat(mode="json"), size, kept] if known else [])
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
@@ -157,8 +157,8 @@ def _subject(name: str, batch: int, build: Callable[[], tuple[Stages, Parameters
     return Subject(name, Description.model_validate(kept), batch, templates)
 
 
-def _usual_shape(options: RunOptions) -> dict[str, int] | None:
-    if options.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
-        words, length = getattr(options, "vocabulary", 0), getattr(options, "text_length", 0)
+def _usual_shape(options: Config) -> dict[str, int] | None:
+    if options.data.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
+        words, length = options.data.vocabulary, options.data.text_length
         return {"channels": 0, "image_size": 0, "classes": 2, "vocabulary": words, "length": length}
-    return SHAPES.get(options.dataset)
+    return SHAPES.get(options.data.dataset)

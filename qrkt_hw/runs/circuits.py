@@ -29,8 +29,7 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 
 from qrkt_hw import circuits as registry
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import write_bytes, write_json
 
 FOLDER, INDEX = "circuits", "circuits.json"

@@ -21,9 +21,8 @@ import yaml
 from pydantic import ValidationError
 
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.validation import sentence
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
+from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
 from qrkt_hw.runs.environment import environment
 
 RUNS = Path("runs")
@@ -81,7 +80,7 @@ class RunFolder:
         self.journal = path / "journal.sqlite"
 
     @classmethod
-    def create(cls, options: RunOptions, data: dict[str, Any], path: Path | None = None) -> RunFolder:
+    def create(cls, options: Config, data: dict[str, Any], path: Path | None = None) -> RunFolder:
         """Make a new run folder in one step: it appears with its configuration inside, or not at all.
 
         Raises:
@@ -102,7 +101,7 @@ class RunFolder:
         try:
             staging.chmod(0o755)
             run = cls(staging)
-            write_text(run.config, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False))
+            write_text(run.config, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, explicit_end=True))
             write_json(run.data, data)
             write_json(run.environment, environment())
             if options.circuits is not None:
@@ -132,7 +131,7 @@ class RunFolder:
             raise UserError(f"run: {path} is not a run folder (no config.yaml and data.json in it)")
         return run
 
-    def options(self) -> RunOptions:
+    def options(self) -> Config:
         """The run's configuration; its ``circuits`` are those that the run keeps, read when they are first used.
 
         Raises:
@@ -145,14 +144,16 @@ class RunFolder:
             if not text.endswith("\n"):  # a value that was cut in two would be another value
                 raise UserError(f"{self.config} is damaged: its last line does not end")
             values = yaml.safe_load(text)
-            options = RunOptions.model_validate(values)
+            if is_nested(values) and not text.endswith("\n...\n"):
+                raise UserError(f"{self.config} is damaged: its end (a line ...) is missing")
+            options = of_kept(values)
         except OSError as error:
             raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            raise UserError(f"{self.config} is damaged: {sentence(error)}") from error
+            raise UserError(f"{self.config} is damaged: {problem(error)[1]}") from error
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits
             raise UserError(f"{self.config} is damaged: it is not YAML") from error
-        return options.with_circuits(partial(self._kept, options.ansatz))
+        return options.with_circuits(partial(self._kept, options.circuit.ansatz))
 
     def _kept(self, ansatz: str) -> Any:
         if self._circuits is None or self._circuits.ansatz != ansatz:
@@ -313,9 +314,9 @@ def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
     raise UserError(f"run: no run under {root}{'/'} has a {having}; the newest is {skipped[0]}{how}")
 
 
-def _fresh_name(options: RunOptions) -> Path:
+def _fresh_name(options: Config) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    base = RUNS / f"{stamp}-{options.dataset.replace(':', '-').replace('/', '-')}-{options.model}"
+    base = RUNS / f"{stamp}-{options.data.dataset.replace(':', '-').replace('/', '-')}-{options.model.kind}"
     path, k = base, 1
     while path.exists():
         k += 1

@@ -47,7 +47,7 @@ def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
         raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
     if found != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
-    done, epochs = len(record.history), task.options.epochs
+    done, epochs = len(record.history), task.options.training.epochs
     if done > epochs:
         raise UserError(f"{run.config}: epochs is {epochs}, but {run.checkpoint} holds {done}")
     return record

@@ -14,8 +14,8 @@ from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import field_evaluations
 from qrkt_hw.models.metrics import classification_metrics, logits_of
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.loop import Record, Task
 
 EVALUATION_BATCH = 256
@@ -34,10 +34,12 @@ def warmup_cosine(step: int, warmup: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def threads_for(options: RunOptions, data: Data) -> int:
+def threads_for(options: Config, data: Data) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
-    growth = 2**options.qubits / options.qubits if options.projection != "classical" else 1
-    amplitudes = options.batch_size * data.shape.tokens(options.patch) * options.hidden * growth
+    growth = 2**options.circuit.qubits / options.circuit.qubits if options.model.projection != "classical" else 1
+    amplitudes = (
+        options.data.batch_size * data.shape.tokens(getattr(options.model, "patch", 1)) * options.model.hidden * growth
+    )
     return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()
 
 
@@ -49,14 +51,17 @@ class ClassifierTask(Task):
         model: ``(batch, ...)`` to logits ``(batch, classes)``.
     """
 
-    def __init__(self, options: RunOptions, data: Data, model: nn.Module) -> None:
+    def __init__(self, options: Config, data: Data, model: nn.Module) -> None:
         # many small tensors: one fused update takes a tenth of the time of one after another
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+            model.parameters(),
+            lr=options.training.learning_rate,
+            weight_decay=options.training.weight_decay,
+            fused=True,
         )
         super().__init__(options, data, model, model, [(model, optimizer)])
         (self.learner,) = self.learners
-        self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.workers)
+        self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
         self.evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
 
     @property
@@ -71,11 +76,11 @@ class ClassifierTask(Task):
         self._losses: list[Tensor] = []
 
     def _rate(self, step: int) -> float:
-        return self.learner.peak * warmup_cosine(step, self.options.warmup_steps, self.total_steps)
+        return self.learner.peak * warmup_cosine(step, self.options.training.warmup_steps, self.total_steps)
 
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
         inputs, labels = batch
-        loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.label_smoothing)
+        loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.training.label_smoothing)
         self.learner.update(loss, self._rate(number))
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
@@ -114,7 +119,7 @@ class ClassifierTask(Task):
 
         found: dict[str, Any] = {}
         for split in ("test", "validation"):
-            batches = loader(self.data.splits[split], EVALUATION_BATCH, workers=self.options.workers)
+            batches = loader(self.data.splits[split], EVALUATION_BATCH, workers=self.options.data.workers)
             logits, labels = logits_of(self.model, batches)
             found[split] = classification_metrics(logits, labels)
             if split == "test":

@@ -24,12 +24,11 @@ from qrkt_hw.models.build import build_model, count_parameters, largest_circuit,
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.weights import load_weights, sha256
 from qrkt_hw.nn.conditioning import condition
-from qrkt_hw.options.gan import TWICE
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
+from qrkt_hw.runs.config import TWICE, Config
 from qrkt_hw.training import classifier, gan
 from qrkt_hw.training.checkpoint import resume_from
 from qrkt_hw.training.classifier import ClassifierTask
@@ -42,7 +41,7 @@ LONG = 20.0  # seconds after which one sample, with all that is prepared once, h
 
 
 def start(
-    options: RunOptions,
+    options: Config,
     out: Path | None,
     console: Console,
     after_epoch: AfterEpoch | None = None,
@@ -64,8 +63,8 @@ def start(
             behind then.
     """
     check_accelerator(options)
-    data = data or load_data(options)
-    backend = backends.make(options, options.seed, console)
+    data = data or load_data(options.data)
+    backend = backends.make(options.backend, options.training.seed, console)
     budget = backend.budget(budget)
     options = options.with_circuits(begun(options))
     model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
@@ -78,10 +77,10 @@ def start(
         raise
 
 
-def begun(options: RunOptions) -> Callable[[], Circuits]:
+def begun(options: Config) -> Callable[[], Circuits]:
     """The circuits of a new run with these options: those of the run that the options come from, or fresh ones."""
     source = options.circuits
-    circuits = source.again() if source is not None else Circuits(options.ansatz, begun=True)
+    circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
     return lambda: circuits
 
 
@@ -107,70 +106,71 @@ def resume(
         UserError: a damaged run, or one on a device that bills without agreement.
     """
     options = run.options()
-    if agreed not in (None, options.backend):
-        raise UserError(f"--backend: {run.path} trains on {options.backend!r}, and a resume cannot change that")
+    if agreed not in (None, options.backend.name):
+        raise UserError(f"--backend: {run.path} trains on {options.backend.name!r}, and a resume cannot change that")
     check_accelerator(options)
-    data = load_data(options, run.description().get("vocabulary", ()))
-    backend = backends.make(options, options.seed, console)
+    data = load_data(options.data, run.description().get("vocabulary", ()))
+    backend = backends.make(options.backend, options.training.seed, console)
     if backend.bills and agreed is None:
         raise UserError(
-            f"--resume: {run.path} trains on {options.backend!r} with {backend.shots} shots a circuit, which is "
-            f"billed; add --backend {options.backend} to agree (--max-qpu-seconds and --max-cost limit it)"
+            f"--resume: {run.path} trains on {options.backend.name!r} with {backend.shots} shots a circuit, which is "
+            f"billed; add --backend {options.backend.name} to agree (--max-qpu-seconds and --max-cost limit it)"
         )
     again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
     with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
         return _fit(run, options, data, fresh_model(options, data, backend), console, backend)
 
 
-def _activity(options: RunOptions) -> dict[str, Any]:
+def _activity(options: Config) -> dict[str, Any]:
     """What the journal keeps of a training: its options stand in the run folder."""
-    return {"kind": "train", "arguments": {"backend": options.backend, "instance": options.instance}}
+    return {"kind": "train", "arguments": {"backend": options.backend.name, "instance": options.backend.instance}}
 
 
-def check_accelerator(options: RunOptions) -> None:
+def check_accelerator(options: Config) -> None:
     """Refuse a GPU that is not there.
 
     Raises:
         UserError: --accelerator cuda where torch sees none.
     """
-    if options.accelerator == "cuda" and not torch.cuda.is_available():
+    if options.training.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
 
 
-def fresh_model(options: RunOptions, data: Data, backend: Backend) -> nn.Module:
+def fresh_model(options: Config, data: Data, backend: Backend) -> nn.Module:
     """The model of these options as it is before its first step.
 
     Raises:
         UserError: options that do not fit each other, the data or the backend.
     """
-    if options.model != "gan" and data.shape.classes < 2:
-        raise UserError(
-            f"--dataset: {options.dataset} has one class ({data.class_names[0]!r}); a classifier needs at least two"
-        )
-    torch.manual_seed(options.seed)
+    if options.model.kind != "gan" and data.shape.classes < 2:
+        one = f"{options.data.dataset} has one class ({data.class_names[0]!r})"
+        raise UserError(f"--dataset: {one}; a classifier needs at least two")
+    torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape, backend)
-    if options.initial_angles == "conditioned":
+    if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
-    twice = options.loss in TWICE and options.penalty and not backend.differentiable
-    if isinstance(model, Gan) and twice and quantum_layers(model.discriminator):
+    if not isinstance(model, Gan) or backend.differentiable:
+        return model
+    loss = options.gan.loss
+    if loss in TWICE and options.gan.penalty and quantum_layers(model.discriminator):
         raise UserError(
-            f"--loss: {options.loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
+            f"--loss: {loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
             "allow; take --loss hinge, or --backend exact"
         )
     return model
 
 
-def make_task(options: RunOptions, data: Data, model: nn.Module) -> Task:
+def make_task(options: Config, data: Data, model: nn.Module) -> Task:
     """What trains this model."""
     return GanTask(options, data, model) if isinstance(model, Gan) else ClassifierTask(options, data, model)
 
 
 @contextmanager
-def threads(options: RunOptions, data: Data) -> Iterator[None]:
+def threads(options: Config, data: Data) -> Iterator[None]:
     """torch's CPU threads of a training with these options."""
     before = torch.get_num_threads()
-    fitting = gan.threads_for(options) if options.model == "gan" else classifier.threads_for(options, data)
-    torch.set_num_threads(options.threads or fitting)
+    fitting = gan.threads_for(options) if options.model.kind == "gan" else classifier.threads_for(options, data)
+    torch.set_num_threads(options.training.threads or fitting)
     try:
         yield
     finally:
@@ -179,7 +179,7 @@ def threads(options: RunOptions, data: Data) -> Iterator[None]:
 
 def _fit(
     run: RunFolder,
-    options: RunOptions,
+    options: Config,
     data: Data,
     model: nn.Module,
     console: Console,
@@ -200,7 +200,7 @@ def _fit(
         try:
             train(task, run, record, backend, console, after_epoch)
         except KeyboardInterrupt:
-            billed = command("train", run.path, {"backend": options.backend})
+            billed = command("train", run.path, {"backend": options.backend.name})
             how = billed if backend.bills else f"qrkt-hw train --resume {run.path}"
             console.print(f"resume with: {how}", highlight=False, markup=False, soft_wrap=True)
             raise
@@ -227,7 +227,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
             "train_seconds": round(record.train_seconds, 3),
             "cpu_seconds": round(record.cpu_seconds, 3),
             "evaluation_seconds": round(time.perf_counter() - started, 3),
-            "seed": task.options.seed,
+            "seed": task.options.training.seed,
             "backend": backend.name,
             # what it counted, where torch cannot see through it
             "backend_details": {**backend.about(), **({} if backend.differentiable else asdict(backend.counters))},
@@ -235,7 +235,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
     )
 
 
-def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend) -> list[str]:
+def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) -> list[str]:
     """A line on the circuits and the time of a training; none where torch differentiates the circuits, or where trying
     costs money.
 
@@ -256,7 +256,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     backend.restore(before)
     checked = 0 if isinstance(model, Gan) else sizes["validation"]
     epoch = (step * sizes["train"] + forward * checked) / few
-    whole = epoch * options.epochs + (forward * (checked + sizes["test"]) / few if checked else 0)
+    whole = epoch * options.training.epochs + (forward * (checked + sizes["test"]) / few if checked else 0)
     circuits //= few
     return [
         f"{backend.name} evaluates {circuits:,} circuits for a training sample, {circuits * sizes['train']:,} in an "
@@ -265,7 +265,7 @@ def estimate(options: RunOptions, data: Data, model: nn.Module, backend: Backend
     ]
 
 
-def seconds_per_step(options: RunOptions, data: Data, steps: int = 16) -> float:
+def seconds_per_step(options: Config, data: Data, steps: int = 16) -> float:
     """CPU time of a training step of a fresh model, measured over ``steps`` after as many to warm up.
 
     Of a GAN both sides and the penalties count in their proportion. torch's random numbers stay as they are.

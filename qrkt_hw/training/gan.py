@@ -19,10 +19,9 @@ from qrkt_hw.data import Data
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import count_parameters
 from qrkt_hw.models.gan import Gan, Generator
-from qrkt_hw.options.gan import GanOptions
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.plots.images import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config, GanConfig
 from qrkt_hw.training.loop import Record, Task
 
 # features of a batch below which waking a second thread costs more than it brings
@@ -34,9 +33,9 @@ COLUMNS, ROWS = 8, 8  # of a grid of samples
 Score = Callable[[Tensor], Tensor]
 
 
-def threads_for(options: RunOptions) -> int:
+def threads_for(options: Config) -> int:
     """1 where the largest tensors of a step are small, else torch's default."""
-    widest = options.batch_size * max(options.generator_hidden, options.hidden)
+    widest = options.data.batch_size * max(options.gan.generator_hidden, options.model.hidden)
     return 1 if widest < WORTH_SHARING else torch.get_num_threads()
 
 
@@ -50,20 +49,21 @@ class GanTask(Task):
 
     model: Gan
 
-    def __init__(self, options: RunOptions, data: Data, model: Gan) -> None:
+    def __init__(self, options: Config, data: Data, model: Gan) -> None:
         o = options
         sides = (
-            (model.generator, o.generator_learning_rate or o.learning_rate),
-            (model.discriminator, o.discriminator_learning_rate or o.learning_rate),
+            (model.generator, o.gan.generator_learning_rate or o.training.learning_rate),
+            (model.discriminator, o.gan.discriminator_learning_rate or o.training.learning_rate),
         )
-        adam: dict[str, Any] = {"betas": (o.beta1, o.beta2), "weight_decay": o.weight_decay, "fused": True}
+        betas, decay = (o.gan.beta1, o.gan.beta2), o.training.weight_decay
+        adam: dict[str, Any] = {"betas": betas, "weight_decay": decay, "fused": True}
         pairs = [(side, torch.optim.Adam(side.parameters(), lr=rate, **adam)) for side, rate in sides]
         super().__init__(options, data, model, model.generator, pairs)
         self.generator, self.discriminator = self.learners
         weight = model.generator.enter.weight
         self.like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.mean, self.std = (torch.tensor(v, device=weight.device).view(-1, 1, 1) for v in (data.mean, data.std))
-        self.every = o.samples_every or max(1, o.epochs // 20)
+        self.every = o.gan.samples_every or max(1, o.training.epochs // 20)
 
     @property
     def kept(self) -> Gan:
@@ -72,7 +72,7 @@ class GanTask(Task):
         return Gan(cast(Generator, self.averaged.module), self.model.discriminator)
 
     def updates(self, steps: int) -> list[int]:
-        return [steps // self.options.critic_steps, steps]
+        return [steps // self.options.gan.critic_steps, steps]
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
@@ -81,31 +81,31 @@ class GanTask(Task):
 
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
         o = self.options
-        left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
-        warm = min(1.0, (number + 1) / (o.warmup_steps + 1))
+        left = 1 - number / self.total_steps if o.gan.rate_decay == "linear" else 1.0
+        warm = min(1.0, (number + 1) / (o.training.warmup_steps + 1))
         real = ((batch[0] * self.std + self.mean) * 2 - 1).to(self.like["dtype"])
-        due = (number + 1) % o.critic_steps == 0
+        due = (number + 1) % o.gan.critic_steps == 0
         with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
             fake = self.generator(torch.randn(len(real), self.model.latent, **self.like))
         self._rate, rate = (learner.peak * left * warm for learner in self.learners)
-        losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
+        losses = self._discriminator_step(real, fake.detach(), rate, number % o.gan.penalty_every == 0)
         if due:
             self._generator_loss = self._generator_step(fake, self._rate)
         self._measured.append(torch.stack([self._generator_loss, *losses]))
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, rate: float, penalised: bool) -> list[Tensor]:
         o = self.options
-        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
+        real, fake = diff_augment(real, o.gan.diffaugment), diff_augment(fake, o.gan.diffaugment)
         on_real, on_fake = self.discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
-        loss = discriminator_loss(o.loss, on_real, on_fake)
-        extra = penalty(o, self.discriminator, real, fake) if penalised else loss.new_zeros(())
-        self.discriminator.update(loss + o.penalty_every * extra, rate)
+        loss = discriminator_loss(o.gan.loss, on_real, on_fake)
+        extra = penalty(o.gan, self.discriminator, real, fake) if penalised else loss.new_zeros(())
+        self.discriminator.update(loss + o.gan.penalty_every * extra, rate)
         return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
     def _generator_step(self, fake: Tensor, rate: float) -> Tensor:
         o = self.options
         self._discriminator_learns(False)
-        loss = generator_loss(o.loss, self.discriminator(diff_augment(fake, o.diffaugment)))
+        loss = generator_loss(o.gan.loss, self.discriminator(diff_augment(fake, o.gan.diffaugment)))
         self.generator.update(loss, rate)
         self._discriminator_learns(True)
         if self.averaged is not None:
@@ -131,7 +131,7 @@ class GanTask(Task):
     def keep(self, record: Record, run: RunFolder) -> bool:
         """The last weights, and a grid of samples of the same noise."""
         record.best_epoch = epoch = record.history[-1]["epoch"]
-        due = epoch == self.options.epochs or epoch % self.every == 0
+        due = epoch == self.options.training.epochs or epoch % self.every == 0
         if due or epoch == 1:
             kept = self.kept
             was = kept.training
@@ -178,7 +178,7 @@ def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
     return fake.mean() - real.mean() + DRIFT * real.mean().square()
 
 
-def penalty(options: GanOptions, score: Score, real: Tensor, fake: Tensor) -> Tensor:
+def penalty(options: GanConfig, score: Score, real: Tensor, fake: Tensor) -> Tensor:
     """The gradient penalty of the options' loss, weighted; 0 for a loss without one.
 
     R1 is ``weight / 2 * mean |grad score(real)|^2``. wgangp-eps is ``weight / phi^2 * mean (|grad score| - phi)^2``

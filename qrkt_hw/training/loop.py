@@ -27,9 +27,9 @@ from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.models.build import named_blocks
 from qrkt_hw.models.weights import save_weights
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.progress import TrainingProgress
 
 NORMS_EVERY = 10  # updates between two measurements of the gradients; enough for a mean
@@ -111,18 +111,19 @@ class Task(ABC):
 
     def __init__(
         self,
-        options: RunOptions,
+        options: Config,
         data: Data,
         model: nn.Module,
         averaged: nn.Module,
         optimizers: Sequence[tuple[nn.Module, Optimizer]],
     ) -> None:
         self.options, self.data, self.model = options, data, model
-        self.fabric = Fabric(accelerator=options.accelerator, devices=1)
-        self.batches = loader(data.splits["train"], options.batch_size, options.seed, options.workers, options.augment)
-        self.total_steps = options.epochs * len(self.batches)
-        self.learners = [Learner(self.fabric, *pair, options.clip) for pair in optimizers]
-        self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.ema else None
+        self.fabric = Fabric(accelerator=options.training.accelerator, devices=1)
+        d = options.data
+        self.batches = loader(data.splits["train"], d.batch_size, options.training.seed, d.workers, d.augment)
+        self.total_steps = options.training.epochs * len(self.batches)
+        self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in optimizers]
+        self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
         self.modules = nn.ModuleDict({"model": model})  # what a checkpoint holds
         if self.averaged is not None:
             self.modules["averaged"] = self.averaged
@@ -130,12 +131,12 @@ class Task(ABC):
     @torch.no_grad()
     def _average(self, averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         """Exponential moving average that follows quickly at first: decay ``min(ema, (1 + n) / (10 + n))``."""
-        decay = min(self.options.ema, (1 + int(count)) / (10 + int(count)))
+        decay = min(self.options.training.ema, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_(list(averaged), list(current), 1 - decay)
 
     def start_epoch(self, epoch: int) -> None:
         """All random numbers and the order of samples depend on seed and epoch, so that a resume repeats them."""
-        torch.manual_seed(self.options.seed * 1_000_003 + epoch)
+        torch.manual_seed(self.options.training.seed * 1_000_003 + epoch)
         self.batches.sampler.set_epoch(epoch - 1)  # type: ignore[attr-defined]
         for learner in self.learners:
             learner.start_epoch()
@@ -192,7 +193,7 @@ def train(
         console: for progress.
         after_epoch: is told number and metrics of an epoch when its checkpoint is written.
     """
-    epochs, batches, done = task.options.epochs, task.batches, len(record.history)
+    epochs, batches, done = task.options.training.epochs, task.batches, len(record.history)
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
     with TrainingProgress(console, epochs, len(batches), done) as progress:
         for epoch in range(done + 1, epochs + 1):

@@ -13,7 +13,7 @@ from qrkt_hw.backends import BackendWarning, Call, resolve
 from qrkt_hw.commands import main
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model, set_backend
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance
 GPU = torch.cuda.is_available()
@@ -29,7 +29,7 @@ def run(*arguments):
 
 def logits_differ(images):
     torch.manual_seed(0)
-    model = build_model(RunOptions(dtype="complex128"), DataShape(1, 8, 10)).eval()
+    model = build_model(Config(dtype="complex128"), DataShape(1, 8, 10)).eval()
     x = torch.randn(images, 1, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         exact = model(x)

@@ -179,10 +179,10 @@ def test_baselines_are_size_matched_or_parameter_matched():
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.baselines import parameter_counts, parameter_matched
     from qrkt_hw.models.build import build_model, count_parameters, quantum_layers
-    from qrkt_hw.options.run import RunOptions
+    from qrkt_hw.runs.config import Config
 
     shape = DataShape(1, 8, 10)
-    options = RunOptions.model_validate({"model": "gan", "hidden": 16, "mlp": 16, "patch": 4, "generator_hidden": 32})
+    options = Config.model_validate({"model": "gan", "hidden": 16, "mlp": 16, "patch": 4, "generator_hidden": 32})
     own = {name: count_parameters(side)["total"] for name, side in build_model(options, shape).sides.items()}
     narrow = parameter_matched(options, shape)
     assert not quantum_layers(build_model(narrow, shape))

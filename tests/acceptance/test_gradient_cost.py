@@ -42,8 +42,8 @@ def loss_before_and_after(tmp_path, *arguments):
               "--backend", "aer_cpu", *arguments])  # fmt: skip
     assert stopped.value.code == 0
     run = RunFolder.open(out)
-    options, data = run.options(), load_data(run.options())
-    torch.manual_seed(options.seed)
+    options, data = run.options(), load_data(run.options().data)
+    torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape).eval()
     images, labels = data.splits["train"][:]
     losses = []

@@ -7,14 +7,14 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import presets
 from qrkt_hw.models.build import build_model, set_backend
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 SHOTS, OPEN_PLAN = 1024, 600
 
 
 @pytest.mark.acceptance
 def test_fifty_images_take_less_than_half_of_the_open_plan():
-    options = RunOptions(**presets.load("digits-hardware"))
+    options = Config(**presets.load("digits-hardware"))
     model = build_model(options, DataShape(1, 8, 10)).eval()
     backend = resolve("fake_torino", shots=SHOTS, seed=0)
     set_backend(model, backend)

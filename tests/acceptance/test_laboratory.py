@@ -17,8 +17,8 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import baselines, presets
 from qrkt_hw.experiments.comparison import grouped, table
 from qrkt_hw.models.build import build_model, count_parameters, summed_qubits
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit
 from tests.acceptance.test_wrong_use import qrkt
 from tests.data import writing
@@ -34,12 +34,12 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts_are_those_of_the_thesis(name):
-    model = build_model(RunOptions(**presets.load(name)), SHAPES["mnist"])
+    model = build_model(Config(**presets.load(name)), SHAPES["mnist"])
     assert (count_parameters(model)["total"], summed_qubits(model)) == PUBLISHED[name]
 
 
 def test_a_block_of_96_is_two_norms_and_a_field_of_72():
-    block = build_model(RunOptions(**presets.load("thesis-mnist-qrk1")), SHAPES["mnist"]).blocks[0]
+    block = build_model(Config(**presets.load("thesis-mnist-qrk1")), SHAPES["mnist"]).blocks[0]
     field = block.fields[0]
     norms = sum(p.numel() for m in (field.norm, field.feed_forward_norm) for p in m.parameters())
     assert (norms, sum(p.numel() for p in block.parameters())) == (24, 96)
@@ -57,7 +57,7 @@ WIDE = [name for name in presets.names() if "gan" in name and "digits" not in na
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in WIDE else name for name in presets.names()]
 )
 def test_every_preset_starts_trains_and_infers(name, tmp_path):
-    dataset = RunOptions(**presets.load(name)).dataset
+    dataset = Config(**presets.load(name)).data.dataset
     more = [] if dataset == "digits" else ["--data-dir", str(small_data(tmp_path, dataset))]
     trained = qrkt(
         "train", "--preset", name, *more, "--epochs", 1, "--limit", 30, "--batch-size", 10, "--out", "run", cwd=tmp_path
@@ -66,7 +66,7 @@ def test_every_preset_starts_trains_and_infers(name, tmp_path):
     (row,) = list(csv.DictReader((tmp_path / "run" / "metrics.csv").open()))
     norms = [float(value) for key, value in row.items() if key.startswith("gradient_norm_")]
     assert norms and all(np.isfinite(norms)) and max(norms) > 0
-    if RunOptions(**presets.load(name)).model == "gan":
+    if Config(**presets.load(name)).model.kind == "gan":
         drawn = qrkt("generate", "run", "--count", 4, "--grid", "grid.png", cwd=tmp_path)
         assert drawn.returncode == 0 and (tmp_path / "grid.png").is_file(), drawn.stderr
         return
@@ -135,7 +135,7 @@ def test_text_is_learnt_and_inferred(projection, tmp_path):
 def test_padding_changes_nothing(projection, pool):
     torch.manual_seed(0)
     more = {"hidden": 8, "heads": 2, "qubits": 4, "rk_blocks": 1, "encoder_blocks": 1, "decoder_blocks": 1}
-    options = RunOptions(model="text", projection=projection, pool=pool, dtype="complex128", **more)
+    options = Config(model="text", projection=projection, pool=pool, dtype="complex128", **more)
     model = build_model(options, SHAPES["imdb"]).eval()
     ids = torch.randint(1, 500, (3, 7))
     padded = torch.cat([ids, torch.zeros(3, 9, dtype=torch.int64)], dim=1)
@@ -152,7 +152,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     kinds = {"a": {"seed": 1}, "b": {"seed": 2}, "c": {"projection": "classical"}}
     for name, more in kinds.items():
-        fit.start(RunOptions(**{**TINY, **more}), folder / name, Console(quiet=True))
+        fit.start(Config(**{**TINY, **more}), folder / name, Console(quiet=True))
     return folder
 
 
@@ -181,14 +181,14 @@ def test_compare_refuses_what_is_not_finished_or_named_twice(runs, tmp_path):
 
 
 def test_the_baseline_is_fused_and_of_the_right_size():
-    options, shape = RunOptions(), DataShape(1, 8, 10)
+    options, shape = Config(), DataShape(1, 8, 10)
     target = count_parameters(build_model(options, shape))["total"]
     matched = count_parameters(build_model(baselines.parameter_matched(options, shape), shape))["total"]
     assert abs(matched - target) <= 0.02 * target
     baseline = build_model(options.without_circuits(), shape)
     for block in baseline.blocks:
         attention = block.fields[0].attention
-        assert isinstance(attention.fused, torch.nn.Linear) and attention.fused.out_features == 3 * options.hidden
+        assert isinstance(attention.fused, torch.nn.Linear) and attention.fused.out_features == 3 * options.model.hidden
         assert not hasattr(attention, "query")
 
 
@@ -203,7 +203,7 @@ def test_every_side_is_given_the_same(runs, tmp_path):
     for side in sides.values():
         scores = side["validation_auroc_by_rate"]
         assert scores[str(side["learning_rate"])] == max(scores.values())
-        assert RunFolder.open(tmp_path / side["chosen"]).options().epochs == 2
+        assert RunFolder.open(tmp_path / side["chosen"]).options().training.epochs == 2
     # folders of an earlier version are read, and nothing is trained again
     (tmp_path / "sides" / "size-matched").rename(tmp_path / "sides" / "same-shape")
     again = qrkt("twin", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)

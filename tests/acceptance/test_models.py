@@ -10,7 +10,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model, count_parameters, quantum_layers
 from qrkt_hw.nn.quantum import QuantumProjection
 from qrkt_hw.nn.runge_kutta import TABLEAUS
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance
 PROJECTIONS = ["quantum", "classical", "quantum-attention", "quantum-mlp"]
@@ -22,7 +22,7 @@ SMALL = {"hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "layers": 1, "rk_blocks
 @pytest.mark.parametrize(("ansatz", "projection", "rk", "pool"), CASES, ids=["-".join(c) for c in CASES])
 def test_runs_forward_and_backward(ansatz, projection, rk, pool):
     torch.manual_seed(0)
-    options = RunOptions(**SMALL, ansatz=ansatz, projection=projection, rk=rk, pool=pool)
+    options = Config(**SMALL, ansatz=ansatz, projection=projection, rk=rk, pool=pool)
     model = build_model(options, DataShape(1, 8, 10))
     logits = model(torch.randn(2, 1, 8, 8))
     assert logits.shape == (2, 10)
@@ -33,7 +33,7 @@ def test_runs_forward_and_backward(ansatz, projection, rk, pool):
 
 
 def test_quantum_in_every_projection_holds_no_dense_map_in_attention():
-    model = build_model(RunOptions(), DataShape(1, 8, 10))
+    model = build_model(Config(), DataShape(1, 8, 10))
     for block in model.blocks:
         for field in block.fields:
             attention = field.attention
@@ -47,11 +47,11 @@ def test_quantum_in_every_projection_holds_no_dense_map_in_attention():
 
 
 def test_default_model_has_runge_kutta_blocks():
-    options = RunOptions()
-    assert options.rk_blocks >= 1 and options.projection == "quantum"
+    options = Config()
+    assert options.model.rk_blocks >= 1 and options.model.projection == "quantum"
 
 
 def test_unshared_stages_have_weights_of_their_own():
-    shared = count_parameters(build_model(RunOptions(rk="rk4"), DataShape(1, 8, 10)))["quantum"]
-    unshared = count_parameters(build_model(RunOptions(rk="rk4", share_stages=False), DataShape(1, 8, 10)))["quantum"]
+    shared = count_parameters(build_model(Config(rk="rk4"), DataShape(1, 8, 10)))["quantum"]
+    unshared = count_parameters(build_model(Config(rk="rk4", share_stages=False), DataShape(1, 8, 10)))["quantum"]
     assert unshared == 4 * shared

@@ -16,7 +16,6 @@ from qrkt_hw.models.build import build_model, quantum_layers
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerField
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
-from qrkt_hw.options.run import RunOptions
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(qrkt_hw.__file__).parent
@@ -41,7 +40,7 @@ def files_of(run) -> set[str]:
 def default_model():
     """The default model on its data's shape after one step, and a function that takes another."""
     torch.manual_seed(0)
-    model = build_model(RunOptions(), DataShape(1, 8, 10)).train()
+    model = build_model(Config(), DataShape(1, 8, 10)).train()
     images, labels = torch.randn(8, 1, 8, 8), torch.randint(0, 10, (8,))
 
     def step() -> None:
@@ -80,15 +79,13 @@ def test_attention_and_quantum_projection_stand_in_two_files():
     assert {file for file in passed if file.startswith(("nn/", "models/"))} == {"nn/attention.py", "nn/quantum.py"}
 
 
-SHAPES = {"mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100), "digits": (1, 8, 10)}
-
-
-def shape_of(options: RunOptions) -> DataShape:
-    if options.model == "text":
+def shape_of(options: Config) -> DataShape:
+    """The shape of the options' data, without loading them."""
+    name = options.data.dataset
+    if name in TEXT_SETS:
         return DataShape(0, 0, 2, vocabulary=1000, length=32)
-    if options.dataset in SHAPES:
-        return DataShape(*SHAPES[options.dataset])
-    return DataShape(3, options.image_size or 64, 10)
+    channels, classes = 1 if name in ("digits", "mnist") else 3, 1000 if name == "imagenet" else 10
+    return DataShape(channels, options.data.image_size or SIDES[name], classes)
 
 
 def projections(model: nn.Module) -> list[nn.Module]:
@@ -107,7 +104,7 @@ def projections(model: nn.Module) -> list[nn.Module]:
 @pytest.mark.parametrize("backend", ["exact", "aer_cpu", "fake_torino"])
 @pytest.mark.parametrize("preset", presets.names())
 def test_every_quantum_projection_of_every_preset_is_a_torch_connector_on_every_backend(preset, backend):
-    options = RunOptions(**presets.load(preset))
+    options = Config(**presets.load(preset))
     model = build_model(options, shape_of(options), resolve(backend))
     quantum = [p for p in projections(model) if not isinstance(p, nn.Linear | nn.Identity)]
     for projection in quantum:
@@ -115,8 +112,7 @@ def test_every_quantum_projection_of_every_preset_is_a_torch_connector_on_every_
         assert isinstance(projection.layer, QuantumLayer) and isinstance(projection.layer, TorchConnector)
     assert [p.layer for p in quantum] == quantum_layers(model)  # no circuit stands anywhere else
     assert bool(quantum) == options.has_circuits
-    if options.model == "gan" and options.has_circuits:
-        sides = [options.generator_projection, options.discriminator_projection]
-        kinds = [kind or options.projection for kind in sides]
+    if options.model.kind == "gan" and options.has_circuits:
+        kinds = [options.gan.generator_projection, options.gan.discriminator_projection]
         for side, kind in zip((model.generator, model.discriminator), kinds, strict=True):
-            assert bool(quantum_layers(side)) == (kind != "classical")
+            assert bool(quantum_layers(side)) == ((kind or options.gan.projection) != "classical")

@@ -161,7 +161,7 @@ def test_mthree_halves_what_readout_causes(tmp_path, capsys):
 
     folder = RunFolder.open(tmp_path / "run")
     model = load(folder)
-    batches = loader(first(load_data(folder.options()).splits["test"], 40), 40)
+    batches = loader(first(load_data(folder.options().data).splits["test"], 40), 40)
     found = {}
     ways = {"as read": {}, "mthree": {"mitigation": "mthree"}, "no readout error": {"misread": False}}
     for way, keys in ways.items():

@@ -18,10 +18,10 @@ from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import group
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model, quantum_layers
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.resources import devices as reporter
 from qrkt_hw.resources.subject import of_options, of_template
 from qrkt_hw.resources.tables import summarize
+from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance
 DEVICES = ["fake_torino", "fake_marrakesh", "fake_miami"]
@@ -90,7 +90,7 @@ def aer_counts(monkeypatch):
 
 
 def model_and_report(ansatz, images, steps):
-    options = RunOptions(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
+    options = Config(**SMALL, ansatz=ansatz, rk="rk2", batch_size=3, dropout=0.0)
     report = of_options("small", options, DataShape(1, 8, 10)).report(
         ["fake_torino"],
         [1],
@@ -202,7 +202,7 @@ def test_train_and_infer_say_what_they_run(tmp_path, monkeypatch):
 
 
 def test_summary_leaves_the_model_and_the_random_numbers_of_training_alone():
-    model = build_model(RunOptions(**SMALL, dropout=0.5), DataShape(1, 8, 10), resolve("aer_cpu", shots=5)).train()
+    model = build_model(Config(**SMALL, dropout=0.5), DataShape(1, 8, 10), resolve("aer_cpu", shots=5)).train()
     model.blocks[0].eval()
     modes, backends = [m.training for m in model.modules()], [layer.backend for layer in quantum_layers(model)]
     torch.manual_seed(1)
@@ -217,8 +217,8 @@ def test_summary_leaves_the_model_and_the_random_numbers_of_training_alone():
 def test_summary_names_what_the_model_reads():
     options = {**SMALL, "model": "text", "positions": "none"}
     images, texts = DataShape(1, 8, 10), DataShape(0, 0, 2, vocabulary=50, length=9)
-    assert summarize(build_model(RunOptions(**SMALL), images), images, None)[1].startswith("per image ")
-    assert summarize(build_model(RunOptions(**options), texts), texts, None)[1].startswith("per text ")
+    assert summarize(build_model(Config(**SMALL), images), images, None)[1].startswith("per image ")
+    assert summarize(build_model(Config(**options), texts), texts, None)[1].startswith("per text ")
 
 
 def test_predicted_error_ranks_circuits_by_their_true_noisy_error():

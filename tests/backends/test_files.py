@@ -6,7 +6,7 @@ from qrkt_hw.backends import from_options, resolve
 from qrkt_hw.backends.entries import layers, read_entries, working_folder
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.training import BackendOptions
+from qrkt_hw.runs.config import BackendConfig
 
 BOMB = "a: &a [x, x, x]\n" + "".join(
     f"{chr(98 + k)}: &{chr(98 + k)} [*{chr(97 + k)}, *{chr(97 + k)}]\n" for k in range(20)
@@ -91,7 +91,7 @@ def test_the_shipped_file_holds_what_is_promised():
 def test_flags_win_over_the_entry(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("mine: {provider: aer, shots: 64, gradient: spsa}")
-    options = BackendOptions(backend="mine", backends_file=file)
+    options = BackendConfig(name="mine", backends_file=file)
     assert (from_options(options).shots, from_options(options).gradient) == (64, "spsa")
     options = options.model_copy(update={"shots": 0, "gradient": "parameter_shift"})
     assert (from_options(options).shots, from_options(options).gradient) == (None, "parameter_shift")

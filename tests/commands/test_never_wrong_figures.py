@@ -109,7 +109,7 @@ def test_more_than_the_split_holds_is_said(run, tmp_path):
 def test_switches_of_a_device_that_may_be_off_can_be_set():
     for switch in ("pack", "dynamical_decoupling", "twirl_gates", "twirl_measure"):
         for value in (True, False):
-            assert getattr(merge(None, None, {switch: value}), switch) is value
+            assert getattr(merge(None, None, {switch: value}).backend, switch) is value
     with pytest.raises(UserError, match="yes and no"):
         merge(None, None, {"hidden": True})
 
@@ -151,7 +151,7 @@ def test_exact_training_estimates_nothing(run):
     from qrkt_hw.training.fit import estimate
 
     options = RunFolder(run).options()
-    data = load_data(options)
+    data = load_data(options.data)
     backend = resolve("exact")
     assert estimate(options, data, build_model(options, data.shape, backend), backend) == []
 

@@ -6,9 +6,9 @@ import pytest
 
 from qrkt_hw.commands.options import merge
 from qrkt_hw.experiments import presets
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.unused import unused_option
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import KEYS, Config
+from qrkt_hw.runs.unused import unused
 from tests.command_line import qrkt, refused
 
 IMAGES = {
@@ -123,11 +123,11 @@ def runs(tmp_path_factory):
     """Runs without weights: what is refused is refused before any are read."""
     root = tmp_path_factory.mktemp("runs")
     made = {
-        "images": (RunOptions(), IMAGES),
-        "classical": (RunOptions(projection="classical"), IMAGES),
-        "texts": (RunOptions(dataset="imdb", model="text"), TEXTS),
-        "gan": (RunOptions(model="gan"), IMAGES),
-        "plain_gan": (RunOptions(model="gan", projection="classical"), IMAGES),
+        "images": (Config(), IMAGES),
+        "classical": (Config(projection="classical"), IMAGES),
+        "texts": (Config(dataset="imdb", model="text"), TEXTS),
+        "gan": (Config(model="gan"), IMAGES),
+        "plain_gan": (Config(model="gan", projection="classical"), IMAGES),
     }
     return {name: RunFolder.create(options, data, root / name).path for name, (options, data) in made.items()}
 
@@ -139,10 +139,10 @@ def test_a_flag_without_effect_is_refused_by_its_name(line, runs, tmp_path):
 
 
 def test_a_default_that_is_spelled_out_is_no_mistake():
-    for key, field in RunOptions.model_fields.items():
+    for key, (_, _, field, _) in KEYS.items():
         if field.default is not None:
-            assert unused_option(RunOptions(), [key]) is None, key
-    assert merge(None, None, {"latent": 64, "token_dropout": 0.0}) == RunOptions()
+            assert merge(None, None, {key: field.default}) == Config(), key
+    assert merge(None, None, {"latent": 64, "token_dropout": 0.0}) == Config()
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -150,7 +150,7 @@ def test_no_preset_sets_an_option_that_its_model_does_not_read(name):
     options = merge(name, None, {})
     given = {**presets.load(name)}
     given.pop("qubits", None), given.pop("ansatz", None), given.pop("layers", None)  # a classical variant keeps them
-    assert unused_option(options, given) is None
+    assert unused(options, given) is None
 
 
 def test_no_kept_run_is_refused():

@@ -16,8 +16,8 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import group, main
 from qrkt_hw.commands.terminal import printable
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt, refused
 from tests.commands.test_never_wrong_flags import IMAGES
 
@@ -151,7 +151,7 @@ def test_control_characters_are_written_out():
 def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path):
     """Names and remarks of a journal, a configuration and a data set are the words of whoever made the folder."""
     data = {**IMAGES, "class_names": [EVIL] * 10}
-    folder = RunFolder.create(RunOptions(), data, tmp_path / f"run{EVIL.replace('/', '')}")
+    folder = RunFolder.create(Config(), data, tmp_path / f"run{EVIL.replace('/', '')}")
     with Journal(folder.journal) as journal:
         activity = journal.start("infer", "ibm_fez", {"backend": EVIL})
         one = journal.intend(activity, "query", ["key"], 1, 1.0)

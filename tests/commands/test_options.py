@@ -7,22 +7,21 @@ from click.testing import CliRunner
 
 from qrkt_hw.commands.options import merge
 from qrkt_hw.commands.train import train
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
-from qrkt_hw.options.validation import flag
+from qrkt_hw.errors import UserError, flag
+from qrkt_hw.runs.config import KEYS, Config
 from tests.command_line import qrkt
 
 
 def test_every_field_is_a_flag_with_its_default_in_the_help():
     text = " ".join(CliRunner().invoke(train, ["--help"], terminal_width=300).output.split())
-    for name, field in RunOptions.model_fields.items():
+    for name, (_, _, field, _) in KEYS.items():
         assert flag(name) in text, name
         assert field.description, name
         if field.default is not None:
             shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
             assert f"[default: {shown}]" in text, name
     options = {o for p in train.params if isinstance(p, click.Option) for o in p.opts}
-    assert options - {flag(n) for n in RunOptions.model_fields} == {
+    assert options - {flag(n) for n in KEYS} == {
         "--preset", "--config", "--out", "--resume", "--resubmit", "--replan", "--max-qpu-seconds", "--max-cost",
         "--trust-ansatz",
     }  # fmt: skip
@@ -32,14 +31,23 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("hidden: 8\nheads: 2\n")
     merged = merge("digits", file, {"hidden": 4, "seed": None})
-    assert (merged.hidden, merged.heads, merged.seed) == (4, 2, RunOptions().seed)
+    assert (merged.model.hidden, merged.model.heads, merged.training.seed) == (4, 2, Config().training.seed)
+
+
+def test_flat_and_nested_files_are_the_same_and_a_key_stands_in_its_section_once(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {kind: text, hidden: 8}\nbackend: {name: aer_cpu, shots: 5}\ndataset: imdb\n")
+    assert merge(None, file, {}) == Config(model="text", hidden=8, backend="aer_cpu", shots=5, dataset="imdb")
+    for wrong in ("model: {epochs: 3}", "model: {nope: 3}", "hidden: 8\nmodel: {hidden: 8}", "latent: 5",
+                  "model: {kind: gan, rk_blocks: 2}", "model: {kind: vit, latent: 3}", "data: 5"):  # fmt: skip
+        file.write_text(wrong)
+        with pytest.raises(UserError, match=r"c\.yaml"):
+            merge(None, file, {})
 
 
 def test_no_options_are_the_defaults_and_survive_yaml():
-    assert merge(None, None, {}) == RunOptions()
-    assert (
-        RunOptions.model_validate(yaml.safe_load(yaml.safe_dump(RunOptions().model_dump(mode="json")))) == RunOptions()
-    )
+    assert merge(None, None, {}) == Config()
+    assert Config.model_validate(yaml.safe_load(yaml.safe_dump(Config().model_dump(mode="json")))) == Config()
 
 
 @pytest.mark.parametrize(

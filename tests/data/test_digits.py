@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from qrkt_hw.data import load_data
 from qrkt_hw.data.mnist import read_digits, split_indices
 from qrkt_hw.data.splits import stratified
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance
 
@@ -25,7 +25,7 @@ def test_the_file_is_read_as_scikit_learn_reads_it():
     pixels, labels = read_digits()
     bunch = load_digits()
     assert np.array_equal(pixels, bunch.images) and np.array_equal(labels, bunch.target)
-    assert tuple(map(str, bunch.target_names)) == load_data(RunOptions()).class_names
+    assert tuple(map(str, bunch.target_names)) == load_data(Config().data).class_names
 
 
 def test_is_stratified():
@@ -43,14 +43,14 @@ def test_is_fixed():
 
 
 def test_does_not_depend_on_the_seed():
-    first, second = (load_data(RunOptions(seed=seed)) for seed in (0, 1))
+    first, second = (load_data(Config(seed=seed).data) for seed in (0, 1))
     for name in ("train", "validation", "test"):
         for a, b in zip(first.splits[name][:], second.splits[name][:], strict=True):
             assert torch.equal(a, b)
 
 
 def test_limit_takes_training_images_only():
-    data = load_data(RunOptions(limit=10))
+    data = load_data(Config(limit=10).data)
     assert [len(data.splits[name]) for name in ("train", "validation", "test")] == [10, 144, 360]
 
 

@@ -16,14 +16,14 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.parquet import Stream
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from tests.data import writing
 
 pytestmark = pytest.mark.acceptance
 
 
 def options(dataset, root, **more):
-    return RunOptions(dataset=dataset, data_dir=root, **more)
+    return Config(dataset=dataset, data_dir=root, **more).data
 
 
 def cifar_parquet(root):
@@ -131,9 +131,9 @@ def test_memory_is_bounded_for_a_stream(tmp_path):
         from pathlib import Path
         from qrkt_hw.data import load_data, parquet
         from qrkt_hw.data.batches import loader
-        from qrkt_hw.options.run import RunOptions
+        from qrkt_hw.runs.config import Config
         parquet.WINDOW = 16
-        data = load_data(RunOptions(dataset="imagenet", data_dir=Path(sys.argv[1]), image_size=16))
+        data = load_data(Config(dataset="imagenet", data_dir=Path(sys.argv[1]), image_size=16).data)
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, count = peak(), 0
         for x, y in loader(data.splits["train"], 8, 0):

@@ -18,17 +18,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from qrkt_hw.data import cifar, images, load_data, mnist
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import decoded, read_image
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config, DataConfig
+from qrkt_hw.training import fit
 from tests.data import writing
 
 
-def options(dataset: str, root: Path, **more: object) -> RunOptions:
-    return RunOptions(dataset=dataset, data_dir=root, **more)
+def options(dataset: str, root: Path, **more: object) -> DataConfig:
+    return DataConfig(dataset=dataset, data_dir=root, **more)
 
 
 def refused(dataset: str, root: Path, **more: object) -> str:
@@ -114,12 +116,12 @@ import resource, sys
 from pathlib import Path
 from qrkt_hw.data import load_data
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config, DataConfig
 resource.setrlimit(resource.RLIMIT_DATA, (8 << 30, 8 << 30))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for folder in sys.argv[2:]:
     try:
-        load_data(RunOptions(dataset=sys.argv[1], data_dir=Path(folder)))
+        load_data(DataConfig(dataset=sys.argv[1], data_dir=Path(folder)))
     except UserError as error:
         print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10, file=sys.stderr)
@@ -369,8 +371,11 @@ def test_a_pipe_in_the_place_of_a_data_file_is_refused(dataset, tmp_path):
 
 def test_a_folder_of_one_class_is_refused_and_serves_a_gan(tmp_path):
     writing.image_folder(tmp_path / "cats", {"train": 40, "val": 10}, names=("cat",))
-    assert "one class cat" in refused("folder:cats", tmp_path)
-    assert load_data(options("folder:cats", tmp_path, model="gan")).shape.classes == 1
+    cats = Config(dataset="folder:cats", data_dir=tmp_path)
+    with pytest.raises(UserError, match="one class \\('cat'\\)"):
+        fit.start(cats, tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+    assert load_data(cats.data).shape.classes == 1
 
 
 def test_images_of_huge_dimensions_are_refused(tmp_path):

@@ -10,7 +10,7 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.splits import held_out
 from qrkt_hw.data.text import encode, vocabulary_of, with_pairs
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from tests.data import writing
 
 TEXT = "not good, not good at all"
@@ -78,7 +78,7 @@ def test_a_limit_takes_from_training_only():
 
 
 def test_a_trained_vocabulary_is_kept_where_the_reviews_have_changed(tmp_path):
-    options = RunOptions(dataset="imdb", data_dir=writing.imdb(tmp_path / "a"), text_length=16, vocabulary=30)
+    options = Config(dataset="imdb", data_dir=writing.imdb(tmp_path / "a"), text_length=16, vocabulary=30).data
     trained = load_data(options)
     other = options.model_copy(update={"data_dir": writing.imdb(tmp_path / "b", train=60)})
     assert load_data(other).vocabulary != trained.vocabulary
@@ -91,12 +91,12 @@ def test_a_trained_vocabulary_is_kept_where_the_reviews_have_changed(tmp_path):
 @pytest.mark.parametrize("flag", ["unique_words", "word_pairs"])
 def test_images_have_no_words(flag):
     with pytest.raises(UserError, match="--" + flag.replace("_", "-")):
-        load_data(RunOptions(**{flag: True}))
+        load_data(Config(**{flag: True}).data)
 
 
 def test_a_run_reads_texts_as_its_options_say(tmp_path):
     reading = {"unique_words": True, "word_pairs": True}
-    data = load_data(RunOptions(dataset="imdb", data_dir=writing.imdb(tmp_path), text_length=32, **reading))
+    data = load_data(Config(dataset="imdb", data_dir=writing.imdb(tmp_path), text_length=32, **reading).data)
     assert "wonderful film" in data.vocabulary
     ids, _ = data.splits["test"][list(range(20))]
     for row in ids:

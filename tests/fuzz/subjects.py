@@ -37,7 +37,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import MEASURES
 from qrkt_hw.experiments.evaluation import ReferenceClassifier, reference_classifier
 from qrkt_hw.experiments.loading import load
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from tests.backends.device.test_journal import outcome
 from tests.data import writing
 
@@ -285,7 +285,7 @@ def data(dataset: str, **more: Any) -> Callable[[], None]:
     """Reads every sample of a data set and checks that it can be one."""
 
     def read() -> None:
-        found = load_data(RunOptions(dataset=dataset, data_dir=Path(), **more))
+        found = load_data(Config(dataset=dataset, data_dir=Path(), **more).data)
         shape = found.shape
         if len(found.class_names) != shape.classes or not np.isfinite((*found.mean, *found.std)).all():
             raise Broken(str(found))
@@ -340,7 +340,7 @@ def classifier_read() -> None:
     place = Path("classifier.safetensors")
     if not place.exists():
         raise UserError("where there is no reference classifier one is trained, which takes minutes")
-    model, _ = reference_classifier(load_data(RunOptions(dataset="digits")), Console(file=io.StringIO()), place)
+    model, _ = reference_classifier(load_data(Config(dataset="digits").data), Console(file=io.StringIO()), place)
     with torch.no_grad():
         if not torch.isfinite(model(FEATURES)).all():
             raise Broken("a reference classifier that gives no numbers")
@@ -369,7 +369,7 @@ SUBJECTS = [
             ("mine.yaml",), weight=2),
     Subject("backends here", run_beside_backends, inferred("--image", "one.png"), ("backends.yaml",)),
     Subject("config", written("mine.yaml", "epochs: 3\nlearning_rate: 0.01\naugment: flip\nqubits: 4\n"),
-            lambda: isinstance(merge(None, Path("mine.yaml"), {}), RunOptions), ("mine.yaml",), weight=2),
+            lambda: isinstance(merge(None, Path("mine.yaml"), {}), Config), ("mine.yaml",), weight=2),
     Subject("prices", written("qrkt-hw/prices.yaml", (Path(pricing.__file__).parent / "prices.yaml").read_text()),
             lambda: bool(priced()), ("qrkt-hw/prices.yaml",), weight=1.5),
     Subject("ansatz", written("mine.py", ANSATZ), lambda: bool(command("circuits", "show", "mine.py:mine")),

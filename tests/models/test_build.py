@@ -7,14 +7,14 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model, count_parameters, largest_circuit, quantum_layers
 from qrkt_hw.models.weights import load_weights
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 SHAPE = DataShape(1, 8, 10)
 
 
 def model(seed=0, **options):
     torch.manual_seed(seed)
-    return build_model(RunOptions(**options), SHAPE)
+    return build_model(Config(**options), SHAPE)
 
 
 def test_the_seed_decides_the_weights():
@@ -38,9 +38,9 @@ def test_circuits_stand_where_the_projection_says(projection, circuits):
 
 
 def test_the_mlp_takes_the_smaller_of_qubits_and_width():
-    assert RunOptions(qubits=4, mlp=2).circuit_mlp_qubits == 2
-    assert RunOptions(qubits=2, mlp=8).circuit_mlp_qubits == 2
-    assert RunOptions(qubits=2, mlp=8, mlp_qubits=8).circuit_mlp_qubits == 8
+    assert Config(qubits=4, mlp=2).mlp_qubits == 2
+    assert Config(qubits=2, mlp=8).mlp_qubits == 2
+    assert Config(qubits=2, mlp=8, mlp_qubits=8).mlp_qubits == 8
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_double_precision_gives_nearly_the_same():
 
 
 def test_classes_and_channels_follow_the_data():
-    assert build_model(RunOptions(), DataShape(3, 12, 7))(torch.zeros(2, 3, 12, 12)).shape == (2, 7)
+    assert build_model(Config(), DataShape(3, 12, 7))(torch.zeros(2, 3, 12, 12)).shape == (2, 7)
 
 
 def test_weights_of_another_model_are_refused(tmp_path):

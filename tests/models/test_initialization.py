@@ -91,12 +91,12 @@ def test_more_observables_than_inputs_and_fewer():
 def test_a_run_begins_there_each_time_and_only_its_angles_differ():
     from qrkt_hw import backends
     from qrkt_hw.data import load_data
-    from qrkt_hw.options.run import RunOptions
+    from qrkt_hw.runs.config import Config
     from qrkt_hw.training.fit import fresh_model
 
     def begun(angles):
-        options = RunOptions(ansatz="brickwork", hidden=8, heads=2, mlp=4, limit=50, initial_angles=angles, seed=5)
-        return fresh_model(options, load_data(options), backends.get("exact")).state_dict()
+        options = Config(ansatz="brickwork", hidden=8, heads=2, mlp=4, limit=50, initial_angles=angles, seed=5)
+        return fresh_model(options, load_data(options.data), backends.get("exact")).state_dict()
 
     one, again, drawn = begun("conditioned"), begun("conditioned"), begun("uniform")
     assert all(torch.equal(one[name], again[name]) for name in one)

@@ -9,7 +9,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model, count_parameters
 from qrkt_hw.nn.embeddings import WeightedPool
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 SMALL = {"hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "patch": 4}
 SHAPE = DataShape(1, 8, 10)
@@ -30,14 +30,14 @@ def test_only_weighted_pooling_sees_where_a_token_stands():
     images = torch.randn(6, 1, 8, 8)
     moved = images.roll(4, dims=-1)  # the same patches at other places
     for pool, same in (("mean", True), ("weighted", False)):
-        options = RunOptions(**SMALL, positions="none", pool=pool, pool_maps=1 if pool == "mean" else 2)
+        options = Config(**SMALL, positions="none", pool=pool, pool_maps=1 if pool == "mean" else 2)
         model = build_model(options, SHAPE).eval()
         assert torch.allclose(model(images), model(moved), atol=1e-5) is same
 
 
 def test_its_parameters_are_counted():
     totals = [
-        count_parameters(build_model(RunOptions(**SMALL, **choice), SHAPE))["total"]
+        count_parameters(build_model(Config(**SMALL, **choice), SHAPE))["total"]
         for choice in ({}, {"pool": "weighted"}, {"pool": "weighted", "pool_maps": 2})
     ]
     assert totals[1] - totals[0] == 4 * 4
@@ -46,8 +46,6 @@ def test_its_parameters_are_counted():
 
 def test_it_is_refused_where_it_means_nothing():
     with pytest.raises(UserError, match="--pool: weighted is for images"):
-        build_model(
-            RunOptions(model="text", dataset="imdb", pool="weighted"), DataShape(0, 0, 2, vocabulary=9, length=8)
-        )
+        build_model(Config(model="text", dataset="imdb", pool="weighted"), DataShape(0, 0, 2, vocabulary=9, length=8))
     with pytest.raises(UserError, match="--pool-maps: 2 sums need --pool weighted"):
-        build_model(RunOptions(**SMALL, pool_maps=2), SHAPE)
+        build_model(Config(**SMALL, pool_maps=2), SHAPE)

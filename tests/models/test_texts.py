@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import build_model
 from qrkt_hw.nn.embeddings import TextTokens
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 
 SHAPE = DataShape(0, 0, 2, vocabulary=5000, length=400)
 SMALL = {"model": "text", "hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "rk": "rk1", "rk_blocks": 1, "dropout": 0.0}
@@ -39,7 +40,7 @@ def test_training_leaves_a_share_out_and_keeps_the_order():
 
 def test_inference_reads_every_word():
     torch.manual_seed(0)
-    model, ids = build_model(RunOptions(**SMALL, token_dropout=0.9), SHAPE), texts(3)
+    model, ids = build_model(Config(**SMALL, token_dropout=0.9), SHAPE), texts(3)
     assert model.tokens.thinned(ids) is not ids
     model.eval()
     assert model.tokens.thinned(ids) is ids
@@ -49,12 +50,11 @@ def test_inference_reads_every_word():
 
 
 def test_what_is_for_words_is_refused_for_images_and_a_decoder_keeps_its_norm():
-    with pytest.raises(UserError, match="--token-dropout: "):
-        build_model(RunOptions(token_dropout=0.5), DataShape(1, 8, 10))
-    with pytest.raises(UserError, match="--embedding-scale: "):
-        build_model(RunOptions(embedding_scale=0.5), DataShape(1, 8, 10))
+    for key in ("token_dropout", "embedding_scale"):
+        with pytest.raises(ValidationError, match=key):
+            Config(**{key: 0.5})
     with pytest.raises(UserError, match="--no-final-norm: "):
-        build_model(RunOptions(**SMALL, final_norm=False, decoder_blocks=1), SHAPE)
+        build_model(Config(**SMALL, final_norm=False, decoder_blocks=1), SHAPE)
 
 
 def test_embeddings_start_as_large_as_asked():
@@ -68,7 +68,7 @@ def test_without_norms_a_model_sees_how_large_its_tokens_are():
     torch.manual_seed(0)
     ids = texts(4)
     for norms, same in ((1, True), (0, False)):
-        model = build_model(RunOptions(**SMALL, positions="none", field_norms=norms, final_norm=norms > 0), SHAPE)
+        model = build_model(Config(**SMALL, positions="none", field_norms=norms, final_norm=norms > 0), SHAPE)
         model.eval()
         slope = model.blocks[0].fields[0]
         y = torch.randn(2, 5, 4)
@@ -81,8 +81,8 @@ def test_without_norms_a_model_sees_how_large_its_tokens_are():
 def test_double_precision_agrees_without_norms():
     torch.manual_seed(0)
     options = {**SMALL, "field_norms": 0, "final_norm": False, "hidden": 8, "qubits": 4, "mlp": 4}
-    single = build_model(RunOptions(**options), SHAPE).eval()
-    double = build_model(RunOptions(**options, dtype="complex128"), SHAPE).eval()
+    single = build_model(Config(**options), SHAPE).eval()
+    double = build_model(Config(**options, dtype="complex128"), SHAPE).eval()
     double.load_state_dict(single.state_dict())
     ids = texts(4)
     torch.testing.assert_close(double(ids).float(), single(ids), atol=1e-4, rtol=1e-4)

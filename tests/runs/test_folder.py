@@ -7,9 +7,9 @@ import os
 import pytest
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.atomic import replace_with, to_json, write_json, write_text
+from qrkt_hw.runs.config import Config
 
 DATA = {"dataset": "digits", "channels": 1, "image_size": 8, "class_names": ["a"], "mean": [0.0], "std": [1.0]}
 
@@ -35,7 +35,7 @@ def test_json_holds_no_constants_that_json_has_not(tmp_path):
 
 
 def test_options_and_description_come_back(tmp_path):
-    options = RunOptions(hidden=8, seed=7, mlp_qubits=2)
+    options = Config(hidden=8, seed=7, mlp_qubits=2)
     run = RunFolder.create(options, DATA, tmp_path / "deep" / "run")
     assert RunFolder.open(run.path).options() == options
     assert run.description() == DATA
@@ -46,15 +46,15 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="exists"):
-        RunFolder.create(RunOptions(), DATA, tmp_path / "run")
+        RunFolder.create(Config(), DATA, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine.txt"]
     (tmp_path / "empty").mkdir()
-    assert RunFolder.create(RunOptions(), DATA, tmp_path / "empty").config.is_file()
+    assert RunFolder.create(Config(), DATA, tmp_path / "empty").config.is_file()
 
 
 def test_names_made_up_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made = {RunFolder.create(RunOptions(), DATA).path for _ in range(4)}
+    made = {RunFolder.create(Config(), DATA).path for _ in range(4)}
     assert len(made) == 4 and all(p.parent.name == "runs" for p in made)
 
 
@@ -62,7 +62,7 @@ def test_the_newest_run_is_found(tmp_path):
     with pytest.raises(UserError, match="no run"):
         newest(tmp_path)
     for age, name in enumerate(["c", "a", "b"]):
-        run = RunFolder.create(RunOptions(), DATA, tmp_path / name)
+        run = RunFolder.create(Config(), DATA, tmp_path / name)
         run.model.touch()
         os.utime(run.config, ns=(age, age))
     (tmp_path / "z").mkdir()
@@ -75,13 +75,13 @@ def test_the_newest_run_is_found(tmp_path):
      ("std", [0.0]), ("mean", "0")],
 )  # fmt: skip
 def test_a_description_of_another_kind_is_named(key, value, tmp_path):
-    run = RunFolder.create(RunOptions(), {**DATA, key: value}, tmp_path / "run")
+    run = RunFolder.create(Config(), {**DATA, key: value}, tmp_path / "run")
     with pytest.raises(UserError, match=key):
         run.description()
 
 
 def test_a_full_disk_is_one_sentence_and_another_error_stays_itself(tmp_path):
-    run = RunFolder.create(RunOptions(), DATA, tmp_path / "run")
+    run = RunFolder.create(Config(), DATA, tmp_path / "run")
     with pytest.raises(UserError, match="No space"), run.writing():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(UserError, match="cannot be written"), run.writing():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import qrkt_hw
 from qrkt_hw.data import load_data, mnist
 from qrkt_hw.errors import RunWarning
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt
 
 
@@ -30,7 +30,7 @@ def test_raw_digits_are_read_as_training_read_them(good):
     pixels, labels = mnist.read_digits()
     test = mnist.split_indices(labels)["test"]
     model, raw = qrkt_hw.load(good), pixels[test]
-    wanted, _ = load_data(RunOptions()).splits["test"][range(len(test))]
+    wanted, _ = load_data(Config().data).splits["test"][range(len(test))]
     assert torch.equal(model.preprocess(raw), wanted)
     right = np.mean([name == str(label) for name, label in zip(model.predict(raw), labels[test], strict=True)])
     assert right > 0.9
@@ -114,7 +114,7 @@ def test_colour_and_texts_are_read_as_training_read_them():
 
     colour = {"dataset": "x", "channels": 3, "image_size": 4, "class_names": ["a", "b"], "mean": [0.5, 0.4, 0.3],
               "std": [0.2, 0.3, 0.4], "resized": True}  # fmt: skip
-    read = Reader(RunOptions(), colour)
+    read = Reader(Config(), colour)
     image = torch.randint(0, 256, (3, 4, 4), dtype=torch.uint8)
     wanted = normalised(image, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))[None]
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
@@ -125,7 +125,7 @@ def test_colour_and_texts_are_read_as_training_read_them():
         read(image.permute(1, 2, 0)[:, :3, :2])
     texts = {"dataset": "imdb", "channels": 0, "image_size": 0, "class_names": ["a", "b"], "mean": [], "std": [],
              "vocabulary": ["<pad>", "<unk>", "good", "film"], "length": 5}  # fmt: skip
-    read = Reader(RunOptions(dataset="imdb"), texts)
+    read = Reader(Config(dataset="imdb"), texts)
     assert read("a good film").tolist() == [[1, 2, 3]]
     assert read(["film", "good good film"]).tolist() == [[3, 0, 0], [2, 2, 3]]
     with pytest.raises(TypeError, match="texts"):

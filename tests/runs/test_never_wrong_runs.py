@@ -18,8 +18,8 @@ from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.build import build_model, quantum_layers
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder, newest
+from qrkt_hw.runs.config import Config, flattened
 from qrkt_hw.simulator import simulator
 from tests.command_line import qrkt, refused
 from tests.random_templates import random_template
@@ -62,10 +62,15 @@ def copied(run: Path, place: Path) -> Path:
     return place
 
 
+def reconfigured(run: Path, **keys: object) -> None:
+    """Other values of flat keys in the run's configuration."""
+    values = {**flattened(yaml.safe_load((run / "config.yaml").read_text())), **keys}
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+
+
 def named(run: Path, ansatz: object) -> Path:
     """The run with another ansatz in its configuration, and in its index where it has one."""
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump({**config, "ansatz": str(ansatz)}))
+    reconfigured(run, ansatz=str(ansatz))
     index = run / "circuits" / "circuits.json"
     if index.is_file():
         index.write_text(json.dumps({**json.loads(index.read_text()), "ansatz": str(ansatz)}))
@@ -329,7 +334,7 @@ def test_damaged_circuits_are_refused_in_a_sentence(damage, home, tmp_path):
 
 def test_a_configuration_that_asks_for_other_circuits_is_refused(home, tmp_path):
     run = copied(home / "plain", tmp_path / "run")
-    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("\nlayers: 1\n", "\nlayers: 2\n"))
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("\n  layers: 1\n", "\n  layers: 2\n"))
     refused(qrkt("infer", run, cwd=tmp_path), "2 layers", "1 layers", "config.yaml")
 
 
@@ -344,9 +349,9 @@ def test_copies_of_a_run_keep_its_circuits(home, tmp_path):
 
 def test_options_are_equal_wherever_their_circuits_come_from(home):
     options = RunFolder(home / "plain").options()
-    assert options == options.model_copy() == RunOptions.model_validate(options.model_dump())
-    assert options != options.model_copy(update={"layers": 2})
-    fresh = build_model(RunOptions.model_validate(options.model_dump()), DataShape(1, 8, 10))
+    assert options == options.model_copy() == Config.model_validate(options.model_dump())
+    assert options != options.replace(layers=2)
+    fresh = build_model(Config.model_validate(options.model_dump()), DataShape(1, 8, 10))
     kept = build_model(options, DataShape(1, 8, 10))
     assert len({layer.template for layer in quantum_layers(kept)}) == 1
     kept.load_state_dict(fresh.state_dict())
@@ -357,9 +362,7 @@ def test_options_are_equal_wherever_their_circuits_come_from(home):
 def test_a_shared_run_does_not_spend_money(home, tmp_path):
     run = copied(home / "plain", tmp_path / "run")
     (run / "evil.yaml").write_text("cheap: {provider: ibm, name: fake_manila}\n")
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    config.update(backend="cheap", backends_file=str(run / "evil.yaml"))
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    reconfigured(run, backend="cheap", backends_file=str(run / "evil.yaml"))
     refused(qrkt("train", "--resume", run, cwd=tmp_path), "--backend cheap")
     refused(qrkt("train", "--resume", run, "--backend", "exact", cwd=tmp_path), "--backend", "cheap")
     refused(qrkt("twin", run, cwd=tmp_path), "cheap", "bills")

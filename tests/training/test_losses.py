@@ -8,7 +8,7 @@ from torch import nn
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import build_model
 from qrkt_hw.nn.quantum import QuantumLayer
-from qrkt_hw.options.run import RunOptions
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training.gan import discriminator_loss, generator_loss, penalty
 
 SMALL = {
@@ -36,14 +36,14 @@ CASES = [(x, a, r) for x in ("wgangp-eps", "nonsaturating-r1") for a in ("ry_rz_
     ("loss", "ansatz", "rk"), [c if c == QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
 )
 def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_differences(loss, ansatz, rk):
-    options = RunOptions.model_validate({**SMALL, "loss": loss, "ansatz": ansatz, "rk": rk})
+    options = Config.model_validate({**SMALL, "loss": loss, "ansatz": ansatz, "rk": rk})
     torch.manual_seed(3)
     discriminator = build_model(options, DataShape(1, 8, 10)).discriminator
     real, fake = torch.rand(2, 2, 1, 8, 8, dtype=torch.float64) * 2 - 1
 
     def value():
         torch.manual_seed(0)  # the same points between real and drawn images
-        return penalty(options, discriminator, real, fake)
+        return penalty(options.gan, discriminator, real, fake)
 
     value().backward()
     largest = 0.0
@@ -58,7 +58,7 @@ def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_di
 
 @pytest.mark.parametrize("ansatz", ["ry_rz_ring", "qrkt", "brickwork"])
 def test_slopes_to_be_differentiated_again_equal_plain_ones_when_stages_share_weights(ansatz):
-    options = RunOptions.model_validate({**SMALL, "ansatz": ansatz, "rk": "rk4"})
+    options = Config.model_validate({**SMALL, "ansatz": ansatz, "rk": "rk4"})
     torch.manual_seed(1)
     discriminator = build_model(options, DataShape(1, 8, 10)).discriminator
     images = torch.rand(3, 1, 8, 8, dtype=torch.float64)
@@ -106,7 +106,7 @@ def test_penalties_of_a_linear_score_have_their_formulas():
         return x.flatten(1) @ slope
 
     def weigh(**o):
-        return penalty(RunOptions(model="gan", **o), score, real, fake).item()
+        return penalty(Config(model="gan", **o).gan, score, real, fake).item()
 
     assert weigh(loss="nonsaturating-r1", penalty=2.0) == pytest.approx(25.0)
     assert weigh(loss="wgangp-eps", penalty=10.0) == pytest.approx(10 * 16)

@@ -11,16 +11,17 @@ import torch
 from rich.console import Console
 
 from qrkt_hw.errors import UserError
-from qrkt_hw.options.run import RunOptions
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit, loop
 from tests.command_line import qrkt, refused
 from tests.data.writing import image_folder
 
 TINY = {"image_size": 8, "patch": 8, "hidden": 4, "heads": 1, "mlp": 2, "qubits": 2, "rk": "rk1", "rk_blocks": 1,
         "epochs": 3, "batch_size": 8, "warmup_steps": 1}  # fmt: skip
-GAN = {**TINY, "model": "gan", "latent": 4, "generator_hidden": 16, "generator_patch": 4, "patch": 4, "loss": "hinge",
-       "discriminator_rk_blocks": 1, "generator_rk_blocks": "0"}  # fmt: skip
+GAN = {"model": "gan", "latent": 4, "generator_hidden": 16, "generator_patch": 4, "loss": "hinge",
+       "discriminator_rk_blocks": 1, "generator_rk_blocks": "0",
+       **{key: value for key, value in TINY.items() if key != "rk_blocks"}, "patch": 4}  # fmt: skip
 QUIET = Console(quiet=True)
 
 
@@ -71,7 +72,7 @@ def measured(run: RunFolder):
     ],
 )
 def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, images, tmp_path, stops_in_epoch_2):
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, **changes})
+    options = Config.model_validate({"dataset": f"folder:{images}", **({} if "model" in changes else TINY), **changes})
     with pytest.raises(Stopped):
         fit.start(options, tmp_path / "stopped", QUIET)
     stops_in_epoch_2.undo()
@@ -86,7 +87,7 @@ def test_a_stopped_training_counts_and_samples_as_one_that_was_not(changes, imag
 
 @pytest.fixture(scope="module")
 def run(images, tmp_path_factory):
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY, "epochs": 2})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY, "epochs": 2})
     return fit.start(options, tmp_path_factory.mktemp("run") / "run", QUIET).path
 
 
@@ -151,7 +152,7 @@ def of_lightnings_trainer(content):
 
 
 def test_a_checkpoint_of_an_earlier_release_is_resumed_and_a_damaged_one_refused(images, tmp_path, stops_in_epoch_2):
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY})
     with pytest.raises(Stopped):
         fit.start(options, tmp_path / "stopped", QUIET)
     stops_in_epoch_2.undo()
@@ -210,7 +211,7 @@ def test_a_full_disk_is_a_sentence(images, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(loop, "save_weights", full)
-    options = RunOptions.model_validate({"dataset": f"folder:{images}", **TINY})
+    options = Config.model_validate({"dataset": f"folder:{images}", **TINY})
     with pytest.raises(UserError, match="No space left"):
         fit.start(options, tmp_path / "run", QUIET)
     assert not Path(tmp_path / "run").exists()

@@ -15,8 +15,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qrkt_hw.errors import UserError
-from qrkt_hw.options.validation import sentence
+from qrkt_hw.errors import UserError, sentence
 
 PLAN = "payg"  # whose price counts for limits of money
 JOB_SECONDS = 2.0

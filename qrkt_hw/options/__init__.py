@@ -1,1 +1,0 @@
-"""Options: pydantic models from which flags, YAML keys, defaults, help and validation come."""
