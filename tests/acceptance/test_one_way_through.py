@@ -16,6 +16,7 @@ from qrkt_hw.models.build import build_model, quantum_layers
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerField
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
+from qrkt_hw.runs.config import SIDES, TEXT_SETS, Config
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(qrkt_hw.__file__).parent
