@@ -59,7 +59,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         UserError: no such device, or one whose noise does not fit the gates of the other.
     """
 
-    kind = "device snapshot"
+    kind = "fake backend"
 
     def __init__(
         self,
