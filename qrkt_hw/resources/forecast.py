@@ -141,7 +141,7 @@ def _cheaper_model(
     Returns:
         A sentence with the flags to train it and what it takes; None where none of those tried fits.
     """
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
 
     stages, blocks = TABLEAUS[options.model.rk].stages, getattr(options.model, "rk_blocks", 0)
     tried: list[dict[str, Any]] = [{"rk": rk} for rk in ("rk3", "rk2", "rk1") if TABLEAUS[rk].stages < stages]

@@ -17,7 +17,7 @@ from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.compiler import split
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Output, Simulability, StageCall
 from qrkt_hw.runs.circuits import fingerprint as computed
 from qrkt_hw.simulator import cheapest
