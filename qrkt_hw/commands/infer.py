@@ -101,6 +101,7 @@ def infer(
     backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
+    limited = backend.budget(budget) is not None
     from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
@@ -117,7 +118,7 @@ def infer(
         console.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     plan = None
-    if dry_run or backend.budget(budget) is not None:
+    if dry_run or limited:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
         plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
