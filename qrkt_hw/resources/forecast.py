@@ -14,7 +14,7 @@ from qrkt_hw.backends.device.budget import PLAN, Budget, prices
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.tableaus import TABLEAUS
+from qrkt_hw.nn.runge_kutta import TABLEAUS
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs.config import Config
 

@@ -7,9 +7,9 @@ from torch import nn
 from qrkt_hw import QuantumLayer
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.attention import Attention
-from qrkt_hw.nn.feedforward import FeedForward
-from qrkt_hw.nn.patches import ImageTokens, PatchEmbedding, sincos_positions
-from qrkt_hw.nn.projection import QuantumProjection, project_together
+from qrkt_hw.nn.blocks import FeedForward
+from qrkt_hw.nn.embeddings import ImageTokens, PatchEmbedding, sincos_positions
+from qrkt_hw.nn.quantum import QuantumProjection, project_together
 
 
 def quantum(features):
