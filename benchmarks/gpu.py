@@ -33,7 +33,7 @@ from torch import nn
 
 from qrkt_hw import circuits
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs.config import Config
 from qrkt_hw.simulator import Simulator
 
