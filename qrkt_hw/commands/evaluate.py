@@ -6,17 +6,27 @@ from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import check_used, trust_flag
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import (
+    PATH,
+    SEED,
+    Command,
+    console,
+    data_dir_flag,
+    echo,
+    json_flag,
+    opened,
+    run_argument,
+    trust_flag,
+)
+from qrkt_hw.commands.options import check_used
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@run_argument
 @click.option(
     "--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="generated samples"
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of their noise")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="of their noise")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
@@ -25,57 +35,33 @@ from qrkt_hw.commands.terminal import echo
 )
 @click.option(
     "--reference-classifier",
-    "--judge",
-    "classifier",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="its file, made where it is missing  [default: one for each data set, in the cache]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
+@data_dir_flag
 @click.option(
-    "--reference-scores",
-    "--yardsticks",
-    "reference_scores",
-    is_flag=True,
-    help="also the real test images, and Gaussian images of equal covariance",
+    "--reference-scores", is_flag=True, help="also the real test images, and Gaussian images of equal covariance"
 )
 @trust_flag
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@json_flag
 def evaluate(
-    run: Path | None,
-    samples: int,
-    seed: int,
-    split: str,
-    inception_weights: Path | None,
-    classifier: Path | None,
-    data_dir: Path | None,
-    reference_scores: bool,
-    trust_ansatz: bool,
-    as_json: bool,
-) -> None:
+    run: Path | None, samples: int, seed: int, split: str, inception_weights: Path | None,
+    reference_classifier: Path | None, data_dir: Path | None, reference_scores: bool, trust_ansatz: bool, as_json: bool,
+) -> None:  # fmt: skip
     """FID, KID, Inception Score, precision and recall of RUN's images, and what a reference classifier says of them.
 
     The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
     """
-    from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    echo(f"run {folder.path}", err=as_json)
+    folder = opened(run, trust_ansatz, err=as_json)
     check_used(folder, {"data_dir": data_dir})
     from qrkt_hw.experiments import evaluation
 
     record = evaluation.evaluate(
-        folder,
-        Terminal(stderr=True),
-        samples=samples,
-        seed=seed,
-        split=split,
-        inception=inception_weights,
-        classifier=classifier,
-        reference_scores=reference_scores,
-        data_dir=data_dir,
-    )
+        folder, console(stderr=True), samples=samples, seed=seed, split=split, inception=inception_weights,
+        classifier=reference_classifier, reference_scores=reference_scores, data_dir=data_dir,
+    )  # fmt: skip
     if as_json:
         echo(to_json(record))
         return

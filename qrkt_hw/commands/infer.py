@@ -7,28 +7,32 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
-from qrkt_hw.commands.terminal import defined, echo
+from qrkt_hw.commands.interface import (
+    PATH,
+    Command,
+    console,
+    data_dir_flag,
+    defined,
+    device_flags,
+    echo,
+    json_flag,
+    opened,
+    run_argument,
+    trust_flag,
+)
+from qrkt_hw.commands.options import INFERRING, check_used, given, options_from
 from qrkt_hw.errors import UserError
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["test", "validation"]), default=None, help="[default: test]")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="an image file; repeat for more"
-)
+@run_argument
+@click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
+@click.option("--image", "images", multiple=True, type=PATH, help="an image file; repeat for more")
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
-@click.option(
-    "--resume", is_flag=True, help="with the same flags again: go on with the inference on a device that was stopped"
-)
+@data_dir_flag
+@click.option("--resume", is_flag=True, help="resume an inference on a device that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
-@device_flags
-@trust_flag
-@options_from(INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",
@@ -41,27 +45,15 @@ from qrkt_hw.errors import UserError
     type=click.Choice(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@trust_flag
+@json_flag
+@options_from(INFERRING)
+@device_flags
 def infer(
-    run: Path | None,
-    split: str | None,
-    images: tuple[Path, ...],
-    texts: tuple[str, ...],
-    limit: int | None,
-    data_dir: Path | None,
-    ablate: tuple[str, ...],
-    as_json: bool,
-    resume: bool,
-    restart: bool,
-    resubmit: bool,
-    replan: bool,
-    dry_run: bool,
-    max_qpu_seconds: float | None,
-    max_cost: float | None,
-    report: bool,
-    trust_ansatz: bool,
-    **flags: Any,
-) -> None:
+    run: Path | None, split: str | None, images: tuple[Path, ...], texts: tuple[str, ...], limit: int | None,
+    data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool, dry_run: bool,
+    device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
 
     On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
@@ -69,11 +61,8 @@ def infer(
 
     Without RUN, the newest run under runs/, named on the first line.
     """
-    from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    console = Terminal(stderr=True)
     if report and (images or texts):
         raise UserError("--report compares a split; leave out --image and --text")
     if dry_run and (report or ablate or resume or restart):
@@ -82,26 +71,25 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
-    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    echo(f"run {folder.path}", err=as_json)
-    if folder.options().model.kind == "gan":
+    folder = opened(run, trust_ansatz, err=as_json)
+    options, said = folder.options(), console(stderr=True)
+    kind = options.model.kind
+    if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
-    options = folder.options()
-    check_used(folder, {**flags, "data_dir": data_dir})
+    place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
-    if (images or texts) and bool(texts) != (options.model.kind == "text"):
-        wanted, reads = ("text", "texts") if options.model.kind == "text" else ("image", "images")
+    if (images or texts) and bool(texts) != (kind == "text"):
+        wanted, reads = ("text", "texts") if kind == "text" else ("image", "images")
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
-    backend = backends.make(backend_options(flags), options.training.seed, console)
-    budget = backends.Budget(max_qpu_seconds, max_cost)
+    backend = backends.make(place, options.training.seed, said)
+    budget = device["budget"]
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.commands.planning import planned
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
@@ -114,13 +102,13 @@ def infer(
     shape = DataShape.of(folder.description())
     model = restored(folder, backend)
     for line in summarize(model, shape, backend.shots):
-        console.print(line, highlight=False)
+        said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     plan = None
     if dry_run or backend.budget(budget) is not None:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
+        plan = _planned(model, options, shape, backend, len(samples), batch, budget, refuse)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -129,15 +117,15 @@ def infer(
             for line in plan.lines(backend.name):
                 echo(line)
         return
-    kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
-    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
-    with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
+    kept: dict[str, Any] = {**chosen, **given(flags)}
+    how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
+    with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if images or texts:
-            kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
-            record = inference.classify(folder, model, samples, kind, given, backend)
+            what, names = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
+            record = inference.classify(folder, model, samples, what, names, backend)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, console, layers=report
+                folder, model, split or "test", samples, backend, ablate, said, layers=report
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
@@ -162,8 +150,7 @@ def infer(
         for name, found in record.get("ablations", {}).items():
             echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            kind = "texts" if folder.options().model.kind == "text" else "images"
-            for line in [*_report(record, kind), *_layers(record)]:
+            for line in [*_report(record, "texts" if kind == "text" else "images"), *_layers(record)]:
                 echo(line)
 
 
@@ -228,6 +215,27 @@ def _layers(record: dict[str, Any]) -> list[str]:
         )
     there = record["backend_details"]
     billed = there.get("billed_seconds")
-    shown = "a snapshot bills nothing" if billed is None else f"{billed:.1f} s billed"
+    shown = "a fake backend bills nothing" if billed is None else f"{billed:.1f} s billed"
     lines.append(f"  QPU time            {there.get('estimated_seconds', 0.0):.1f} s estimated; {shown}")
     return lines
+
+
+def _planned(
+    model: Any, options: Any, shape: Any, backend: Any, samples: int, batch: int, budget: Any, refuse: bool
+) -> Any:
+    """The forecast of an inference of so many samples, ``batch`` of them together.
+
+    Raises:
+        UserError: the plan exceeds the budget, and ``refuse``.
+    """
+    from qrkt_hw.resources.forecast import cheaper_model, check, forecast
+    from qrkt_hw.resources.logical import stages_of
+
+    stages, limit = stages_of(model, shape), backend.budget(budget)
+    plan = forecast(stages, samples, batch, backend)
+    if refuse and limit is not None:
+        check(
+            plan, limit, stages, batch, backend,
+            lambda seconds: cheaper_model(options, shape, samples, batch, backend, seconds),
+        )  # fmt: skip
+    return plan

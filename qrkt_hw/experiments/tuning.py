@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
@@ -18,15 +18,15 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from qrkt_hw.data import Data, load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
-from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem
+from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem, unused
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.runs.unused import unused
-from qrkt_hw.training import fit
+
+if TYPE_CHECKING:  # torch loads where a trial trains: a wrong search is refused at once
+    from qrkt_hw.data import Data
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
@@ -202,6 +202,8 @@ def tune(
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
+    from qrkt_hw.data import load_data
+
     shared = load_data(base.data) if not DATA_KEYS & {d.key for d in dimensions} else None
     stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
     try:
@@ -222,6 +224,8 @@ def tune(
 def _objective(
     base: Config, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
 ) -> Callable[[optuna.Trial], float]:
+    from qrkt_hw.training import fit
+
     def objective(trial: optuna.Trial) -> float:
         chosen = {dimension.key: dimension.suggest(trial) for dimension in dimensions}
         console.print(f"trial {trial.number}: {_shown(chosen)}", highlight=False)

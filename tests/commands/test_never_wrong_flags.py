@@ -7,8 +7,7 @@ import pytest
 from qrkt_hw.commands.options import merge
 from qrkt_hw.experiments import presets
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import KEYS, Config
-from qrkt_hw.runs.unused import unused
+from qrkt_hw.runs.config import KEYS, Config, unused
 from tests.command_line import qrkt, refused
 
 IMAGES = {
