@@ -25,7 +25,7 @@ from qrkt_hw.backends.noise import device_noise, noisy_circuit, observable_effec
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.resources.devices import place_circuit
 from qrkt_hw.simulator import simulator
-from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator
+from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator
 
 
 def placed_as_reported(template: CircuitTemplate, device: str, level: int) -> PlacedCircuit:

@@ -18,7 +18,13 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-TESTS = ["tests/simulator/test_native.py", "tests/layers/test_never_wrong_kernels.py", "tests/circuits", "tests/runs"]
+TESTS = [
+    "tests/simulator/test_native.py",
+    "tests/layers/test_never_wrong_kernels.py",
+    "tests/compiler",
+    "tests/simulator/test_analysis.py",
+    "tests/runs",
+]
 
 
 def main(folder: Path) -> None:

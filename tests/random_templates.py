@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp, Statevector
 
 from qrkt_hw.circuits import CircuitTemplate
+from qrkt_hw.compiler import lower
+from qrkt_hw.compiler.litinski import Absorbed, Reading, rotations
+from qrkt_hw.compiler.propagation import terms_of
+from qrkt_hw.simulator.statevector import TorchStatevector
 
 # measure and reset are not gates; delay does nothing to an ideal state
 GATES = {
@@ -86,3 +93,22 @@ def reference_values(template: CircuitTemplate, values: np.ndarray) -> np.ndarra
     """``(observables,)`` by Qiskit's Statevector for one set of parameter values."""
     state = Statevector(template.circuit.assign_parameters(dict(zip(template.parameters, values, strict=True))))
     return np.array([state.expectation_value(o).real for o in template.observables])
+
+
+def gate_by_gate(template: CircuitTemplate):
+    """The template's values in double precision, one gate after another: what every method is compared with.
+
+    Takes inputs ``(..., groups, inputs)`` and weights ``(groups, weights)``; differentiable.
+    """
+    circuit = Absorbed(
+        rotations(lower(template)),
+        tuple(Reading(m, c, x, z) for m, o in enumerate(template.observables) for (x, z), c in terms_of(o)),
+    )
+    sizes = (template.num_inputs, template.num_weights, template.num_outputs)
+    made = TorchStatevector(circuit, template.num_qubits, sizes, torch.complex128)
+
+    def values(inputs: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        flat = inputs.reshape(math.prod(inputs.shape[:-2]), *inputs.shape[-2:]).double()
+        return made.reference(flat, weights.double()).reshape(*inputs.shape[:-1], template.num_outputs)
+
+    return values

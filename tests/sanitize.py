@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 TESTS = [
     "tests/simulator/test_native.py",
-    "tests/simulator/test_pulled.py",
+    "tests/simulator/test_propagated.py",
     "tests/layers/test_few_tokens.py",
     "tests/layers/test_never_wrong_kernels.py",
 ]
@@ -102,7 +102,7 @@ def simulators(draw: random.Random, counts: Counter) -> None:
     import torch
 
     from qrkt_hw import circuits
-    from qrkt_hw.simulator import Simulator, tape
+    from qrkt_hw.simulator import Simulator
 
     for qubits, name, method in itertools.product(
         range(1, 11), ("qrkt", "ry_rz_ring", "reuploading"), ("pauli", "adjoint")
@@ -115,26 +115,14 @@ def simulators(draw: random.Random, counts: Counter) -> None:
             continue
         for real, batch in itertools.product((torch.float32, torch.float64), BATCHES):
             simulate = single if real == torch.float32 else double
-            groups, sets = draw.choice([(1, 1), (2, 2), (2, 6), (3, 3)])
+            groups = draw.choice([1, 2, 3, 6])
             x = placed((batch, groups, template.num_inputs), real, draw.choice(WAYS))
-            w = placed((sets, template.num_weights), real, draw.choice(WAYS))
+            w = placed((groups, template.num_weights), real, draw.choice(WAYS))
             x, w = x.requires_grad_(draw.random() < 0.6), w.requires_grad_(draw.random() < 0.6)
             with torch.set_grad_enabled(draw.random() < 0.8):
-                if simulate.shares and draw.random() < 0.5:
-                    sizes = (template.num_inputs, template.num_outputs, template.num_outputs)
-                    scales = [
-                        placed((sets, s), real, draw.choice(WAYS)).requires_grad_(draw.random() < 0.5)
-                        if draw.random() < 0.6
-                        else None
-                        for s in sizes
-                    ]
-                    given = [t for t in (x, w, *scales) if t is not None and t.requires_grad]
-                    values = simulate.with_prepared(x, simulate.prepare(w), tape.Scales(*scales))
-                    counts["with scales"] += 1
-                else:
-                    given = [t for t in (x, w) if t.requires_grad]
-                    values = simulate(x, w)
-            assert values.shape == (batch, sets, template.num_outputs)
+                values = simulate(x, w)
+            given = [t for t in (x, w) if t.requires_grad]
+            assert values.shape == (batch, groups, template.num_outputs)
             assert bool(values.isfinite().all())
             if values.requires_grad:
                 cotangent = placed(tuple(values.shape), real, draw.choice(WAYS))
@@ -172,7 +160,7 @@ def wrong_for(name: str, method: str, counts: Counter) -> None:
 
     from qrkt_hw import QuantumLayer, circuits
     from qrkt_hw.errors import UserError
-    from qrkt_hw.simulator import Simulator, tape
+    from qrkt_hw.simulator import Simulator
 
     def refuses(what: str, call) -> None:
         try:
@@ -206,21 +194,6 @@ def wrong_for(name: str, method: str, counts: Counter) -> None:
         "weights of three groups": lambda: simulate(x, torch.randn(3, weights)),
     }.items():
         refuses(f"{name}, {method}: {what}", call)
-    if simulate.shares:
-        prepared = simulate.prepare(w)
-        outputs = template.num_outputs
-        for what, call in {
-            "weights to prepare": lambda: simulate.prepare(torch.randn(2, weights - 1)),
-            "flat weights to prepare": lambda: simulate.prepare(torch.randn(weights)),
-            "prepared too short": lambda: simulate.with_prepared(x, prepared[:, :-1]),
-            "prepared flat": lambda: simulate.with_prepared(x, prepared.reshape(-1)),
-            "prepared of three": lambda: simulate.with_prepared(x, torch.cat([prepared, prepared[:1]])),
-            "input scales": lambda: simulate.with_prepared(x, prepared, tape.Scales(torch.ones(2, inputs - 1))),
-            "one input scale": lambda: simulate.with_prepared(x, prepared, tape.Scales(torch.ones(1, inputs))),
-            "output scales": lambda: simulate.with_prepared(x, prepared, tape.Scales(None, torch.ones(2, outputs - 1))),
-            "offsets": lambda: simulate.with_prepared(x, prepared, tape.Scales(None, None, torch.ones(1, outputs))),
-        }.items():
-            refuses(f"{name}, {method}: {what}", call)
     build = {"features": 6, "ansatz": template, "method": method}
     for what, call in {
         "initial weights too short": lambda: QuantumLayer(**build, initial_weights=torch.zeros(2 * weights - 1)),

@@ -18,7 +18,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.entries import Gradient
 from qrkt_hw.errors import UserError
 
-__all__ = ["Backend", "Call", "Counters", "Description", "Gradient", "LocalBackend", "TensorFunction"]
+__all__ = ["Backend", "Call", "Counters", "Gradient", "LocalBackend", "TensorFunction"]
 
 
 class TensorFunction(Protocol):
@@ -223,23 +223,3 @@ class LocalBackend(Backend):
     @abstractmethod
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         """Values ``(samples, observables)`` of a call."""
-
-
-@dataclass
-class Description:
-    """How a backend is shown in a listing.
-
-    Attributes:
-        name, kind: of the backend.
-        qubits: the largest circuit it takes; None where memory decides.
-        shots: per circuit; None for exact values.
-        available: whether it can be used here.
-        remark: why not, or what else is to be said.
-    """
-
-    name: str
-    kind: str
-    qubits: int | None = None
-    shots: int | None = None
-    available: bool = True
-    remark: str = ""

@@ -32,7 +32,7 @@ from qrkt_hw.backends.noise import (
     readout,
 )
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator.superoperator import LARGEST, NoisySimulator, PropagatedCache
+from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
@@ -59,7 +59,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         UserError: no such device, or one whose noise does not fit the gates of the other.
     """
 
-    kind = "device snapshot"
+    kind = "fake backend"
 
     def __init__(
         self,

@@ -26,8 +26,16 @@ from qrkt_hw.backends.device.cache import cache_folder, store
 from qrkt_hw.backends.device.measurement import Basis
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
-from qrkt_hw.simulator.paulis import Channel, embedded, superoperator, transfer_matrix, unitary_transfer
-from qrkt_hw.simulator.superoperator import NoisyCircuit, NoisyStep, fuse
+from qrkt_hw.simulator.noisy import (
+    Channel,
+    NoisyCircuit,
+    NoisyStep,
+    embedded,
+    fuse,
+    superoperator,
+    transfer_matrix,
+    unitary_transfer,
+)
 
 FORMAT = 2  # 2: with a checksum
 

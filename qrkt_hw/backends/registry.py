@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from qrkt_hw.backends.base import Backend, Description, Gradient
+from qrkt_hw.backends.base import Backend, Gradient
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.entries import (
     RENAMED,
@@ -194,34 +194,47 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
+class Description(NamedTuple):
+    """How a backend is shown in a listing: the largest circuit it takes (None: memory decides), whether it can be used
+    here, and why not or what else is to be said."""
+
+    name: str
+    kind: str
+    qubits: int | None
+    shots: int | None
+    available: bool
+    remark: str
+
+
 def listing(file: Path | None = None) -> list[Description]:
     """Every entry, as a table shows it."""
     found = []
     for name, (entry, where) in layers(file).items():
-        problem = unavailable(entry)
-        kind, qubits, remark = f"{entry.provider}", None, problem or ""
-        if isinstance(entry, ExactEntry):
-            kind = f"exact simulator ({entry.device})"
-        elif isinstance(entry, AerEntry):
-            kind = (
-                f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else f"Aer with noise of {entry.noise}"
-            )
-        elif isinstance(entry, FakeEntry):
-            kind = "device snapshot"
-            try:
-                from qrkt_hw.backends.device.transpile import fake_device
+        problem, qubits = unavailable(entry), None
+        if isinstance(entry, FakeEntry):
+            from qrkt_hw.backends.device.transpile import fake_device
 
+            try:
                 qubits = fake_device(entry.name).num_qubits
             except UserError as error:
-                problem = remark = str(error)
-        else:
-            kind = "IBM Quantum"
+                problem = str(error)
+        remarks = [problem] if problem else []
         if problem and getattr(entry, "fallback", None):
-            remark = f"{remark}; falls back to {entry.fallback}"  # type: ignore[union-attr]
+            remarks.append(f"falls back to {entry.fallback}")  # type: ignore[union-attr]
         if "shipped" not in where:
-            remark = f"{remark}; from {where}".removeprefix("; ")
-        found.append(Description(name, kind, qubits, getattr(entry, "shots", None), problem is None, remark))
+            remarks.append(f"from {where}")
+        shots = getattr(entry, "shots", None)
+        found.append(Description(name, _kind(entry), qubits, shots, problem is None, "; ".join(remarks)))
     return found
+
+
+def _kind(entry: Entry) -> str:
+    if isinstance(entry, AerEntry):
+        noisy = f"Aer with noise of {entry.noise}"
+        return f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else noisy
+    if isinstance(entry, ExactEntry):
+        return f"exact simulator ({entry.device})"
+    return "fake backend" if isinstance(entry, FakeEntry) else "IBM Quantum"
 
 
 def _entry(name: str, known: dict[str, Entry]) -> Entry:
@@ -232,7 +245,7 @@ def _entry(name: str, known: dict[str, Entry]) -> Entry:
 
         if name in fake_names():
             return FakeEntry(provider="fake", name=name)
-        raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
+        raise UserError(f"--backend: no fake backend {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name) if name != "ibm_" else IBMEntry(provider="ibm", name="least_busy")
     raise UserError(

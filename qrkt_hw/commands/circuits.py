@@ -83,9 +83,8 @@ def analyze(
     import json
 
     from qrkt_hw.circuits import build
-    from qrkt_hw.compiler import cones
-    from qrkt_hw.compiler.measures import LARGEST, measure
     from qrkt_hw.nn.conditioning import signal
+    from qrkt_hw.simulator.analysis import LARGEST, cones, measure
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)
     if max(widths) > LARGEST:

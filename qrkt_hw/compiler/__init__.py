@@ -1,22 +1,23 @@
-"""Looking inside a template: lowering to Pauli rotations, light cones. Knows neither torch nor backends."""
+"""Looking inside a template: lowering, Pauli propagation, shift rules. Knows neither torch nor backends."""
 
 from qrkt_hw.compiler.derived import Derived, derive, evaluate
-from qrkt_hw.compiler.light_cones import Cone, causal_cone, cones
-from qrkt_hw.compiler.program import Fixed, Program, Rotation, lower
+from qrkt_hw.compiler.program import Affine, Fixed, Program, Rotation, Step, lower
+from qrkt_hw.compiler.propagation import Expansion, expand
 from qrkt_hw.compiler.shift_rules import Rule, Split, rule_for, split
 
 __all__ = [
-    "Cone",
+    "Affine",
     "Derived",
+    "Expansion",
     "Fixed",
     "Program",
     "Rotation",
     "Rule",
     "Split",
-    "causal_cone",
-    "cones",
+    "Step",
     "derive",
     "evaluate",
+    "expand",
     "lower",
     "rule_for",
     "split",

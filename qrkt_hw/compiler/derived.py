@@ -8,14 +8,13 @@ are computed from the old ones by :func:`evaluate`, on arrays or tensors alike; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
 
-from qrkt_hw.ansatz import CircuitTemplate, definition_of, standard_name
+from qrkt_hw.ansatz import CircuitTemplate, definition_of, remembered, standard_name
 from qrkt_hw.compiler.program import ROTATIONS, NotLinear, affine, lower, lower_gate, where
 
 # a number, the index of a parameter, or an operation and its operands
@@ -72,23 +71,11 @@ class Derived:
             return parameters
         columns = np.moveaxis(parameters, -1, 0)
         with np.errstate(all="ignore"):
-            return _stack([evaluate(f, columns, np) for f in (*self.inputs, *self.weights)], parameters.shape[:-1])
-
-    def jacobian(self, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        """``d(parameter of template)/d(parameter of source)``, ``(..., template's, source's)``."""
-        size = parameters.shape[-1]
-        if self.trivial:
-            return np.broadcast_to(np.eye(size), (*parameters.shape[:-1], size, size))
-        columns = np.moveaxis(parameters, -1, 0)
-        formulas = (*self.inputs, *self.weights)
-        with np.errstate(all="ignore"):
-            flat = _stack(
-                [evaluate(derivative(f, k), columns, np) for f in formulas for k in range(size)], parameters.shape[:-1]
-            )
-        return flat.reshape(*parameters.shape[:-1], len(formulas), size)
+            found = [np.asarray(evaluate(f, columns, np), dtype=float) for f in (*self.inputs, *self.weights)]
+        return np.stack([np.broadcast_to(f, parameters.shape[:-1]) for f in found], axis=-1)
 
 
-@lru_cache(maxsize=512)
+@remembered
 def derive(template: CircuitTemplate) -> Derived:
     """The template with linear angles.
 
@@ -249,50 +236,3 @@ def evaluate(formula: Formula, values: Any, xp: Any) -> Any:
             return xp.exp(exponent * float(np.log(base))) if base > 0 else xp.full_like(exponent, base) ** exponent
         return base**exponent
     return getattr(xp, kind)(parts[0])
-
-
-def derivative(formula: Formula, place: int) -> Formula:
-    """The derivative of a formula by the parameter at ``place``; where it jumps, the derivative beside the jump."""
-    if not isinstance(formula, tuple):
-        return 1.0 if isinstance(formula, int) and formula == place else 0.0
-    kind, *parts = formula
-    if kind == "add":
-        return _sum([derivative(part, place) for part in parts])
-    if kind == "mul":
-        return _sum([_product([*parts[:k], derivative(part, place), *parts[k + 1 :]]) for k, part in enumerate(parts)])
-    if kind == "pow":
-        base, exponent = parts
-        by_base, by_exponent = derivative(base, place), derivative(exponent, place)
-        less = exponent - 1.0 if isinstance(exponent, float) else ("add", exponent, -1.0)
-        return _sum(
-            [_product([exponent, ("pow", base, less), by_base]), _product([formula, ("log", base), by_exponent])]
-        )
-    (part,) = parts
-    outer: dict[str, Formula] = {
-        "sin": ("cos", part),
-        "cos": ("mul", -1.0, ("sin", part)),
-        "tan": ("pow", ("cos", part), -2.0),
-        "asin": ("pow", ("add", 1.0, ("mul", -1.0, ("pow", part, 2.0))), -0.5),
-        "acos": ("mul", -1.0, ("pow", ("add", 1.0, ("mul", -1.0, ("pow", part, 2.0))), -0.5)),
-        "atan": ("pow", ("add", 1.0, ("pow", part, 2.0)), -1.0),
-        "exp": formula,
-        "log": ("pow", part, -1.0),
-        "abs": ("sign", part),
-        "sign": 0.0,
-    }
-    return _product([outer[kind], derivative(part, place)])
-
-
-def _sum(parts: list[Formula]) -> Formula:
-    kept = [part for part in parts if part != 0.0 or isinstance(part, int)]
-    return 0.0 if not kept else kept[0] if len(kept) == 1 else ("add", *kept)
-
-
-def _product(parts: list[Formula]) -> Formula:
-    if any(isinstance(part, float) and part == 0.0 for part in parts):
-        return 0.0
-    return ("mul", *parts)
-
-
-def _stack(columns: list[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
-    return np.stack([np.broadcast_to(np.asarray(c, dtype=np.float64), shape) for c in columns], axis=-1)

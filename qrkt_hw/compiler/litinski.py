@@ -1,25 +1,33 @@
-"""A program as rotations about Pauli strings alone: Clifford gates are carried to the end, into the observables.
+"""The Litinski transformation: Clifford gates are absorbed into the observables, Pauli rotations remain.
 
 ``R(P) C = C R(C+ P C)``: a rotation behind a Clifford gate is a rotation about another Pauli string in front of it.
-What remains at the end acts on the observables, which stay Pauli strings. Rotations that no observable sees, and those
-that do nothing to ``|0>``, fall away.
+Rotations that no observable sees, and those that do nothing to ``|0>``, fall away. Qiskit's pass of that name refuses
+other gates than Clifford gates and rotations; here they stay as matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
-from qiskit.quantum_info import SparsePauliOp
+from qiskit.quantum_info import Operator, SparsePauliOp
 
-from qrkt_hw.compiler.program import Affine, Fixed, Program, Rotation
-from qrkt_hw.compiler.propagation import LARGEST_GATE, LETTERS, conjugation_table
+from qrkt_hw.ansatz import CircuitTemplate, remembered
+from qrkt_hw.compiler.program import Affine, Fixed, Program, Rotation, lower
+from qrkt_hw.compiler.propagation import (
+    LARGEST_GATE,
+    Images,
+    String,
+    conjugation_table,
+    heisenberg,
+    masks,
+    terms_of,
+)
 
 
 @dataclass(frozen=True)
-class Turn:
+class PauliRotation:
     """``exp(-i angle/2 sign P)`` with ``P = i^|x & z| X^x Z^z``; bit q of x and z belongs to qubit q."""
 
     x: int
@@ -39,145 +47,97 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Turns and matrices that are no Clifford gates, in the order of time, and what is read behind them."""
+class Absorbed:
+    """Rotations, and matrices that are neither those nor Clifford gates, in order of time; what is read behind them."""
 
-    steps: tuple[Turn | Fixed, ...]
+    steps: tuple[PauliRotation | Fixed, ...]
     readings: tuple[Reading, ...]
 
 
-_frames: WeakKeyDictionary[Program, tuple[Sequence[SparsePauliOp], Frame]] = WeakKeyDictionary()
+@remembered
+def absorb(template: CircuitTemplate) -> Absorbed:
+    """The transformed circuit of a template.
 
+    Raises:
+        ValueError: the template cannot be lowered.
+    """
+    steps: list[PauliRotation | Fixed] = []
+    pending: list[tuple[Fixed, Callable[[String], Images | None]]] = []
 
-def frame(program: Program, observables: Sequence[SparsePauliOp]) -> Frame:
-    """The frame of a lowered template; remembered per program."""
-    held = _frames.get(program)
-    if held is None or held[0] is not observables:
-        held = _frames[program] = (observables, _frame(program, observables))
-    return held[1]
+    def back(string: String) -> tuple[int, int, int]:
+        """``C+ P C`` for all pending gates, the last one first: x, z and sign."""
+        sign = 1.0
+        for _, images in reversed(pending):
+            found = images(string)
+            if found is not None:
+                ((string, coefficient, _),) = found
+                sign *= coefficient
+        return *string, 1 if sign > 0 else -1
 
-
-def _frame(program: Program, observables: Sequence[SparsePauliOp]) -> Frame:
-    steps: list[Turn | Fixed] = []
-    pending: list[tuple[Fixed, tuple]] = []
-    for step in program.steps:
+    for step in lower(template).steps:
         if isinstance(step, Rotation):
-            x, z = _masks(step.pauli, step.qubits)
-            steps.append(_turn(x, z, step.angle, pending))
-            continue
-        table = _clifford(step)
-        if table is not None:
-            pending.append((step, table))
-            continue
-        single = _single_rotation(step)
-        if single is not None:
-            steps.append(_turn(*single, pending))
-            continue
-        steps += [held for held, _ in pending]
-        pending = []
-        steps.append(step)
+            steps.append(PauliRotation(*back(masks(step.pauli, step.qubits)), step.angle))
+        elif _is_clifford(step):
+            pending.append((step, heisenberg(step)))
+        elif (found := _single_rotation(step)) is not None:
+            steps.append(PauliRotation(*back(found[0]), found[1]))
+        else:
+            steps += [gate for gate, _ in pending]
+            pending = []
+            steps.append(step)
     readings: dict[tuple[int, int, int], float] = {}
-    for m, operator in enumerate(observables):
-        for pauli, coefficient in zip(operator.paulis, operator.coeffs, strict=True):
-            x, z, sign = _back(_bits(pauli.x), _bits(pauli.z), 1, pending)
-            readings[m, x, z] = readings.get((m, x, z), 0.0) + sign * float(coefficient.real)
+    for m, operator in enumerate(template.observables):
+        for string, coefficient in terms_of(operator):
+            x, z, sign = back(string)
+            readings[m, x, z] = readings.get((m, x, z), 0.0) + sign * coefficient
     kept = tuple(Reading(m, factor, x, z) for (m, x, z), factor in readings.items())
-    return Frame(tuple(_seen(_effective(steps), kept)), kept)
+    effective = _without_idle(steps, set(), only_z=True)
+    seen = _without_idle(effective[::-1], {(r.x, r.z) for r in kept}, only_z=False)
+    return Absorbed(tuple(seen[::-1]), kept)
 
 
-def _turn(x: int, z: int, angle: Affine, pending: list[tuple[Fixed, tuple]]) -> Turn:
-    x, z, sign = _back(x, z, 1, pending)
-    return Turn(x, z, sign, angle)
+def rotations(program: Program) -> tuple[PauliRotation | Fixed, ...]:
+    """The steps of a program as they are, its rotations by bits: for those who want the state itself."""
+    return tuple(
+        PauliRotation(*masks(s.pauli, s.qubits), 1, s.angle) if isinstance(s, Rotation) else s for s in program.steps
+    )
 
 
-def _back(x: int, z: int, sign: int, pending: list[tuple[Fixed, tuple]]) -> tuple[int, int, int]:
-    """``C+ P C`` for all gates in the list, the last one first."""
-    for gate, table in reversed(pending):
-        k = len(gate.qubits)
-        mask = sum(1 << q for q in gate.qubits)
-        if not (x | z) & mask:
-            continue
-        local = sum(((x >> q & 1) | (z >> q & 1) << k) << i for i, q in enumerate(gate.qubits))
-        ((image, coefficient),) = table[local]
-        x = (x & ~mask) | sum((image >> i & 1) << q for i, q in enumerate(gate.qubits))
-        z = (z & ~mask) | sum((image >> (i + k) & 1) << q for i, q in enumerate(gate.qubits))
-        sign = sign if coefficient > 0 else -sign
-    return x, z, sign
+def _is_clifford(gate: Fixed) -> bool:
+    """Whether every Pauli string becomes one Pauli string."""
+    return len(gate.qubits) <= LARGEST_GATE and all(len(images) == 1 for images in conjugation_table(gate.matrix))
 
 
-def _clifford(gate: Fixed) -> tuple | None:
-    """The gate's conjugation table, where every Pauli string becomes one Pauli string."""
+def _single_rotation(gate: Fixed) -> tuple[String, Affine] | None:
+    """String and angle of a fixed gate that is a rotation about one Pauli string, up to a phase."""
     if len(gate.qubits) > LARGEST_GATE:
         return None
-    table = conjugation_table(gate.matrix, len(gate.qubits))
-    return table if all(len(images) == 1 for images in table) else None
-
-
-def _single_rotation(gate: Fixed) -> tuple[int, int, Affine] | None:
-    """``(x, z, angle)`` of a fixed gate that is a rotation about one Pauli string, up to a phase."""
-    k = len(gate.qubits)
-    if k > LARGEST_GATE:
+    found = SparsePauliOp.from_operator(Operator(gate.matrix), atol=1e-14, rtol=0)
+    if len(found) != 2 or found.paulis[0].x.any() or found.paulis[0].z.any():
         return None
-    size = 2**k
-    index = np.arange(size)
-    found: list[tuple[int, int, complex]] = []
-    for x in range(size):
-        column = gate.matrix[index ^ x, index]  # entry [row = k ^ x, column = k]
-        for z in range(size):
-            signs = 1.0 - 2.0 * np.array([(int(i) & z).bit_count() & 1 for i in index])
-            weight = complex(np.sum(column * signs)) / size * (-1j) ** ((x & z).bit_count() % 4)
-            if abs(weight) > 1e-14:
-                found.append((x, z, weight))
-    if len(found) != 2 or found[0][:2] != (0, 0):
-        return None
-    (_, _, identity), (x, z, weight) = found
-    ratio = 1j * weight / identity  # tan of half the angle
+    ratio = 1j * found.coeffs[1] / found.coeffs[0]  # tan of half the angle
     if abs(ratio.imag) > 1e-13 * max(1.0, abs(ratio)):
         return None
-    wide = [sum((mask >> i & 1) << q for i, q in enumerate(gate.qubits)) for mask in (x, z)]
-    return wide[0], wide[1], Affine(offset=2 * float(np.arctan(ratio.real)))
+    word = found.paulis[1].to_label()[::-1]
+    return masks(word, gate.qubits), Affine(offset=2 * float(np.arctan(ratio.real)))
 
 
-def _commute(x: int, z: int, other_x: int, other_z: int) -> bool:
-    return ((x & other_z).bit_count() + (z & other_x).bit_count()) & 1 == 0
+def _without_idle(
+    steps: Sequence[PauliRotation | Fixed], others: Iterable[String], only_z: bool
+) -> list[PauliRotation | Fixed]:
+    """Without rotations, about Z strings where ``only_z``, that commute with ``others`` and all that came before.
 
-
-def _seen(steps: Sequence[Turn | Fixed], readings: Sequence[Reading]) -> list[Turn | Fixed]:
-    """Without turns that commute with everything behind them."""
-    kept: list[Turn | Fixed] = []
-    behind = {(r.x, r.z) for r in readings}
-    matrix = False
-    for step in reversed(steps):
-        if isinstance(step, Turn):
-            if not matrix and all(_commute(step.x, step.z, *other) for other in behind):
-                continue
-            behind.add((step.x, step.z))
-        else:
-            matrix = True
-        kept.append(step)
-    return kept[::-1]
-
-
-def _effective(steps: Sequence[Turn | Fixed]) -> list[Turn | Fixed]:
-    """Without turns about Z strings that commute with everything in front of them: ``|0>`` gets a mere phase."""
-    kept: list[Turn | Fixed] = []
-    before: set[tuple[int, int]] = set()
-    matrix = False
+    In order of time: |0> gets a mere phase. In reverse, with the strings that are read: no observable sees them.
+    """
+    kept: list[PauliRotation | Fixed] = []
+    passed, matrix = set(others), False
     for step in steps:
-        if isinstance(step, Turn):
-            if not matrix and step.x == 0 and all(_commute(0, step.z, *other) for other in before):
-                continue
-            before.add((step.x, step.z))
-        else:
+        if isinstance(step, Fixed):
             matrix = True
+        else:
+            idle = not (matrix or (only_z and step.x))
+            if idle and all(((step.x & z).bit_count() + (step.z & x).bit_count()) & 1 == 0 for x, z in passed):
+                continue
+            passed.add((step.x, step.z))
         kept.append(step)
     return kept
-
-
-def _masks(word: str, qubits: Sequence[int]) -> tuple[int, int]:
-    pairs = [(LETTERS[letter], q) for letter, q in zip(word, qubits, strict=True)]
-    return sum(bits[0] << q for bits, q in pairs), sum(bits[1] << q for bits, q in pairs)
-
-
-def _bits(values: np.ndarray) -> int:
-    return int(sum(1 << int(q) for q in np.flatnonzero(values)))

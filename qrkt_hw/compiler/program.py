@@ -24,7 +24,7 @@ from qiskit.circuit.library import PauliEvolutionGate, UnitaryGate, get_standard
 from qiskit.quantum_info import Operator
 from qiskit.synthesis import QDrift
 
-from qrkt_hw.ansatz import CircuitTemplate, definition_of, standard_name
+from qrkt_hw.ansatz import CircuitTemplate, definition_of, remembered, standard_name
 
 LARGEST_FIXED = 6  # qubits up to which an unknown gate is taken as one matrix
 LARGEST_CHECKED = 4  # qubits up to which a gate with a definition of its own is compared as a matrix
@@ -126,7 +126,7 @@ _PHASES = {"cp", "cu1"}
 ROTATIONS = {*_SINGLE, *_CONTROLLED, *_PHASES, "r", "u", "u3", "u2"}
 
 
-@lru_cache(maxsize=512)
+@remembered
 def lower(template: CircuitTemplate) -> Program:
     """The program of a template.
 

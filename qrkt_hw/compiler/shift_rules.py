@@ -30,7 +30,7 @@ from qiskit.circuit.library import (
 )
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
-from qrkt_hw.ansatz import CircuitTemplate, standard_name
+from qrkt_hw.ansatz import CircuitTemplate, remembered, standard_name
 from qrkt_hw.compiler.program import ROTATIONS, Fixed, Rotation, affine, is_symbolic, lower
 
 _GATES = {"X": RXGate, "Y": RYGate, "Z": RZGate, "XX": RXXGate, "YY": RYYGate, "ZZ": RZZGate, "ZX": RZXGate}
@@ -62,7 +62,7 @@ class Split:
     rules: tuple[Rule, ...]
 
 
-@lru_cache(maxsize=256)
+@remembered
 def split(template: CircuitTemplate) -> Split:
     """The template with an angle of its own in every slot.
 

@@ -13,8 +13,8 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.derived import derived_values
 from qrkt_hw.nn.gradients import Wanted, rule_of, simulated_jacobian
+from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
 
 class TemplateNetwork(NeuralNetwork):
@@ -109,7 +109,7 @@ class TemplateNetwork(NeuralNetwork):
         chain, inner = None, self.evaluated.num_inputs
         wanted = Wanted(by_inputs, by_weights)
         if not self.derived.trivial:
-            chain = self.derived.jacobian(values)
+            chain = derived_jacobian(self.derived, values)
             held = self.template.num_inputs  # a derived input may hold a weight, such as w in x * w
             mixed = bool((chain[..., :inner, held:] != 0).any())
             wanted = Wanted(by_inputs or mixed, by_weights)

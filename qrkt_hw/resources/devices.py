@@ -152,7 +152,7 @@ def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) 
     Noise draws an expectation value towards zero, so it loses about the chance of a failure in its causal cone times
     its own size. ``benchmarks/predicted_error.py`` says how well that ranks circuits. None where states are too large.
     """
-    from qrkt_hw.compiler.measures import LARGEST, typical_values
+    from qrkt_hw.simulator.analysis import LARGEST, typical_values
 
     if template.num_qubits > LARGEST:
         return None

@@ -15,11 +15,12 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.backends.device.measurement import bases
-from qrkt_hw.compiler import cones, lower, split
+from qrkt_hw.compiler import split
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.build import quantum_layers, set_backend
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Output, Simulability, StageCall
-from qrkt_hw.simulator import METHODS
+from qrkt_hw.simulator import cheapest
+from qrkt_hw.simulator.analysis import cones
 
 BATCH = 256  # circuits for which the methods of the simulator state their cost, in nanoseconds
 LONGEST_NAME = 60  # letters of an observable's name
@@ -203,13 +204,8 @@ def simulability(template: CircuitTemplate, place: int) -> Simulability:
         for k, cone in enumerate(cones(written))
     ]
     dead = written.num_weights - len({w for output in outputs for w in output.weights})
-    program = lower(template)
-    costs = {
-        name: method.cost(program, template.observables) / BATCH / 1000
-        for name, method in METHODS.items()
-        if method.supports(program, template.observables)
-    }
-    method = min(costs, key=costs.__getitem__, default="none")
+    best = cheapest(template)
+    method, microseconds = ("none", None) if best is None else (best.name, best.cost(template) / BATCH / 1000)
     return Simulability(
         circuit=place,
         outputs=outputs,
@@ -217,8 +213,8 @@ def simulability(template: CircuitTemplate, place: int) -> Simulability:
         dead_weights=dead,
         sentence=_dependence(outputs, written.num_inputs, dead),
         method=method,
-        microseconds=costs.get(method),
-        hardness=_hardness(outputs, template.num_qubits, method, costs.get(method)),
+        microseconds=microseconds,
+        hardness=_hardness(outputs, template.num_qubits, method, microseconds),
     )
 
 

@@ -11,21 +11,17 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
-from weakref import WeakKeyDictionary
+from typing import NamedTuple
 
 import torch
-from qiskit.quantum_info import SparsePauliOp
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.compiler import Program, Rotation, lower
-from qrkt_hw.compiler.litinski import Turn, frame
+from qrkt_hw.compiler.litinski import PauliRotation, absorb
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import native
-from qrkt_hw.simulator.fused import segments, split_encoding
-from qrkt_hw.simulator.methods import METHODS
-from qrkt_hw.simulator.pulled import plan
+from qrkt_hw.simulator.propagated import Propagated, plan, uses_weights
+from qrkt_hw.simulator.statevector import LARGEST_NATIVE, LARGEST_TABLE, Statevector
 
 SMALL = 64 * 2**20  # bytes that nobody asks about
 SHARE = 0.9  # of the free memory that may be taken
@@ -45,138 +41,99 @@ class Need(NamedTuple):
         return self.fixed + groups * (self.group + self.row * -(-batch // self.columns) * self.columns)
 
 
-class Evaluates(Protocol):
-    """What :func:`check` asks of a simulator."""
-
-    template: CircuitTemplate
-    method: str
-    real_dtype: torch.dtype
-
-
-def need(
-    method: str,
-    program: Program,
-    observables: Sequence[SparsePauliOp],
-    real: torch.dtype,
-    gradient: bool,
-    compiled: bool,
-) -> Need:
+def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bool, compiled: bool) -> Need:
     """What an evaluation by a method takes.
 
     Args:
-        method: ``gatewise``, ``fused``, ``pauli`` or ``adjoint``.
-        program, observables: the lowered circuit and what is read.
+        template: the circuit.
+        method: ``pauli`` or ``adjoint``.
         real: precision.
         gradient: whether a backward pass follows.
-        compiled: by the native kernels, where the method has some.
+        compiled: by the native kernels, where they take the circuit.
     """
     number = torch.finfo(real).bits // 8
-    if method == "pauli":
-        return _of_propagation(program, observables, number, compiled)
-    size, amplitude = 2.0**program.num_qubits, 2 * number
-    state = size * amplitude
-    if method == "adjoint" and compiled:
-        plane = size * 64  # one row of columns for each amplitude
-        columns = native.COLUMNS[real]
-        return Need(plane * (5 if gradient else 3), 0, 2 * plane / columns if gradient else 0, columns)
     if method == "adjoint":
-        framed = frame(program, observables)
-        turns = [s for s in framed.steps if isinstance(s, Turn)]
-        flips = {r.x for r in framed.readings}
-        tables = size * (amplitude * len(turns) + 8 * sum(s.x != 0 for s in turns))
-        tables += _readout(flips, len(observables), size, number)
-        return Need(tables, 0, state * (10.5 + 3 * (len(flips) - 1) if gradient else 5.5))
-    rotations = [s for s in program.steps if isinstance(s, Rotation)]
-    if method == "gatewise":
-        tables = size * (amplitude * len(rotations) + 8 * sum(any(p in "XY" for p in s.pauli) for s in rotations))
-        tables += _readout(flips_of(observables), len(observables), size, number)
-        return Need(tables, 0, state * (2 * len(rotations) + 8 if gradient else 6.5))
-    runs = segments(split_encoding(program)[1], program)
-    by_data, shared = (
-        sum(isinstance(s, Rotation) for d, steps in runs if d is data for s in steps) for data in (True, False)
-    )
-    return Need(0, size * state * (2 * shared + 8 if gradient else 8), state * (2 * by_data + 8 if gradient else 8))
-
-
-def flips_of(observables: Sequence[SparsePauliOp]) -> set[int]:
-    """The qubits that each Pauli string flips, as bits."""
-    return {sum(1 << q for q, bit in enumerate(x) if bit) for o in observables for x in o.paulis.x}
-
-
-def _readout(flips: set[int], outputs: int, size: float, number: int) -> float:
-    """A dense sign matrix for each set of flipped qubits, made in complex numbers of double precision."""
-    return size * (150 + sum(outputs * (16 + number * (2 if x else 1)) + (8 if x else 0) for x in flips))
-
-
-def _of_propagation(program: Program, observables: Sequence[SparsePauliOp], number: int, compiled: bool) -> Need:
-    inputs_and_outputs = program.num_inputs + len(observables)
-    found = plan(program, observables)
-    if found is None:
+        size = 2.0**template.num_qubits
+        if compiled and template.num_qubits <= LARGEST_NATIVE:
+            plane, columns = size * 64, native.COLUMNS[real]  # one row of columns for each amplitude
+            return Need(plane * (5 if gradient else 3), 0, 2 * plane / columns if gradient else 0, columns)
+        found = absorb(template)
+        signs = {s.z for s in found.steps if isinstance(s, PauliRotation)} if size <= LARGEST_TABLE else ()
+        flips = {r.x for r in found.readings}
+        fixed = size * number * (len(signs) + min(len(found.readings), max(1.0, LARGEST_TABLE / size)) + 2)
+        return Need(fixed, 0, size * 2 * number * (10.5 + 0.7 * (len(flips) - 1) if gradient else 5.5))
+    planned = plan(template)
+    if planned is None:
         return Need(math.inf, 0, 0)
-    e = found.expansion
-    factors = sum(max(len(s), 1) for s in e.strings)
-    held = number * (factors + len(e.entries) + sum(map(len, e.rows)))
-    uses_weights = any(
-        i >= program.num_inputs for row in e.rows for *_, m in row for f in m for i, _ in e.angles[f // 2].terms
-    )
-    if compiled and not uses_weights:
-        return Need(0, 3 * held, 2 * number * inputs_and_outputs)
-    return Need(0, 3 * held, number * (4 * factors + 3 * sum(map(len, e.rows)) + 2 * inputs_and_outputs))
+    e = planned[0]
+    factors, rows = sum(max(len(s), 1) for s in e.strings), sum(map(len, e.rows))
+    held, ends = 3.0 * number * (factors + len(e.entries) + rows), template.num_inputs + template.num_outputs
+    if compiled and not uses_weights(e, template):
+        return Need(0, held, 2 * number * ends)
+    dense = len(e.rows) * rows + template.num_outputs * len(e.strings)
+    kept = 4 * factors + 3 * rows if gradient else 1.3 * factors + rows
+    return Need(0, held + 3 * number * dense, number * (kept + 2 * ends))
 
 
-_needs: WeakKeyDictionary[Evaluates, tuple[Need, ...]] = WeakKeyDictionary()
-
-
-def check(simulate: Evaluates, inputs: Tensor, weights: Tensor) -> None:
-    """Refuse a call of a simulator that would take more memory than there is.
+class Needs:
+    """What calls of a simulator take.
 
     Args:
-        simulate: the simulator.
-        inputs, weights: of its call, ``(..., groups, inputs)`` and ``(groups, weights)``.
+        template, method, real: see :func:`need`.
 
     Raises:
-        UserError: it does not fit; says what would.
+        UserError: its tables alone do not fit.
     """
-    found = _needs.get(simulate)
-    if found is None:
-        found = _needs[simulate] = tuple(_variants(simulate, simulate.method, simulate.real_dtype))
-    gradient = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
-    one = found[2 * gradient + inputs.is_cpu]
-    most, groups = inputs.numel(), weights.shape[0]
-    if most and one.of(most, groups) < SMALL:  # there are no more samples than numbers
-        return
-    batch = math.prod(inputs.shape[:-2])
-    needed = one.of(batch, groups)
-    if needed < SMALL:
-        return
-    free = SHARE * available(inputs.device)
-    if needed <= free:
-        return
 
-    def fits(other: Need, samples: int) -> bool:
-        return other.of(samples, groups) <= free
+    def __init__(self, template: CircuitTemplate, method: str, real: torch.dtype) -> None:
+        self._template, self._method, self._real = template, method, real
+        self._needs = self._variants(method, real)
+        cheapest = min(one.fixed for one in self._needs.values())
+        if cheapest >= SMALL and cheapest > (free := SHARE * available(torch.device("cpu"))):
+            self._refuse(0, cheapest, free, [])
+        most = max((one.group + one.row * one.columns) for one in self._needs.values())
+        fixed = max(one.fixed for one in self._needs.values())
+        # numbers in the inputs of a call that takes less than SMALL, whatever its shape
+        self.unchecked = max(0.0, SMALL - fixed) / max(most, 1.0) * max(template.num_inputs, 1)
 
-    program, observables = lower(simulate.template), simulate.template.observables
-    place = 2 * gradient + inputs.is_cpu
-    others = [m.name for m in METHODS.values() if m.name != simulate.method and m.supports(program, observables)]
-    changed = [(f"method {name!r}", name, simulate.real_dtype) for name in others]
-    if simulate.real_dtype == torch.float64:
-        changed.append(("dtype complex64", simulate.method, torch.float32))
-    ways = [f"{what} fits" for what, m, real in changed if fits(_variants(simulate, m, real)[place], batch)]
-    if fits(one, 1):
-        ways.insert(0, f"a batch of {_largest(lambda samples: fits(one, samples), batch)} fits")
-    _refuse(_subject(simulate.template, simulate.method, batch), needed, free, ways, program.num_qubits)
+    def check(self, inputs: Tensor, weights: Tensor) -> None:
+        """Refuse a call that would take more memory than there is.
 
+        Args:
+            inputs, weights: ``(..., groups, inputs)`` and ``(groups, weights)``.
 
-def check_tables(method: str, template: CircuitTemplate, real: torch.dtype) -> None:
-    """Refuse a simulator whose tables alone would take more memory than there is.
+        Raises:
+            UserError: it does not fit; says what would.
+        """
+        gradient = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
+        variant = gradient, inputs.is_cpu
+        batch, groups = math.prod(inputs.shape[:-2]), weights.shape[0]
+        one = self._needs[variant]
+        needed = one.of(batch, groups)
+        if needed < SMALL or needed <= (free := SHARE * available(inputs.device)):
+            return
+        others = [m.name for m in (Propagated, Statevector) if m.name != self._method and m.supports(self._template)]
+        changed = [(f"method {name!r}", name, self._real) for name in others]
+        if self._real == torch.float64:
+            changed.append(("dtype complex64", self._method, torch.float32))
+        ways = [
+            f"{what} fits" for what, m, real in changed if self._variants(m, real)[variant].of(batch, groups) <= free
+        ]
+        if one.of(1, groups) <= free:
+            fitting = _largest(lambda samples: one.of(samples, groups) <= free, batch)
+            ways.insert(0, f"a batch of {fitting} fits")
+        self._refuse(batch, needed, free, ways)
 
-    Raises:
-        UserError: they do not fit.
-    """
-    needed = need(method, lower(template), template.observables, real, False, True).fixed
-    if needed >= SMALL and needed > (free := SHARE * available(torch.device("cpu"))):
-        _refuse(_subject(template, method, 0), needed, free, [], template.num_qubits)
+    def _variants(self, method: str, real: torch.dtype) -> dict[tuple[bool, bool], Need]:
+        """By whether gradients are wanted, and whether the call is on a CPU."""
+        compiled, choices = native.library() is not None, (False, True)
+        return {(g, c): need(self._template, method, real, g, compiled and c) for g in choices for c in choices}
+
+    def _refuse(self, batch: int, needed: float, free: float, ways: Sequence[str]) -> None:
+        samples = f" for {batch} sample{'s' if batch != 1 else ''}" if batch else ""
+        t = self._template
+        what = f"ansatz {t.name!r} on {t.num_qubits} qubits by method {self._method!r}{samples}"
+        _refuse(what, needed, free, ways, t.num_qubits)
 
 
 def check_aer(name: str, method: str, qubits: int) -> None:
@@ -193,28 +150,12 @@ def check_aer(name: str, method: str, qubits: int) -> None:
         _refuse(f"backend {name!r} with method {method!r} on {qubits} qubits", needed, free, [], qubits, exponent)
 
 
-def _variants(simulate: Evaluates, method: str, real: torch.dtype) -> list[Need]:
-    """Without and with gradients, each elsewhere and on a CPU."""
-    program, observables = lower(simulate.template), simulate.template.observables
-    compiled = native.library() is not None
-    return [
-        need(method, program, observables, real, gradient, compiled and cpu)
-        for gradient in (False, True)
-        for cpu in (False, True)
-    ]
-
-
 def _largest(fits: Callable[[int], bool], too_many: int) -> int:
     low, high = 1, too_many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _subject(template: CircuitTemplate, method: str, batch: int) -> str:
-    samples = f" for {batch} sample{'s' if batch != 1 else ''}" if batch else ""
-    return f"ansatz {template.name!r} on {template.num_qubits} qubits by method {method!r}{samples}"
 
 
 def _refuse(what: str, needed: float, free: float, ways: Sequence[str], qubits: int, exponent: int = 1) -> None:

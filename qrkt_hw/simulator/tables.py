@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from qrkt_hw.compiler.program import Affine
+
 
 class Tables:
     """Named constant tensors, by device."""
@@ -22,20 +24,20 @@ class Tables:
     def add(self, name: str, values: NDArray, dtype: torch.dtype) -> None:
         if not dtype.is_complex and np.iscomplexobj(values):
             values = values.real
-        with _kept_tensors():
+        with ordinary_tensors():
             self._made[name] = torch.as_tensor(np.ascontiguousarray(values), device="cpu").to(dtype)
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         if device.type == "cpu":
             return self._made
         if device not in self._by_device:
-            with _kept_tensors():
+            with ordinary_tensors():
                 self._by_device[device] = {name: table.to(device) for name, table in self._made.items()}
         return self._by_device[device]
 
 
 @contextmanager
-def _kept_tensors() -> Iterator[None]:
+def ordinary_tensors() -> Iterator[None]:
     """Within, tensors are ordinary ones: what is kept must not be a fake, inference or traced one of its first user."""
     tracing = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
@@ -46,10 +48,31 @@ def _kept_tensors() -> Iterator[None]:
         torch._C._set_tracing_state(tracing)  # type: ignore[attr-defined]
 
 
-def taking_turns(inputs: Tensor, groups: int) -> Tensor:
-    """Inputs ``(batch, fewer groups, inputs)`` repeated to as many groups as there are weight sets."""
-    times = groups // max(1, inputs.shape[1])
-    return inputs if times == 1 else torch.cat([inputs] * times, dim=1)
+class Angles(Tables):
+    """Rotation angles of parameters: ``inputs @ to_inputs + weights @ to_weights + offset``.
+
+    Args:
+        angles: affine functions of inputs, then weights.
+        num_inputs, num_weights: how many there are of each.
+        real: precision.
+    """
+
+    def __init__(self, angles: Sequence[Affine], num_inputs: int, num_weights: int, real: torch.dtype) -> None:
+        super().__init__()
+        matrix = np.zeros((num_inputs + num_weights, len(angles)))
+        for column, angle in enumerate(angles):
+            for index, coefficient in angle.terms:
+                matrix[index, column] = coefficient
+        self.add("to_inputs", matrix[:num_inputs], real)
+        self.add("to_weights", matrix[num_inputs:], real)
+        self.add("offset", np.array([angle.offset for angle in angles]), real)
+
+    def __call__(self, inputs: Tensor | None, weights: Tensor) -> Tensor:
+        """``(angles, groups, batch)``; without inputs ``(angles, groups, 1)``."""
+        tables = self.on(weights.device)
+        angles = weights @ tables["to_weights"] + tables["offset"]
+        angles = angles.unsqueeze(0) if inputs is None else inputs @ tables["to_inputs"] + angles
+        return angles.permute(2, 1, 0)
 
 
 def vjp(

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from qrkt_hw.circuits import build, names
-from qrkt_hw.compiler import causal_cone, cones, lower
-from qrkt_hw.compiler import cones as find
-from qrkt_hw.compiler.light_cones import pull_back
+from qrkt_hw.compiler import lower
+from qrkt_hw.compiler.propagation import propagate
 from qrkt_hw.simulator import simulator
+from qrkt_hw.simulator.analysis import causal_cone, cones
+from qrkt_hw.simulator.analysis import cones as find
 from tests.random_templates import random_template
 
 pytestmark = pytest.mark.acceptance
@@ -62,7 +63,7 @@ def test_wide_circuits_are_bounded(name):
         assert set(cone.inputs) <= set(bound.tolist())
 
 
-def test_pulled_back_value_and_slopes_are_those_of_the_simulator():
+def test_propagated_values_and_gradients_are_those_of_the_simulator():
     rng = np.random.default_rng(3)
     for _ in range(10):
         template = random_template(rng, num_qubits=3)
@@ -71,12 +72,12 @@ def test_pulled_back_value_and_slopes_are_those_of_the_simulator():
         weights = torch.tensor(point[:, template.num_inputs :], requires_grad=True)
         values = simulator(template, torch.complex128)(inputs[None], weights)[0, 0]
         for output, observable in enumerate(template.observables):
-            pulled, _ = pull_back(lower(template), observable, point, limit=10**6)
+            propagated, _ = propagate(lower(template), observable, point, limit=10**6, work=2e8)
             slopes = torch.autograd.grad(
                 values[output], (inputs, weights), retain_graph=True, allow_unused=True, materialize_grads=True
             )
             expected = torch.cat([values[output].reshape(1, 1).detach(), *slopes], dim=1)
-            assert np.abs(pulled - expected.numpy()).max() < 1e-12
+            assert np.abs(propagated - expected.numpy()).max() < 1e-12
 
 
 def test_thesis_circuit_is_elementwise_at_one_layer_and_any_width():

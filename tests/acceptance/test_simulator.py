@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from qrkt_hw.compiler import lower
 from qrkt_hw.simulator import METHODS, Simulator
-from tests.random_templates import GATES, random_template, reference_values
+from tests.random_templates import GATES, gate_by_gate, random_template, reference_values
 
 pytestmark = pytest.mark.acceptance
 TEMPLATES = 300
@@ -24,8 +23,7 @@ def template_of(number: int):
 
 
 def fitting(template):
-    program = lower(template)
-    return [name for name, method in METHODS.items() if method.supports(program, template.observables)]
+    return [name for name, method in METHODS.items() if method.supports(template)]
 
 
 def test_every_standard_gate_occurs_at_least_five_times():
@@ -56,6 +54,8 @@ def test_equals_statevector(block):
                 found = evaluate(torch.tensor(inputs, dtype=real), torch.tensor(weights, dtype=real)).numpy()
                 difference = np.abs(found - wanted).max()
                 assert difference <= bound, (number, method, dtype, difference)
+        plain = gate_by_gate(template)(torch.tensor(inputs), torch.tensor(weights)).numpy()
+        assert np.abs(plain - wanted).max() <= 1e-10, number
 
 
 @pytest.mark.parametrize("number", range(30))

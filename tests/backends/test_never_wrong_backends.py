@@ -17,7 +17,7 @@ from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.backends.ibm.account import mount
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.quantum import QuantumLayer
-from qrkt_hw.simulator.superoperator import NoisySimulator, PropagatedCache, PulledBack
+from qrkt_hw.simulator.noisy import NoisySimulator, PropagatedCache, PropagatedRows
 from tests.command_line import qrkt, refused
 
 DEVICE = "{provider: ibm, name: ibm_fez, shots: 4096}"
@@ -130,7 +130,7 @@ def draw(samples, sets, qubits=2, seed=1):
 
 def test_what_depends_on_the_weights_is_computed_once_for_each_place(monkeypatch):
     calls, propagated = [], []
-    evaluate, propagate = NoisySimulator.__call__, PulledBack.__init__
+    evaluate, propagate = NoisySimulator.__call__, PropagatedRows.__init__
 
     def counted(self, inputs, weights):
         calls.append(len(weights))
@@ -142,7 +142,7 @@ def test_what_depends_on_the_weights_is_computed_once_for_each_place(monkeypatch
         self.tail = lambda *given: propagated.append(len(given[2])) or tail(*given)
 
     monkeypatch.setattr(NoisySimulator, "__call__", counted)
-    monkeypatch.setattr(PulledBack, "__init__", watched)
+    monkeypatch.setattr(PropagatedRows, "__init__", watched)
     backend = FakeBackend("f", "fake_guadalupe", shots=32, seed=1)
     call = draw(6, 12)
     backend.run([call])

@@ -22,10 +22,9 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils import parametrizations
 
 from qrkt_hw import QuantumLayer, backends, circuits
-from qrkt_hw.compiler import lower
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator import METHODS, Simulator
-from tests.random_templates import random_template, reference_values
+from qrkt_hw.simulator import METHODS
+from tests.random_templates import gate_by_gate, random_template, reference_values
 
 ALL = int(os.environ.get("QRKT_HW_EXAMPLES", "0"))
 
@@ -50,7 +49,7 @@ def _pool():
 
 
 POOL = _pool()
-FITTING = [["auto", *(n for n, m in METHODS.items() if m.supports(lower(t), t.observables))] for t in POOL]
+FITTING = [["auto", *(n for n, m in METHODS.items() if m.supports(t))] for t in POOL]
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 WHOLE = [torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64]
 PLACES = st.integers(0, len(POOL) - 1)
@@ -105,7 +104,7 @@ def numbers(lead, features, dtype, seed):
 def exact(made: QuantumLayer, x: torch.Tensor) -> torch.Tensor:
     """Values of contiguous inputs in double precision, gate by gate: another method than most layers use."""
     template = made.template
-    simulate = Simulator(template, torch.complex128, "gatewise")
+    simulate = gate_by_gate(template)
     count = x.numel() // x.shape[-1]
     groups = x.detach().double().clone().reshape(count, made.groups, template.num_inputs)
     weights = made.weight.detach().double().reshape(made.groups, template.num_weights)
@@ -137,7 +136,7 @@ def test_gradients_of_any_layer(made, lead, how, of_cotangent, seed):
     found = torch.autograd.grad(values, (x, made.weight), cotangent, allow_unused=True, materialize_grads=True)
     assert [g.dtype for g in found] == [x.dtype, made.weight.dtype]
     double = copy.deepcopy(made).double()
-    plain = Simulator(made.template, torch.complex128, "gatewise")
+    plain = gate_by_gate(made.template)
     y = x.detach().double().clone().requires_grad_()
     w = double.weight.detach().requires_grad_()
     groups = y.reshape(y.numel() // made.features, made.groups, made.template.num_inputs)

@@ -1,12 +1,18 @@
 """The simulator as a function: shapes, groups, precision, refusals."""
 
+import dataclasses
+import gc
+import pickle
+import weakref
+
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
 
 from qrkt_hw.circuits import CircuitTemplate, build
+from qrkt_hw.compiler import lower
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator import METHODS, Simulator, simulator
+from qrkt_hw.simulator import METHODS, REMOVED_METHODS, Simulator, simulator
 
 TEMPLATE = build("ry_rz_ring", 3, 2)
 
@@ -20,9 +26,7 @@ def test_leading_axes_are_kept(lead, method):
 
 
 def fits(method):
-    from qrkt_hw.compiler import lower
-
-    return method == "auto" or METHODS[method].supports(lower(TEMPLATE), TEMPLATE.observables)
+    return method == "auto" or METHODS[method].supports(TEMPLATE)
 
 
 def test_each_group_has_its_own_weights():
@@ -47,6 +51,26 @@ def test_unknown_methods_and_precisions_are_refused():
         Simulator(TEMPLATE, method="magic")
     with pytest.raises(ValueError, match="complex64"):
         Simulator(TEMPLATE, torch.float32)
+
+
+@pytest.mark.parametrize("method", REMOVED_METHODS)
+def test_a_removed_method_reads_as_auto_with_one_warning(method):
+    with pytest.warns(UserWarning, match=f"'{method}' no longer exists") as seen:
+        assert Simulator(TEMPLATE, method=method).method == simulator(TEMPLATE).method
+    assert len(seen) == 1
+
+
+def test_what_is_made_of_a_template_lives_and_dies_with_it():
+    template = build("qrkt", 3, 1)
+    for k in range(600):  # throw-away templates put nothing out
+        lower(dataclasses.replace(template, name=f"t{k}"))
+    assert lower(template) is lower(template) and simulator(template) is simulator(template, method="auto")
+    copy = dataclasses.replace(template)
+    program, made = weakref.ref(lower(copy)), weakref.ref(simulator(copy))
+    assert pickle.loads(pickle.dumps(copy)).num_qubits == 3
+    del copy
+    gc.collect()
+    assert program() is None and made() is None
 
 
 def test_a_template_that_cannot_be_lowered_is_the_users_mistake():

@@ -1,6 +1,7 @@
 """The compiled routines give what torch gives; without them everything still works."""
 
 import ctypes
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
 
 from qrkt_hw import circuits
-from qrkt_hw.compiler import lower
-from qrkt_hw.compiler.litinski import Turn, frame
+from qrkt_hw.compiler.litinski import PauliRotation, absorb
 from qrkt_hw.nn import few_tokens
-from qrkt_hw.simulator import Simulator, native, pulled
-from tests.random_templates import random_template
+from qrkt_hw.simulator import Simulator, native
+from qrkt_hw.simulator.propagated import Propagated
+from tests.random_templates import gate_by_gate, random_template
 
 TEMPLATES = [
     circuits.build("qrkt", 4, 1),
@@ -23,6 +24,11 @@ TEMPLATES = [
     random_template(np.random.default_rng(3), num_qubits=3, must=["ch", "t", "ccx"]),
 ]
 needs_library = pytest.mark.skipif(native.library() is None, reason="the compiled routines were not built")
+
+
+def copied(template):
+    """Without what was remembered of it."""
+    return dataclasses.replace(template)
 
 
 def without_library(monkeypatch):
@@ -36,15 +42,14 @@ def test_compiled_and_torch_agree(method, dtype, monkeypatch):
     real = torch.float32 if dtype == torch.complex64 else torch.float64
     compared = 0
     for number, template in enumerate(TEMPLATES):
-        program = lower(template)
-        if method == "pauli" and not pulled.PulledBackObservables.supports(program, template.observables):
+        if method == "pauli" and not Propagated.supports(template):
             continue
         simulate = Simulator(template, dtype, method)
         torch.manual_seed(number)
-        for groups, sets in ((1, 1), (2, 2), (2, 6)):  # the last: three layers read the same features
+        for groups in (1, 2, 6):
             x = (3 * torch.randn(21, groups, template.num_inputs, dtype=real)).requires_grad_()
-            w = torch.randn(sets, template.num_weights, dtype=real, requires_grad=True)
-            cotangent = torch.randn(21, sets, template.num_outputs, dtype=real)
+            w = torch.randn(groups, template.num_weights, dtype=real, requires_grad=True)
+            cotangent = torch.randn(21, groups, template.num_outputs, dtype=real)
             found = []
             for use in (True, False):
                 with monkeypatch.context() as patch:
@@ -62,7 +67,7 @@ def test_compiled_and_torch_agree(method, dtype, monkeypatch):
 @needs_library
 def test_tensors_with_strides_angles_far_out_and_odd_batches():
     template = circuits.build("qrkt", 4, 2)
-    exact = Simulator(template, torch.complex128, "gatewise")
+    exact = gate_by_gate(template)
     base = torch.randn(4, 2, 37, dtype=torch.float64) * 1e4  # read by strides, and far from the first turn
     x = base.permute(2, 1, 0)
     w = torch.randn(2, template.num_weights, dtype=torch.float64)
@@ -101,18 +106,17 @@ def test_clifford_gates_and_idle_rotations_leave_no_step():
     circuit.ry(w[1], 1)
     circuit.rz(w[2], 1)  # does not move Z
     template = circuits.CircuitTemplate("idle", circuit, x, w, ("IZ", "ZI"))
-    found = frame(lower(template), template.observables)
-    assert all(isinstance(step, Turn) for step in found.steps)
+    found = absorb(template)
+    assert all(isinstance(step, PauliRotation) for step in found.steps)
     assert len(found.steps) == 2
 
 
 def test_without_a_compiler_everything_works(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
-    monkeypatch.setattr(pulled, "_plans", {})
-    for template in TEMPLATES:
+    for template in map(copied, TEMPLATES):
         x = torch.randn(3, 2, template.num_inputs, dtype=torch.float64, requires_grad=True)
         w = torch.randn(2, template.num_weights, dtype=torch.float64, requires_grad=True)
-        wanted = torch.autograd.grad(Simulator(template, torch.complex128, "gatewise")(x, w).sum(), (x, w))
+        wanted = torch.autograd.grad(gate_by_gate(template)(x, w).sum(), (x, w))
         for method in ("auto", "adjoint"):
             ours = torch.autograd.grad(Simulator(template, torch.complex128, method)(x, w).sum(), (x, w))
             for a, b in zip(ours, wanted, strict=True):
@@ -120,7 +124,7 @@ def test_without_a_compiler_everything_works(monkeypatch):
 
 
 def test_an_unreadable_library_is_no_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / f"_kernels{native.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
     native.library.cache_clear()
     try:
@@ -143,10 +147,9 @@ def test_narrow_vectors_give_the_values_of_wide_ones(monkeypatch, dtype):
     found = []
     for generation in range(1, library.qrkt_generation() + 1):
         monkeypatch.setattr(native, "library", lambda g=generation: native.routines(library, g))
-        monkeypatch.setattr(pulled, "_plans", {})
         torch.manual_seed(0)
         values = []
-        for template in TEMPLATES[::4]:
+        for template in map(copied, TEMPLATES[::4]):
             x = torch.randn(19, 2, template.num_inputs, dtype=real, requires_grad=True)
             w = torch.randn(2, template.num_weights, dtype=real, requires_grad=True)
             out = Simulator(template, dtype, "auto")(x, w)

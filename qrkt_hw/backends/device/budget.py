@@ -35,13 +35,7 @@ class Plan(BaseModel):
 
 
 class Prices(BaseModel):
-    """The price list.
-
-    Attributes:
-        date: when it was read.
-        source: where.
-        plans: by name.
-    """
+    """The price list: when it was read, where, and the plans by name."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -52,14 +46,7 @@ class Prices(BaseModel):
 
 @dataclass(frozen=True)
 class Usage:
-    """What jobs use of a QPU.
-
-    Attributes:
-        jobs: submitted; each has its overhead.
-        executions: circuits x shots.
-        seconds: by the long form.
-        seconds_quick: by the short form.
-    """
+    """What jobs use of a QPU: jobs, circuits x shots, and QPU seconds by the long and the short form."""
 
     jobs: int
     executions: int

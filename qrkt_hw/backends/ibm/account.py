@@ -23,6 +23,16 @@ from qrkt_hw.errors import UserError
 # errors --------------------------------------------------------------------------------------------------------------
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
+STATUS: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
+ADVICE: dict[Kind, str] = {
+    "unreachable": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
+    "lost": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
+    "unauthorized": "IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)",
+    "forbidden": "the account has no access to this instance; --instance names another",
+    "busy": "IBM Quantum asks for fewer requests; wait a minute and resume with --resume",
+    "server": "IBM Quantum has trouble of its own (HTTP STATUS); resume later with --resume",
+    "no_sessions": "the account's plan has no sessions; use --mode batch",
+}
 SESSION_CODES = ("1217", "1216")
 NO_SESSION_CODE = "1352"
 
@@ -60,12 +70,8 @@ def classify(error: BaseException) -> Kind:
         return "no_sessions"
     if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
         return "session"
-    if status == 401:
-        return "unauthorized"
-    if status == 403:
-        return "forbidden"
-    if status == 429:
-        return "busy"
+    if status in STATUS:
+        return STATUS[status]
     if (status is not None and status >= 500) or "maintenance mode" in text:
         return "server"
     if status is not None:
@@ -84,22 +90,8 @@ def classify(error: BaseException) -> Kind:
 
 def explain(error: BaseException, doing: str) -> str:
     """One sentence: what failed, and what to do."""
-    kind = classify(error)
-    if kind in ("unreachable", "lost"):
-        return f"{doing}: IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)"
-    if kind == "unauthorized":
-        return f"{doing}: IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)"
-    if kind == "forbidden":
-        return f"{doing}: the account has no access to this instance; --instance names another"
-    if kind == "busy":
-        return f"{doing}: IBM Quantum asks for fewer requests; wait a minute and go on with --resume"
-    if kind == "server":
-        return (
-            f"{doing}: IBM Quantum has trouble of its own (HTTP {status_of(error) or 503}); go on later with --resume"
-        )
-    if kind == "no_sessions":
-        return f"{doing}: the account's plan has no sessions; use --mode batch"
-    return f"{doing}: {redacted(reason(error))}"
+    advice = ADVICE.get(classify(error), redacted(reason(error)))
+    return f"{doing}: {advice.replace('STATUS', str(status_of(error) or 503))}"
 
 
 def reason(error: BaseException) -> str:

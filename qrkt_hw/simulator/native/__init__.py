@@ -1,6 +1,6 @@
-"""The compiled routines of ``kernels.c``, built when the package is installed; None where no compiler was at hand.
+"""The native kernels of ``kernels.c``, built when the package is installed; None where no compiler was at hand.
 
-Everything they do has a counterpart in torch, which serves other devices, derivatives of derivatives, and machines
+Each has a plain torch reference, which serves other devices, second derivatives, and machines
 without a compiler. ``QRKT_HW_NATIVE=0`` switches them off.
 """
 
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.compiler.program import Affine
 
-VERSION = 4
+VERSION = 5
 _P, _I = ctypes.c_void_p, ctypes.c_int32
 _L = ctypes.c_int64
 _DROPOUT = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_double]  # seed, probability to keep * 2^24, scale
@@ -32,17 +32,13 @@ _DROPOUT = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_double]  # seed, probabil
 _SIGNATURES: dict[str, list[Any]] = {
     "coefficients_forward": [_P, _L, _P],
     "coefficients_backward": [_P, _P, _L, _P],
-    "tape_forward": [_P, _P, _P, _P, _P, _P, _L, _L, _P],
-    "tape_backward": [_P, _P, _P, _P, _P, _P, _L, _L, _P, _P, _P, _P, _P, _P],
+    "tape_forward": [_P, _P, _P, _L, _L, _P],
+    "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P],
     "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
-    "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _P],
+    "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P],
     "attention_forward": [_P, _P, _P, _P, *_DROPOUT, _P, _P],
     "attention_backward": [_P, _P, _P, _P, *_DROPOUT, _P, _P, _P, _P, _P],
     "attention_keep": [*_DROPOUT, _P],
-    "enter_forward": [_P, _P, _P, _P, _P, _P, _P, ctypes.c_double, _P, _P, _P],
-    "enter_backward": [_P, _P, _P, _P, _P, _P, _P, _P, _P, _P, _P],
-    "leave_forward": [_P, _P, _P, _P, ctypes.c_uint64, *_DROPOUT, _P],
-    "leave_backward": [_P, _P, ctypes.c_uint64, *_DROPOUT, _P, _P, _P, _P],
 }
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
@@ -130,65 +126,38 @@ def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 _tracing = torch._C._get_tracing_state
 _transforms_active = torch._C._are_functorch_transforms_active
-_Strides = ctypes.c_int64 * 4
-
-
-def strides(tensor: Tensor) -> ctypes.Array:
-    """How the routines find their way in ``(batch, groups, inputs)``: three strides and the number of groups."""
-    return _Strides(*tensor.stride(), tensor.shape[1])
-
-
-class Record:
-    """A C structure made of a list of angles, numbers and arrays, with what keeps the arrays alive."""
-
-    def __init__(self, angles: Sequence[Affine], fields: Sequence[int | NDArray]) -> None:
-        starts = np.cumsum([0, *(len(a.terms) for a in angles)])
-        terms = [term for a in angles for term in a.terms]
-        index, factor = _ints([i for i, _ in terms]), _reals([f for _, f in terms])
-        offset = _reals([a.offset for a in angles])
-        everything = [len(angles), _ints(starts), index, factor, offset, *fields]
-        # the list of angles is a structure of its own inside the record: it begins anew at a multiple of 8 bytes
-        kinds = [_I if isinstance(value, int) else _P for value in everything]
-        names = [(f"field{k}", kind) for k, kind in enumerate(kinds)]
-        inner = type("Angles", (ctypes.Structure,), {"_fields_": names[:5]})
-        outer = type("Record", (ctypes.Structure,), {"_fields_": [("angles", inner), *names[5:]]})
-        values = [v if isinstance(v, int) else v.ctypes.data for v in everything]
-        self._kept = everything
-        self._structure = outer(inner(*values[:5]), *values[5:])
-        self.address = ctypes.addressof(self._structure)
-
-
-def _ints(values: ArrayLike) -> NDArray[np.int32]:
-    return np.ascontiguousarray(values, dtype=np.int32).reshape(-1)
-
-
-def _reals(values: ArrayLike) -> NDArray[np.float64]:
-    return np.ascontiguousarray(values, dtype=np.float64).reshape(-1)
-
-
-def fields(*values: int | ArrayLike) -> list[int | NDArray]:
-    """Numbers stay; sequences of floats become float64 arrays, all others int32 arrays."""
-    made: list[int | NDArray] = []
-    for value in values:
-        if isinstance(value, int):
-            made.append(value)
-        else:
-            array = np.asarray(value)
-            made.append(_reals(array) if array.dtype.kind == "f" and array.size else _ints(array))
-    return made
 
 
 class Routine:
-    """A pair of forward and backward functions in one precision, bound to a plan."""
+    """A pair of forward and backward routines in one precision, bound to a C structure of angles, numbers and arrays.
 
-    def __init__(self, name: str, record: Record, real: torch.dtype) -> None:
+    Args:
+        name: of the routines, without ``_forward`` and ``_backward``.
+        real: precision.
+        angles: the structure's first member.
+        fields: its others, in order. Sequences of floats become float64 arrays, all others int32 arrays.
+    """
+
+    def __init__(self, name: str, real: torch.dtype, angles: Sequence[Affine], *fields: int | ArrayLike) -> None:
         found = library()
         assert found is not None
         suffix = "f32" if real == torch.float32 else "f64"
         self._forward = found[f"{name}_forward_{suffix}"]
         self._backward = found[f"{name}_backward_{suffix}"]
-        self._record = record
-        self._plan = record.address
+        starts = np.cumsum([0, *(len(a.terms) for a in angles)])
+        terms = [term for a in angles for term in a.terms]
+        factors, offsets = [float(f) for _, f in terms] or [0.0], [float(a.offset) for a in angles] or [0.0]
+        # the list of angles is a structure of its own inside: what follows begins at a multiple of 8 bytes
+        self._kept = [
+            v if isinstance(v, int) else _array(v)
+            for v in (len(angles), starts, [i for i, _ in terms], factors, offsets, *fields)
+        ]
+        names = [(f"field{k}", _I if isinstance(v, int) else _P) for k, v in enumerate(self._kept)]
+        inner = type("Angles", (ctypes.Structure,), {"_fields_": names[:5]})
+        outer = type("Plan", (ctypes.Structure,), {"_fields_": [("angles", inner), *names[5:]]})
+        values = [v if isinstance(v, int) else v.ctypes.data for v in self._kept]
+        self._structure = outer(inner(*values[:5]), *values[5:])
+        self._plan = ctypes.addressof(self._structure)
 
     def forward(self, *arguments: object) -> None:
         if self._forward(self._plan, *arguments):
@@ -197,6 +166,12 @@ class Routine:
     def backward(self, *arguments: object) -> None:
         if self._backward(self._plan, *arguments):
             raise MemoryError("not enough memory to evaluate the circuit")
+
+
+def _array(values: ArrayLike) -> NDArray:
+    found = np.asarray(values)
+    kind = np.float64 if found.dtype.kind == "f" and found.size else np.int32
+    return np.ascontiguousarray(found, dtype=kind).reshape(-1)
 
 
 def run(name: str, real: torch.dtype, *arguments: object) -> None:

@@ -1,6 +1,5 @@
-/* Small machines that run on a CPU: coefficients, tapes, statevectors, attention over few tokens,
- * the dense maps around circuits. Plain C, no headers
- * but the standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
+/* Kernels for a CPU: propagated observables, statevectors, attention over few tokens. Plain C, no headers but the
+ * standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
  * parts are included once for each, see parts.h.
  *
  * Samples go through in chunks of CH columns, so that the inner loops are vectors and all that a chunk needs stays in
@@ -112,7 +111,7 @@ static void trim(int which) {
     held->bytes[which] = 0;
 }
 
-int64_t qrkt_version(void) { return 4; }
+int64_t qrkt_version(void) { return 5; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }

@@ -17,13 +17,9 @@
 #define COS cosf
 #define SIN sinf
 #define EXP expf
-#define ERFC erfcf
-#define SQRT sqrtf
-#include "coefficients.h"
 #include "propagated.h"
 #include "statevector.h"
 #include "attention.h"
-#include "fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
@@ -31,8 +27,6 @@
 #undef COS
 #undef SIN
 #undef EXP
-#undef ERFC
-#undef SQRT
 
 #undef WIDTHS
 #define WIDTHS(call) call(size);
@@ -43,13 +37,9 @@
 #define COS cos
 #define SIN sin
 #define EXP exp
-#define ERFC erfc
-#define SQRT sqrt
-#include "coefficients.h"
 #include "propagated.h"
 #include "statevector.h"
 #include "attention.h"
-#include "fields.h"
 #undef REAL
 #undef INTEGER
 #undef SUFFIX
@@ -57,6 +47,4 @@
 #undef COS
 #undef SIN
 #undef EXP
-#undef ERFC
-#undef SQRT
 #undef WIDTHS

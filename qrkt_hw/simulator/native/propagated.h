@@ -1,6 +1,110 @@
-/* Tapes: inputs (batch, input groups, inputs) come with three strides and the number of input groups: where that is
- * smaller than the number of weight sets, the groups take turns. Scales belong to weight sets: a factor on each input, a
- * factor and an offset on each output; NULL stands for none. */
+/* Propagated observables: coefficients, polynomials in cosines and sines of the weights' angles, once for each weight
+ * set; then for each sample a tape of products and sums over the cosines and sines of the inputs' angles. */
+
+typedef REAL FN(row) __attribute__((vector_size(64), aligned(64), may_alias));
+
+INLINE double FN(angle_of)(const Angles *a, int k, const REAL *inputs, int64_t stride, int num_inputs,
+                           const REAL *weights) {
+    double total = a->offset[k];
+    for (int t = a->start[k]; t < a->start[k + 1]; t++) {
+        int i = a->index[t];
+        total += a->factor[t] * (double)(i < num_inputs ? inputs[i * stride] : weights[i - num_inputs]);
+    }
+    return total;
+}
+
+INLINE void FN(cosine_sine)(const REAL *angle, REAL *restrict cosine, REAL *restrict sine) {
+    if (sizeof(REAL) == 4) {
+        int small = 1;
+        EACH small &= angle[j] > (REAL)-8000 && angle[j] < (REAL)8000;
+        if (small) {
+            /* quarter turns off in three parts, then short series on [-pi/4, pi/4] */
+            EACH {
+                float v = (float)angle[j];
+                float turns = v * 0.63661977236758134f;
+                int quarter = (int)(turns + (turns < 0 ? -0.5f : 0.5f));
+                float q = (float)quarter;
+                float r = ((v - q * 1.5703125f) - q * 4.8351287841796875e-4f) - q * 3.1391647326017846e-7f;
+                float r2 = r * r;
+                float s = r + r * r2 * (-1.6666654611e-1f + r2 * (8.3321608736e-3f - r2 * 1.9515295891e-4f));
+                float c = 1.0f - 0.5f * r2
+                          + r2 * r2 * (4.166664568298827e-2f + r2 * (-1.388731625493765e-3f + r2 * 2.443315711809948e-5f));
+                float one = (quarter & 1) ? c : s, other = (quarter & 1) ? s : c;
+                sine[j] = (quarter & 2) ? -one : one;
+                cosine[j] = ((quarter + 1) & 2) ? -other : other;
+            }
+            return;
+        }
+    }
+    EACH {
+        cosine[j] = COS(angle[j]);
+        sine[j] = SIN(angle[j]);
+    }
+}
+
+/* weights (groups, weights) to out (groups, positions) */
+int FN(coefficients_forward)(const Coefficients *p, const REAL *weights, int64_t groups, REAL *out) {
+    double *waves = workspace(0, sizeof(double) * (2 * (size_t)p->angles.count + p->positions + 1));
+    if (!waves) return 1;
+    double *sum = waves + 2 * p->angles.count;
+    for (int64_t g = 0; g < groups; g++) {
+        for (int a = 0; a < p->angles.count; a++) {
+            double angle = FN(angle_of)(&p->angles, a, weights, 0, 0, weights + g * p->weights);
+            waves[2 * a] = cos(angle);
+            waves[2 * a + 1] = sin(angle);
+        }
+        for (int k = 0; k < p->positions; k++) sum[k] = 0;
+        for (int k = 0; k < p->parts; k++) {
+            double value = p->constant[k];
+            for (int f = p->start[k]; f < p->start[k + 1]; f++) value *= waves[p->factor[f]];
+            sum[p->position[k]] += value;
+        }
+        for (int k = 0; k < p->positions; k++) out[g * p->positions + k] = (REAL)sum[k];
+    }
+    return 0;
+}
+
+/* cotangent (groups, positions) to grad_weights (groups, weights) */
+int FN(coefficients_backward)(const Coefficients *p, const REAL *weights, const REAL *cotangent, int64_t groups,
+                               REAL *grad_weights) {
+    int count = p->angles.count;
+    int longest = 0;
+    for (int k = 0; k < p->parts; k++)
+        if (p->start[k + 1] - p->start[k] > longest) longest = p->start[k + 1] - p->start[k];
+    double *waves = workspace(0, sizeof(double) * (4 * (size_t)count + p->weights + longest + 1));
+    if (!waves) return 1;
+    double *by_wave = waves + 2 * count, *sum = by_wave + 2 * count, *before = sum + p->weights;
+    for (int64_t g = 0; g < groups; g++) {
+        for (int a = 0; a < count; a++) {
+            double angle = FN(angle_of)(&p->angles, a, weights, 0, 0, weights + g * p->weights);
+            waves[2 * a] = cos(angle);
+            waves[2 * a + 1] = sin(angle);
+        }
+        for (int k = 0; k < 2 * count; k++) by_wave[k] = 0;
+        for (int k = 0; k < p->parts; k++) {
+            const int32_t *factor = p->factor + p->start[k];
+            int length = p->start[k + 1] - p->start[k];
+            double value = p->constant[k] * (double)cotangent[g * p->positions + p->position[k]];
+            for (int f = 0; f < length; f++) {
+                before[f] = value;
+                value *= waves[factor[f]];
+            }
+            double after = 1;
+            for (int f = length - 1; f >= 0; f--) {
+                by_wave[factor[f]] += before[f] * after;
+                after *= waves[factor[f]];
+            }
+        }
+        for (int k = 0; k < p->weights; k++) sum[k] = 0;
+        for (int a = 0; a < count; a++) {
+            double slope = by_wave[2 * a + 1] * waves[2 * a] - by_wave[2 * a] * waves[2 * a + 1];
+            for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++)
+                sum[p->angles.index[t]] += p->angles.factor[t] * slope;
+        }
+        for (int k = 0; k < p->weights; k++) grad_weights[g * p->weights + k] = (REAL)sum[k];
+    }
+    return 0;
+}
 
 INLINE REAL FN(across)(const REAL *row) {
     REAL total = 0;
@@ -8,22 +112,21 @@ INLINE REAL FN(across)(const REAL *row) {
     return total;
 }
 
-INLINE FN(row) FN(term)(const Tape *p, const REAL *shared, const REAL *node, int t) {
-    REAL c = p->position[t] < 0 ? (REAL)1 : shared[p->position[t]];
+INLINE FN(row) FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t) {
+    REAL c = p->position[t] < 0 ? (REAL)1 : coefficient[p->position[t]];
     return c * ROW(node + (int64_t)p->source[t] * CH);
 }
 
 INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *stride, int64_t first, int64_t batch,
-                           int64_t g, const REAL *shared, const REAL *scale, REAL *restrict node) {
+                           int64_t g, const REAL *coefficient, REAL *restrict node) {
     int count = p->angles.count;
     REAL angle[CH];
     EACH node[j] = 1;
     for (int a = 0; a < count; a++) {
         EACH angle[j] = (REAL)p->angles.offset[a];
         for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
-            const REAL *x = inputs + (g % stride[3]) * stride[1] + p->angles.index[t] * stride[2];
+            const REAL *x = inputs + g * stride[1] + p->angles.index[t] * stride[2];
             REAL factor = (REAL)p->angles.factor[t];
-            if (scale) factor *= scale[g * p->inputs + p->angles.index[t]];
             int n = batch - first < CH ? (int)(batch - first) : CH;
             for (int j = 0; j < n; j++) angle[j] += factor * x[(first + j) * stride[0]];
         }
@@ -40,88 +143,74 @@ INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *str
             FN(row) sum = {0}, second = sum, third = sum, fourth = sum;
             int t = l, end = -r - 1;
             for (; t + 3 < end; t += 4) {
-                sum += FN(term)(p, shared, node, t);
-                second += FN(term)(p, shared, node, t + 1);
-                third += FN(term)(p, shared, node, t + 2);
-                fourth += FN(term)(p, shared, node, t + 3);
+                sum += FN(term)(p, coefficient, node, t);
+                second += FN(term)(p, coefficient, node, t + 1);
+                third += FN(term)(p, coefficient, node, t + 2);
+                fourth += FN(term)(p, coefficient, node, t + 3);
             }
-            for (; t < end; t++) sum += FN(term)(p, shared, node, t);
+            for (; t < end; t++) sum += FN(term)(p, coefficient, node, t);
             sum += second + (third + fourth);
             ROW(out) = sum;
         }
     }
 }
 
-/* inputs (batch, groups, inputs) by strides, shared (groups, positions) to out (batch, groups, outputs) */
-int FN(tape_forward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *shared,
-                            const REAL *in_scale, const REAL *out_scale, const REAL *offset, int64_t batch,
-                            int64_t groups, REAL *out) {
+/* inputs (batch, groups, inputs) by strides, coefficients (groups, positions) to out (batch, groups, outputs) */
+int FN(tape_forward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *coefficients, int64_t batch,
+                     int64_t groups, REAL *out) {
     size_t nodes = 1 + 2 * (size_t)p->angles.count + p->operations;
     REAL *node = workspace(0, sizeof(REAL) * CH * nodes);
     if (!node) return 1;
     for (int64_t g = 0; g < groups; g++)
         for (int64_t first = 0; first < batch; first += CH) {
-            FN(tape_chunk)(p, inputs, stride, first, batch, g, shared + g * p->positions, in_scale, node);
+            FN(tape_chunk)(p, inputs, stride, first, batch, g, coefficients + g * p->positions, node);
             int n = batch - first < CH ? (int)(batch - first) : CH;
             for (int m = 0; m < p->outputs; m++) {
                 const REAL *value = node + (int64_t)p->output[m] * CH;
-                REAL factor = out_scale ? out_scale[g * p->outputs + m] : (REAL)1;
-                REAL rest = offset ? offset[g * p->outputs + m] : (REAL)0;
-                for (int j = 0; j < n; j++)
-                    out[((first + j) * groups + g) * p->outputs + m] = factor * value[j] + rest;
+                for (int j = 0; j < n; j++) out[((first + j) * groups + g) * p->outputs + m] = value[j];
             }
         }
     return 0;
 }
 
-/* cotangent (batch, groups, outputs) to by_inputs (as inputs) and the slopes of the scales, which are added to, and to
- * by_shared (groups, positions); each may be NULL */
-int FN(tape_backward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *shared,
-                  const REAL *in_scale, const REAL *out_scale, const REAL *cotangent, int64_t batch,
-                             int64_t groups, REAL *by_inputs, const int64_t *by_stride, REAL *by_shared,
-                             REAL *by_in_scale, REAL *by_out_scale, REAL *by_offset) {
+/* cotangent (batch, groups, outputs) to grad_inputs (batch, groups, inputs), contiguous, which is added to, and to
+ * grad_coefficients (groups, positions); each may be NULL */
+int FN(tape_backward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *coefficients,
+                      const REAL *cotangent, int64_t batch, int64_t groups, REAL *grad_inputs,
+                      REAL *grad_coefficients) {
     int count = p->angles.count;
     size_t nodes = 1 + 2 * (size_t)count + p->operations;
-    size_t around = 2 * (size_t)p->outputs + p->inputs;
-    REAL *node = workspace(0, sizeof(REAL) * CH * (nodes * 2 + p->positions + around));
+    REAL *node = workspace(0, sizeof(REAL) * CH * (nodes * 2 + p->positions));
     if (!node) return 1;
-    REAL *restrict slope = node + CH * nodes, *restrict sums = slope + CH * nodes;
-    /* slopes of the scales, summed over chunks column by column */
-    REAL *by_factor = sums + CH * (size_t)p->positions, *by_rest = by_factor + CH * (size_t)p->outputs;
-    REAL *by_entry = by_rest + CH * (size_t)p->outputs;
-    REAL given[CH] __attribute__((aligned(64))), entered[CH] __attribute__((aligned(64)));
+    REAL *restrict grad = node + CH * nodes, *restrict sums = grad + CH * nodes;
+    REAL given[CH] __attribute__((aligned(64)));
     for (int64_t g = 0; g < groups; g++) {
-        REAL *own = by_shared ? by_shared + g * p->positions : NULL;
-        const REAL *coefficient = shared + g * p->positions;
+        REAL *own = grad_coefficients ? grad_coefficients + g * p->positions : NULL;
+        const REAL *coefficient = coefficients + g * p->positions;
         if (own) memset(sums, 0, sizeof(REAL) * CH * p->positions);
-        memset(by_factor, 0, sizeof(REAL) * CH * around);
         for (int64_t first = 0; first < batch; first += CH) {
             int n = batch - first < CH ? (int)(batch - first) : CH;
-            FN(tape_chunk)(p, inputs, stride, first, batch, g, coefficient, in_scale, node);
-            memset(slope, 0, sizeof(REAL) * CH * nodes);
+            FN(tape_chunk)(p, inputs, stride, first, batch, g, coefficient, node);
+            memset(grad, 0, sizeof(REAL) * CH * nodes);
             for (int m = 0; m < p->outputs; m++) {
-                REAL *into = slope + (int64_t)p->output[m] * CH;
-                const REAL *value = node + (int64_t)p->output[m] * CH;
-                REAL factor = out_scale ? out_scale[g * p->outputs + m] : (REAL)1;
+                REAL *into = grad + (int64_t)p->output[m] * CH;
                 EACH given[j] = 0;
                 for (int j = 0; j < n; j++) given[j] = cotangent[((first + j) * groups + g) * p->outputs + m];
-                ROW(into) += factor * ROW(given);
-                ROW(by_factor + m * CH) += ROW(given) * ROW(value);
-                ROW(by_rest + m * CH) += ROW(given);
+                ROW(into) += ROW(given);
             }
             for (int k = p->operations - 1; k >= 0; k--) {
                 int l = p->left[k], r = p->right[k];
-                const REAL *s = slope + (1 + 2 * (int64_t)count + k) * CH;
+                const REAL *s = grad + (1 + 2 * (int64_t)count + k) * CH;
                 if (r >= 0) {
                     const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
-                    REAL *da = slope + (int64_t)l * CH, *db = slope + (int64_t)r * CH;
+                    REAL *da = grad + (int64_t)l * CH, *db = grad + (int64_t)r * CH;
                     ROW(da) += ROW(s) * ROW(b);
                     ROW(db) += ROW(s) * ROW(a);
                 } else {
                     FN(row) kept = ROW(s);
                     for (int t = l; t < -r - 1; t++) {
                         const REAL *a = node + (int64_t)p->source[t] * CH;
-                        REAL *da = slope + (int64_t)p->source[t] * CH;
+                        REAL *da = grad + (int64_t)p->source[t] * CH;
                         int position = p->position[t];
                         REAL c = position < 0 ? (REAL)1 : coefficient[position];
                         if (own && position >= 0) {
@@ -131,36 +220,21 @@ int FN(tape_backward)(const Tape *p, const REAL *inputs, const int64_t *stride, 
                     }
                 }
             }
-            if (!by_inputs && !by_in_scale) continue;
+            if (!grad_inputs) continue;
             for (int a = 0; a < count; a++) {
                 const REAL *c = node + (1 + a) * CH, *s = node + (1 + count + a) * CH;
-                const REAL *dc = slope + (1 + a) * CH, *ds = slope + (1 + count + a) * CH;
-                REAL turn[CH] __attribute__((aligned(64)));
-                ROW(turn) = ROW(ds) * ROW(c) - ROW(dc) * ROW(s);
+                const REAL *dc = grad + (1 + a) * CH, *ds = grad + (1 + count + a) * CH;
+                REAL by_angle[CH] __attribute__((aligned(64)));
+                ROW(by_angle) = ROW(ds) * ROW(c) - ROW(dc) * ROW(s);
                 for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
-                    int i = p->angles.index[t];
                     REAL factor = (REAL)p->angles.factor[t];
-                    if (by_in_scale) {
-                        const REAL *x = inputs + (g % stride[3]) * stride[1] + i * stride[2];
-                        EACH entered[j] = 0;
-                        for (int j = 0; j < n; j++) entered[j] = x[(first + j) * stride[0]];
-                        ROW(by_entry + i * CH) += factor * ROW(turn) * ROW(entered);
-                    }
-                    if (!by_inputs) continue;
-                    if (in_scale) factor *= in_scale[g * p->inputs + i];
-                    REAL *x = by_inputs + (g % by_stride[3]) * by_stride[1] + i * by_stride[2];
-                    for (int j = 0; j < n; j++) x[(first + j) * by_stride[0]] += factor * turn[j];
+                    REAL *x = grad_inputs + (first * groups + g) * p->inputs + p->angles.index[t];
+                    for (int j = 0; j < n; j++) x[j * groups * p->inputs] += factor * by_angle[j];
                 }
             }
         }
         if (own)
             for (int k = 0; k < p->positions; k++) own[k] = FN(across)(sums + (int64_t)k * CH);
-        for (int m = 0; m < p->outputs; m++) {
-            if (by_out_scale) by_out_scale[g * p->outputs + m] += FN(across)(by_factor + m * CH);
-            if (by_offset) by_offset[g * p->outputs + m] += FN(across)(by_rest + m * CH);
-        }
-        if (by_in_scale)
-            for (int i = 0; i < p->inputs; i++) by_in_scale[g * p->inputs + i] += FN(across)(by_entry + i * CH);
     }
     return 0;
 }

@@ -18,7 +18,7 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
         }
         EACH {
             int64_t row = first + j < batch ? first + j : batch - 1;
-            angle[j] = (REAL)(0.5 * FN(angle_of)(&p->angles, a, inputs + row * stride[0] + (g % stride[3]) * stride[1], stride[2],
+            angle[j] = (REAL)(0.5 * FN(angle_of)(&p->angles, a, inputs + row * stride[0] + g * stride[1], stride[2],
                                                 p->inputs, weights + g * p->weights));
         }
         FN(cosine_sine)(angle, c, s);
@@ -26,7 +26,7 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
 }
 
 /* psi <- cos psi - i sin P psi on rows of CH columns; direction -1 undoes it */
-INLINE void FN(turn)(REAL *re, REAL *im, int64_t size, int32_t x, int32_t z, int sign, const REAL *cosine,
+INLINE void FN(rotate)(REAL *re, REAL *im, int64_t size, int32_t x, int32_t z, int sign, const REAL *cosine,
                      const REAL *sine, int direction) {
     FN(row) c = ROW(cosine), signed_sine[2];
     int y = __builtin_popcount(x & z) & 3;
@@ -64,9 +64,9 @@ INLINE void FN(turn)(REAL *re, REAL *im, int64_t size, int32_t x, int32_t z, int
         }
 }
 
-/* slope = Im <lambda| P |psi>, the derivative by the angle, then both states are turned back */
-INLINE void FN(turn_back)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int sign,
-                          const REAL *cosine, const REAL *sine, REAL *slope) {
+/* grad = Im <lambda| P |psi>, the derivative by the angle, then the rotation is undone on both */
+INLINE void FN(uncompute)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int sign,
+                          const REAL *cosine, const REAL *sine, REAL *grad) {
     FN(row) c = ROW(cosine), signed_sine[2], total[2] = {{0}, {0}};
     int y = __builtin_popcount(x & z) & 3;
     int imaginary = y & 1;
@@ -84,7 +84,7 @@ INLINE void FN(turn_back)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size
             ROW(lre + k * CH) = c * lp + t * lq;
             ROW(lim + k * CH) = c * lq - t * lp;
         }
-        ROW(slope) = s * (total[0] - total[1]);
+        ROW(grad) = s * (total[0] - total[1]);
         return;
     }
     int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
@@ -117,7 +117,7 @@ INLINE void FN(turn_back)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size
                 ROW(lim + o * CH) = c * lv - t * lp;
             }
         }
-    ROW(slope) = s * (total[0] - total[1]);
+    ROW(grad) = s * (total[0] - total[1]);
 }
 
 /* a matrix (real parts, then imaginary ones, row by row) on some qubits; adjoint: its conjugate transpose */
@@ -236,7 +236,7 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
                 if (p->size[k])
                     FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
                 else
-                    FN(turn)(re, im, size, p->x[k], p->z[k], p->sign[k], c, c + CH, 1);
+                    FN(rotate)(re, im, size, p->x[k], p->z[k], p->sign[k], c, c + CH, 1);
             }
             FN(read_out)(p, re, im, size, room + 2 * plane, values);
             int n = batch - first < CH ? (int)(batch - first) : CH;
@@ -247,19 +247,19 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
     return 0;
 }
 
-/* states of circuit_forward and cotangent (batch, groups, outputs) to by_inputs (batch, groups,
- * inputs), added up, and by_weights (groups, weights) */
+/* states of circuit_forward and cotangent (batch, groups, outputs) to grad_inputs (batch, groups,
+ * inputs), added up, and grad_weights (groups, weights) */
 int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
-                                const REAL *cotangent, int64_t batch, int64_t groups, const REAL *states, REAL *by_inputs,
-                                const int64_t *by_stride, REAL *by_weights) {
+                         const REAL *cotangent, int64_t batch, int64_t groups, const REAL *states, REAL *grad_inputs,
+                         REAL *grad_weights) {
     int64_t size = (int64_t)1 << p->qubits, plane = size * CH;
     size_t rows = 3 * (size_t)p->angles.count + p->outputs;
     REAL *room = workspace(1, sizeof(REAL) * (5 * (size_t)plane + rows * CH));
     double *sums = workspace(0, sizeof(double) * (p->weights + 1));
     if (!room || !sums) return 1;
     REAL *lre = room, *lim = room + plane, *re = room + 3 * plane, *im = room + 4 * plane;
-    REAL *waves = room + 5 * plane, *slopes = waves + 2 * (size_t)p->angles.count * CH;
-    REAL *given = slopes + (size_t)p->angles.count * CH;
+    REAL *waves = room + 5 * plane, *grads = waves + 2 * (size_t)p->angles.count * CH;
+    REAL *given = grads + (size_t)p->angles.count * CH;
     for (int64_t g = 0; g < groups; g++) {
         for (int k = 0; k < p->weights; k++) sums[k] = 0;
         for (int64_t first = 0; first < batch; first += CH) {
@@ -267,7 +267,7 @@ int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *st
             memcpy(re, states, sizeof(REAL) * 2 * plane);
             states += 2 * plane;
             FN(half_angles)(p, inputs, stride, weights, first, batch, g, waves, first > 0);
-            memset(slopes, 0, sizeof(REAL) * (rows - 2 * (size_t)p->angles.count) * CH);
+            memset(grads, 0, sizeof(REAL) * (rows - 2 * (size_t)p->angles.count) * CH);
             for (int m = 0; m < p->outputs; m++)
                 for (int j = 0; j < n; j++) given[m * CH + j] = cotangent[((first + j) * groups + g) * p->outputs + m];
             FN(read_back)(p, re, im, size, given, room + 2 * plane, lre, lim);
@@ -277,29 +277,28 @@ int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *st
                     FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
                     FN(apply_matrix)(lre, lim, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
                 } else {
-                    FN(row) slope;
-                    FN(turn_back)(re, im, lre, lim, size, p->x[k], p->z[k], p->sign[k], c, c + CH, (REAL *)&slope);
-                    ROW(slopes + (int64_t)p->angle[k] * CH) += slope;
+                    FN(row) grad;
+                    FN(uncompute)(re, im, lre, lim, size, p->x[k], p->z[k], p->sign[k], c, c + CH, (REAL *)&grad);
+                    ROW(grads + (int64_t)p->angle[k] * CH) += grad;
                 }
             }
             for (int a = 0; a < p->angles.count; a++) {
-                const REAL *slope = slopes + (int64_t)a * CH;
+                const REAL *grad = grads + (int64_t)a * CH;
                 double total = 0;
-                EACH total += (double)slope[j];
+                EACH total += (double)grad[j];
                 for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
                     int i = p->angles.index[t];
                     if (i >= p->inputs) {
                         sums[i - p->inputs] += p->angles.factor[t] * total;
-                    } else if (by_inputs) {
-                        REAL *x = by_inputs + (g % by_stride[3]) * by_stride[1] + i * by_stride[2];
-                        for (int j = 0; j < n; j++)
-                            x[(first + j) * by_stride[0]] += (REAL)p->angles.factor[t] * slope[j];
+                    } else if (grad_inputs) {
+                        REAL *x = grad_inputs + (first * groups + g) * p->inputs + i;
+                        for (int j = 0; j < n; j++) x[j * groups * p->inputs] += (REAL)p->angles.factor[t] * grad[j];
                     }
                 }
             }
         }
-        if (by_weights)
-            for (int k = 0; k < p->weights; k++) by_weights[g * p->weights + k] = (REAL)sums[k];
+        if (grad_weights)
+            for (int k = 0; k < p->weights; k++) grad_weights[g * p->weights + k] = (REAL)sums[k];
     }
     trim(1);
     return 0;

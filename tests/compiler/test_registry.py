@@ -3,8 +3,7 @@
 import pytest
 from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
 
-from qrkt_hw.ansatz import _factories
-from qrkt_hw.circuits import CircuitTemplate, build, names, register
+from qrkt_hw.circuits import CircuitTemplate, _factories, build, names, register
 from qrkt_hw.errors import UserError
 
 

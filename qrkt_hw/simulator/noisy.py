@@ -1,4 +1,8 @@
-"""Noisy circuits of few qubits, exactly and differentiably.
+"""Noisy circuits of few qubits, exactly and differentiably, as superoperators in the basis of Pauli strings.
+
+A state of n qubits is the real vector ``r[Q] = tr(Q rho)`` over all ``4^n`` Pauli strings. Digit q of the index, base
+4, is the letter on qubit q: I=0, X=1, Z=2, Y=3 (x bit + 2 * z bit), so that a product of strings is an exclusive or;
+Qiskit's ``PTM`` counts I, X, Y, Z, where it is not.
 
 The rotations by data at the head of the circuit act on single qubits, so the state behind them is a product of
 one-qubit vectors. Everything behind the last rotation by data depends on the weights alone: it is applied once,
@@ -13,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -22,15 +27,131 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.compiler import Program, Rotation
+from qrkt_hw.compiler.program import PAULIS
 from qrkt_hw.simulator.core import REAL
-from qrkt_hw.simulator.paulis import Channel, PauliSteps, embedded
-from qrkt_hw.simulator.tables import Tables
+from qrkt_hw.simulator.tables import Angles, Tables
 
-LARGEST = 8  # qubits; beyond, a pulled-back observable has more than 65,536 entries
+LARGEST = 8  # qubits; beyond, a propagated observable has more than 65,536 entries
 CHUNK = 2**23  # numbers an intermediate result may hold where no gradient is needed
 KEPT = 2**25  # numbers of propagated observables that a backend keeps: 256 MiB in double precision
-NoisyStep = Channel | Rotation
+LETTERS = "IXZY"
+_MATRICES = np.array([PAULIS[letter] for letter in LETTERS])
+# P Q = _PHASES[P, Q] * (P xor Q)
+_PHASES = np.array([[np.trace(_MATRICES[a ^ b] @ _MATRICES[a] @ _MATRICES[b]) / 2 for b in range(4)] for a in range(4)])
 _numbers = itertools.count()
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """A fixed map of states: ``transfer`` is real ``(4^k, 4^k)``, ``qubits[0]`` the least significant digit."""
+
+    transfer: NDArray[np.float64]
+    qubits: tuple[int, ...]
+
+
+NoisyStep = Channel | Rotation
+
+
+def transfer_matrix(superoperator: NDArray[np.complex128]) -> NDArray[np.float64]:
+    """The Pauli transfer matrix ``(4^k, 4^k)`` of a superoperator in Qiskit's column-stacking convention."""
+    columns = _vectors(round(np.log2(len(superoperator)) / 2))
+    return np.real(columns.conj().T @ superoperator @ columns) / len(columns) ** 0.5
+
+
+def superoperator(transfer: NDArray[np.float64]) -> NDArray[np.complex128]:
+    """The superoperator ``(4^k, 4^k)``, column-stacking, of a Pauli transfer matrix."""
+    columns = _vectors(round(np.log2(len(transfer)) / 2))
+    return columns @ transfer @ columns.conj().T / len(columns) ** 0.5
+
+
+@lru_cache(maxsize=8)
+def _vectors(qubits: int) -> NDArray[np.complex128]:
+    """Column-stacked Pauli strings, one a column."""
+    words = [np.eye(1, dtype=complex)]
+    for _ in range(qubits):  # the last factor added is the most significant digit
+        words = [np.kron(_MATRICES[letter], word) for letter in range(4) for word in words]
+    return np.stack([word.flatten(order="F") for word in words], axis=1)
+
+
+def embedded(channel: Channel, qubits: tuple[int, ...]) -> NDArray[np.float64]:
+    """The transfer matrix of a channel on more qubits, the identity on the others."""
+    n, k = len(qubits), len(channel.qubits)
+    axes = [n - 1 - qubits.index(q) for q in reversed(channel.qubits)]
+    cube = np.eye(4**n).reshape([4] * n + [4**n])
+    front = np.moveaxis(cube, axes, range(k))
+    moved = (channel.transfer @ front.reshape(4**k, -1)).reshape(front.shape)
+    return np.moveaxis(moved, range(k), axes).reshape(4**n, 4**n)
+
+
+def unitary_transfer(matrix: NDArray[np.complex128]) -> NDArray[np.float64]:
+    """The Pauli transfer matrix of a unitary ``(2^k, 2^k)``."""
+    return transfer_matrix(np.kron(matrix.conj(), matrix).astype(np.complex128))
+
+
+def rotation_action(
+    pauli: str, qubits: tuple[int, ...], num_qubits: int
+) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Under ``exp(-i angle/2 P)``: ``r'[Q] = (1 - anti[Q] (1 - cos)) r[Q] + sin sign[Q] r[Q ^ flip]``.
+
+    Returns:
+        ``flip``, ``anti`` (1 where Q anticommutes with P, else 0) and ``sign``, both ``(4^n,)``.
+    """
+    index = np.arange(4**num_qubits)
+    flip, phase = 0, np.full(len(index), 1j)
+    for letter, qubit in zip(pauli, qubits, strict=True):
+        code = LETTERS.index(letter)
+        flip |= code << (2 * qubit)
+        phase = phase * _PHASES[code, (index >> (2 * qubit)) & 3]
+    # i P Q is Hermitian exactly where P and Q anticommute
+    sign = np.round(phase.real)
+    return flip, np.abs(sign), sign
+
+
+class PauliSteps(Tables):
+    """Applies steps to vectors ``(groups, 4^n, batch)``; or, ``backwards``, their adjoints in reverse."""
+
+    def __init__(
+        self, steps: Sequence[Channel | Rotation], program: Program, real: torch.dtype, backwards: bool
+    ) -> None:
+        super().__init__()
+        self.num_qubits = program.num_qubits
+        self.steps = list(reversed(steps)) if backwards else list(steps)
+        rotations = [s for s in self.steps if isinstance(s, Rotation)]
+        parameters = [r.angle for r in rotations]
+        self.angles = Angles(parameters, program.num_inputs, program.num_weights, real) if rotations else None
+        index = np.arange(4**self.num_qubits)
+        for place, step in enumerate(self.steps):
+            if isinstance(step, Channel):
+                self.add(f"matrix{place}", step.transfer.T if backwards else step.transfer, real)
+                continue
+            flip, anti, sign = rotation_action(step.pauli, step.qubits, self.num_qubits)
+            self.add(f"anti{place}", anti[:, None], real)
+            self.add(f"sign{place}", (-sign if backwards else sign)[:, None], real)
+            self.add(f"flip{place}", index ^ flip, torch.long)
+
+    def __call__(self, vectors: Tensor, inputs: Tensor | None, weights: Tensor) -> Tensor:
+        tables = self.on(weights.device)
+        if self.angles is not None:
+            angles = self.angles(inputs, weights)
+            missing, sines = (1 - angles.cos()).unsqueeze(2), angles.sin().unsqueeze(2)
+        rotation = 0
+        for place, step in enumerate(self.steps):
+            if isinstance(step, Channel):
+                vectors = self._apply(vectors, tables[f"matrix{place}"], step.qubits)
+                continue
+            moved = vectors.index_select(1, tables[f"flip{place}"])
+            kept = vectors - (tables[f"anti{place}"] * missing[rotation]) * vectors
+            vectors = kept + (tables[f"sign{place}"] * sines[rotation]) * moved
+            rotation += 1
+        return vectors
+
+    def _apply(self, vectors: Tensor, matrix: Tensor, qubits: tuple[int, ...]) -> Tensor:
+        groups, size, batch = vectors.shape
+        n, k = self.num_qubits, len(qubits)
+        axes = [n - q for q in reversed(qubits)]
+        front = vectors.reshape(groups, *([4] * n), batch).movedim(axes, list(range(1, k + 1)))
+        moved = torch.matmul(matrix, front.reshape(groups, 4**k, -1))
+        return moved.reshape(front.shape).movedim(list(range(1, k + 1)), axes).reshape(groups, size, batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +227,7 @@ def fuse(steps: Sequence[NoisyStep]) -> list[NoisyStep]:
     return [s for s in done if s is not None]
 
 
-class PulledBack(Tables):
+class PropagatedRows(Tables):
     """Evaluates the rows of one noisy circuit: inputs ``(batch, groups, inputs)`` to ``(batch, groups, rows)``."""
 
     def __init__(
@@ -125,25 +246,25 @@ class PulledBack(Tables):
         steps = fuse(circuit.steps)
         heads, rest = _heads(steps, program)
         self.heads = {
-            q: PauliSteps([_moved(s, (0,)) for s in head], single, real, pulling=False) for q, head in heads.items()
+            q: PauliSteps([_moved(s, (0,)) for s in head], single, real, backwards=False) for q, head in heads.items()
         }
         middle = max((i + 1 for i, s in enumerate(rest) if program.uses_inputs(s)), default=0)  # type: ignore[arg-type]
-        self.middle = PauliSteps(rest[:middle], program, real, pulling=False) if middle else None
-        self.tail = PauliSteps(rest[middle:], program, real, pulling=True)
+        self.middle = PauliSteps(rest[:middle], program, real, backwards=False) if middle else None
+        self.tail = PauliSteps(rest[middle:], program, real, backwards=True)
         self.add("effects", circuit.effects, real)
         self.add("ground", np.array([1.0, 0.0, 1.0, 0.0])[None, :, None], real)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         tables = self.on(inputs.device)
         effects = tables["effects"]
-        pulled = self._propagated(effects, weights)
+        propagated = self._propagated(effects, weights)
         per_sample = (
             effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
         )
         chunk = max(1, CHUNK // (per_sample * max(1, weights.shape[0])))
         if torch.is_grad_enabled() or len(inputs) <= chunk:
-            return self._meet(inputs, weights, pulled)
-        return torch.cat([self._meet(part, weights, pulled) for part in inputs.split(chunk)])
+            return self._meet(inputs, weights, propagated)
+        return torch.cat([self._meet(part, weights, propagated) for part in inputs.split(chunk)])
 
     def _propagated(self, effects: Tensor, weights: Tensor) -> Tensor:
         """The effects at the end of the data's part, ``(groups, 4^n, rows)``: they depend on the weights alone."""
@@ -156,16 +277,16 @@ class PulledBack(Tables):
             self.kept.put(key, found)
         return found
 
-    def _meet(self, inputs: Tensor, weights: Tensor, pulled: Tensor) -> Tensor:
-        batch, groups, rows = inputs.shape[0], inputs.shape[1], pulled.shape[-1]
+    def _meet(self, inputs: Tensor, weights: Tensor, propagated: Tensor) -> Tensor:
+        batch, groups, rows = inputs.shape[0], inputs.shape[1], propagated.shape[-1]
         ground = self.on(inputs.device)["ground"].expand(groups, -1, batch)
         states = [self.heads[q](ground, inputs, weights) if q in self.heads else ground for q in range(self.num_qubits)]
         half = self.num_qubits // 2
         low, high = _product(states[:half], ground), _product(states[half:], ground)
         if self.middle is not None:
             state = self.middle((high.unsqueeze(2) * low.unsqueeze(1)).flatten(1, 2), inputs, weights)
-            return torch.matmul(pulled.transpose(1, 2), state).permute(2, 0, 1)
-        split = pulled.reshape(groups, 4 ** (self.num_qubits - half), 4**half, rows)
+            return torch.matmul(propagated.transpose(1, 2), state).permute(2, 0, 1)
+        split = propagated.reshape(groups, 4 ** (self.num_qubits - half), 4**half, rows)
         met = torch.matmul(split.permute(0, 3, 1, 2).reshape(groups, -1, 4**half), low)
         met = met.reshape(groups, rows, high.shape[1], batch) * high.unsqueeze(1)
         return met.sum(2).permute(2, 0, 1)
@@ -200,7 +321,7 @@ class NoisySimulator:
         self.dtype = dtype
         self.real_dtype = REAL[dtype]
         shape = (template.num_inputs, template.num_weights)
-        self._parts = [PulledBack(c, *shape, self.real_dtype, kept) for c in circuits]
+        self._parts = [PropagatedRows(c, *shape, self.real_dtype, kept) for c in circuits]
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(..., groups, rows)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``."""

@@ -14,7 +14,8 @@ from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.measurement import bases, confuse
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
-from qrkt_hw.simulator.superoperator import LARGEST
+from qrkt_hw.simulator import noisy
+from qrkt_hw.simulator.noisy import LARGEST
 from tests.random_templates import random_template
 
 _errors: dict = {}
@@ -115,11 +116,9 @@ def test_gradient_through_the_noise_is_the_derivative(ansatz):
 
 
 def test_chunks_do_not_change_values(monkeypatch):
-    from qrkt_hw.simulator import superoperator
-
     function = FakeBackend("fake_torino", "fake_torino").simulator(circuits.build("ry_rz_ring", 3, 1), torch.complex128)
     inputs, weights = torch.randn(9, 2, 3, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
     with torch.no_grad():
         whole = function(inputs, weights)
-        monkeypatch.setattr(superoperator, "CHUNK", 1)
+        monkeypatch.setattr(noisy, "CHUNK", 1)
         torch.testing.assert_close(function(inputs, weights), whole)

@@ -1,10 +1,12 @@
-"""Values of derived inputs and weights on tensors."""
+"""Values of derived inputs and weights on tensors, and their derivatives."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.compiler import Derived, evaluate
@@ -40,3 +42,16 @@ def _floating(tensor: Tensor) -> Tensor:
 def _stack(values: Sequence[Tensor | float], shape: torch.Size, columns: Sequence[Tensor]) -> Tensor:
     full = [torch.as_tensor(v, dtype=columns[0].dtype, device=columns[0].device).expand(shape) for v in values]
     return torch.stack(full, dim=-1) if full else columns[0].new_zeros((*shape, 0))
+
+
+def derived_jacobian(derived: Derived, parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``d(parameter of derived.template)/d(parameter of derived.source)``, ``(..., template's, source's)``."""
+    size = parameters.shape[-1]
+    if derived.trivial:
+        return np.broadcast_to(np.eye(size), (*parameters.shape[:-1], size, size))
+    columns = [c.requires_grad_() for c in torch.tensor(parameters, dtype=torch.float64).unbind(-1)]
+    zero = sum(columns, start=torch.zeros(())) * 0  # a formula may hold one parameter only, or none
+    with torch.enable_grad():
+        found = [(evaluate(f, columns, torch) + zero).sum() for f in (*derived.inputs, *derived.weights)]
+    rows = [torch.stack(torch.autograd.grad(value, columns, retain_graph=True), dim=-1) for value in found]
+    return torch.stack(rows, dim=-2).numpy()

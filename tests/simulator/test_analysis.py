@@ -7,7 +7,7 @@ import pytest
 from qiskit.circuit import Parameter, QuantumCircuit
 
 from qrkt_hw.circuits import CircuitTemplate
-from qrkt_hw.compiler.measures import entangling_capability, expressibility, gradients
+from qrkt_hw.simulator.analysis import entangling_capability, expressibility, gradients
 from tests.sim_circuits import sim_circuit
 
 pytestmark = pytest.mark.acceptance

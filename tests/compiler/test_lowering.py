@@ -45,7 +45,7 @@ def agrees(circuit, parameters, observables=()):
     values = np.random.default_rng(1).uniform(-3, 3, size=len(parameters))
     weights = torch.tensor(values)[None]
     for name, method in METHODS.items():
-        if method.supports(lower(template), template.observables):
+        if method.supports(template):
             found = Simulator(template, torch.complex128, name)(torch.zeros(1, 1, 0, dtype=torch.float64), weights)
             np.testing.assert_allclose(found[0, 0], reference_values(template, values), atol=1e-12, err_msg=name)
 
