@@ -331,18 +331,9 @@ def open(
         UserError: another process is at it, an unfinished activity is in the way, a resume with other flags, a budget
             that is spent or does not apply, or flags of devices for a simulator.
     """
-    given = {"restart": restart, "resubmit": resubmit, "replan": replan}
-    named = next((key for key, value in given.items() if value), None)
-    if resume and restart:
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
-    if (resubmit or replan) and not resume:
-        raise UserError(f"--{named} goes with --resume")
-    if resume and kind != "train":
-        _check_resumed(run, kind, arguments or {})
     backend = options if isinstance(options, Backend) else make(options, seed, console)
-    if named is not None and not backend.bills:
-        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    budget = backend.budget(budget)
+    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+    budget = check_flags(backend, run, kind, arguments or {}, budget, **how)
     progress = progress or Waiting(console)
     from qrkt_hw.backends.device.journal import Journal
 
@@ -363,6 +354,24 @@ def open(
                 raise
             journal.finish(activity)
     announce(backend, console)
+
+
+def check_flags(
+    backend: Backend, run: Any, kind: str, arguments: dict[str, Any], budget: Budget | None, *, resume: bool,
+    restart: bool, resubmit: bool, replan: bool,
+) -> Budget | None:  # fmt: skip
+    """The budget that counts on a backend, where all flags of :func:`open` apply; raises as it does."""
+    given = {"restart": restart, "resubmit": resubmit, "replan": replan}
+    named = next((key for key, value in given.items() if value), None)
+    if resume and restart:
+        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
+    if (resubmit or replan) and not resume:
+        raise UserError(f"--{named} goes with --resume")
+    if resume and kind != "train":
+        _check_resumed(run, kind, arguments)
+    if named is not None and not backend.bills:
+        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
+    return backend.budget(budget)
 
 
 def _activity(

@@ -88,8 +88,10 @@ def infer(
     from qrkt_hw.experiments import inference
 
     backend = backends.make(place, options.training.seed, said)
-    budget = device["budget"]
     _refuse_simulator(backend, dry_run, report)
+    kept: dict[str, Any] = {**chosen, **given(flags)}
+    how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
+    limit = backends.check_flags(backend, folder, "infer", kept, **how)
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
@@ -105,10 +107,10 @@ def infer(
         said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     plan = None
-    if dry_run or backend.budget(budget) is not None:
+    if dry_run or limit is not None:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-        refuse = not resume and (not dry_run or budget.flag is not None)
-        plan = _planned(model, options, shape, backend, len(samples), batch, budget, refuse)
+        refuse = not resume and (not dry_run or device["budget"].flag is not None)
+        plan = _planned(model, options, shape, backend, len(samples), batch, limit if refuse else None)
     if dry_run:
         assert plan is not None
         if as_json:
@@ -117,8 +119,6 @@ def infer(
             for line in plan.lines(backend.name):
                 echo(line)
         return
-    kept: dict[str, Any] = {**chosen, **given(flags)}
-    how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if images or texts:
             what, names = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
@@ -220,22 +220,20 @@ def _layers(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _planned(
-    model: Any, options: Any, shape: Any, backend: Any, samples: int, batch: int, budget: Any, refuse: bool
-) -> Any:
+def _planned(model: Any, options: Any, shape: Any, backend: Any, samples: int, batch: int, budget: Any) -> Any:
     """The forecast of an inference of so many samples, ``batch`` of them together.
 
     Raises:
-        UserError: the plan exceeds the budget, and ``refuse``.
+        UserError: the plan exceeds the budget.
     """
     from qrkt_hw.resources.forecast import cheaper_model, check, forecast
     from qrkt_hw.resources.logical import stages_of
 
-    stages, limit = stages_of(model, shape), backend.budget(budget)
+    stages = stages_of(model, shape)
     plan = forecast(stages, samples, batch, backend)
-    if refuse and limit is not None:
+    if budget is not None:
         check(
-            plan, limit, stages, batch, backend,
+            plan, budget, stages, batch, backend,
             lambda seconds: cheaper_model(options, shape, samples, batch, backend, seconds),
         )  # fmt: skip
     return plan
