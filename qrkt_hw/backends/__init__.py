@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from qrkt_hw.backends.base import Backend, Call, Counters, Gradient
     from qrkt_hw.backends.device.budget import Budget
     from qrkt_hw.backends.registry import (
-        BackendWarning, bills, check_flags, from_options, get, listing, make, open, resolve,
+        BackendWarning,
+        bills,
+        check_flags,
+        from_options,
+        get,
+        listing,
+        make,
+        open,
+        resolve,
     )  # fmt: skip
 
 __all__ = [

@@ -91,7 +91,7 @@ def infer(
     _refuse_simulator(backend, dry_run, report)
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
-    limit = backends.check_flags(backend, folder, "infer", kept, **how)
+    budget = backends.check_flags(backend, folder, "infer", kept, **how)
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
     from qrkt_hw.resources.tables import summarize
@@ -107,10 +107,10 @@ def infer(
         said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     plan = None
-    if dry_run or limit is not None:
+    if dry_run or budget is not None:
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
-        plan = _planned(model, options, shape, backend, len(samples), batch, limit if refuse else None)
+        plan = _planned(model, options, shape, backend, len(samples), batch, budget if refuse else None)
     if dry_run:
         assert plan is not None
         if as_json:
