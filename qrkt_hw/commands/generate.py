@@ -7,35 +7,24 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import (
-    PATH,
-    SEED,
-    Command,
-    console,
-    device_flags,
-    echo,
-    opened,
-    run_argument,
-    trust_flag,
-    writing,
-)
+from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, check_used, options_from
 from qrkt_hw.errors import UserError
 
 
-@click.command(cls=Command)
-@run_argument
+@click.command(cls=cli.Command)
+@cli.run_argument
 @click.option("--count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]")
-@click.option("--seed", type=SEED, default=0, show_default=True, help="of the noise")
-@click.option("--grid", type=PATH, help="all images in one picture (.png)")
-@click.option("--out", type=PATH, help="folder for one file an image  [default: a grid instead]")
+@click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of the noise")
+@click.option("--grid", type=cli.PATH, help="all images in one picture (.png)")
+@click.option("--out", type=cli.PATH, help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
-@trust_flag
+@cli.trust_flag
 @options_from(INFERRING)
-@device_flags
+@cli.device_flags
 def generate(
     run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
     interpolate: bool, resume: bool, restart: bool, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
@@ -54,7 +43,7 @@ def generate(
     if interpolate and count is not None and count % row:
         raise UserError(f"--count: {count} is no multiple of {row} columns; the last row would end half-way")
     count = count or (8 * row if interpolate else 64)
-    folder = opened(run, trust_ansatz)
+    folder = cli.opened(run, trust_ansatz)
     place = check_used(folder, flags)
     from qrkt_hw import backends
     from qrkt_hw.experiments import generation
@@ -62,16 +51,16 @@ def generate(
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     with backends.open(
-        place, run=folder, kind="generate", arguments=asked, console=console(stderr=True), seed=seed, resume=resume,
+        place, run=folder, kind="generate", arguments=asked, console=cli.console(stderr=True), seed=seed, resume=resume,
         restart=restart, **device,
     ) as backend:  # fmt: skip
         model = generation.gan_of(folder, backend)
         images = generation.draw(model, generation.noise(count, model.latent, seed, interpolate, row))
     if out is not None:
         generation.save_images(images, out)
-        echo(f"{count} images in {out}")
+        cli.echo(f"{count} images in {out}")
     if grid is not None or out is None:
         file = grid or folder.path / "samples" / f"seed-{seed}.png"
-        with writing("--grid", file):
+        with cli.writing("--grid", file):
             save_grid(images, file, row)
-        echo(str(file))
+        cli.echo(str(file))

@@ -7,30 +7,18 @@ from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import (
-    PATH,
-    Command,
-    console,
-    data_dir_flag,
-    defined,
-    device_flags,
-    echo,
-    json_flag,
-    opened,
-    run_argument,
-    trust_flag,
-)
+from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, check_used, given, options_from
 from qrkt_hw.errors import UserError
 
 
-@click.command(cls=Command)
-@run_argument
+@click.command(cls=cli.Command)
+@cli.run_argument
 @click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
-@click.option("--image", "images", multiple=True, type=PATH, help="an image file; repeat for more")
+@click.option("--image", "images", multiple=True, type=cli.PATH, help="an image file; repeat for more")
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
-@data_dir_flag
+@cli.data_dir_flag
 @click.option("--resume", is_flag=True, help="resume an inference on a device that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
@@ -45,10 +33,10 @@ from qrkt_hw.errors import UserError
     type=click.Choice(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
-@trust_flag
-@json_flag
+@cli.trust_flag
+@cli.json_flag
 @options_from(INFERRING)
-@device_flags
+@cli.device_flags
 def infer(
     run: Path | None, split: str | None, images: tuple[Path, ...], texts: tuple[str, ...], limit: int | None,
     data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool, dry_run: bool,
@@ -71,8 +59,8 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
-    folder = opened(run, trust_ansatz, err=as_json)
-    options, said = folder.options(), console(stderr=True)
+    folder = cli.opened(run, trust_ansatz, err=as_json)
+    options, said = folder.options(), cli.console(stderr=True)
     kind = options.model.kind
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
@@ -92,8 +80,10 @@ def infer(
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     budget = backends.check_flags(backend, folder, "infer", kept, **how)
+    from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
     # files that are missing are named before the model is
@@ -106,18 +96,18 @@ def infer(
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
-    plan = None
-    if dry_run or budget is not None:
+    planned = None
+    if isinstance(backend, DeviceBackend) and (dry_run or budget is not None):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
-        plan = _planned(model, options, shape, backend, len(samples), batch, budget if refuse else None)
+        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
     if dry_run:
-        assert plan is not None
+        assert planned is not None
         if as_json:
-            echo(to_json({"backend": backend.name, **plan.record()}))
+            cli.echo(to_json({"backend": backend.name, **planned.record()}))
         else:
-            for line in plan.lines(backend.name):
-                echo(line)
+            for line in planned.lines(backend.name):
+                cli.echo(line)
         return
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if images or texts:
@@ -131,27 +121,27 @@ def infer(
         from qrkt_hw.plots.charts import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
-        echo(f"drawn to {drawn}", err=True)
+        cli.echo(f"drawn to {drawn}", err=True)
     if as_json:
-        echo(to_json(record))
+        cli.echo(to_json(record))
     elif images or texts:
         for result in record["images" if images else "texts"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
             name = result["file"] if images else result["text"][:60]
-            echo(f"{name}: {result['class']}   ({shown})")
+            cli.echo(f"{name}: {result['class']}   ({shown})")
     else:
         if limit is not None and record["count"] < limit:
-            echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
-        echo(
+            cli.echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
+        cli.echo(
             f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
-            f"F1 {record['f1']:.4f}  AUROC {defined(record['auroc'])}  ({record['seconds']:.2f} s)"
+            f"F1 {record['f1']:.4f}  AUROC {cli.defined(record['auroc'])}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():
-            echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
+            cli.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
             for line in [*_report(record, "texts" if kind == "text" else "images"), *_layers(record)]:
-                echo(line)
+                cli.echo(line)
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
@@ -218,22 +208,3 @@ def _layers(record: dict[str, Any]) -> list[str]:
     shown = "a fake backend bills nothing" if billed is None else f"{billed:.1f} s billed"
     lines.append(f"  QPU time            {there.get('estimated_seconds', 0.0):.1f} s estimated; {shown}")
     return lines
-
-
-def _planned(model: Any, options: Any, shape: Any, backend: Any, samples: int, batch: int, budget: Any) -> Any:
-    """The forecast of an inference of so many samples, ``batch`` of them together.
-
-    Raises:
-        UserError: the plan exceeds the budget.
-    """
-    from qrkt_hw.resources.forecast import cheaper_model, check, forecast
-    from qrkt_hw.resources.logical import stages_of
-
-    stages = stages_of(model, shape)
-    plan = forecast(stages, samples, batch, backend)
-    if budget is not None:
-        check(
-            plan, budget, stages, batch, backend,
-            lambda seconds: cheaper_model(options, shape, samples, batch, backend, seconds),
-        )  # fmt: skip
-    return plan

@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import (
-    PATH,
-    Command,
-    config_flag,
-    console,
-    defined,
-    device_flags,
-    echo,
-    preset_flag,
-    trust_flag,
-)
+from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
+from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
 from qrkt_hw.errors import UserError, flag
 
 
-@click.command(cls=Command)
-@preset_flag
-@config_flag
-@click.option("--out", type=PATH, help="run folder  [default: a new one under runs/]")
-@click.option("--resume", type=PATH, help="resume this run with its own options; --backend NAME again where it bills")
-@trust_flag
+@click.command(cls=cli.Command)
+@cli.preset_flag
+@cli.config_flag
+@click.option("--out", type=cli.PATH, help="run folder  [default: a new one under runs/]")
+@click.option(
+    "--resume", type=cli.PATH, help="resume this run with its own options; --backend NAME again where it bills"
+)
+@cli.trust_flag
 @options_from(TRAINING)
-@device_flags
+@cli.device_flags
 def train(
     preset: str | None, config: Path | None, out: Path | None, resume: Path | None, device: dict[str, Any],
     trust_ansatz: bool, **flags: Any,
@@ -42,10 +34,11 @@ def train(
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.runs.folder import read_json
 
-    said = console(stderr=True)
+    said = cli.console(stderr=True)
     with_resume = {"resubmit": device["resubmit"], "replan": device["replan"], "trust_ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
         raise UserError(f"{flag(next(key for key, value in with_resume.items() if value))} goes with --resume RUN")
+    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
@@ -53,43 +46,35 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out {flag(given[0])}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        import_fabric()
+        if program:
+            import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.resume(folder, said, agreed=backend, **device)
     else:
         options = merge(preset, config, flags)
         check_early(options)
-        import_fabric()
+        if program:
+            import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.start(options, out, said, budget=device["budget"])
     results = read_json(run.results)
     if "losses" in results:
         losses = results["losses"]
-        echo(
+        cli.echo(
             f"generator loss {losses['generator_loss']:.4f}  discriminator loss {losses['discriminator_loss']:.4f}  "
             f"({results['epochs']} epochs, {results['train_seconds']:.0f} s)"
         )
         for side, count in results["parameters_of"].items():
-            echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
-        echo("samples/training.gif shows it learn; generate more: qrkt-hw generate; measure it: qrkt-hw evaluate")
+            cli.echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
+        cli.echo("samples/training.gif shows it learn; generate more: qrkt-hw generate; measure it: qrkt-hw evaluate")
     else:
         test, count = results["test"], results["parameters"]
-        echo(
-            f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {defined(test['auroc'])}  "
+        cli.echo(
+            f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {cli.defined(test['auroc'])}  "
             f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
         )
         circuits = f"{count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
-        echo(f"{count['total']} parameters, {circuits}")
-    echo(str(run.path))
-
-
-def import_fabric() -> None:
-    """Import Lightning Fabric without torchmetrics, all of which it would import to ask for its version."""
-    if "lightning_fabric" not in sys.modules and "torchmetrics" not in sys.modules:
-        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
-        try:
-            import lightning_fabric  # noqa: F401
-        finally:
-            del sys.modules["torchmetrics"]
+        cli.echo(f"{count['total']} parameters, {circuits}")
+    cli.echo(str(run.path))
