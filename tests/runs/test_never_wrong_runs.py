@@ -341,10 +341,10 @@ def test_a_configuration_that_asks_for_other_circuits_is_refused(home, tmp_path)
 def test_copies_of_a_run_keep_its_circuits(home, tmp_path):
     run = copied(home / "mine", tmp_path / "run")
     assert qrkt("twin", run, "--trials", 1, "--epochs", 2, cwd=tmp_path).returncode == 0
-    trial = next((tmp_path / "run-twin" / "quantum").iterdir())
+    trial = next((tmp_path / "run-baseline" / "quantum").iterdir())
     ours, theirs = (json.loads((r / "circuits" / "circuits.json").read_text()) for r in (run, trial))
     assert ours == theirs
-    assert not (next((tmp_path / "run-twin" / "same-shape").iterdir()) / "circuits").exists()
+    assert not (next((tmp_path / "run-baseline" / "size-matched").iterdir()) / "circuits").exists()
 
 
 def test_options_are_equal_wherever_their_circuits_come_from(home):
