@@ -22,10 +22,10 @@ from qrkt_hw.errors import RunWarning, UserError
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
     "infer": "Accuracy of a run, or classes of your images.",
-    "generate": "Generate images with a GAN.",
+    "generate": "Images from the generator of a GAN.",
     "evaluate": "FID, KID, precision and recall of a GAN's images.",
     "compare": "Several runs in one table and one picture.",
-    "baseline": "Train the matched classical baselines of a run and compare.",
+    "baseline": "Size- and parameter-matched classical baselines of a run.",
     "tune": "Search over any options; resumable, shared by machines.",
     "circuits": "List, show and analyze the circuit templates.",
     "resources": "What a model costs on a device, and its classical simulability.",

@@ -76,30 +76,31 @@ def infer(
     from qrkt_hw.experiments import inference
 
     backend = backends.make(place, options.training.seed, said)
-    _refuse_simulator(backend, dry_run, report)
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
-    budget = backends.check_flags(backend, folder, "infer", kept, **how)
+    limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
+    _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.experiments.loading import trained
+    from qrkt_hw.models.factory import build_model
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
-    # files that are missing are named before the model is
     if images or texts:
         samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
     else:
         samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
-    model = restored(folder, backend)
+    model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     planned = None
-    if isinstance(backend, DeviceBackend) and (dry_run or budget is not None):
+    if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
+        trained(folder, model)
         planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
     if dry_run:
         assert planned is not None
@@ -110,6 +111,8 @@ def infer(
                 cli.echo(line)
         return
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
+        if planned is None:
+            trained(folder, model)  # last: flags and files that are wrong are named before it
         if images or texts:
             what, names = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
             record = inference.classify(folder, model, samples, what, names, backend)
