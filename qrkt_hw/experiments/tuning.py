@@ -22,9 +22,8 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
-from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem
+from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem, unused
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.runs.unused import unused
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
