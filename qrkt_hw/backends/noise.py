@@ -42,24 +42,16 @@ FORMAT = 2  # 2: with a checksum
 
 @dataclass(frozen=True, eq=False)
 class DeviceNoise:
-    """Noise behind every gate and readout of a device.
+    """Noise behind every gate and readout of a device."""
 
-    Attributes:
-        gates: ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate.
-        readout: ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``.
-    """
-
+    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
-    readout: NDArray[np.float64]
+    readout: NDArray[np.float64]  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
 
 
 @lru_cache(maxsize=8)
 def device_noise(name: str) -> DeviceNoise:
-    """The noise of a fake backend.
-
-    Raises:
-        UserError: no such fake backend.
-    """
+    """The noise of a fake backend. Raises UserError: no such fake backend."""
     device = fake_device(name)
     path = cache_folder() / "noise" / f"{name}-{_fingerprint(device)}.npz"
     found = _read(path, device.num_qubits)

@@ -15,8 +15,8 @@ from typing import Any
 from qrkt_hw.backends.base import Backend, Description, Gradient
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.entries import (
+    HERE,
     RENAMED,
-    WORKING,
     AerEntry,
     Entry,
     ExactEntry,
@@ -24,7 +24,7 @@ from qrkt_hw.backends.entries import (
     IBMEntry,
     config_file,
     layers,
-)  # fmt: skip
+)
 from qrkt_hw.errors import UserError, flag
 
 # options of devices
@@ -44,12 +44,9 @@ class BackendWarning(UserWarning):
 
 
 def get(name: str) -> Backend:
-    """The backend of that name as its entry says; the same object for the same name.
+    """The backend of that name as the shipped entries or those of the user's config folder say; one object for a name.
 
-    The shipped entries count, and those of the user's config folder. :func:`resolve` takes a file by its name.
-
-    Raises:
-        UserError: no such backend, or one that cannot be used here.
+    Raises UserError: no such backend, or one that cannot be used here.
     """
     return _shared(name, config_file())
 
@@ -60,33 +57,21 @@ def _shared(name: str, config: Path) -> Backend:
 
 
 def resolve(
-    name: str,
+    name: str,  # in ``backends.yaml``, or any ``fake_NAME`` of the IBM runtime
     *,
-    shots: int | None = None,
-    gradient: Gradient | None = None,
-    strict: bool = False,
-    file: Path | None = None,
-    seed: int | None = None,
-    device: dict[str, Any] | None = None,
+    shots: int | None = None,  # instead of the entry's; 0 for exact values
+    gradient: Gradient | None = None,  # instead of the entry's
+    strict: bool = False,  # refuse where the fallback would have to serve
+    file: Path | None = None,  # another ``backends.yaml`` over all others
+    seed: int | None = None,  # of the samples where the entry has none
+    device: dict[str, Any] | None = None,  # keys of the entry of a device, of IBM or a snapshot, instead of its own
 ) -> Backend:
     """A new backend by its entry.
 
-    Args:
-        name: in ``backends.yaml``, or any ``fake_NAME`` of the IBM runtime.
-        shots: instead of the entry's; 0 for exact values.
-        gradient: instead of the entry's.
-        strict: refuse where the fallback would have to serve.
-        file: another ``backends.yaml`` over all others.
-        seed: of the samples where the entry has none.
-        device: keys of the entry of a device, of IBM or a snapshot, instead of its own.
-
-    Raises:
-        UserError: no such backend, a broken file, or a backend that cannot be used here.
+    Raises UserError: no such backend, a broken file, or a backend that cannot be used here.
     """
     found = layers(file)
-    known = {key: entry for key, (entry, _) in found.items()}
-    entry = _entry(name, known)
-    entry = _with(name, entry, device or {})
+    entry = _with(name, _entry(name, found), device or {})
     asked, problem = name, unavailable(entry)
     first = problem
     while problem is not None:
@@ -94,11 +79,11 @@ def resolve(
         if strict or following is None:
             why = " (--strict-backend: no fallback)" if strict and following is not None else ""
             raise UserError(f"--backend: {name} cannot be used here: {problem}{why}")
-        name, entry = following, _entry(following, known)
+        name, entry = following, _entry(following, found)
         problem = unavailable(entry)
     backend = _made(name, entry, shots, gradient, seed)
     backend.max_seconds = getattr(entry, "max_seconds", None)
-    backend.working_entry = any(found[key][1] == str(WORKING) for key in (asked, name) if key in found)
+    backend.working_entry = any(key in found and found[key][1] == str(HERE) for key in (asked, name))
     if name != asked:
         backend.fell_back_from = asked
         backend.notice = (
@@ -109,26 +94,15 @@ def resolve(
 
 
 def from_options(options: Any, seed: int | None = None) -> Backend:
-    """The backend of the ``backend`` section of a configuration.
-
-    Raises:
-        UserError: see :func:`resolve`.
-    """
-    return resolve(
-        options.name,
-        shots=options.shots,
-        gradient=options.gradient,
-        strict=options.strict_backend,
-        file=options.backends_file,
-        seed=seed,
-        device={key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key, None) is not None},
-    )
+    """The backend of the ``backend`` section of a configuration. Raises UserError: see :func:`resolve`."""
+    device = {key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key, None) is not None}
+    return resolve(options.name, shots=options.shots, gradient=options.gradient, strict=options.strict_backend,
+                   file=options.backends_file, seed=seed, device=device)  # fmt: skip
 
 
 def bills(options: Any) -> bool:
     """Whether the ``backend`` section of a configuration names a device that bills its time; asks no network."""
-    entries = {key: entry for key, (entry, _) in layers(options.backends_file).items()}
-    return isinstance(_entry(options.name, entries), IBMEntry)
+    return isinstance(_entry(options.name, layers(options.backends_file)), IBMEntry)
 
 
 def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
@@ -188,9 +162,9 @@ def unavailable(entry: Entry) -> str | None:
         if entry.device == "gpu" and entry.noise != "none":
             return "noise is simulated on the CPU only"
     if isinstance(entry, IBMEntry):
-        from qrkt_hw.backends.ibm.account import unavailable as missing
+        from qrkt_hw.backends.ibm import account
 
-        return missing(entry.name)
+        return account.unavailable(entry.name)
     return None
 
 
@@ -198,14 +172,12 @@ def listing(file: Path | None = None) -> list[Description]:
     """Every entry, as a table shows it."""
     found = []
     for name, (entry, where) in layers(file).items():
-        problem = unavailable(entry)
-        kind, qubits, remark = f"{entry.provider}", None, problem or ""
+        problem, kind, qubits = unavailable(entry), "IBM Quantum", None
         if isinstance(entry, ExactEntry):
             kind = f"exact simulator ({entry.device})"
         elif isinstance(entry, AerEntry):
-            kind = (
-                f"Aer ({entry.device}, {entry.method})" if entry.noise == "none" else f"Aer with noise of {entry.noise}"
-            )
+            noisy = entry.noise != "none"
+            kind = f"Aer with noise of {entry.noise}" if noisy else f"Aer ({entry.device}, {entry.method})"
         elif isinstance(entry, FakeEntry):
             kind = "device snapshot"
             try:
@@ -213,20 +185,17 @@ def listing(file: Path | None = None) -> list[Description]:
 
                 qubits = fake_device(entry.name).num_qubits
             except UserError as error:
-                problem = remark = str(error)
-        else:
-            kind = "IBM Quantum"
-        if problem and getattr(entry, "fallback", None):
-            remark = f"{remark}; falls back to {entry.fallback}"  # type: ignore[union-attr]
-        if "shipped" not in where:
-            remark = f"{remark}; from {where}".removeprefix("; ")
+                problem = str(error)
+        falls = f"falls back to {entry.fallback}" if problem and getattr(entry, "fallback", None) else ""  # type: ignore
+        remarks = (problem, falls, "" if "shipped" in where else f"from {where}")
+        remark = "; ".join(text for text in remarks if text)
         found.append(Description(name, kind, qubits, getattr(entry, "shots", None), problem is None, remark))
     return found
 
 
-def _entry(name: str, known: dict[str, Entry]) -> Entry:
+def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
     if name in known:
-        return known[name]
+        return known[name][0]
     if name.startswith("fake_"):
         from qrkt_hw.backends.device.transpile import fake_names
 
@@ -234,7 +203,7 @@ def _entry(name: str, known: dict[str, Entry]) -> Entry:
             return FakeEntry(provider="fake", name=name)
         raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
-        return IBMEntry(provider="ibm", name=name) if name != "ibm_" else IBMEntry(provider="ibm", name="least_busy")
+        return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
     raise UserError(
         f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime"
     )
@@ -258,11 +227,7 @@ class Waiting:
 
 
 def make(options: Any, seed: int | None = None, console: Any = None) -> Backend:
-    """The backend of options or of a name; what its user must know is printed to the console, else warned of.
-
-    Raises:
-        UserError: see :func:`qrkt_hw.backends.resolve`.
-    """
+    """:func:`resolve` for options or a name; what its user must know is printed to the console, else warned of."""
     with warnings.catch_warnings():
         if console is not None:
             warnings.simplefilter("ignore", BackendWarning)
@@ -284,69 +249,54 @@ def announce(backend: Backend, console: Any) -> None:
 
 @contextmanager
 def open(
-    options: Any,
+    options: Any,  # where the circuits run: backend options, a name, or a backend that is made already
     *,
-    run: Any = None,
-    kind: str = "run",
-    arguments: dict[str, Any] | None = None,
-    budget: Budget | None = None,
-    progress: Any = None,
-    console: Any = None,
-    seed: int | None = None,
-    resume: bool = False,
-    restart: bool = False,
-    resubmit: bool = False,
-    replan: bool = False,
+    run: Any = None,  # the run folder; its ``journal.sqlite`` is used. None keeps the journal in memory
+    kind: str = "run",  # ``infer``, ``train`` or ``generate``
+    arguments: dict[str, Any] | None = None,  # kept in the journal, so that a resume is known to be of the same
+    budget: Budget | None = None,  # limits of QPU time and money; None takes the backend's own
+    progress: Any = None,  # is told what is being waited for; None tells the console of long waits
+    console: Any = None,  # is told of the backend, and how to resume; None warns instead
+    seed: int | None = None,  # of the samples
+    resume: bool = False,  # the unfinished activity of that kind; of a training, begin one where there is none
+    restart: bool = False,  # leave an unfinished activity as it is and begin another
+    resubmit: bool = False,  # send again what is held
+    replan: bool = False,  # let go of the pinned plan
 ) -> Iterator[Backend]:
     """A backend, held while circuits run on it; a billed device with the journal of the run.
 
-    Args:
-        options: where the circuits run: backend options, a name, or a backend that is made already.
-        run: the run folder; its ``journal.sqlite`` is used. None keeps the journal in memory.
-        kind: ``infer``, ``train`` or ``generate``.
-        arguments: kept in the journal, so that a resume is known to be of the same.
-        budget: limits of QPU time and money; None takes the backend's own.
-        progress: is told what is being waited for; None tells the console of long waits.
-        console: is told of the backend, and how to resume; None warns instead.
-        seed: of the samples.
-        resume: go on with the unfinished activity of that kind; of a training, begin one where there is none.
-        restart: leave an unfinished activity as it is and begin another.
-        resubmit: send again what is held.
-        replan: let go of the pinned plan.
-
-    Raises:
-        UserError: another process is at it, an unfinished activity is in the way, a resume with other flags, a budget
-            that is spent or does not apply, or flags of devices for a simulator.
+    Raises UserError: another process is at it, an unfinished activity is in the way, a resume with other flags, a
+    budget that is spent or does not apply, or flags of devices for a simulator.
     """
-    given = {"restart": restart, "resubmit": resubmit, "replan": replan}
-    named = next((key for key, value in given.items() if value), None)
+    arguments = arguments or {}
+    flags = {"restart": restart, "resubmit": resubmit, "replan": replan}
+    named = next((key for key, given in flags.items() if given), None)
     if resume and restart:
         raise UserError("--restart begins anew and --resume goes on; leave one of them out")
     if (resubmit or replan) and not resume:
         raise UserError(f"--{named} goes with --resume")
     if resume and kind != "train":
-        _check_resumed(run, kind, arguments or {})
+        _check_resumed(run, kind, arguments)
     backend = options if isinstance(options, Backend) else make(options, seed, console)
     if named is not None and not backend.bills:
         raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    budget = backend.budget(budget)
-    progress = progress or Waiting(console)
+    held: Any = {"budget": backend.budget(budget), "progress": progress or Waiting(console)}
     from qrkt_hw.backends.device.journal import Journal
 
     with Journal(run.journal) if backend.bills and run is not None else nullcontext() as journal:
         if journal is None:
-            with backend.open(budget=budget, progress=progress):
+            with backend.open(**held):
                 yield backend
         else:
-            activity = _activity(journal, run, backend, kind, arguments or {}, resume, restart)
-            extra: Any = {"activity": activity, "resubmit": resubmit, "replan": replan}
+            activity = _activity(journal, run, backend, kind, arguments, resume, restart)
+            held.update(journal=journal, activity=activity, resubmit=resubmit, replan=replan)
             try:
-                with backend.open(journal=journal, budget=budget, progress=progress, **extra):
+                with backend.open(**held):
                     yield backend
             except (KeyboardInterrupt, UserError) as stop:
                 told = kind == "train" and isinstance(stop, KeyboardInterrupt)  # the training says so itself
                 if console is not None and journal.submissions(activity, SENT) and not told:
-                    _print(console, f"resume with: {command(kind, run.path, arguments or {})}")
+                    _print(console, f"resume with: {command(kind, run.path, arguments)}")
                 raise
             journal.finish(activity)
     announce(backend, console)
@@ -380,12 +330,9 @@ def _activity(
 
 def same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether a journal's arguments are those asked for now; where a backend's entry stands does not matter."""
-    return _plain(kept) == _plain(asked)
-
-
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
-    found = json.loads(json.dumps(arguments, default=str))
-    return {key: value for key, value in found.items() if value not in (None, []) and key not in NOT_ASKED}
+    both = [json.loads(json.dumps(one, default=str)).items() for one in (kept, asked)]
+    first, second = ({k: v for k, v in one if v not in (None, []) and k not in NOT_ASKED} for one in both)
+    return first == second
 
 
 def _check_resumed(run: Any, kind: str, asked: dict[str, Any]) -> None:

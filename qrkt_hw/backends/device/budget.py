@@ -6,15 +6,14 @@ IBM, "Workload usage": a job takes about 2 s, plus repetition delay and circuit 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
-from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qrkt_hw.backends.entries import config_file
 from qrkt_hw.errors import UserError, sentence
 
 PLAN = "payg"  # whose price counts for limits of money
@@ -35,65 +34,43 @@ class Plan(BaseModel):
 
 
 class Prices(BaseModel):
-    """The price list.
-
-    Attributes:
-        date: when it was read.
-        source: where.
-        plans: by name.
-    """
+    """The price list."""
 
     model_config = ConfigDict(extra="forbid")
 
-    date: str
-    source: str
-    plans: dict[str, Plan]
+    date: str  # when it was read
+    source: str  # where
+    plans: dict[str, Plan]  # by name
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What jobs use of a QPU.
+    """What jobs use of a QPU."""
 
-    Attributes:
-        jobs: submitted; each has its overhead.
-        executions: circuits x shots.
-        seconds: by the long form.
-        seconds_quick: by the short form.
-    """
-
-    jobs: int
-    executions: int
-    seconds: float
-    seconds_quick: float
+    jobs: int  # submitted; each has its overhead
+    executions: int  # circuits x shots
+    seconds: float  # by the long form
+    seconds_quick: float  # by the short form
 
 
 def usage(executions: int, rep_delay: float, duration: float, submissions: int = 1) -> Usage:
-    """QPU time of independent circuits.
+    """QPU time of independent circuits, ``executions`` being circuits x shots.
 
-    Args:
-        executions: circuits x shots.
-        rep_delay: seconds between two executions.
-        duration: mean seconds of a circuit, its measurement included.
-        submissions: calls among which the executions are divided evenly; each is at least one job.
+    ``rep_delay`` are seconds between two executions, ``duration`` mean seconds of a circuit, its measurement included.
+    The executions are divided evenly among ``submissions``, each of which is at least one job.
     """
-    if executions == 0:
-        return Usage(0, 0, 0.0, 0.0)
-    jobs = submissions * -(-executions // (submissions * LARGEST_JOB))
-    overhead = JOB_SECONDS * jobs
-    return Usage(
-        jobs, executions, overhead + (rep_delay + duration) * executions, overhead + QUICK_SECONDS * executions
-    )
+    jobs = submissions * -(-executions // (submissions * LARGEST_JOB))  # none without executions
+    by_form = (JOB_SECONDS * jobs + each * executions for each in (rep_delay + duration, QUICK_SECONDS))
+    return Usage(jobs, executions, *by_form)
 
 
 @lru_cache(maxsize=1)
 def prices() -> Prices:
     """The price list: the user's own where there is one, else the one that ships with the package.
 
-    Raises:
-        UserError: the user's file is not a price list.
+    Raises UserError: the user's file is not a price list.
     """
-    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    own = Path(home) / "qrkt-hw" / "prices.yaml"
+    own = config_file().with_name("prices.yaml")
     shipped = resources.files("qrkt_hw.backends.device").joinpath("prices.yaml")
     file, name = (own, str(own)) if own.is_file() else (shipped, "prices.yaml")
     try:
@@ -107,12 +84,9 @@ def prices() -> Prices:
 
 
 class Budget:
-    """A limit on QPU seconds, on money, or on both; without either nothing is limited.
+    """A limit on QPU seconds, on money (at pay-as-you-go prices), or on both; without either nothing is limited.
 
-    Args:
-        qpu_seconds: that may be billed; None for no limit.
-        usd: that may be billed, at pay-as-you-go prices; None for no limit.
-        where: the flag or key that sets the limit of seconds, for messages.
+    ``where`` is the flag or key that sets the limit of seconds, for messages.
     """
 
     def __init__(
@@ -124,11 +98,8 @@ class Budget:
         by_cost = usd / price if usd is not None and price else None  # a price of 0 is no limit
         self.by_cost = by_cost is not None and (qpu_seconds is None or by_cost < qpu_seconds)
         self.limit = by_cost if self.by_cost else qpu_seconds
-
-    @property
-    def flag(self) -> str | None:
-        """The flag that was given; None where neither was."""
-        return self.where if self.qpu_seconds is not None else "--max-cost" if self.usd is not None else None
+        # the flag that was given; None where neither was
+        self.flag = where if qpu_seconds is not None else "--max-cost" if usd is not None else None
 
     @property
     def left(self) -> float | None:
@@ -138,14 +109,12 @@ class Budget:
     def admit(self, seconds: float) -> None:
         """Let a job of so many estimated seconds through.
 
-        Raises:
-            UserError: it would exceed the limit; names limit, billed and needed.
+        Raises UserError: it would exceed the limit; names limit, billed and needed.
         """
         if self.limit is not None and self.billed + seconds > self.limit:
-            over = self.billed + seconds - self.limit
             raise UserError(
                 f"{self.named}: {self.billed:.1f} s are billed and the next job needs {seconds:.1f} s, "
-                f"{over:.1f} s more than the limit; what came back is kept"
+                f"{self.billed + seconds - self.limit:.1f} s more than the limit; what came back is kept"
             )
 
     def charge(self, seconds: float) -> None:

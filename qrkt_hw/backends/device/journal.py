@@ -64,58 +64,33 @@ class _Row(BaseModel):
 
 
 class Activity(_Row):
-    """One inference or training on a device.
+    """One inference or training on a device."""
 
-    Attributes:
-        id: in the journal.
-        name: unique in the world; makes tags.
-        kind: ``infer``, ``train`` or ``generate``.
-        device: where.
-        arguments: what it was started with.
-        finished: whether it came to its end.
-        created: seconds since 1970.
-    """
-
-    id: int
-    name: Text
-    kind: Text
-    device: Text
-    arguments: dict[str, Any]
-    finished: Annotated[bool, Field(strict=False)]
-    created: Moment
+    id: int  # in the journal
+    name: Text  # unique in the world; makes tags
+    kind: Text  # ``infer``, ``train`` or ``generate``
+    device: Text  # where
+    arguments: dict[str, Any]  # what it was started with
+    finished: Annotated[bool, Field(strict=False)]  # whether it came to its end
+    created: Moment  # seconds since 1970
 
 
 class Submission(_Row):
-    """One job, or the intention of one.
+    """One job, or the intention of one."""
 
-    Attributes:
-        id: in the journal.
-        activity: it belongs to.
-        tag: under which the job is found.
-        state: see the module.
-        job: the service's id, once known.
-        session: of the service, where there is one.
-        device: where.
-        keys: content hashes of the PUBs in it, in order.
-        executions: circuits x shots.
-        estimated, billed: QPU seconds; None before the bill.
-        remark: what went wrong.
-        created, changed: seconds since 1970.
-    """
-
-    id: int
-    activity: int
-    tag: Text
-    state: State
-    job: Text | None
-    session: Text | None
-    device: Text
-    keys: Annotated[tuple[str, ...], Field(strict=False)]
-    executions: Annotated[int, Field(ge=0)]
-    estimated: Amount
+    id: int  # in the journal
+    activity: int  # it belongs to
+    tag: Text  # under which the job is found
+    state: State  # see the module
+    job: Text | None  # the service's id, once known
+    session: Text | None  # of the service, where there is one
+    device: Text  # where
+    keys: Annotated[tuple[str, ...], Field(strict=False)]  # content hashes of the PUBs in it, in order
+    executions: Annotated[int, Field(ge=0)]  # circuits x shots
+    estimated: Amount  # QPU seconds; None before the bill
     billed: Amount | None
-    remark: Annotated[str, AfterValidator(_text)]
-    created: Moment
+    remark: Annotated[str, AfterValidator(_text)]  # what went wrong
+    created: Moment  # seconds since 1970
     changed: Moment
 
 
@@ -307,11 +282,7 @@ class Journal:
         return self.submission(submission.id)
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
-        """Raw results of a PUB; None where there are none yet.
-
-        Raises:
-            UserError: what is there is damaged.
-        """
+        """Raw results of a PUB; None where there are none yet. Raises UserError: what is there is damaged."""
         rows = self._do("select data from outcomes where activity = ? and key = ?", (activity.id, key))
         try:
             return unpacked(rows[0]["data"]) if rows else None

@@ -37,34 +37,21 @@ SYMMETRIC = ("cz", "swap", "rzz", "rxx", "ryy", "iswap")  # the same with its qu
 
 @dataclass(frozen=True)
 class Replica:
-    """One place for a circuit.
+    """One place for a circuit."""
 
-    Attributes:
-        physical: the device's qubits, in the order of the circuit's own active qubits, ascending.
-        success: estimated success probability there.
-    """
-
-    physical: tuple[int, ...]
-    success: float
+    physical: tuple[int, ...]  # the device's qubits, in the order of the circuit's own active qubits, ascending
+    success: float  # estimated success probability there
 
 
 @dataclass(frozen=True, eq=False)
 class Chip:
-    """A device as arrays.
+    """A device as arrays."""
 
-    Attributes:
-        size: qubits.
-        coupled: ``(size, size)``: where a two-qubit gate exists in either direction.
-        couplings: ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate there.
-        reading: ``(size,)``: the same of the measurement.
-        distances: ``(size, size)`` in couplings.
-    """
-
-    size: int
-    coupled: NDArray[np.bool_]
-    couplings: NDArray[np.float64]
-    reading: NDArray[np.float64]
-    distances: NDArray[np.float64]
+    size: int  # qubits
+    coupled: NDArray[np.bool_]  # ``(size, size)``: where a two-qubit gate exists in either direction
+    couplings: NDArray[np.float64]  # ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate there
+    reading: NDArray[np.float64]  # ``(size,)``: the same of the measurement
+    distances: NDArray[np.float64]  # ``(size, size)`` in couplings
 
     @classmethod
     def of(cls, target: Any) -> Chip:
@@ -124,8 +111,7 @@ def place_replicas(
 def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]:
     """The order of qubits in which the device has a gate; symmetric gates may be turned round.
 
-    Raises:
-        ValueError: the device has no such gate there.
+    Raises ValueError: the device has no such gate there.
     """
     entries = target[name] if name in target.operation_names else {}
     if entries is None or None in (entries or {}) or qubits in entries:

@@ -23,14 +23,10 @@ CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """One way of measuring all qubits.
+    """One way of measuring all qubits."""
 
-    Attributes:
-        letters: per qubit ``X``, ``Y`` or ``Z``, qubit 0 first.
-        terms: ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``.
-    """
-
-    letters: tuple[str, ...]
+    letters: tuple[str, ...]  # per qubit ``X``, ``Y`` or ``Z``, qubit 0 first
+    # ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``
     terms: tuple[tuple[int, float, int], ...]
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:

@@ -76,8 +76,7 @@ class Packer:
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
         """Where a template lies when measured in a basis; planned once.
 
-        Raises:
-            UserError: the template has more qubits than the device, or a kept plan does not fit it.
+        Raises UserError: the template has more qubits than the device, or a kept plan does not fit it.
         """
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
@@ -137,8 +136,7 @@ class Packer:
     def from_bytes(self, data: bytes) -> Packer:
         """This packer, with the plan that :meth:`to_bytes` gave.
 
-        Raises:
-            ValueError: the plan is damaged, or is not one for this device.
+        Raises ValueError: the plan is damaged, or is not one for this device.
         """
         if data.startswith(SEALED):
             seal, data = data[len(SEALED) : len(SEALED) + 32], data[len(SEALED) + 32 :]

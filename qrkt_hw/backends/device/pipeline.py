@@ -24,16 +24,13 @@ class DeviceBackend(Backend):
     """A backend that transpiles, packs, samples and bills; a provider writes :meth:`submit` alone.
 
     Attributes:
-        device: Qiskit's backend: target, calibration, repetition delay.
-        packer: plans and packs circuits for it.
         job_limits: what one job may hold.
-        estimated: QPU seconds that everything submitted is estimated to take.
     """
 
-    device: Any
-    packer: Packer
+    device: Any  # Qiskit's backend: target, calibration, repetition delay
+    packer: Packer  # plans and packs circuits for it
     job_limits = JobLimits()
-    estimated: float = 0.0
+    estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
 
     @property
     def num_qubits(self) -> int:
@@ -56,11 +53,7 @@ class DeviceBackend(Backend):
         return len(bases(template))
 
     def pack(self, calls: Sequence[Call]) -> list[PUB]:
-        """PUBs of packed circuits.
-
-        Raises:
-            UserError: a circuit is too large for the device.
-        """
+        """PUBs of packed circuits. Raises UserError: a circuit is too large for the device."""
         for call in calls:
             if call.template.num_qubits > self.num_qubits:
                 raise UserError(
@@ -76,8 +69,7 @@ class DeviceBackend(Backend):
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         """See :meth:`Backend.run`.
 
-        Raises:
-            UserError: a circuit is too large for the device, or what :meth:`submit` meets.
+        Raises UserError: a circuit is too large for the device, or what :meth:`submit` meets.
         """
         started = time.perf_counter()
         asked = [call for call in calls if call.samples]

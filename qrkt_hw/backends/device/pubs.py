@@ -26,14 +26,10 @@ TRIES = 24  # numbers of executions tried for an allocation of all circuit group
 # allocation ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Allocation:
-    """Replicas that run side by side.
+    """Replicas that run side by side."""
 
-    Attributes:
-        executions: how often the chip runs, shots aside.
-        replicas: ``(circuit group, place in that group's list of replicas)``, in the order of their registers.
-    """
-
-    executions: int
+    executions: int  # how often the chip runs, shots aside
+    # ``(circuit group, place in that group's list of replicas)``, in the order of their registers
     replicas: tuple[tuple[Hashable, int], ...]
 
 
@@ -101,19 +97,12 @@ def _together(
 # PUBs ----------------------------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class CircuitGroup:
-    """A circuit in one measurement basis, and its replicas on the chip.
+    """A circuit in one measurement basis, and its replicas on the chip."""
 
-    Attributes:
-        key: a hash of the circuit as written and the basis.
-        placed: on the qubits the transpiler chose.
-        replicas: disjoint, best first, each ``(qubits of the device, ESP)``.
-        template, basis: those that were asked for last; None where the group is read from a kept plan.
-    """
-
-    key: str
-    placed: PlacedCircuit
-    replicas: tuple[Any, ...]
-    template: Any = None
+    key: str  # a hash of the circuit as written and the basis
+    placed: PlacedCircuit  # on the qubits the transpiler chose
+    replicas: tuple[Any, ...]  # disjoint, best first, each ``(qubits of the device, ESP)``
+    template: Any = None  # those that were asked for last; None where the group is read from a kept plan
     basis: Any = None
 
     def columns(self) -> list[int]:
@@ -124,19 +113,12 @@ class CircuitGroup:
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A replica within a packed circuit.
+    """A replica within a packed circuit."""
 
-    Attributes:
-        group: what runs there.
-        physical: the device's qubits behind the circuit's.
-        read: the device's qubits that are measured, in the order of the template's.
-        samples: ``(executions,)``: which parameter set of the group runs there; -1 where the slot idles.
-    """
-
-    group: CircuitGroup
-    physical: tuple[int, ...]
-    read: tuple[int, ...]
-    samples: NDArray[np.intp]
+    group: CircuitGroup  # what runs there
+    physical: tuple[int, ...]  # the device's qubits behind the circuit's
+    read: tuple[int, ...]  # the device's qubits that are measured, in the order of the template's
+    samples: NDArray[np.intp]  # ``(executions,)``: which parameter set of the group runs there; -1 where the slot idles
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,22 +136,14 @@ class PackedCircuit:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Executions of one packed circuit, without its parameters: what a plan counts.
+    """Executions of one packed circuit, without its parameters: what a plan counts."""
 
-    Attributes:
-        packed: the circuit.
-        slots: what runs where.
-        rows: executions of the chip, shots aside.
-        shots: of each.
-        tag: what it is for.
-        calibration: the state in which a calibration of readout prepares all qubits; None for a circuit of the model.
-    """
-
-    packed: PackedCircuit
-    slots: tuple[Slot, ...]
-    rows: int
-    shots: int
-    tag: str
+    packed: PackedCircuit  # the circuit
+    slots: tuple[Slot, ...]  # what runs where
+    rows: int  # executions of the chip, shots aside
+    shots: int  # of each
+    tag: str  # what it is for
+    # the state in which a calibration of readout prepares all qubits; None for a circuit of the model
     calibration: int | None = None
 
     @property
@@ -188,17 +162,12 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class PUB(Packed):
-    """A packed circuit with its parameters, as a primitive takes it.
+    """A packed circuit with its parameters, as a primitive takes it."""
 
-    Attributes:
-        values: float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``.
-        device: where.
-        options: what changes the result, such as twirling.
-    """
-
+    # float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``
     values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    device: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    device: str = ""  # where
+    options: dict[str, Any] = field(default_factory=dict)  # what changes the result, such as twirling
 
     @cached_property  # asked for several times a circuit batch
     def key(self) -> str:
@@ -244,21 +213,13 @@ class JobLimits:
 
 @dataclass(frozen=True)
 class Load:
-    """A PUB as a job carries it.
+    """A PUB as a job carries it."""
 
-    Attributes:
-        rows: parameter sets.
-        shots: of each.
-        numbers: in each parameter set.
-        instructions: of the circuit.
-        row_seconds: QPU seconds of a row by estimate.
-    """
-
-    rows: int
-    shots: int
-    numbers: int
-    instructions: int
-    row_seconds: float
+    rows: int  # parameter sets
+    shots: int  # of each
+    numbers: int  # in each parameter set
+    instructions: int  # of the circuit
+    row_seconds: float  # QPU seconds of a row by estimate
 
     @classmethod
     def of(cls, pub: Packed, rep_delay: float) -> Load:

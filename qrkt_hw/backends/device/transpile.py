@@ -40,8 +40,7 @@ def fake_names() -> tuple[str, ...]:
 def fake_device(name: str) -> Any:
     """The fake backend of that name, a Qiskit BackendV2 with target and calibration; nothing is downloaded.
 
-    Raises:
-        UserError: no such fake backend.
+    Raises UserError: no such fake backend.
     """
     try:
         with warnings.catch_warnings():
@@ -61,17 +60,11 @@ def calibration_date(device: Any) -> str | None:
 # transpiled circuits -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PlacedCircuit:
-    """An ISA circuit on its active qubits only, without its measurements.
+    """An ISA circuit on its active qubits only, without its measurements."""
 
-    Attributes:
-        circuit: on ``len(physical)`` qubits, in the device's gates.
-        physical: the device's qubit behind each, ascending.
-        measured: for every qubit of the template the qubit of ``circuit`` that carries it at the end.
-    """
-
-    circuit: QuantumCircuit
-    physical: tuple[int, ...]
-    measured: tuple[int, ...]
+    circuit: QuantumCircuit  # on ``len(physical)`` qubits, in the device's gates
+    physical: tuple[int, ...]  # the device's qubit behind each, ascending
+    measured: tuple[int, ...]  # for every qubit of the template the qubit of ``circuit`` that carries it at the end
 
     def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
         """The same circuit on other qubits."""
@@ -87,8 +80,7 @@ def transpiled(
 ) -> QuantumCircuit:
     """The ISA circuit of a template that measures every qubit in a basis, by Qiskit's preset pass manager.
 
-    Raises:
-        UserError: the template has more qubits than the device.
+    Raises UserError: the template has more qubits than the device.
     """
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 

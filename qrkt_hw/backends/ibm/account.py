@@ -11,6 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,10 +30,10 @@ NO_SESSION_CODE = "1352"
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """The error and what caused it, outermost first."""
-    seen: set[int] = set()
+    seen: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and not any(current is one for one in seen):
+        seen.append(current)
         yield current
         current = current.__cause__ or current.__context__
 
@@ -60,12 +61,9 @@ def classify(error: BaseException) -> Kind:
         return "no_sessions"
     if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
         return "session"
-    if status == 401:
-        return "unauthorized"
-    if status == 403:
-        return "forbidden"
-    if status == 429:
-        return "busy"
+    by_status: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
+    if status in by_status:
+        return by_status[status]
     if (status is not None and status >= 500) or "maintenance mode" in text:
         return "server"
     if status is not None:
@@ -84,22 +82,16 @@ def classify(error: BaseException) -> Kind:
 
 def explain(error: BaseException, doing: str) -> str:
     """One sentence: what failed, and what to do."""
-    kind = classify(error)
-    if kind in ("unreachable", "lost"):
-        return f"{doing}: IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)"
-    if kind == "unauthorized":
-        return f"{doing}: IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)"
-    if kind == "forbidden":
-        return f"{doing}: the account has no access to this instance; --instance names another"
-    if kind == "busy":
-        return f"{doing}: IBM Quantum asks for fewer requests; wait a minute and go on with --resume"
-    if kind == "server":
-        return (
-            f"{doing}: IBM Quantum has trouble of its own (HTTP {status_of(error) or 503}); go on later with --resume"
-        )
-    if kind == "no_sessions":
-        return f"{doing}: the account's plan has no sessions; use --mode batch"
-    return f"{doing}: {redacted(reason(error))}"
+    unreachable = "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)"
+    trouble = f"IBM Quantum has trouble of its own (HTTP {status_of(error) or 503}); go on later with --resume"
+    known = {
+        "unreachable": unreachable, "lost": unreachable, "server": trouble,
+        "unauthorized": "IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)",
+        "forbidden": "the account has no access to this instance; --instance names another",
+        "busy": "IBM Quantum asks for fewer requests; wait a minute and go on with --resume",
+        "no_sessions": "the account's plan has no sessions; use --mode batch",
+    }  # fmt: skip
+    return f"{doing}: {known.get(classify(error)) or redacted(reason(error))}"
 
 
 def reason(error: BaseException) -> str:
@@ -112,12 +104,10 @@ def reason(error: BaseException) -> str:
 def secrets() -> list[str]:
     """Every API key that could be met: of the environment and of the saved accounts."""
     found = [os.environ.get("QISKIT_IBM_TOKEN", "")]
-    try:
+    with suppress(OSError, ValueError, AttributeError):
         path = Path(os.environ.get("QISKIT_IBM_CONFIG") or account_file())
         saved: Any = json.loads(path.read_text(encoding="utf-8"))
         found += [str(entry.get("token", "")) for entry in saved.values() if isinstance(entry, dict)]
-    except (OSError, ValueError, AttributeError):
-        pass
     return [secret for secret in found if len(secret) >= 4]
 
 
@@ -144,12 +134,9 @@ def account_file() -> Path:
 
 def account_there() -> bool:
     """Whether an account is in the environment or saved. Asks no network."""
-    if os.environ.get("QISKIT_IBM_TOKEN"):
-        return True
-    try:
-        return bool(json.loads(account_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
+    with suppress(OSError, ValueError):
+        return bool(os.environ.get("QISKIT_IBM_TOKEN") or json.loads(account_file().read_text(encoding="utf-8")))
+    return False
 
 
 def retired(name: str) -> str | None:
@@ -179,12 +166,9 @@ class Careful(HTTPAdapter):
 
     def __init__(self, read_timeout: float) -> None:
         self.read_timeout = read_timeout
-        super().__init__(
-            max_retries=Retry(
-                total=3, connect=2, read=2, status=2, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504, 520),
-                allowed_methods=frozenset({"GET", "HEAD", "OPTIONS"}), raise_on_status=False,
-            )
-        )  # fmt: skip
+        again: Any = {"status_forcelist": (500, 502, 503, 504, 520), "allowed_methods": {"GET", "HEAD", "OPTIONS"}}
+        retry = Retry(total=3, connect=2, read=2, status=2, backoff_factor=0.3, raise_on_status=False, **again)
+        super().__init__(max_retries=retry)
 
     def send(self, request: Any, stream: bool = False, timeout: Any = None, *args: Any, **kwargs: Any) -> Any:
         connect = timeout[0] if isinstance(timeout, tuple) else 10.0
@@ -196,9 +180,8 @@ class Careful(HTTPAdapter):
 def mount(service: Any, read_timeout: float) -> None:
     """Let every connection of the client be :class:`Careful`.
 
-    Raises:
-        UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
-            would keep it from sending a job twice.
+    Raises UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
+    would keep it from sending a job twice.
     """
     clients = getattr(service, "_api_clients", None)
     every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
@@ -216,13 +199,9 @@ def mount(service: Any, read_timeout: float) -> None:
 class Account:
     """The account, signed in; signs in anew when its token has run out.
 
-    Args:
-        instance: name or CRN; None takes the account's own, or lets the client choose.
-        read_timeout: seconds after which an answer is given up.
-        patience: seconds for which trouble of the network is retried.
-
-    Raises:
-        UserError: no account, no network, a wrong key, or an instance without access.
+    ``instance`` is a name or CRN; None takes the account's own, or lets the client choose. An answer is given up after
+    ``read_timeout`` seconds, trouble of the network is retried for ``patience`` seconds. Raises UserError: no account,
+    no network, a wrong key, or an instance without access.
     """
 
     def __init__(self, instance: str | None = None, read_timeout: float = 60.0, patience: float = 120.0) -> None:
@@ -240,8 +219,7 @@ class Account:
         deadline, pause = time.monotonic() + min(self.patience, 20.0), 0.5
         while True:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with warnings.catch_warnings(action="ignore"):
                     self.service = QiskitRuntimeService(**({"instance": self.instance} if self.instance else {}))
                 break
             except Exception as error:
@@ -253,24 +231,18 @@ class Account:
         self.guard()
 
     def guard(self) -> None:
-        """Make sure that no connection sends a job twice; the client opens new ones as it looks for devices and jobs.
-
-        Raises:
-            UserError: see :func:`mount`.
-        """
+        """:func:`mount`, again: the client opens new connections as it looks for devices and jobs."""
         mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
         """The answer to a question that may be asked again: with back-off, and after signing in anew.
 
-        Raises:
-            UserError: no answer within ``patience``, or one that no repetition mends.
+        Raises UserError: no answer within ``patience``, or one that no repetition mends.
         """
         deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
         while True:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with warnings.catch_warnings(action="ignore"):
                     return question()
             except UserError:
                 raise
@@ -302,11 +274,10 @@ class Account:
         """The devices of the account."""
         return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
 
-    def device(self, name: str, min_qubits: int | None = None) -> Any:
+    def device(self, name: str) -> Any:
         """A device by name; ``least_busy`` for the one with the shortest queue.
 
-        Raises:
-            UserError: retired, unknown, or none is online.
+        Raises UserError: retired, unknown, or none is online.
         """
         gone = retired(name)
         if gone is not None:
@@ -315,9 +286,7 @@ class Account:
 
         def find() -> Any:
             try:
-                if name == "least_busy":
-                    return self.service.least_busy(min_num_qubits=min_qubits)
-                return self.service.backend(name)
+                return self.service.least_busy() if name == "least_busy" else self.service.backend(name)
             except QiskitBackendNotFoundError as error:
                 if any(status_of(one) for one in chain(error)) and classify(error) != "other":
                     raise

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,11 +26,7 @@ from qrkt_hw.errors import UserError
 def make(
     name: str, entry: IBMEntry, shots: int | None = None, gradient: Gradient | None = None, pack: bool | None = None
 ) -> IBMBackend:
-    """The backend of an entry, signed in.
-
-    Raises:
-        UserError: no account, no network, a wrong key, no such device.
-    """
+    """The backend of an entry, signed in. Raises UserError: no account, no network, a wrong key, no such device."""
     if shots == 0:
         raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
     if entry.name.startswith("fake_"):
@@ -44,14 +40,7 @@ def make(
 class IBMBackend(DeviceBackend):
     """A device of IBM Quantum, or a fake backend in the client's local testing mode.
 
-    Args:
-        name: of the backend.
-        entry: its options.
-        place: device and mode.
-        shots: per circuit.
-        gradient: how layers differentiate.
-        pack: run replicas side by side; None as the entry says. In local testing mode circuits are not packed: the
-            client simulates the whole chip.
+    There circuits are not packed, as the client simulates the whole chip; ``pack`` None does as the entry says.
     """
 
     kind = "IBM Quantum"
@@ -64,11 +53,14 @@ class IBMBackend(DeviceBackend):
         self.entry, self.place, self.account = entry, place, place.account
         self.shots, self.gradient, self.perturbation = shots, gradient, entry.perturbation
         self.packs = False if self.account is None else entry.pack if pack is None else pack
-        self.options = {key: getattr(entry, key) for key in ("dynamical_decoupling", "twirl_gates", "twirl_measure")}
-        self.options["rep_delay"] = entry.rep_delay
+        keys = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
+        self.options = {key: getattr(entry, key) for key in keys}
         self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
         self.jobs: Jobs | None = None
-        self._totals: dict[str, tuple[float, float, int]] = {}  # by activity: billed, estimated, jobs
+        # QPU seconds billed, those estimated for the same jobs, and how many jobs: by activity, as the journal has it,
+        # so that what an earlier process paid for counts too
+        self._totals: dict[str, tuple[float, float, int]] = {}
+        self.billed, self.submissions = 0.0, 0
         self.notices: list[str] = []
         self._use_device()
 
@@ -82,22 +74,6 @@ class IBMBackend(DeviceBackend):
         )  # fmt: skip
         self._kept_groups, self._pinned = 0, None  # groups in the kept plan; the calibration it was made with
 
-    # what it cost: by the journal, so that what an earlier process paid for counts too --------------------------------
-    @property
-    def billed(self) -> float:
-        """QPU seconds billed for everything that was opened here."""
-        return sum(billed for billed, _, _ in self._totals.values())
-
-    @property
-    def estimated(self) -> float:  # type: ignore[override]
-        """QPU seconds that the same jobs were estimated to take."""
-        return sum(estimated for _, estimated, _ in self._totals.values())
-
-    @property
-    def submissions(self) -> int:
-        """Jobs that were sent."""
-        return sum(jobs for _, _, jobs in self._totals.values())
-
     # what it is ------------------------------------------------------------------------------------------------------
     @property
     def device(self) -> Any:  # type: ignore[override]
@@ -109,15 +85,12 @@ class IBMBackend(DeviceBackend):
         return super().default_rep_delay if self.entry.rep_delay is None else self.entry.rep_delay
 
     def about(self) -> dict[str, Any]:
-        found = super().about()
-        found.update(
-            device=self.place.name, qubits=self.num_qubits, calibrated=self.calibrated(), plan=self.place.plan,
-            mode=self.place.mode, jobs=self.submissions, estimated_seconds=round(self.estimated, 3),
-            billed_seconds=round(self.billed, 3), **{k: v for k, v in self.options.items() if v},
-        )  # fmt: skip
-        if self.notices:
-            found["notices"] = list(self.notices)
-        return found
+        more = {k: v for k, v in {**self.options, "notices": list(self.notices)}.items() if v}
+        return {
+            **super().about(), "device": self.place.name, "qubits": self.num_qubits, "calibrated": self.calibrated(),
+            "plan": self.place.plan, "mode": self.place.mode, "jobs": self.submissions,
+            "estimated_seconds": round(self.estimated, 3), "billed_seconds": round(self.billed, 3), **more,
+        }  # fmt: skip
 
     # running ---------------------------------------------------------------------------------------------------------
     @contextmanager
@@ -128,21 +101,13 @@ class IBMBackend(DeviceBackend):
         progress: Callable[[str], None] | None = None,
         *,
         activity: Any = None,
-        resubmit: bool = False,
-        replan: bool = False,
+        resubmit: bool = False,  # send again what is held
+        replan: bool = False,  # let go of the plan that was pinned
     ) -> Iterator[Backend]:
         """Hold journal, budget and session for many circuit batches.
 
-        Args:
-            journal: a :class:`qrkt_hw.backends.device.journal.Journal`; None keeps one in memory.
-            budget: admits every job and is charged with its bill; None takes the entry's ``max_seconds``.
-            progress: is told what is being waited for.
-            activity: of the journal; None starts one.
-            resubmit: send again what is held.
-            replan: let go of the plan that was pinned.
-
-        Raises:
-            UserError: the activity is another device's, or its plan is damaged.
+        Without a journal one is kept in memory, without an activity one is started, without a budget the entry's
+        ``max_seconds`` limits. Raises UserError: the activity is another device's, or its plan is damaged.
         """
         own = journal is None
         journal = journal or Journal(None)
@@ -157,7 +122,6 @@ class IBMBackend(DeviceBackend):
             self.place.move(activity.device)  # another is the least busy by now
             self._use_device()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
-        self._kept_groups, self._pinned = 0, None if plan is None else calibrated
         if plan is not None:
             try:
                 self._use_device()
@@ -188,11 +152,7 @@ class IBMBackend(DeviceBackend):
                 journal.close()
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        """See :meth:`Backend.run`.
-
-        Raises:
-            UserError: the device bills and :meth:`open` does not hold it, or a circuit is too large for it.
-        """
+        """See :meth:`DeviceBackend.run`. Raises UserError where the device bills and :meth:`open` does not hold it."""
         if self.jobs is not None:
             return super().run(calls)
         if self.account is not None:
@@ -214,14 +174,13 @@ class IBMBackend(DeviceBackend):
             outcomes = jobs.outcomes(pubs)
         finally:
             self._settle(jobs)
-        return [
-            [counts_of(registers[f"c{place}"]) for place in range(len(pub.slots))]
-            for pub, registers in zip(pubs, outcomes, strict=True)
-        ]
+        both = zip(pubs, outcomes, strict=True)
+        return [[counts_of(found[f"c{place}"]) for place in range(len(pub.slots))] for pub, found in both]
 
     def _settle(self, jobs: Jobs) -> None:
         """Take over what was counted."""
         self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
+        self.billed, self.estimated, self.submissions = (sum(one) for one in zip(*self._totals.values(), strict=True))
         self.notices += [n for n in jobs.notices if n not in self.notices]
         jobs.notices = []
         if self.notices:
@@ -241,30 +200,18 @@ class IBMBackend(DeviceBackend):
 
 
 class Place:
-    """Where jobs go.
+    """Where jobs go: a device of the client, of an account (None in the local testing mode), in a mode.
 
-    Args:
-        account: signed in; None in the client's local testing mode.
-        device: of the client.
-        mode: ``auto`` takes a session where the plan has them, else a batch.
-        max_time: seconds after which the service closes the session; None leaves that to the service.
+    ``auto`` takes a session where the plan has them, else a batch; after ``max_time`` seconds, where given, the service
+    closes it.
     """
 
-    def __init__(
-        self,
-        account: Account | None,
-        device: Any,
-        mode: Literal["job", "batch", "session", "auto"],
-        max_time: int | None = None,
-    ) -> None:
+    def __init__(self, account: Account | None, device: Any, mode: str, max_time: int | None = None) -> None:
         self.account, self._device, self.asked, self.max_time = account, device, mode, max_time
         self._generation = account.generation if account is not None else 0
         self.plan = account.plan if account is not None else "local testing mode"
-        self.mode: str = mode
-        if mode == "auto":
-            self.mode = "batch" if self.plan in ("open", "unknown") else "session"
-        if account is None:
-            self.mode = "job"
+        by_plan = "batch" if self.plan in ("open", "unknown") else "session"
+        self.mode = "job" if account is None else by_plan if mode == "auto" else mode
         self._object: Any = None
         self._checked = False
 
@@ -295,11 +242,7 @@ class Place:
         return f"{self.name} ({self.plan} plan, {self.mode})" if self.account is not None else f"{self.name} (local)"
 
     def check(self) -> None:
-        """Whether the device takes jobs and runs them.
-
-        Raises:
-            UserError: it is offline, or its queue is closed.
-        """
+        """Whether the device takes jobs and runs them. Raises UserError: it is offline, or its queue is closed."""
         if self.account is None or self._checked:
             return
         status = self.account.ask(lambda: self.device.status(), f"asking for the status of {self.name}")
@@ -318,15 +261,13 @@ class Place:
     def mode_object(self) -> Any:
         """What a primitive takes as its mode; opened on first use.
 
-        Raises:
-            UserError: the device takes no jobs, or the plan has no sessions.
+        Raises UserError: the device takes no jobs, or the plan has no sessions.
         """
         self.check()
         device = self.device
-        if self.mode == "job" or self.account is None:
+        if self.mode == "job":
             return device
-        if self._object is None:
-            self._object = self._open()
+        self._object = self._object or self._open()
         return self._object
 
     def _open(self) -> Any:
@@ -336,8 +277,7 @@ class Place:
         assert self.account is not None
         for tries in range(1, 5):
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with warnings.catch_warnings(action="ignore"):
                     return kind(self.device, max_time=self.max_time)
             except Exception as error:
                 found = classify(error)
@@ -359,12 +299,9 @@ class Place:
 
     def accepting(self) -> bool:
         """Whether the session or batch in use still takes jobs; yes where none is in use."""
-        if self._object is None or self.account is None:
-            return True
-        details = None
-        with suppress(Exception):
-            details = self._object.details()
-        return bool(details.get("accepting_jobs", True)) if details else True
+        with suppress(Exception):  # also where there is no session, or none that says
+            return bool(self._object.details().get("accepting_jobs", True))
+        return True
 
     def renew(self) -> None:
         """Let the closed session go; the next use opens a new one."""
@@ -382,7 +319,6 @@ class Place:
     def close(self) -> None:
         """Take no more jobs in the session; those in it go on."""
         if self._object is not None:
-            with suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 self._object.close()
             self._object = None

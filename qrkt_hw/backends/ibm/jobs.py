@@ -34,13 +34,10 @@ class Pending:
 
 
 class Jobs:
-    """Submits PUBs and brings back their outcomes.
+    """Submits PUBs of the IBM backend, whose account is None in the client's local testing mode, and gets outcomes.
 
-    Args:
-        backend: the IBM backend: its account (None in the client's local testing mode), device, mode and options.
-        journal, activity: where everything is written down.
-        budget: admits and is charged; None for no limit.
-        resubmit: send again what is held.
+    Everything is written down in ``journal`` under ``activity``; ``budget`` (None: no limit) admits and is charged;
+    ``resubmit`` sends again what is held.
     """
 
     def __init__(
@@ -57,15 +54,13 @@ class Jobs:
     def outcomes(self, pubs: Sequence[PUB]) -> list[dict[str, BitArray]]:
         """Raw outcomes of PUBs, in order: kept ones, those of jobs under way, and new ones.
 
-        Raises:
-            UserError: the budget, the account or the service ends it; what came back is kept.
+        Raises UserError: the budget, the account or the service ends it; what came back is kept.
         """
         cut = [self._parts(pub) for pub in pubs]
         keys = {part.key: part for parts in cut for part in parts}
         missing = [pub for pub in keys.values() if self._kept(pub) is None]
         pending = self._adopted(missing)
-        under_way = {key for p in pending for key in p.submission.keys}
-        new = [pub for pub in missing if pub.key not in under_way]
+        new = [pub for pub in missing if not any(pub.key in one.submission.keys for one in pending)]
         groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits)
         fresh = [self._intend([new[k] for k in group]) for group in groups]
         try:
@@ -80,12 +75,7 @@ class Jobs:
             raise
         self._await(pending)
         self._look_for_copies(fresh)
-        found = []
-        for parts in cut:
-            own = [outcome for outcome in (self._kept(part) for part in parts) if outcome is not None]
-            assert len(own) == len(parts)
-            found.append(_joined(own))
-        return found
+        return [_joined([self._kept(part) for part in parts]) for parts in cut]
 
     def _kept(self, pub: PUB) -> dict[str, BitArray] | None:
         """The outcome in the journal; None where there is none yet."""
@@ -97,9 +87,8 @@ class Jobs:
     def _parts(self, pub: PUB) -> list[PUB]:
         """The PUB, or portions of its rows that each fit into a job."""
         cut = Load.of(pub, self.rep_delay).parts(self.limits)
-        if len(cut) == 1:
-            return [pub]
-        return [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
+        parts = [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
+        return parts if len(cut) > 1 else [pub]
 
     def _intend(self, pubs: list[PUB]) -> Pending:
         """Write down a submission of these PUBs."""
@@ -144,8 +133,7 @@ class Jobs:
     def _search(self, submission: Submission, grace: float) -> str | None:
         """The id of the job with the submission's tag, searched for during ``grace`` seconds.
 
-        Raises:
-            UserError: the service cannot be asked.
+        Raises UserError: the service cannot be asked.
         """
         account = self.account
         if account is None:
@@ -167,8 +155,7 @@ class Jobs:
     def _send(self, one: Pending) -> None:
         """Submit; on return the job's id is in the journal.
 
-        Raises:
-            UserError: refused, or held because no answer came and no job is found.
+        Raises UserError: refused, or held because no answer came and no job is found.
         """
         account, submission = self.account, one.submission
         pause, deadline = 0.5, time.monotonic() + (account.patience if account else 0.0)
@@ -184,14 +171,13 @@ class Jobs:
                 raise
             except Exception as error:
                 kind = classify(error)
-                if kind == "session" and renewed < 3:
+                if renewed < 3 and (kind == "session" or (kind == "unauthorized" and account is not None)):
                     renewed += 1
-                    self.place.renew()
-                    self.notices.append(f"{self.place.mode} was closed by the service; a new one was opened")
-                    continue
-                if kind == "unauthorized" and account is not None and renewed < 3:
-                    renewed += 1
-                    account.connect()
+                    if kind == "session":
+                        self.place.renew()
+                        self.notices.append(f"{self.place.mode} was closed by the service; a new one was opened")
+                    else:
+                        account.connect()
                     continue
                 if kind in ("unreachable", "busy") and time.monotonic() + pause < deadline:
                     self.tell(f"{self.place.describe()}: waiting to submit ({kind})")
@@ -222,8 +208,7 @@ class Jobs:
         sampler.options.environment.job_tags = ["qrkt-hw", f"qrkt-run-{self.activity.name}", submission.tag]
         if self.budget.left is not None:  # the budget's rest as the service's own limit
             sampler.options.max_execution_time = max(1, math.ceil(self.budget.left))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return sampler.run([(pub.circuit, pub.values) for pub in pubs], shots=pubs[0].shots)
 
     def _throttle(self) -> None:
@@ -274,11 +259,12 @@ class Jobs:
             status = str(job.status())
             if status in ("ERROR", "CANCELLED"):
                 return status, str(job.error_message() or ""), getattr(job, "_reason_code", None)
-            if status in ("QUEUED", "INITIALIZING"):
-                position = job.metrics().get("position_in_queue")
-                self._tell(one, "queued" if position is None else f"queued, position {position}")
-            elif status == "RUNNING":
-                self._tell(one, "running")
+            state = {"QUEUED": "queued", "INITIALIZING": "queued", "RUNNING": "running"}.get(status)
+            if state is not None:
+                position = job.metrics().get("position_in_queue") if state == "queued" else None
+                state += "" if position is None else f", position {position}"
+                age = time.time() - one.submission.created
+                self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
             return status, "", None
 
         return account.ask(look, f"asking for job {one.submission.job}")
@@ -289,10 +275,6 @@ class Jobs:
         if account is not None and (one.job is None or one.generation != account.generation):
             one.job, one.generation = account.service.job(one.submission.job), account.generation
         return one.job
-
-    def _tell(self, one: Pending, state: str) -> None:
-        age = time.time() - one.submission.created
-        self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
 
     def _bring_in(self, one: Pending) -> None:
         """Download, check, write down, charge."""
@@ -367,31 +349,25 @@ class Jobs:
         known = {s.job for s in self.journal.submissions(self.activity)}
         tag = f"qrkt-run-{self.activity.name}"
         jobs = account.ask(lambda: account.service.jobs(job_tags=[tag], limit=20), "looking for copies of jobs")
-        for job in jobs:
-            if str(job.job_id()) not in known:
-                with suppress(Exception):
-                    job.cancel()
-                self.notices.append(
-                    f"the service holds job {job.job_id()}, a copy of a submission of ours; it was told to cancel it, "
-                    "and may bill it"
-                )
+        for job in (job for job in jobs if str(job.job_id()) not in known):
+            with suppress(Exception):
+                job.cancel()
+            self.notices.append(
+                f"the service holds job {job.job_id()}, a copy of a submission of ours; it was told to cancel it, and "
+                "may bill it"
+            )
 
 
-def _joined(outcomes: Sequence[dict[str, BitArray]]) -> dict[str, BitArray]:
-    if len(outcomes) == 1:
-        return outcomes[0]
+def _joined(outcomes: Sequence[dict[str, BitArray] | None]) -> dict[str, BitArray]:
+    own = [outcome for outcome in outcomes if outcome is not None]
+    assert len(own) == len(outcomes)
     return {
-        name: BitArray(np.concatenate([o[name].array for o in outcomes]), bits.num_bits)
-        for name, bits in outcomes[0].items()
+        name: BitArray(np.concatenate([one[name].array for one in own]), bits.num_bits) for name, bits in own[0].items()
     }
 
 
 def _check(pub: PUB, outcome: dict[str, BitArray], where: str) -> None:
-    """A result must be of the shape that was asked for.
-
-    Raises:
-        UserError: it is not; nothing of it is used.
-    """
+    """A result must be of the shape that was asked for. Raises UserError: it is not; nothing of it is used."""
     for register in pub.circuit.cregs:
         bits = outcome.get(register.name)
         # twirling rounds shots up to whole randomizations
