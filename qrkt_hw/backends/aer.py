@@ -38,15 +38,6 @@ class AerBackend(LocalBackend):
     Up to 12 qubits the outcome probabilities come from Aer, and with shots they are sampled here: the same distribution
     as Aer's own sampling of circuits that measure at their end, several times faster. Wider circuits are sampled by
     Aer.
-
-    Args:
-        device: ``cpu`` or ``gpu``.
-        method: Aer's simulation method.
-        shots: samples per circuit; None for exact values.
-        seed: of the samples; each round draws anew, the same rounds in the same order give the same numbers.
-        optimization_level: of the transpiler.
-        gradient: how layers differentiate.
-        perturbation: size of the SPSA step.
     """
 
     kind = "Aer simulator"
@@ -54,11 +45,11 @@ class AerBackend(LocalBackend):
     def __init__(
         self,
         name: str,
-        device: str = "cpu",
-        method: str = "statevector",
-        shots: int | None = None,
-        seed: int | None = None,
-        optimization_level: int = 1,
+        device: str = "cpu",  # or ``gpu``
+        method: str = "statevector",  # Aer's simulation method
+        shots: int | None = None,  # samples per circuit; None for exact values
+        seed: int | None = None,  # of the samples: the same circuit batches in the same order give the same numbers
+        optimization_level: int = 1,  # of the transpiler
         gradient: Gradient = "adjoint",
         perturbation: float = 0.1,
     ) -> None:
@@ -137,7 +128,10 @@ class AerBackend(LocalBackend):
             from qiskit.quantum_info import SparsePauliOp
 
             for row in range(template.num_outputs):
-                terms = [("Z" * m.bit_count(), _bits(m), c) for r, c, m in one.basis.terms if r == row]
+                of_row = [
+                    (c, [q for q in range(m.bit_length()) if m >> q & 1]) for r, c, m in one.basis.terms if r == row
+                ]
+                terms = [("Z" * len(qubits), qubits, c) for c, qubits in of_row]
                 operator = SparsePauliOp.from_sparse_list(terms or [("", [], 0.0)], num_qubits=template.num_qubits)
                 circuit.save_expectation_value(operator, list(one.measured), label=f"o{row}")
             found = self._execute(circuit, template, values, None)
@@ -146,11 +140,9 @@ class AerBackend(LocalBackend):
         result = np.zeros((len(values), template.num_outputs))
         for place, data in enumerate(self._execute(circuit, template, values, self.shots)):
             for key, count in data["counts"].items():
-                outcome = int(key, 16)
                 for row, coefficient, mask in one.basis.terms:
-                    result[place, row] += (
-                        coefficient * (1 - 2 * ((outcome & mask).bit_count() & 1)) * count / self.shots
-                    )
+                    sign = 1 - 2 * ((int(key, 16) & mask).bit_count() & 1)
+                    result[place, row] += coefficient * sign * count / self.shots
         return result
 
     def _execute(
@@ -158,21 +150,15 @@ class AerBackend(LocalBackend):
     ) -> list[dict[str, Any]]:
         """Aer's data of every parameter set, in order."""
         memory.check_aer(self.name, self.method, circuit.num_qubits)
-        present = set(circuit.parameters)
-        columns = [(parameter, k) for k, parameter in enumerate(template.parameters) if parameter in present]
+        columns = [(p, k) for k, p in enumerate(template.parameters) if p in circuit.parameters]
         found: list[dict[str, Any]] = []
         for start in range(0, len(values), CHUNK):
             part = values[start : start + CHUNK]
             binds = [{parameter: part[:, k].tolist() for parameter, k in columns}] if columns else None
             seed = int(self.rng.integers(2**31)) if shots else None
-            job = self._aer().run(circuit, parameter_binds=binds, shots=shots or 1, seed_simulator=seed)
-            result = job.result()
+            result = self._aer().run(circuit, parameter_binds=binds, shots=shots or 1, seed_simulator=seed).result()
             if not result.success:
                 raise RuntimeError(f"Aer failed on {self.name}: {result.status}")
             data = [vars(experiment.data) for experiment in result.results]
             found.extend(data if columns else data * len(part))
         return found
-
-
-def _bits(mask: int) -> list[int]:
-    return [q for q in range(mask.bit_length()) if mask >> q & 1]

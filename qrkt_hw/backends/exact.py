@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,20 +16,15 @@ from qrkt_hw.backends.base import Call, Gradient, LocalBackend, TensorFunction
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import simulator
 
-# (batch, groups, inputs), (groups, weights) -> (batch, groups, rows)
-Evaluate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Evaluate = Callable[[Tensor, Tensor], Tensor]  # (batch, groups, inputs), (groups, weights) -> (batch, groups, rows)
 
 
 class ExactBackend(LocalBackend):
     """Exact expectation values by the torch simulator; layers differentiate straight through it.
 
-    Args:
-        device: ``cpu``, ``cuda``, or ``auto``: layers compute where their tensors are, ``run`` on CUDA where there is
-            one.
-        gradient: ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would.
-
-    Raises:
-        UserError: ``cuda`` where torch sees no GPU.
+    On the device ``auto`` layers compute where their tensors are, :meth:`run` on CUDA where there is one. The gradient
+    ``adjoint`` differentiates the simulator; the others evaluate as a sampling backend would. Raises UserError:
+    ``cuda`` where torch sees no GPU.
     """
 
     kind = "exact simulator"
@@ -39,9 +35,7 @@ class ExactBackend(LocalBackend):
             raise UserError(
                 f"backend {name!r}: device is 'cuda', but torch sees no GPU here; device: auto or cpu works"
             )
-        self.device = device
-        self.gradient = gradient
-        self.differentiable = gradient == "adjoint"
+        self.device, self.gradient, self.differentiable = device, gradient, gradient == "adjoint"
 
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
@@ -62,14 +56,15 @@ class ExactBackend(LocalBackend):
         return evaluate_by_weights(call, function, call.template.num_outputs, self._device())
 
 
+@dataclass(frozen=True)
 class OnDevice:
     """A tensor function that computes on one device and returns where its input was."""
 
+    function: TensorFunction
+    device: str
+
     def __deepcopy__(self, memo: dict) -> OnDevice:
         return self
-
-    def __init__(self, function: TensorFunction, device: str) -> None:
-        self.function, self.device = function, device
 
     @property
     def method(self) -> str:
@@ -77,12 +72,6 @@ class OnDevice:
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         return self.function(inputs.to(self.device), weights.to(self.device)).to(inputs.device)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OnDevice) and (self.function, self.device) == (other.function, other.device)
-
-    def __hash__(self) -> int:
-        return hash((self.function, self.device))
 
 
 def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str = "cpu") -> NDArray[np.float64]:
@@ -97,10 +86,9 @@ def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str =
         starts = np.cumsum(counts) - counts
         for count in np.unique(counts):  # weight sets with equally many samples go together
             alike = np.flatnonzero(counts == count)
-            places, weights = order[starts[alike, None] + np.arange(count)], sets[alike]
-            inputs = torch.from_numpy(flat[places.T, :inputs_wide]).to(device)
-            values = evaluate(inputs, torch.from_numpy(np.ascontiguousarray(weights)).to(device))
-            result[places.T] = values.cpu().numpy()
+            places = order[starts[alike, None] + np.arange(count)].T
+            inputs, weights = torch.from_numpy(flat[places, :inputs_wide]), torch.from_numpy(sets[alike])
+            result[places] = evaluate(inputs.to(device), weights.to(device)).cpu().numpy()
     return result
 
 

@@ -44,19 +44,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), at the place
     the transpiler chooses, and layers differentiate through the noise. With shots they are sampled, and as on the
     device replicas run side by side: each is simulated with the noise of its own qubits, and executions are counted as
-    the device would.
-
-    Args:
-        device: its name, such as ``fake_torino``.
-        method: ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or ``auto``: the first where it fits.
-        noise: whose noise: another fake backend of the same gates, ``none``, or None for the device's own.
-        pack: run replicas side by side where there are shots.
-        spacing, min_fidelity: see :func:`qrkt_hw.backends.device.layout.place_replicas`.
-        mitigation: ``mthree`` corrects readout where there are shots.
-        misread: False leaves readout errors out of the noise.
-
-    Raises:
-        UserError: no such device, or one whose noise does not fit the gates of the other.
+    the device would. Raises UserError: no such device, or one whose noise does not fit the gates of the other.
     """
 
     kind = "device snapshot"
@@ -64,26 +52,24 @@ class FakeBackend(DeviceBackend, AerBackend):
     def __init__(
         self,
         name: str,
-        device: str,
-        method: str = "auto",
+        device: str,  # its name, such as ``fake_torino``
+        method: str = "auto",  # ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or the first where it fits
         shots: int | None = None,
         seed: int | None = None,
         optimization_level: int = 3,
         gradient: Gradient = "adjoint",
         perturbation: float = 0.1,
-        noise: str | None = None,
-        pack: bool = True,
-        spacing: int = 0,
+        noise: str | None = None,  # of another fake backend of the same gates, or ``none``; None for the device's own
+        pack: bool = True,  # run replicas side by side where there are shots
+        spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        mitigation: Literal["none", "mthree"] = "none",
-        misread: bool = True,
+        mitigation: Literal["none", "mthree"] = "none",  # ``mthree`` corrects readout where there are shots
+        misread: bool = True,  # False leaves readout errors out of the noise
     ) -> None:
-        AerBackend.__init__(
-            self, name, "cpu", "density_matrix", shots, seed, optimization_level, gradient, perturbation
-        )
-        self.device = fake_device(device)
+        common = (shots, seed, optimization_level, gradient, perturbation)
+        AerBackend.__init__(self, name, "cpu", "density_matrix", *common)
+        self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self.noise_name = noise or device
         self._budget: Any = None
         self.wanted, self.mitigation, self.misread = method, mitigation, misread
         self.packer = Packer(
@@ -115,13 +101,11 @@ class FakeBackend(DeviceBackend, AerBackend):
         return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
 
     def about(self) -> dict[str, Any]:
-        found = super().about()
-        found.update(device=self.device.name, method=self.wanted, noise=self.noise_name)
-        found.update(qubits=self.num_qubits, calibrated=self.calibrated())
+        found = {**super().about(), "device": self.device.name, "method": self.wanted, "noise": self.noise_name}
+        found |= {"qubits": self.num_qubits, "calibrated": self.calibrated()}
         if self.shots is not None:
-            found.update(
-                packed=self.packer.packs, mitigation=self.mitigation, estimated_seconds=round(self.estimated, 3)
-            )
+            found |= {"packed": self.packer.packs, "mitigation": self.mitigation}
+            found["estimated_seconds"] = round(self.estimated, 3)
         return found
 
     def state(self) -> dict[str, Any]:
@@ -175,9 +159,11 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
-        if function is None:
-            return super()._evaluate(call)
-        return evaluate_by_weights(call, function, call.template.num_outputs)
+        return (
+            super()._evaluate(call)
+            if function is None
+            else evaluate_by_weights(call, function, call.template.num_outputs)
+        )
 
     # samples, packed as on the device --------------------------------------------------------------------------------
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
@@ -194,15 +180,13 @@ class FakeBackend(DeviceBackend, AerBackend):
         for number, pub in enumerate(pubs):
             if number:
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            slots = range(len(pub.slots))
-            counts.append([sample(self._chances(pub, place), pub.shots, self.rng) for place in slots])
+            counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in range(len(pub.slots))])
         return counts
 
     @contextmanager
     def open(
         self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
     ) -> Iterator[Backend]:
-        """See :meth:`Backend.open`."""
         before, self._budget = self._budget, self.budget(budget)
         try:
             with super().open(journal, budget, progress) as held:
@@ -242,14 +226,14 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def _calibration(self, slot: Slot, state: int) -> NDArray[np.float64]:
         """``(1, outcomes)`` where all measured qubits were prepared in one state."""
-        chances = np.ones(1)
+        chances, noise = np.ones(1), self.noise
         for qubit in slot.read:
             populations = np.array([1.0 - state, float(state)])
-            if self.noise is not None:
-                error = self.noise.gates.get(("x", (qubit,)))
+            if noise is not None:
+                error = noise.gates.get(("x", (qubit,)))
                 if state and error is not None:
                     density = error @ np.array([0, 0, 0, 1])  # |1><1|, column by column
                     populations = np.clip(density[[0, 3]].real, 0, None)
-                populations = populations @ self.noise.readout[qubit]
+                populations = populations @ noise.readout[qubit]
             chances = np.kron(populations, chances)
         return chances[None]

@@ -74,23 +74,18 @@ def place_replicas(
 ) -> list[Replica]:
     """Disjoint replicas of an ISA circuit on its device, best first; the circuit's own place need not be among them.
 
-    Args:
-        isa: transpiled to ``target``; measurements count where it has them.
-        target: the device.
-        min_fidelity: the share of the best replica's ESP that a replica needs. 0 asks for the capacity: nothing is left
-            out, dead couplings and bad readout neither.
-        spacing: couplings between two replicas that stay unused: 0 lets them touch, 1 keeps a coupling from joining
-            two, 2 keeps a qubit between them.
+    ``min_fidelity`` is the share of the best replica's ESP that a replica needs. 0 asks for the capacity: nothing is
+    left out, dead couplings and bad readout neither. ``spacing`` is how many couplings between two replicas stay
+    unused: 0 lets them touch, 1 keeps a coupling from joining two, 2 keeps a qubit between them.
     """
     active = active_qubits(isa)
     if not active:
         return []
     chip = Chip.of(target)
     place = {qubit: k for k, qubit in enumerate(active)}
-    allowed, usable = chip.coupled, np.ones(chip.size, dtype=bool)
-    if min_fidelity > 0:
-        allowed = chip.coupled & (chip.couplings < -math.log1p(-DEAD))
-        usable = chip.reading < -math.log1p(-UNREADABLE)
+    everything = min_fidelity <= 0
+    allowed = chip.coupled & (everything | (chip.couplings < -math.log1p(-DEAD)))
+    usable = everything | (chip.reading < -math.log1p(-UNREADABLE))
     maps = embeddings(len(active), [(place[a], place[b]) for a, b in couplings(isa)], allowed, usable)
     costs = _costs(isa, place, maps, target)
     maps, costs = _cheapest_of_each_set(maps[np.isfinite(costs)], costs[np.isfinite(costs)])
@@ -109,10 +104,7 @@ def place_replicas(
 
 
 def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]:
-    """The order of qubits in which the device has a gate; symmetric gates may be turned round.
-
-    Raises ValueError: the device has no such gate there.
-    """
+    """The order in which the device has a gate; symmetric gates may be turned round. Raises ValueError: it has none."""
     entries = target[name] if name in target.operation_names else {}
     if entries is None or None in (entries or {}) or qubits in entries:
         return qubits
@@ -125,11 +117,9 @@ def _costs(isa: QuantumCircuit, place: dict[int, int], maps: NDArray[np.int64], 
     """``-log(ESP)`` of every layout; infinite where a gate does not exist."""
     gates = [i for i in isa.data if i.operation.name not in IGNORED]
     counts = Counter((i.operation.name, tuple(place[q] for q in qubits_of(isa, i))) for i in gates)
-    tables: dict[tuple[str, int], NDArray[np.float64]] = {}
+    tables = {(name, width): _table(name, width, target) for name, width in {(n, len(own)) for n, own in counts}}
     total = np.zeros(len(maps))
     for (name, own), count in counts.items():
-        if (name, len(own)) not in tables:
-            tables[name, len(own)] = _table(name, len(own), target)
         total += count * tables[name, len(own)][tuple(maps[:, k] for k in own)]
     return total
 
@@ -170,21 +160,13 @@ def embeddings(
 
     The circuit's qubits are placed one after another, each beside one that is placed already; all partial layouts are
     rows of one array. Where they become too many, an even random share is continued, so that what is found covers the
-    chip.
-
-    Args:
-        width: qubits of the circuit.
-        pairs: which of them are coupled, each once.
-        allowed: ``(qubits, qubits)``, symmetric: where the chip has a coupling that may be used.
-        usable: ``(qubits,)``: which of the chip's qubits may be used.
+    chip. ``pairs`` are those of the circuit's ``width`` qubits that are coupled, each once; ``allowed`` ``(qubits,
+    qubits)``, symmetric, are the chip's couplings that may be used, ``usable`` ``(qubits,)`` its qubits.
     """
     if width == 0:
         return np.zeros((0, 0), dtype=np.int64)
     rng = np.random.default_rng(11)
-    near: list[set[int]] = [set() for _ in range(width)]
-    for a, b in pairs:
-        near[a].add(b)
-        near[b].add(a)
+    near = [{b for pair in pairs if a in pair for b in pair if b != a} for a in range(width)]
     reach = allowed & usable[:, None] & usable[None, :]
     degrees = reach.sum(1)
     neighbours = np.full((len(reach), max(1, int(degrees.max(initial=0)))), -1, dtype=np.int64)
@@ -193,10 +175,8 @@ def embeddings(
     rows = np.full((1, width), -1, dtype=np.int64)
     for vertex in _order(near):
         placed = [other for other in near[vertex] if rows.size and rows[0, other] >= 0]
-        if placed:
-            options = neighbours[rows[:, placed[0]]]
-        else:
-            options = np.broadcast_to(np.flatnonzero(usable), (len(rows), int(usable.sum())))
+        every = np.broadcast_to(np.flatnonzero(usable), (len(rows), int(usable.sum())))
+        options = neighbours[rows[:, placed[0]]] if placed else every
         which, column = np.nonzero(options >= 0)
         choice = options[which, column]
         fits = (rows[which] != choice[:, None]).all(1) & (degrees[choice] >= len(near[vertex]))
@@ -234,23 +214,20 @@ def choose(
     an iterated local search: a set that is not taken is forced in, those it excludes go, what fits again is filled in,
     and the result is kept unless it is worse (Andrade, Resende and Werneck, J. Heuristics 18, 525, 2012).
 
-    Args:
-        member: ``(sets, qubits)``: which qubits a set holds; all hold equally many.
-        worth: ``(sets,)`` in [0, 1]: decides between choices of equally many.
-        distances: ``(qubits, qubits)`` on the chip, in couplings.
-        spacing: sets exclude each other up to this distance; 0: where they share a qubit.
+    ``member`` ``(sets, qubits)`` says which qubits a set holds, and all hold equally many; ``worth`` ``(sets,)`` in
+    [0, 1] decides between choices of equally many. Sets exclude each other where their qubits have at most ``spacing``
+    couplings between them by ``distances`` ``(qubits, qubits)``; 0: where they share a qubit.
     """
     if not len(member):
         return []
-    near = (distances <= spacing).astype(np.float32)
-    search = _Search(member, worth, near, (distances == 1).astype(np.float32))
+    near = distances <= spacing
+    search = _Search(member, worth, near.astype(np.float32), (distances == 1).astype(np.float32))
     gain = 1.0 + worth / (10.0 * len(distances))  # one set more always counts more than better ones
     starts = [search.fill([], bend) for bend in (0.0, 0.05, 0.3, 2.0)] + [search.sweep()]
     chosen = max(starts, key=lambda rows: float(gain[rows].sum()))
     if len(member) > EXACT:
         return sorted(search.improve(chosen, gain))
-    pairs = [(int(a), int(b)) for a, b in zip(*np.nonzero(np.triu(near, 1)), strict=True)]
-    exact = _exact(member, gain, pairs)
+    exact = solved(-gain, [at_most_one(member, near)], node_limit=100, mip_rel_gap=1e-4) or []
     return sorted(exact if gain[exact].sum() > gain[chosen].sum() else chosen)
 
 
@@ -311,9 +288,8 @@ class _Search:
             # how many of the chosen each set would push out; those that push out one or two lead on
             loss = np.array([self.excluded(row) for row in current]).sum(0)
             loss[current] = 0
-            pool = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
-            if not len(pool):
-                pool = np.flatnonzero(loss > 0)
+            few = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
+            pool = few if len(few) else np.flatnonzero(loss > 0)
             if not len(pool):
                 break
             row = int(rng.choice(pool))
@@ -326,14 +302,14 @@ class _Search:
         return best
 
 
-def _exact(member: NDArray[np.bool_], gain: NDArray[np.float64], pairs: list[tuple[int, int]]) -> list[int]:
-    """Of the sets that hold a qubit, or either of two qubits within the spacing, one at most."""
-    rows = [member[:, q] for q in range(member.shape[1])] + [member[:, a] | member[:, b] for a, b in pairs]
-    found = milp(
-        -gain,
-        integrality=np.ones(len(gain)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1),
-        options={"node_limit": 100, "mip_rel_gap": 1e-4},
-    )
-    return [] if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]
+def at_most_one(member: NDArray[np.bool_], near: NDArray[np.bool_]) -> LinearConstraint:
+    """Of the sets that hold a qubit, or either of two qubits that are near each other, one at most."""
+    pairs = zip(*np.nonzero(np.triu(near, 1)), strict=True)
+    rows = [*member.T, *(member[:, a] | member[:, b] for a, b in pairs)]
+    return LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1)
+
+
+def solved(costs: NDArray[np.float64], constraints: list[LinearConstraint], **options: float) -> list[int] | None:
+    """The cheapest choice that meets the constraints, ascending; None where there is none."""
+    found = milp(costs, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraints, options=options)
+    return None if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import LinearConstraint
 
 from qrkt_hw.backends.device.budget import JOB_SECONDS, LARGEST_JOB
+from qrkt_hw.backends.device.layout import at_most_one, solved
 from qrkt_hw.backends.device.transpile import PlacedCircuit
 
 Key = TypeVar("Key", bound=Hashable)
@@ -36,29 +37,22 @@ class Allocation:
 def allocate(
     counts: Mapping[Key, int], replicas: Mapping[Key, Sequence[tuple[int, ...]]], near: NDArray[np.bool_] | None = None
 ) -> list[Allocation]:
-    """As few executions as the replicas allow.
+    """As few executions as the replicas allow: one allocation a group, or, where that saves executions, one for all.
 
-    Args:
-        counts: for each circuit group how many parameter sets it is run for.
-        replicas: for each circuit group the qubits of its disjoint replicas, best first.
-        near: ``(qubits, qubits)``: which qubits may not be used by two replicas at once, the diagonal included; None:
-            only the same.
-
-    Returns:
-        One allocation a group, or, where that saves executions, one for all: then replicas of different groups stand
-        side by side on the chip.
+    ``counts`` has for each circuit group how many parameter sets it is run for, ``replicas`` the qubits of its disjoint
+    replicas, best first; ``near`` ``(qubits, qubits)`` says which qubits may not be used by two replicas at once, the
+    diagonal included (None: only the same).
     """
     groups = [group for group, count in counts.items() if count]
     apart = []
     for group in groups:
         executions = -(-counts[group] // len(replicas[group]))
-        used = -(-counts[group] // executions)
-        apart.append(Allocation(executions, tuple((group, place) for place in range(used))))
+        apart.append(Allocation(executions, tuple((group, k) for k in range(-(-counts[group] // executions)))))
     total = sum(one.executions for one in apart)
     if len(groups) < 2 or total < 2:
         return apart
-    low = max(one.executions for one in apart)
-    low = max(low, -(-sum(counts[g] * 1000 // len(replicas[g]) for g in groups) // 1000))
+    least = -(-sum(counts[g] * 1000 // len(replicas[g]) for g in groups) // 1000)
+    low = max(least, *(one.executions for one in apart))
     for executions in list(range(low, total))[:TRIES]:
         found = _together({group: -(-counts[group] // executions) for group in groups}, replicas, near)
         if found is not None:
@@ -71,27 +65,16 @@ def _together(
 ) -> list[tuple[Hashable, int]] | None:
     """So many replicas of each group, none in another's way, better ones first; None where they do not fit."""
     listed = [(group, place) for group in wanted for place in range(len(replicas[group]))]
-    size = 1 + max(q for group in wanted for physical in replicas[group] for q in physical)
-    size = size if near is None else len(near)
-    held = np.zeros((len(listed), size), dtype=bool)
+    if near is None:
+        near = np.eye(1 + max(q for group in wanted for physical in replicas[group] for q in physical), dtype=bool)
+    held = np.zeros((len(listed), len(near)), dtype=bool)
     for row, (group, place) in enumerate(listed):
         held[row, list(replicas[group][place])] = True
-    cliques = [held[:, q] for q in range(size)]
-    if near is not None:
-        cliques += [held[:, a] | held[:, b] for a, b in zip(*np.nonzero(np.triu(near, 1)), strict=True)]
     groups = np.array([[of == group for of, _ in listed] for group in wanted], dtype=float)
-    exactly = np.array(list(wanted.values()), dtype=float)
-    found = milp(
-        np.array([1.0 + 0.01 * place for _, place in listed]),
-        integrality=np.ones(len(listed)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(np.array(cliques, dtype=float), -np.inf, 1),
-            LinearConstraint(groups, exactly, exactly),
-        ],
-        options={"node_limit": 200},
-    )
-    return None if found.x is None else [listed[row] for row in np.flatnonzero(found.x > 0.5)]
+    exactly = LinearConstraint(groups, *[np.array(list(wanted.values()), dtype=float)] * 2)
+    costs = np.array([1.0 + 0.01 * place for _, place in listed])
+    chosen = solved(costs, [at_most_one(held, near), exactly], node_limit=200)
+    return None if chosen is None else [listed[row] for row in chosen]
 
 
 # PUBs ----------------------------------------------------------------------------------------------------------------
@@ -130,7 +113,6 @@ class PackedCircuit:
 
     @cached_property  # packed circuits are long and asked for in every circuit batch
     def structure(self) -> bytes:
-        """See :func:`structure`."""
         return structure(self.circuit)
 
 
@@ -191,12 +173,10 @@ def structure(circuit: QuantumCircuit) -> bytes:
     digest = hashlib.sha256()
     names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
     longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(name) for name in longest_first)) if names else None
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # which fits nothing
     for instruction in circuit.data:
         where = [circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
-        angles = [str(p) for p in instruction.operation.params]
-        if pattern is not None:
-            angles = [pattern.sub(lambda found: names[found.group()], angle) for angle in angles]
+        angles = [pattern.sub(lambda found: names[found.group()], str(p)) for p in instruction.operation.params]
         digest.update(f"{instruction.operation.name}{where}{angles}".encode())
     return digest.digest()
 

@@ -31,20 +31,15 @@ def _provider() -> Any:
 @lru_cache(maxsize=1)
 def fake_names() -> tuple[str, ...]:
     """Names of all fake backends, such as ``fake_torino``; sorted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return tuple(sorted(backend.name for backend in _provider().backends()))
 
 
 @lru_cache(maxsize=16)
 def fake_device(name: str) -> Any:
-    """The fake backend of that name, a Qiskit BackendV2 with target and calibration; nothing is downloaded.
-
-    Raises UserError: no such fake backend.
-    """
+    """The fake backend of that name, a Qiskit BackendV2; nothing is downloaded. Raises UserError: there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some warn of themselves when any is looked up
+        with warnings.catch_warnings(action="ignore"):  # some warn of themselves when any is looked up
             return _provider().backend(name)
     except Exception as error:
         raise UserError(f"no device snapshot {name!r}; there are {', '.join(fake_names())}") from error
@@ -134,12 +129,8 @@ def failure(target: Any, name: str, qubits: Sequence[int]) -> float:
     """``-log(1 - error)`` of a gate or measurement on physical qubits; 0 where the calibration says nothing."""
     if name in IGNORED or name not in target.operation_names:
         return 0.0
-    properties = target[name]
-    entry = None if properties is None else properties.get(tuple(qubits))
-    error = getattr(entry, "error", None)
-    if error is None or math.isnan(error):
-        return 0.0
-    return -math.log1p(-min(max(error, 0.0), WORST))
+    error = getattr((target[name] or {}).get(tuple(qubits)), "error", None)
+    return 0.0 if error is None or math.isnan(error) else -math.log1p(-min(max(error, 0.0), WORST))
 
 
 def success(isa: QuantumCircuit, target: Any) -> float:
@@ -148,13 +139,7 @@ def success(isa: QuantumCircuit, target: Any) -> float:
 
 
 def cone_success(isa: QuantumCircuit, target: Any, outputs: Sequence[Sequence[int]]) -> list[float]:
-    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from.
-
-    Args:
-        isa: transpiled, measured or not.
-        target: the device.
-        outputs: for every observable the physical qubits on which it is measured.
-    """
+    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from."""
     gates = [i for i in reversed(isa.data) if i.operation.name not in (*IGNORED, "measure")]
     steps = [(qubits_of(isa, i), failure(target, i.operation.name, qubits_of(isa, i))) for i in gates]
     found = []
