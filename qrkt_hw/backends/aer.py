@@ -75,7 +75,6 @@ class AerBackend(LocalBackend):
         return len(bases(template))
 
     def compiled(self, template: CircuitTemplate) -> list[Compiled]:
-        """The circuits of a template, one per basis; made once."""
         if template not in self._compiled:
             self._compiled[template] = [self._compile(template, basis) for basis in bases(template)]
         return self._compiled[template]
@@ -148,7 +147,6 @@ class AerBackend(LocalBackend):
     def _execute(
         self, circuit: QuantumCircuit, template: CircuitTemplate, values: NDArray[np.float64], shots: int | None
     ) -> list[dict[str, Any]]:
-        """Aer's data of every parameter set, in order."""
         memory.check_aer(self.name, self.method, circuit.num_qubits)
         columns = [(p, k) for k, p in enumerate(template.parameters) if p in circuit.parameters]
         found: list[dict[str, Any]] = []

@@ -44,7 +44,6 @@ class Call:
 
     @property
     def samples(self) -> int:
-        """How many parameter sets are evaluated."""
         return int(np.prod(self.values.shape[:-1], dtype=np.int64))
 
 
@@ -59,11 +58,7 @@ class Counters:
 
 
 class Backend(ABC):
-    """Evaluates templates somewhere.
-
-    Attributes:
-        counters: circuits, executions, rounds and seconds so far.
-    """
+    """Evaluates templates somewhere."""
 
     name: str  # its name in ``backends.yaml``
     kind: str = "backend"  # what it is, such as ``exact simulator``
@@ -167,7 +162,6 @@ class Backend(ABC):
             self._progress(f"{circuits:,} circuits on {self.name}" + (f": {named}" if named else ""))
 
     def _tell(self, text: str) -> None:
-        """Say what is being waited for within a round, where whoever watches wants to know."""
         update = getattr(self._progress, "update", None)
         if update is not None:
             update(text)

@@ -89,12 +89,10 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Exact noisy values with the adjoint gradient."""
         return self.shots is None and self.gradient == "adjoint" and self.wanted != "density_matrix"
 
     @property
     def noise(self) -> DeviceNoise | None:
-        """The noise in use; built on first use."""
         if self.noise_name == "none":
             return None
         found = device_noise(self.noise_name)
@@ -123,7 +121,6 @@ class FakeBackend(DeviceBackend, AerBackend):
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
     ) -> NoisySimulator | None:
-        """The noisy values as a differentiable function; None where the circuit touches too many qubits."""
         if (template, dtype) not in self._functions:
             circuits = []
             for basis in bases(template) if self._fits(template) else ():
@@ -135,7 +132,6 @@ class FakeBackend(DeviceBackend, AerBackend):
         return self._functions[template, dtype]
 
     def _fits(self, template: CircuitTemplate) -> bool:
-        """Whether superoperators take its circuits."""
         if self.wanted == "density_matrix":
             return False
         widest = max(len(self.placed(template, basis).physical) for basis in bases(template))
@@ -225,7 +221,6 @@ class FakeBackend(DeviceBackend, AerBackend):
         return found
 
     def _calibration(self, slot: Slot, state: int) -> NDArray[np.float64]:
-        """``(1, outcomes)`` where all measured qubits were prepared in one state."""
         chances, noise = np.ones(1), self.noise
         for qubit in slot.read:
             populations = np.array([1.0 - state, float(state)])

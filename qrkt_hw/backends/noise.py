@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -53,7 +52,9 @@ class DeviceNoise:
 def device_noise(name: str) -> DeviceNoise:
     """The noise of a fake backend. Raises UserError: no such fake backend."""
     device = fake_device(name)
-    path = cache_folder() / "noise" / f"{name}-{_fingerprint(device)}.npz"
+    versions = [metadata.version(package) for package in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")]
+    text = "|".join([str(FORMAT), *versions, str(calibration_date(device))])
+    path = cache_folder() / "noise" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     found = _read(path, device.num_qubits)
     if found is None:
         found = _build(device)
@@ -61,25 +62,13 @@ def device_noise(name: str) -> DeviceNoise:
     return found
 
 
-def _fingerprint(device: Any) -> str:
-    versions = []
-    for package in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime"):
-        with suppress(metadata.PackageNotFoundError):
-            versions.append(metadata.version(package))
-    text = "|".join([str(FORMAT), *versions, str(calibration_date(device))])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _build(device: Any) -> DeviceNoise:
     from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
-    gates = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # calibrations that break T2 <= 2 T1 are cut to it, with a remark each
+    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a remark each
         errors = basic_device_gate_errors(target=device.target)
-    for name, qubits, error in errors:
-        if name not in ("reset", "measure", "delay"):
-            gates[(name, tuple(qubits))] = error_superoperator(error)
+    noisy = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
+    gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in noisy}
     readout = np.tile(np.eye(2), (device.num_qubits, 1, 1))
     for qubits, error in basic_device_readout_errors(target=device.target):
         readout[qubits[0]] = error.probabilities
@@ -99,16 +88,17 @@ def error_superoperator(error: Any) -> NDArray[np.complex128]:
     return superoperator(total)
 
 
+_KNOWN: dict[str, NDArray[np.float64]] = {}
+
+
 def _transfer(operation: Any) -> NDArray[np.float64]:
     key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
-    if operation.name == "kraus":
-        return transfer_matrix(np.asarray(SuperOp(operation).data))
-    if key not in _KNOWN:
-        _KNOWN[key] = transfer_matrix(np.asarray(SuperOp(operation).data))
-    return _KNOWN[key]
-
-
-_KNOWN: dict[str, NDArray[np.float64]] = {}
+    found = _KNOWN.get(key)
+    if found is None:
+        found = transfer_matrix(np.asarray(SuperOp(operation).data))
+        if operation.name != "kraus":
+            _KNOWN[key] = found
+    return found
 
 
 def _write(path: Path, noise: DeviceNoise) -> None:
@@ -148,7 +138,6 @@ def _read(path: Path, num_qubits: int) -> DeviceNoise | None:
 
 
 def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
-    """SHA-256 of names, shapes and content, ``(32,)``."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -182,8 +171,7 @@ def noisy_circuit(
     steps: list[NoisyStep] = []
     for index, instruction in enumerate(placed.circuit.data):
         steps.extend(by_instruction.get(index, []))
-        qubits = qubits_of(placed.circuit, instruction)
-        error = _error(instruction.operation.name, qubits, placed, noise)
+        qubits, error = _error(instruction, placed, noise)
         if error is not None:
             steps.append(Channel(transfer_matrix(error), qubits))
     return NoisyCircuit(tuple(fuse(steps)), len(placed.physical), effects)
@@ -194,19 +182,19 @@ def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> Quan
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
         circuit.append(instruction)
-        qubits = qubits_of(placed.circuit, instruction)
-        error = _error(instruction.operation.name, qubits, placed, noise)
+        qubits, error = _error(instruction, placed, noise)
         if error is not None:
             circuit.append(SuperOp(error).to_instruction(), qubits)
     return circuit
 
 
 def _error(
-    name: str, qubits: tuple[int, ...], placed: PlacedCircuit, noise: DeviceNoise | None
-) -> NDArray[np.complex128] | None:
-    if noise is None:
-        return None
-    return noise.gates.get((name, tuple(placed.physical[q] for q in qubits)))
+    instruction: Any, placed: PlacedCircuit, noise: DeviceNoise | None
+) -> tuple[tuple[int, ...], NDArray[np.complex128] | None]:
+    """The qubits of an instruction, and the noise behind it."""
+    qubits = qubits_of(placed.circuit, instruction)
+    there = (instruction.operation.name, tuple(placed.physical[q] for q in qubits))
+    return qubits, None if noise is None else noise.gates.get(there)
 
 
 def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
@@ -231,11 +219,9 @@ def observable_effects(
 def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray[np.float64]:
     """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
     confusion = readout(placed, noise)
-    columns = []
-    for outcome in range(2 ** len(confusion)):
-        read = {placed.measured[q]: matrix[:, outcome >> q & 1] for q, matrix in enumerate(confusion)}
-        columns.append(_diagonal(read, len(placed.physical)))
-    return np.stack(columns, axis=1)
+    where = list(zip(range(len(confusion)), placed.measured, confusion, strict=True))
+    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(confusion))]
+    return np.stack([_diagonal(read, len(placed.physical)) for read in reads], axis=1)
 
 
 def _diagonal(read: dict[int, NDArray[np.float64]], qubits: int) -> NDArray[np.float64]:

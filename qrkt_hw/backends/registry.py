@@ -106,7 +106,6 @@ def bills(options: Any) -> bool:
 
 
 def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
-    """The backend of an entry that can be used here."""
     how: Gradient = gradient or entry.gradient
     if isinstance(entry, ExactEntry):
         from qrkt_hw.backends.exact import ExactBackend
@@ -136,7 +135,6 @@ def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None,
 
 
 def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
-    """The entry with keys of a device in place of its own."""
     for key in keys:
         shared = RENAMED.get(key, key) in COPY_KEYS
         if not isinstance(entry, (IBMEntry, FakeEntry) if shared else IBMEntry):
@@ -169,7 +167,6 @@ def unavailable(entry: Entry) -> str | None:
 
 
 def listing(file: Path | None = None) -> list[Description]:
-    """Every entry, as a table shows it."""
     found = []
     for name, (entry, where) in layers(file).items():
         problem, kind, qubits = unavailable(entry), "IBM Quantum", None
@@ -220,7 +217,6 @@ class Waiting:
         """A circuit batch begins."""
 
     def update(self, text: str) -> None:
-        """What is waited for now."""
         if self.console is not None and time.monotonic() - self.last > EVERY:
             self.last = time.monotonic()
             _print(self.console, f"waiting for {text}")
@@ -239,7 +235,6 @@ def make(options: Any, seed: int | None = None, console: Any = None) -> Backend:
 
 
 def announce(backend: Backend, console: Any) -> None:
-    """Print what the user must know of a backend, framed."""
     if console is not None and backend.notice is not None:
         from rich.panel import Panel
 
@@ -305,7 +300,6 @@ def open(
 def _activity(
     journal: Any, run: Any, backend: Any, kind: str, arguments: dict[str, Any], resume: bool, restart: bool
 ) -> Any:
-    """The unfinished activity that is resumed, or a new one."""
     activity = journal.unfinished(kind)
     if activity is not None and not resume:
         sent = journal.submissions(activity, SENT)

@@ -118,7 +118,6 @@ class Budget:
             )
 
     def charge(self, seconds: float) -> None:
-        """Add what a job was billed."""
         self.billed += seconds
 
     @property

@@ -98,20 +98,16 @@ Row = TypeVar("Row", bound=_Row)
 
 
 class Journal:
-    """The journal of a run.
+    """The journal of a run, in a file or, without a path, in memory; one process writes, and others may read.
 
-    Args:
-        path: its file; None keeps it in memory.
-        write: be the only process that writes; others may read.
-
-    Raises:
-        UserError: another process is writing, or the file is damaged or cannot be written.
+    Raises UserError: another process is writing, or the file is damaged or cannot be written.
     """
+
+    _handle: Any = None
+    _base: Any = None
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
         self.path = path
-        self._handle: Any = None
-        self._base: Any = None
         if path is not None and write:
             self._lock(path)
         try:
@@ -126,14 +122,13 @@ class Journal:
             self._base.execute("select count(*) from submissions").fetchone()
             if not write:
                 self._base.execute("pragma query_only = on")
-        except _DAMAGE as error:
+        except (*_DAMAGE, UserError) as error:
             self.close()
+            if isinstance(error, UserError):
+                raise
             if write and "readonly" in str(error):
                 raise UserError(f"run: {path} cannot be written") from error
             raise UserError(f"{path} is damaged: it is not a journal ({error})") from error
-        except UserError:
-            self.close()
-            raise
 
     def _lock(self, path: Path) -> None:
         try:
@@ -151,7 +146,6 @@ class Journal:
             ) from error
 
     def close(self) -> None:
-        """Let others write."""
         for one in (self._base, self._handle):
             if one is not None:
                 one.close()
@@ -172,19 +166,16 @@ class Journal:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
 
     def _read(self, kind: type[Row], what: str, row: Any, holds: bool = True) -> Row:
-        """A row that is what qrkt-hw writes."""
         try:
             if not holds:
                 raise ValueError("of no activity")
-            values = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a row iterates over its values)
             listed = "arguments" if kind is Activity else "keys"
-            return kind.model_validate({**values, listed: json.loads(values[listed])})
+            return kind.model_validate({**dict(row), listed: json.loads(row[listed])})
         except (ValidationError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self.path} is damaged: {what} {row['id']} is not what qrkt-hw writes") from error
 
     # activities ------------------------------------------------------------------------------------------------------
     def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
-        """A new activity."""
         self._do(
             "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
             (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
@@ -192,9 +183,7 @@ class Journal:
         return self.activities()[-1]
 
     def activities(self) -> list[Activity]:
-        """All, oldest first."""
-        columns = "id, name, kind, device, arguments, finished, created"
-        rows = self._do(f"select {columns} from activities order by id")
+        rows = self._do("select id, name, kind, device, arguments, finished, created from activities order by id")
         return [self._read(Activity, "activity", row) for row in rows]
 
     def unfinished(self, kind: str) -> Activity | None:
@@ -203,7 +192,6 @@ class Journal:
         return own[-1] if own and not own[-1].finished else None
 
     def finish(self, activity: Activity) -> None:
-        """It came to its end; what it submitted stays listed."""
         self._do("update activities set finished = 1 where id = ?", (activity.id,))
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
@@ -232,17 +220,15 @@ class Journal:
         return self._read(Submission, "job", self._do("select * from submissions where tag = ?", (tag,))[0])
 
     def submission(self, identity: int) -> Submission:
-        """By its id."""
         return self._read(Submission, "job", self._do("select * from submissions where id = ?", (identity,))[0])
 
     def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
         """Of one activity or all, in the order they were intended."""
         known = [row["id"] for row in self._do("select id from activities")]
         rows = self._do("select * from submissions order by id")
-        return [
-            one for one in (self._read(Submission, "job", row, row["activity"] in known) for row in rows)
-            if (activity is None or one.activity == activity.id) and (states is None or one.state in states)
-        ]  # fmt: skip
+        every = [self._read(Submission, "job", row, row["activity"] in known) for row in rows]
+        own = [one for one in every if activity is None or one.activity == activity.id]
+        return [one for one in own if states is None or one.state in states]
 
     def mark(
         self,
@@ -267,19 +253,14 @@ class Journal:
         self._do("begin immediate")
         try:
             for key, outcome in zip(submission.keys, outcomes, strict=True):
-                self._do(
-                    "insert or replace into outcomes values (?, ?, ?, ?)",
-                    (submission.activity, key, submission.id, packed(outcome)),
-                )
-            self._do(
-                "update submissions set state = 'done', billed = ?, changed = ? where id = ?",
-                (billed, time.time(), submission.id),
-            )
+                values = (submission.activity, key, submission.id, packed(outcome))
+                self._do("insert or replace into outcomes values (?, ?, ?, ?)", values)
+            found = self.mark(submission, "done", billed=billed)
         except BaseException:
             self._do("rollback")
             raise
         self._do("commit")
-        return self.submission(submission.id)
+        return found
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
         """Raw results of a PUB; None where there are none yet. Raises UserError: what is there is damaged."""
@@ -290,7 +271,6 @@ class Journal:
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
 
     def billed(self, activity: Activity) -> float:
-        """QPU seconds of an activity so far."""
         return self.totals(activity)[0]
 
     def totals(self, activity: Activity) -> tuple[float, float, int]:
@@ -302,15 +282,13 @@ class Journal:
 def packed(outcome: dict[str, BitArray]) -> bytes:
     """Bits of every register as compressed npz, without pickle."""
     file = io.BytesIO()
-    arrays = {}
-    for name, bits in outcome.items():
-        arrays[f"{name}.array"], arrays[f"{name}.bits"] = bits.array, np.int64(bits.num_bits)
-    np.savez_compressed(file, **arrays)
+    arrays: dict[str, Any] = {f"{name}.array": bits.array for name, bits in outcome.items()}
+    sizes: dict[str, Any] = {f"{name}.bits": np.int64(bits.num_bits) for name, bits in outcome.items()}
+    np.savez_compressed(file, **arrays, **sizes)
     return file.getvalue()
 
 
 def unpacked(data: bytes) -> dict[str, BitArray]:
-    """What :func:`packed` packed."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         names = [name.removesuffix(".array") for name in file.files if name.endswith(".array")]
         return {name: BitArray(file[f"{name}.array"], int(file[f"{name}.bits"])) for name in names}

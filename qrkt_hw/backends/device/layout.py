@@ -55,7 +55,6 @@ class Chip:
 
     @classmethod
     def of(cls, target: Any) -> Chip:
-        """The chip behind a target."""
         size = target.num_qubits
         costs = np.full((size, size), np.inf)
         for name in target.operation_names:

@@ -59,15 +59,13 @@ def bases(template: CircuitTemplate) -> tuple[Basis, ...]:
         for label, qubits, coefficient in operator.to_sparse_list():
             wanted = dict(zip(qubits, label, strict=True))
             fits = (one for one in found if all(one[0].get(q, letter) == letter for q, letter in wanted.items()))
-            basis = next(fits, None)
-            if basis is None:
-                basis = ({}, [])
-                found.append(basis)
-            basis[0].update(wanted)
-            basis[1].append((row, float(coefficient.real), sum(1 << q for q in qubits)))
-    return tuple(
-        Basis(tuple(letters.get(q, "Z") for q in range(template.num_qubits)), tuple(terms)) for letters, terms in found
-    )
+            letters, terms = next(fits, None) or ({}, [])
+            if not terms:
+                found.append((letters, terms))
+            letters.update(wanted)
+            terms.append((row, float(coefficient.real), sum(1 << q for q in qubits)))
+    every = range(template.num_qubits)
+    return tuple(Basis(tuple(letters.get(q, "Z") for q in every), tuple(terms)) for letters, terms in found)
 
 
 def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -94,17 +92,10 @@ class Readout:
         self._ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
     def knows(self, qubits: Sequence[int]) -> bool:
-        """Whether all of them are calibrated."""
         return all(self.matrices[q] is not None for q in qubits)
 
     def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
-        """Take over a calibration circuit in which all qubits were prepared in ``state``.
-
-        Args:
-            state: 0 or 1.
-            qubits: of the device.
-            ones: for each how often it was read as 1.
-        """
+        """Take over how often qubits of the device were read as 1 where all of them were prepared in ``state``."""
         for qubit, share in zip(qubits, ones, strict=True):
             self._ones[qubit, state] = float(share)
             zero, one = self._ones.get((qubit, 0)), self._ones.get((qubit, 1))

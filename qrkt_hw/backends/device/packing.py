@@ -36,31 +36,20 @@ Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis,
 
 
 class Packer:
-    """Plans and packs circuits for a device, and makes values of what was counted.
-
-    Args:
-        target: of the device.
-        device: its name.
-        level: optimisation level of the transpiler.
-        shots: of each circuit.
-        pack: run replicas side by side; otherwise one circuit at a time, where the transpiler puts it.
-        spacing, min_fidelity: see :func:`qrkt_hw.backends.device.layout.place_replicas`.
-        options: what changes the result; becomes part of every PUB.
-        mitigation: correct readout by mthree.
-    """
+    """Plans and packs circuits for a device, and makes values of what was counted."""
 
     def __init__(
         self,
-        target: Any,
+        target: Any,  # of the device
         *,
-        device: str,
-        level: int,
-        shots: int,
-        pack: bool = True,
-        spacing: int = 0,
+        device: str,  # its name
+        level: int,  # of optimisation by the transpiler
+        shots: int,  # of each circuit
+        pack: bool = True,  # run replicas side by side; else one circuit at a time, where the transpiler puts it
+        spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        options: dict[str, Any] | None = None,
-        mitigation: bool = False,
+        options: dict[str, Any] | None = None,  # what changes the result; becomes part of every PUB
+        mitigation: bool = False,  # correct readout by mthree
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
         self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
@@ -80,15 +69,13 @@ class Packer:
         """
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
-            written = structure(basis.rotated(template.circuit)).hex()
-            self._keys[template, basis] = digest(written, names, self.level)
+            self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
         key = self._keys[template, basis]
         if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
-        group = self.groups[key]
-        circuit = group.placed.circuit
-        if len(group.placed.measured) != template.num_qubits or not {p.name for p in circuit.parameters} <= set(names):
+        group, present = self.groups[key], {p.name for p in self.groups[key].placed.circuit.parameters}
+        if len(group.placed.measured) != template.num_qubits or not present <= set(names):
             raise UserError(
                 f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"
             )
@@ -127,10 +114,9 @@ class Packer:
         ]  # fmt: skip
         text = json.dumps(head).encode()
         file = io.BytesIO()
-        file.write(struct.pack("<Q", len(text)) + text)
         if groups:
             qpy.dump([g.placed.circuit for g in groups], file)
-        plan = file.getvalue()
+        plan = struct.pack("<Q", len(text)) + text + file.getvalue()
         return SEALED + hashlib.sha256(plan).digest() + plan
 
     def from_bytes(self, data: bytes) -> Packer:
@@ -172,9 +158,7 @@ class Packer:
     def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
         """A packer of the same plan that has learnt nothing of readout: what it learns leaves this one as it is.
 
-        Args:
-            shots: others than this one's.
-            pack: other than this one; then the plan is its own too.
+        ``shots`` and ``pack`` may differ from this one's; where ``pack`` does, the plan is its own too.
         """
         other = copy.copy(self)
         other.shots = self.shots if shots is None else shots
@@ -199,13 +183,14 @@ class Packer:
         """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
         pool = self._pooled(calls)
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
-        if tuple(counts.items()) not in self._allocations:
+        asked = tuple(counts.items())
+        if asked not in self._allocations:
             near = Chip.of(self.target).distances <= self.spacing if self.spacing else None
             replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
-            self._allocations[tuple(counts.items())] = allocate(counts, replicas, near)
+            self._allocations[asked] = allocate(counts, replicas, near)
         found: list[Packed] = []
         calibrated: set[int] = set()
-        for one in self._allocations[tuple(counts.items())]:
+        for one in self._allocations[asked]:
             slots = []
             beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
             turn = dict.fromkeys(counts, 0)
@@ -213,8 +198,8 @@ class Packer:
                 group = self.groups[str(group_key)]
                 physical = group.replicas[place].physical
                 samples = np.arange(one.executions) * beside[group.key] + turn[group.key]
-                turn[group.key] += 1
                 samples = np.where(samples < counts[group.key], samples, -1)
+                turn[group.key] += 1
                 slots.append(Slot(group, physical, group.placed.moved(physical).read(), samples))
             used = {q for slot in slots for q in slot.read}
             if self.readout is not None and not (self.readout.knows(sorted(used)) or used <= calibrated):
@@ -277,13 +262,7 @@ class Packer:
     def decode(
         self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]]
     ) -> list[NDArray[np.float64]]:
-        """Expectation values ``(..., observables)`` of every call.
-
-        Args:
-            calls: that were packed.
-            pubs: what :meth:`pack` made of them.
-            counts: for each PUB what was counted in each of its slots.
-        """
+        """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
                 assert self.readout is not None
@@ -306,10 +285,7 @@ class Packer:
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
                         values = self._expectations(part, basis, call.template.num_outputs, slot.read, readout)
                         total[place][slot.samples[rows] - start] += values
-        return [
-            values.reshape(*call.values.shape[:-1], call.template.num_outputs)
-            for call, values in zip(calls, total, strict=True)
-        ]
+        return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
 
     def _expectations(
         self, outcome: Counts, basis: Basis, outputs: int, read: Sequence[int], readout: Readout | None
@@ -317,18 +293,15 @@ class Packer:
         if readout is None and isinstance(outcome, np.ndarray):
             # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
             return outcome @ basis.signs(outputs).T
-        counts: Sequence[dict[int, Any]]
-        if isinstance(outcome, list):
-            counts = outcome
-        else:
+        counts: Any = outcome
+        if isinstance(outcome, np.ndarray):
             counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
         weighted = counts if readout is None else readout.corrected(counts, read)
         values = np.zeros((len(weighted), outputs))
         for row, one in enumerate(weighted):
-            every = sum(one.values())
             for output, coefficient, mask in basis.terms:
                 signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
-                values[row, output] += coefficient * signed / every
+                values[row, output] += coefficient * signed / sum(one.values())
         return values
 
 

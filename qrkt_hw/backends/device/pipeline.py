@@ -21,15 +21,11 @@ from qrkt_hw.errors import UserError
 
 
 class DeviceBackend(Backend):
-    """A backend that transpiles, packs, samples and bills; a provider writes :meth:`submit` alone.
-
-    Attributes:
-        job_limits: what one job may hold.
-    """
+    """A backend that transpiles, packs, samples and bills; a provider writes :meth:`submit` alone."""
 
     device: Any  # Qiskit's backend: target, calibration, repetition delay
     packer: Packer  # plans and packs circuits for it
-    job_limits = JobLimits()
+    job_limits = JobLimits()  # what one job may hold
     estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
 
     @property
@@ -41,12 +37,7 @@ class DeviceBackend(Backend):
         """Seconds between two executions."""
         return float(getattr(self.device, "default_rep_delay", None) or DEFAULT_DELAY)
 
-    def properties(self) -> Any:
-        """The device's calibration."""
-        return self.device.properties()
-
     def calibrated(self) -> str | None:
-        """When the device was calibrated, ISO 8601."""
         return calibration_date(self.device)
 
     def circuits_for(self, template: CircuitTemplate) -> int:
@@ -67,22 +58,14 @@ class DeviceBackend(Backend):
         """What is counted in every slot of every PUB."""
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        """See :meth:`Backend.run`.
-
-        Raises UserError: a circuit is too large for the device, or what :meth:`submit` meets.
-        """
+        """See :meth:`Backend.run`. Raises UserError: a circuit is too large for the device, or what submit meets."""
         started = time.perf_counter()
         asked = [call for call in calls if call.samples]
-        values: list[NDArray[np.float64]] = []
         pubs = self.pack(asked)
         executions = self.counters.executions
         self.begin_round(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
         self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
-        if asked:
-            values = self.packer.decode(asked, pubs, self.submit(pubs))
-        found = iter(values)
+        found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
         self.counters.seconds += time.perf_counter() - started
-        return [
-            next(found) if call.samples else np.zeros((*call.values.shape[:-1], call.template.num_outputs))
-            for call in calls
-        ]
+        shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
+        return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,12 +134,23 @@ class Packed:
 
     @property
     def executions(self) -> int:
-        """Rows times shots."""
         return self.rows * self.shots
 
     def seconds(self, rep_delay: float) -> float:
         """QPU seconds without the overhead of a job: (delay + duration of the packed circuit) x executions."""
         return (rep_delay + self.packed.duration) * self.executions
+
+    @cached_property
+    def row_bytes(self) -> float:  # base64 of its parameters, roughly
+        return 8 * self.circuit.num_parameters * 4 / 3
+
+    @cached_property
+    def circuit_bytes(self) -> float:  # roughly
+        return 120.0 * len(self.circuit.data)
+
+    def part(self, start: int, stop: int) -> Self:
+        """Some of its rows."""
+        return self if stop - start == self.rows else replace(self, rows=stop - start)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +169,10 @@ class PUB(Packed):
         digest.update(self.packed.structure)
         digest.update(np.ascontiguousarray(self.values, dtype=np.float64).tobytes())
         return digest.hexdigest()
+
+    def part(self, start: int, stop: int) -> Self:
+        part = super().part(start, stop)
+        return part if part is self else replace(part, values=self.values[start:stop])
 
     def parameters(self, place: int) -> NDArray[np.float64]:
         """Parameter sets ``(busy rows, parameters of the template)`` of a slot; 0 for those the transpiler dropped."""
@@ -181,6 +196,9 @@ def structure(circuit: QuantumCircuit) -> bytes:
     return digest.digest()
 
 
+AnyPUB = TypeVar("AnyPUB", bound=Packed)
+
+
 # jobs ----------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class JobLimits:
@@ -191,56 +209,38 @@ class JobLimits:
     seconds: float = 0.9 * 3 * 3600  # an estimate may be short
 
 
-@dataclass(frozen=True)
-class Load:
-    """A PUB as a job carries it."""
-
-    rows: int  # parameter sets
-    shots: int  # of each
-    numbers: int  # in each parameter set
-    instructions: int  # of the circuit
-    row_seconds: float  # QPU seconds of a row by estimate
-
-    @classmethod
-    def of(cls, pub: Packed, rep_delay: float) -> Load:
-        """The load of a PUB."""
-        each = pub.seconds(rep_delay) / max(1, pub.rows)
-        return cls(pub.rows, pub.shots, pub.circuit.num_parameters, len(pub.circuit.data), each)
-
-    def fits(self, limits: JobLimits, others: Sequence[Load] = ()) -> bool:
-        """Whether it goes as one job with others; in a job all shots are equal."""
-        every = [*others, self]
-        # bytes, roughly: base64 of the numbers, and the circuit
-        size = sum(8 * one.numbers * 4 / 3 * one.rows + 120.0 * one.instructions for one in every)
-        return (
-            len({one.shots for one in every}) == 1
-            and sum(one.rows * one.shots for one in every) <= limits.executions
-            and size <= limits.size
-            and sum(one.rows * one.row_seconds for one in every) <= limits.seconds
-        )
-
-    def parts(self, limits: JobLimits) -> list[slice]:
-        """Its rows in portions that each fit a job; one portion where there are none."""
-        most = [limits.executions / self.shots]
-        if self.numbers:
-            most.append((limits.size - 120.0 * self.instructions) / (8 * self.numbers * 4 / 3))
-        if self.row_seconds > 0:
-            most.append(limits.seconds / self.row_seconds)
-        step = max(1, math.floor(min(most)))
-        return [slice(start, min(self.rows, start + step)) for start in range(0, max(1, self.rows), step)]
+def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
+    """Whether they go as one job, in which all shots are equal."""
+    return (
+        len({pub.shots for pub in pubs}) == 1
+        and sum(pub.executions for pub in pubs) <= limits.executions
+        and sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs) <= limits.size
+        and sum(pub.seconds(rep_delay) for pub in pubs) <= limits.seconds
+    )
 
 
-def together(loads: Sequence[Load], limits: JobLimits) -> list[list[int]]:
-    """Which loads go as one job: those of equal shots, in order, as many as fit."""
-    groups: list[list[int]] = []
-    for place, load in enumerate(loads):
-        fitting = next((group for group in groups if load.fits(limits, [loads[k] for k in group])), None)
-        groups.append([place]) if fitting is None else fitting.append(place)
+def parts(pub: AnyPUB, limits: JobLimits, rep_delay: float) -> list[AnyPUB]:
+    """A PUB in portions of its rows that each fit a job; one portion where there are no rows."""
+    most = [limits.executions / pub.shots]
+    if pub.row_bytes:
+        most.append((limits.size - pub.circuit_bytes) / pub.row_bytes)
+    if pub.rows and pub.seconds(rep_delay) > 0:
+        most.append(limits.seconds / (pub.seconds(rep_delay) / pub.rows))
+    step = max(1, math.floor(min(most)))
+    return [pub.part(start, min(pub.rows, start + step)) for start in range(0, max(1, pub.rows), step)]
+
+
+def together(pubs: Sequence[AnyPUB], limits: JobLimits, rep_delay: float) -> list[list[AnyPUB]]:
+    """Which PUBs go as one job: those of equal shots, in order, as many as fit."""
+    groups: list[list[AnyPUB]] = []
+    for pub in pubs:
+        fitting = next((group for group in groups if fits([*group, pub], limits, rep_delay)), None)
+        groups.append([pub]) if fitting is None else fitting.append(pub)
     return groups
 
 
 def jobs_of(pubs: Sequence[Packed], rep_delay: float, limits: JobLimits) -> list[float]:
     """QPU seconds of every job that a circuit batch takes, the overhead of a job included."""
-    loads = [Load.of(pub, rep_delay) for pub in pubs]
-    cut = [replace(load, rows=part.stop - part.start) for load in loads for part in load.parts(limits)]
-    return [JOB_SECONDS + sum(cut[k].rows * cut[k].row_seconds for k in group) for group in together(cut, limits)]
+    cut = [part for pub in pubs for part in parts(pub, limits, rep_delay)]
+    jobs = together(cut, limits, rep_delay)
+    return [JOB_SECONDS + sum(pub.seconds(rep_delay) for pub in job) for job in jobs]

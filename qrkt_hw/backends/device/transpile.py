@@ -62,7 +62,6 @@ class PlacedCircuit:
     measured: tuple[int, ...]  # for every qubit of the template the qubit of ``circuit`` that carries it at the end
 
     def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
-        """The same circuit on other qubits."""
         return PlacedCircuit(self.circuit, physical, self.measured)
 
     def read(self) -> tuple[int, ...]:

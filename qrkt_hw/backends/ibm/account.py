@@ -39,7 +39,6 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status an error came with."""
     for one in chain(error):
         status = getattr(one, "status_code", None) or getattr(getattr(one, "response", None), "status_code", None)
         if isinstance(status, int) and status > 0:
@@ -112,7 +111,6 @@ def secrets() -> list[str]:
 
 
 def redacted(text: str) -> str:
-    """The text without keys and bearer tokens."""
     for secret in secrets():
         text = text.replace(secret, "***")
     return re.sub(r"(?i)(bearer|apikey)\s+[A-Za-z0-9._~+/=-]+", r"\1 ***", text)
@@ -213,7 +211,6 @@ class Account:
         self.connect()
 
     def connect(self) -> None:
-        """Sign in."""
         from qiskit_ibm_runtime import QiskitRuntimeService
 
         deadline, pause = time.monotonic() + min(self.patience, 20.0), 0.5
@@ -271,7 +268,6 @@ class Account:
         return usage.get("usage_remaining_seconds")
 
     def names(self) -> list[str]:
-        """The devices of the account."""
         return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
 
     def device(self, name: str) -> Any:

@@ -65,7 +65,6 @@ class IBMBackend(DeviceBackend):
         self._use_device()
 
     def _use_device(self) -> None:
-        """Plan anew for the device in use."""
         self.target = self.place.device.target
         self.packer = Packer(
             self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots or 0,
@@ -77,7 +76,6 @@ class IBMBackend(DeviceBackend):
     # what it is ------------------------------------------------------------------------------------------------------
     @property
     def device(self) -> Any:  # type: ignore[override]
-        """The client's device."""
         return self.place.device
 
     @property
@@ -178,7 +176,6 @@ class IBMBackend(DeviceBackend):
         return [[counts_of(found[f"c{place}"]) for place in range(len(pub.slots))] for pub, found in both]
 
     def _settle(self, jobs: Jobs) -> None:
-        """Take over what was counted."""
         self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
         self.billed, self.estimated, self.submissions = (sum(one) for one in zip(*self._totals.values(), strict=True))
         self.notices += [n for n in jobs.notices if n not in self.notices]
@@ -187,7 +184,6 @@ class IBMBackend(DeviceBackend):
             self.notice = "; ".join(self.notices)
 
     def configure(self, sampler: Any) -> None:
-        """Set the entry's options on a sampler."""
         options = sampler.options
         sequence = self.options["dynamical_decoupling"]
         if sequence:
@@ -217,28 +213,23 @@ class Place:
 
     @property
     def device(self) -> Any:
-        """The client's device, over the connection in use."""
         if self.account is not None and self._generation != self.account.generation:
             self.reconnect()
         return self._device
 
     def move(self, name: str) -> None:
-        """To another device."""
         assert self.account is not None
         self._device, self._object, self._checked = self.account.device(name), None, False
 
     @property
     def name(self) -> str:
-        """Of the device."""
         return str(self._device.name)
 
     @property
     def session_id(self) -> str | None:
-        """Of the session or batch in use."""
         return getattr(self._object, "session_id", None)
 
     def describe(self) -> str:
-        """Device, plan and mode in a few words."""
         return f"{self.name} ({self.plan} plan, {self.mode})" if self.account is not None else f"{self.name} (local)"
 
     def check(self) -> None:

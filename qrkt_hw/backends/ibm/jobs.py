@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from qiskit.primitives import BitArray
 
 from qrkt_hw.backends.device.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
-from qrkt_hw.backends.device.pubs import PUB, Load, together
+from qrkt_hw.backends.device.pubs import PUB, parts, together
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
 
@@ -56,13 +56,12 @@ class Jobs:
 
         Raises UserError: the budget, the account or the service ends it; what came back is kept.
         """
-        cut = [self._parts(pub) for pub in pubs]
-        keys = {part.key: part for parts in cut for part in parts}
+        cut = [parts(pub, self.limits, self.rep_delay) for pub in pubs]
+        keys = {part.key: part for own in cut for part in own}
         missing = [pub for pub in keys.values() if self._kept(pub) is None]
         pending = self._adopted(missing)
         new = [pub for pub in missing if not any(pub.key in one.submission.keys for one in pending)]
-        groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits)
-        fresh = [self._intend([new[k] for k in group]) for group in groups]
+        fresh = [self._intend(group) for group in together(new, self.limits, self.rep_delay)]
         try:
             for one in fresh:
                 self.budget.admit(one.submission.estimated)
@@ -75,23 +74,15 @@ class Jobs:
             raise
         self._await(pending)
         self._look_for_copies(fresh)
-        return [_joined([self._kept(part) for part in parts]) for parts in cut]
+        return [_joined([self._kept(part) for part in own]) for own in cut]
 
     def _kept(self, pub: PUB) -> dict[str, BitArray] | None:
-        """The outcome in the journal; None where there is none yet."""
         outcome = self.journal.outcome(self.activity, pub.key)
         if outcome is not None:
             _check(pub, outcome, f"{self.journal.path} is damaged: the result of {pub.key[:12]}")
         return outcome
 
-    def _parts(self, pub: PUB) -> list[PUB]:
-        """The PUB, or portions of its rows that each fit into a job."""
-        cut = Load.of(pub, self.rep_delay).parts(self.limits)
-        parts = [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
-        return parts if len(cut) > 1 else [pub]
-
     def _intend(self, pubs: list[PUB]) -> Pending:
-        """Write down a submission of these PUBs."""
         estimated = JOB_SECONDS + sum(pub.seconds(self.rep_delay) for pub in pubs)
         keys = [pub.key for pub in pubs]
         # one that was intended and never sent needs no second line
@@ -224,7 +215,6 @@ class Jobs:
 
     # waiting -------------------------------------------------------------------------------------------------------
     def _await(self, pending: Sequence[Pending], give_up: float | None = None) -> None:
-        """Until all are done and written down."""
         started, pause = time.monotonic(), 0.2
         open_ = list(pending)
         tries: dict[str, int] = {}
@@ -270,14 +260,12 @@ class Jobs:
         return account.ask(look, f"asking for job {one.submission.job}")
 
     def _job(self, one: Pending) -> Any:
-        """The client's job, over the connection in use."""
         account = self.account
         if account is not None and (one.job is None or one.generation != account.generation):
             one.job, one.generation = account.service.job(one.submission.job), account.generation
         return one.job
 
     def _bring_in(self, one: Pending) -> None:
-        """Download, check, write down, charge."""
         if self.account is None:
             result, billed = one.job.result(), 0.0
         else:
