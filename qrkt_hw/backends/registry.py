@@ -85,10 +85,9 @@ def resolve(
     backend.max_seconds = getattr(entry, "max_seconds", None)
     backend.working_entry = any(key in found and found[key][1] == str(HERE) for key in (asked, name))
     if name != asked:
+        why = f"{asked} cannot be used here: {first}."
         backend.fell_back_from = asked
-        backend.notice = (
-            f"{asked} cannot be used here: {first}. Running on {name} instead; qrkt-hw doctor says what mends it."
-        )
+        backend.notice = f"{why} Running on {name} instead; qrkt-hw doctor says what mends it."
         warnings.warn(backend.notice, BackendWarning, stacklevel=2)
     return backend
 
@@ -116,22 +115,21 @@ def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None,
         backend.perturbation = entry.perturbation
         return backend
     if isinstance(entry, IBMEntry):
-        from qrkt_hw.backends.ibm.backend import make as make_ibm
+        from qrkt_hw.backends.ibm.backend import IBMBackend
 
-        return make_ibm(name, entry, shots, gradient)
+        return IBMBackend(name, entry, shots, gradient)
     count = entry.shots if shots is None else (shots or None)
-    common = {"shots": count, "seed": entry.seed if entry.seed is not None else seed, "gradient": how,
+    common: dict[str, Any] = {"shots": count, "seed": entry.seed if entry.seed is not None else seed, "gradient": how,
               "optimization_level": entry.optimization_level, "perturbation": entry.perturbation}  # fmt: skip
-    if isinstance(entry, FakeEntry) or entry.noise != "none":
-        from qrkt_hw.backends.fake import FakeBackend
-
-        if isinstance(entry, FakeEntry):
-            copies = {key: getattr(entry, key) for key in COPY_KEYS}
-            return FakeBackend(name, entry.name, method=entry.method, noise=entry.noise, **copies, **common)  # type: ignore[arg-type]
-        return FakeBackend(name, entry.noise, method="density_matrix", pack=False, **common)  # type: ignore[arg-type]
     from qrkt_hw.backends.aer import AerBackend
+    from qrkt_hw.backends.fake import FakeBackend
 
-    return AerBackend(name, device=entry.device, method=entry.method, **common)  # type: ignore[arg-type]
+    if isinstance(entry, FakeEntry):
+        common |= {key: getattr(entry, key) for key in (*COPY_KEYS, "method", "noise")}
+        return FakeBackend(name, entry.name, **common)
+    if entry.noise != "none":
+        return FakeBackend(name, entry.noise, method="density_matrix", pack=False, **common)
+    return AerBackend(name, device=entry.device, method=entry.method, **common)
 
 
 def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
@@ -140,7 +138,7 @@ def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
         if not isinstance(entry, (IBMEntry, FakeEntry) if shared else IBMEntry):
             kind = "devices" if shared else "devices of IBM Quantum"
             found = "a simulator" if not isinstance(entry, FakeEntry) else "a fake backend"
-            raise UserError(f"--{key.replace('_', '-')} applies only to {kind}; backend {name!r} is {found}")
+            raise UserError(f"{flag(key)} applies only to {kind}; backend {name!r} is {found}")
     return entry.model_copy(update={RENAMED.get(key, key): value for key, value in keys.items()})
 
 
@@ -213,8 +211,7 @@ class Waiting:
     def __init__(self, console: Any) -> None:
         self.console, self.last = console, time.monotonic()
 
-    def __call__(self, text: str) -> None:
-        """A circuit batch begins."""
+    def __call__(self, text: str) -> None: ...
 
     def update(self, text: str) -> None:
         if self.console is not None and time.monotonic() - self.last > EVERY:

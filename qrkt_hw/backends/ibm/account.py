@@ -103,10 +103,9 @@ def reason(error: BaseException) -> str:
 def secrets() -> list[str]:
     """Every API key that could be met: of the environment and of the saved accounts."""
     found = [os.environ.get("QISKIT_IBM_TOKEN", "")]
-    with suppress(OSError, ValueError, AttributeError):
-        path = Path(os.environ.get("QISKIT_IBM_CONFIG") or account_file())
-        saved: Any = json.loads(path.read_text(encoding="utf-8"))
-        found += [str(entry.get("token", "")) for entry in saved.values() if isinstance(entry, dict)]
+    saved = saved_accounts(os.environ.get("QISKIT_IBM_CONFIG"))
+    for entry in saved.values() if isinstance(saved, dict) else ():
+        found += [str(entry.get("token", ""))] if isinstance(entry, dict) else []
     return [secret for secret in found if len(secret) >= 4]
 
 
@@ -125,16 +124,16 @@ HOW = (
 T = TypeVar("T")
 
 
-def account_file() -> Path:
-    """Where the client keeps accounts."""
-    return Path.home() / ".qiskit" / "qiskit-ibm.json"
+def saved_accounts(other: str | None = None) -> Any:
+    """What the client keeps in its file of accounts, or in another; None where there is none."""
+    with suppress(OSError, ValueError):
+        return json.loads(Path(other or Path.home() / ".qiskit" / "qiskit-ibm.json").read_text(encoding="utf-8"))
+    return None
 
 
 def account_there() -> bool:
     """Whether an account is in the environment or saved. Asks no network."""
-    with suppress(OSError, ValueError):
-        return bool(os.environ.get("QISKIT_IBM_TOKEN") or json.loads(account_file().read_text(encoding="utf-8")))
-    return False
+    return bool(os.environ.get("QISKIT_IBM_TOKEN") or saved_accounts())
 
 
 def retired(name: str) -> str | None:
@@ -300,8 +299,7 @@ class Account:
 
 
 def _why_no_account(error: BaseException, instance: str | None) -> str:
-    text = " ".join(str(one) for one in chain(error))
-    kind = classify(error)
+    text, kind = " ".join(str(one) for one in chain(error)), classify(error)
     if "does not have access to the instance" in text or "not a valid instance" in text or kind == "forbidden":
         named = f" {instance!r}" if instance else ""
         return f"the account has no access to the instance{named}; --instance names another (by name or CRN)"

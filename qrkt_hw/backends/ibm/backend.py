@@ -23,36 +23,27 @@ from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
 
 
-def make(
-    name: str, entry: IBMEntry, shots: int | None = None, gradient: Gradient | None = None, pack: bool | None = None
-) -> IBMBackend:
-    """The backend of an entry, signed in. Raises UserError: no account, no network, a wrong key, no such device."""
-    if shots == 0:
-        raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
-    if entry.name.startswith("fake_"):
-        place = Place(None, fake_device(entry.name), "job")
-    else:
-        account = Account(entry.instance, entry.timeout, entry.patience)
-        place = Place(account, account.device(entry.name), entry.mode, entry.max_time)
-    return IBMBackend(name, entry, place, shots or entry.shots, gradient or entry.gradient, pack)
-
-
 class IBMBackend(DeviceBackend):
-    """A device of IBM Quantum, or a fake backend in the client's local testing mode.
+    """A device of IBM Quantum, signed in, or a fake backend in the client's local testing mode.
 
-    There circuits are not packed, as the client simulates the whole chip; ``pack`` None does as the entry says.
+    There circuits are not packed, as the client simulates the whole chip. Raises UserError: no account, no network, a
+    wrong key, no such device.
     """
 
     kind = "IBM Quantum"
     bills = True
 
-    def __init__(
-        self, name: str, entry: IBMEntry, place: Place, shots: int, gradient: Gradient, pack: bool | None = None
-    ) -> None:
+    def __init__(self, name: str, entry: IBMEntry, shots: int | None, gradient: Gradient | None) -> None:
         super().__init__(name)
-        self.entry, self.place, self.account = entry, place, place.account
-        self.shots, self.gradient, self.perturbation = shots, gradient, entry.perturbation
-        self.packs = False if self.account is None else entry.pack if pack is None else pack
+        if shots == 0:
+            raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
+        self.account: Account | None = None
+        if not entry.name.startswith("fake_"):
+            self.account = Account(entry.instance, entry.timeout, entry.patience)
+        device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
+        self.entry, self.place = entry, Place(self.account, device, entry.mode, entry.max_time)
+        self.shots, self.perturbation = shots or entry.shots, entry.perturbation
+        self.gradient = gradient or entry.gradient
         keys = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
         self.options = {key: getattr(entry, key) for key in keys}
         self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
@@ -68,12 +59,11 @@ class IBMBackend(DeviceBackend):
         self.target = self.place.device.target
         self.packer = Packer(
             self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots or 0,
-            pack=self.packs, spacing=self.entry.spacing, min_fidelity=self.entry.min_fidelity,
-            options=dict(self.options), mitigation=self.entry.mitigation == "mthree",
+            pack=self.entry.pack and self.account is not None, spacing=self.entry.spacing, options=self.options,
+            min_fidelity=self.entry.min_fidelity, mitigation=self.entry.mitigation == "mthree",
         )  # fmt: skip
         self._kept_groups, self._pinned = 0, None  # groups in the kept plan; the calibration it was made with
 
-    # what it is ------------------------------------------------------------------------------------------------------
     @property
     def device(self) -> Any:  # type: ignore[override]
         return self.place.device
@@ -90,7 +80,6 @@ class IBMBackend(DeviceBackend):
             "estimated_seconds": round(self.estimated, 3), "billed_seconds": round(self.billed, 3), **more,
         }  # fmt: skip
 
-    # running ---------------------------------------------------------------------------------------------------------
     @contextmanager
     def open(
         self,
@@ -117,18 +106,16 @@ class IBMBackend(DeviceBackend):
                     f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}; name "
                     "the backend it was begun on, or begin anew with --restart"
                 )
-            self.place.move(activity.device)  # another is the least busy by now
+            self.place = Place(self.account, self.account.device(activity.device), self.entry.mode, self.entry.max_time)
             self._use_device()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
         if plan is not None:
+            self._use_device()
             try:
-                self._use_device()
                 self.packer.from_bytes(plan)
             except ValueError as error:
-                raise UserError(
-                    f"{journal.path}: the plan of what was begun is damaged ({error}); --resume --replan makes "
-                    "a new one"
-                ) from error
+                damage = f"the plan of what was begun is damaged ({error}); --resume --replan makes a new one"
+                raise UserError(f"{journal.path}: {damage}") from error
             self._pinned = calibrated
             if calibrated != self.calibrated():
                 self.notices.append(
@@ -214,12 +201,11 @@ class Place:
     @property
     def device(self) -> Any:
         if self.account is not None and self._generation != self.account.generation:
-            self.reconnect()
+            kind, identity, service = type(self._object), self.session_id, self.account.service
+            self._generation, self._device = self.account.generation, service.backend(self.name)
+            if identity is not None:
+                self._object = kind.from_id(identity, service)
         return self._device
-
-    def move(self, name: str) -> None:
-        assert self.account is not None
-        self._device, self._object, self._checked = self.account.device(name), None, False
 
     @property
     def name(self) -> str:
@@ -297,15 +283,6 @@ class Place:
     def renew(self) -> None:
         """Let the closed session go; the next use opens a new one."""
         self._object = None
-
-    def reconnect(self) -> None:
-        """After signing in anew: the device and session by their names, over the new connection."""
-        assert self.account is not None
-        kind, identity = type(self._object), self.session_id
-        self._generation = self.account.generation
-        self._device = self.account.service.backend(self.name)
-        if identity is not None:
-            self._object = kind.from_id(identity, self.account.service)
 
     def close(self) -> None:
         """Take no more jobs in the session; those in it go on."""

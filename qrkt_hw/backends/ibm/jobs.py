@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Pending:
     pubs: list[PUB]
     job: Any = None
     generation: int = -1
+    again: int = 0  # times it was sent again
 
 
 class Jobs:
@@ -50,7 +51,6 @@ class Jobs:
         self.sent: deque[float] = deque()
         self.notices: list[str] = []
 
-    # a circuit batch --------------------------------------------------------------------------------------------------
     def outcomes(self, pubs: Sequence[PUB]) -> list[dict[str, BitArray]]:
         """Raw outcomes of PUBs, in order: kept ones, those of jobs under way, and new ones.
 
@@ -92,7 +92,6 @@ class Jobs:
         executions = sum(pub.executions for pub in pubs)
         return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), pubs)
 
-    # what is known from before -------------------------------------------------------------------------------------
     def _adopted(self, pubs: Sequence[PUB]) -> list[Pending]:
         """Jobs of an earlier process that hold some of these PUBs."""
         by_key = {pub.key: pub for pub in pubs}
@@ -108,13 +107,13 @@ class Jobs:
                     self.journal.mark(submission, "failed", remark="sent again by --resubmit")
                     continue
                 else:
-                    submission = self.journal.mark(submission, "held")
-                    raise UserError(self._held(submission))
+                    raise self._hold(submission)
             found.append(Pending(submission, [by_key[k] for k in submission.keys if k in by_key]))
         return found
 
-    def _held(self, submission: Submission) -> str:
-        return (
+    def _hold(self, submission: Submission, remark: str | None = None) -> UserError:
+        self.journal.mark(submission, "held", remark=remark)
+        return UserError(
             f"a job for {self.place.name} ({submission.executions:,} executions, about {submission.estimated:.0f} QPU "
             f"seconds) was sent, no answer came, and the service does not find it by its tag {submission.tag}: it is "
             "held, and not sent again by itself; qrkt-hw jobs adopt RUN looks for it later, and --resume --resubmit "
@@ -126,14 +125,11 @@ class Jobs:
 
         Raises UserError: the service cannot be asked.
         """
-        account = self.account
-        if account is None:
+        if self.account is None:
             return None
         deadline, pause = time.monotonic() + grace, 0.3
         while True:
-            jobs = account.ask(
-                lambda: account.service.jobs(job_tags=[submission.tag], limit=5), "searching for a job by its tag"
-            )
+            jobs = self._tagged(submission.tag, 5, "searching for a job by its tag")
             if jobs:
                 return str(sorted(jobs, key=lambda j: str(j.creation_date))[0].job_id())
             if time.monotonic() >= deadline:
@@ -142,7 +138,6 @@ class Jobs:
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, 10.0)
 
-    # sending -------------------------------------------------------------------------------------------------------
     def _send(self, one: Pending) -> None:
         """Submit; on return the job's id is in the journal.
 
@@ -178,8 +173,7 @@ class Jobs:
                 if kind in ("lost", "server"):
                     found = self._search(submission, self.entry.grace)
                     if found is None:
-                        submission = self.journal.mark(submission, "held", remark="no answer to the submission")
-                        raise UserError(self._held(submission)) from None
+                        raise self._hold(submission, "no answer to the submission") from None
                     self.notices.append(f"the answer to a submission was lost; job {found} was found by its tag")
                     one.submission = self.journal.mark(submission, "submitted", job=found, remark="found by its tag")
                     return
@@ -213,11 +207,9 @@ class Jobs:
             self.sent.popleft()
         self.sent.append(time.monotonic())
 
-    # waiting -------------------------------------------------------------------------------------------------------
     def _await(self, pending: Sequence[Pending], give_up: float | None = None) -> None:
         started, pause = time.monotonic(), 0.2
         open_ = list(pending)
-        tries: dict[str, int] = {}
         while open_:
             for one in list(open_):
                 state, why, code = self._state(one)
@@ -226,9 +218,7 @@ class Jobs:
                     open_.remove(one)
                 elif state in ("ERROR", "CANCELLED"):
                     open_.remove(one)
-                    again = self._ended_badly(one, state, why, code, tries)
-                    if again is not None:
-                        open_.append(again)
+                    open_.append(self._ended_badly(one, state, why, code))
             waited = time.monotonic() - started
             if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
                 raise UserError(
@@ -286,10 +276,8 @@ class Jobs:
         assert self.account is not None
         deadline = time.monotonic() + 10
         while True:
-            metrics = self.account.ask(
-                lambda: self._job(one).metrics(), f"asking for the bill of job {one.submission.job}"
-            )
-            usage = metrics.get("usage", {})
+            doing = f"asking for the bill of job {one.submission.job}"
+            usage = self.account.ask(lambda: self._job(one).metrics(), doing).get("usage", {})
             seconds = usage.get("qpu_charge_time_seconds")
             if usage.get("status") != "pending" and seconds is not None:
                 return float(seconds)
@@ -298,24 +286,20 @@ class Jobs:
                 return one.submission.estimated
             time.sleep(0.5)
 
-    def _ended_badly(
-        self, one: Pending, state: str, why: str, code: int | None, tries: dict[str, int]
-    ) -> Pending | None:
+    def _ended_badly(self, one: Pending, state: str, why: str, code: int | None) -> Pending:
         """Write it down; a new submission where the failure is the service's own, else an error."""
         why = redacted(" ".join(why.split()))[:200]
         billed = self._bill(one)
         self.budget.charge(billed)
         job, where = one.submission.job, self.place.name
         self.journal.mark(one.submission, "failed", billed=billed, remark=why or state.lower())
-        closed = state == "CANCELLED" and (code in (1217,) or not self.place.accepting())
-        key = one.submission.keys[0]
-        if (closed or (state == "ERROR" and code is not None and code >= 8000)) and tries.get(key, 0) < AGAIN:
-            tries[key] = tries.get(key, 0) + 1
+        closed = state == "CANCELLED" and (code == 1217 or not self.place.accepting())
+        if (closed or (state == "ERROR" and code is not None and code >= 8000)) and one.again < AGAIN:
             if closed:
                 self.place.renew()
             reason_given = f"was cancelled with its {self.place.mode}" if closed else f"failed on the service ({why})"
             self.notices.append(f"job {job} {reason_given}, {billed:.1f} s billed; its circuits were sent again")
-            again = self._intend(one.pubs)
+            again = replace(self._intend(one.pubs), again=one.again + 1)
             self.budget.admit(again.submission.estimated)
             self._send(again)
             return again
@@ -324,19 +308,20 @@ class Jobs:
                 f"job {job} on {where} was stopped by the service at its time limit ({billed:.0f} QPU seconds billed); "
                 "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
             )
-        if state == "CANCELLED":
-            raise UserError(f"job {job} on {where} was cancelled; --resume sends its circuits again")
-        raise UserError(f"job {job} failed on {where}: {why or 'no reason given'}; --resume sends its circuits again")
+        ended = (
+            f"on {where} was cancelled" if state == "CANCELLED" else f"failed on {where}: {why or 'no reason given'}"
+        )
+        raise UserError(f"job {job} {ended}; --resume sends its circuits again")
 
-    # afterwards ----------------------------------------------------------------------------------------------------
+    def _tagged(self, tag: str, most: int, doing: str) -> list[Any]:
+        return self.account.ask(lambda: self.account.service.jobs(job_tags=[tag], limit=most), doing)
+
     def _look_for_copies(self, fresh: Sequence[Pending]) -> None:
         """Jobs with our tags that we do not know of: cancelled, and told."""
-        account = self.account
-        if account is None or not fresh:
+        if self.account is None or not fresh:
             return
         known = {s.job for s in self.journal.submissions(self.activity)}
-        tag = f"qrkt-run-{self.activity.name}"
-        jobs = account.ask(lambda: account.service.jobs(job_tags=[tag], limit=20), "looking for copies of jobs")
+        jobs = self._tagged(f"qrkt-run-{self.activity.name}", 20, "looking for copies of jobs")
         for job in (job for job in jobs if str(job.job_id()) not in known):
             with suppress(Exception):
                 job.cancel()
@@ -359,12 +344,7 @@ def _check(pub: PUB, outcome: dict[str, BitArray], where: str) -> None:
     for register in pub.circuit.cregs:
         bits = outcome.get(register.name)
         # twirling rounds shots up to whole randomizations
-        twirled = any(pub.options.get(key) for key in ("twirl_gates", "twirl_measure"))
-        if (
-            bits is None
-            or bits.shape != (len(pub.values),)
-            or bits.num_bits != len(register)
-            or bits.num_shots < pub.shots
-            or (bits.num_shots > pub.shots and not twirled)
-        ):
+        most = math.inf if pub.options.get("twirl_gates") or pub.options.get("twirl_measure") else pub.shots
+        shape = None if bits is None else (bits.shape, bits.num_bits)
+        if bits is None or shape != ((len(pub.values),), len(register)) or not pub.shots <= bits.num_shots <= most:
             raise UserError(f"{where} for register {register.name} is not what was asked for; not used")
