@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.entries import Gradient
 from qrkt_hw.errors import UserError
 
@@ -127,14 +128,10 @@ class Backend(ABC):
 
         Raises UserError: one was given, and the backend is no device that samples.
         """
-        from qrkt_hw.backends.device.budget import Budget
-
         if given is not None and given.flag is not None:
             if not self.shots or self.target is None:
-                raise UserError(
-                    f"{given.flag} applies only to devices that sample; backend {self.name!r} is a simulator: name a "
-                    "device, or a fake one with --shots"
-                )
+                way = f"backend {self.name!r} is a simulator: name a device, or a fake one with --shots"
+                raise UserError(f"{given.flag} applies only to devices that sample; {way}")
             return given
         own = self.max_seconds
         return None if own is None else Budget(own, where=f"max_seconds of backend {self.name}")
@@ -187,9 +184,7 @@ class LocalBackend(Backend):
 
 
 @dataclass
-class Description:
-    """How a backend is shown in a listing."""
-
+class Description:  # in a listing
     name: str  # of the backend
     kind: str
     qubits: int | None = None  # the largest circuit it takes; None where memory decides

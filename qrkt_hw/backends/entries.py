@@ -38,8 +38,6 @@ class _Entry(BaseModel):
 
 
 class ExactEntry(_Entry):
-    """The torch simulator."""
-
     provider: Literal["exact"]
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fallback: str | None = None
@@ -52,8 +50,6 @@ class _Sampling(_Entry):
 
 
 class AerEntry(_Sampling):
-    """Qiskit Aer."""
-
     provider: Literal["aer"]
     device: Literal["cpu", "gpu"] = "cpu"
     method: Literal["statevector", "density_matrix", "matrix_product_state", "automatic"] = "statevector"
@@ -71,8 +67,6 @@ class _Device(_Entry):
 
 
 class FakeEntry(_Device, _Sampling):
-    """A fake backend of the IBM runtime."""
-
     provider: Literal["fake"]
     name: FakeName
     method: Literal["auto", "superoperator", "density_matrix"] = "auto"
@@ -146,7 +140,7 @@ def _short(value: Any) -> str:
 
 # files ---------------------------------------------------------------------------------------------------------------
 LARGEST = 256 * 1024  # bytes
-HERE = Path("backends.yaml")  # in the working folder
+CWD = Path("backends.yaml")  # in the working folder
 SHIPPED = "backends.yaml (shipped)"
 _reads_working_folder = False
 
@@ -214,7 +208,7 @@ def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
     merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
-    for path in (config_file(), HERE if _reads_working_folder else None, named):
+    for path in (config_file(), CWD if _reads_working_folder else None, named):
         if path is not None and path.is_file():
             for name, entry in read_entries(_text(path), str(path)).items():
                 _check_name(name, entry, str(path), merged)

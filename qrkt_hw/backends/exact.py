@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.base import Call, Gradient, LocalBackend, TensorFunction
+from qrkt_hw.backends.base import Call, LocalBackend, TensorFunction
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import simulator
 
@@ -29,13 +29,16 @@ class ExactBackend(LocalBackend):
 
     kind = "exact simulator"
 
-    def __init__(self, name: str, device: str = "auto", gradient: Gradient = "adjoint") -> None:
+    def __init__(self, name: str, device: str = "auto") -> None:
         super().__init__(name)
         if device == "cuda" and not torch.cuda.is_available():
-            raise UserError(
-                f"backend {name!r}: device is 'cuda', but torch sees no GPU here; device: auto or cpu works"
-            )
-        self.device, self.gradient, self.differentiable = device, gradient, gradient == "adjoint"
+            why = "device is 'cuda', but torch sees no GPU here; device: auto or cpu works"
+            raise UserError(f"backend {name!r}: {why}")
+        self.device = device
+
+    @property
+    def differentiable(self) -> bool:  # type: ignore[override]
+        return self.gradient == "adjoint"
 
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
-from qrkt_hw.backends.base import Backend, Call, Gradient
+from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
 from qrkt_hw.backends.device.packing import Counts, Packer
@@ -22,15 +23,6 @@ from qrkt_hw.backends.device.pipeline import DeviceBackend
 from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
-from qrkt_hw.backends.noise import (
-    DeviceNoise,
-    device_noise,
-    noisy_circuit,
-    noisy_instructions,
-    observable_effects,
-    outcome_effects,
-    readout,
-)
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
@@ -57,8 +49,6 @@ class FakeBackend(DeviceBackend, AerBackend):
         shots: int | None = None,
         seed: int | None = None,
         optimization_level: int = 3,
-        gradient: Gradient = "adjoint",
-        perturbation: float = 0.1,
         noise: str | None = None,  # of another fake backend of the same gates, or ``none``; None for the device's own
         pack: bool = True,  # run replicas side by side where there are shots
         spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
@@ -66,8 +56,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         mitigation: Literal["none", "mthree"] = "none",  # ``mthree`` corrects readout where there are shots
         misread: bool = True,  # False leaves readout errors out of the noise
     ) -> None:
-        common = (shots, seed, optimization_level, gradient, perturbation)
-        AerBackend.__init__(self, name, "cpu", "density_matrix", *common)
+        AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
         self._budget: Any = None
@@ -83,19 +72,18 @@ class FakeBackend(DeviceBackend, AerBackend):
             other = fake_device(self.noise_name)
             missing = set(self.target.operation_names) - set(other.target.operation_names)
             if missing & {"cx", "cz", "ecr", "sx", "x"} or other.num_qubits < self.num_qubits:
-                raise UserError(
-                    f"backend {name!r}: noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}"
-                )
+                unfit = f"noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}"
+                raise UserError(f"backend {name!r}: {unfit}")
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
         return self.shots is None and self.gradient == "adjoint" and self.wanted != "density_matrix"
 
     @property
-    def noise(self) -> DeviceNoise | None:
+    def noise(self) -> noises.DeviceNoise | None:
         if self.noise_name == "none":
             return None
-        found = device_noise(self.noise_name)
+        found = noises.device_noise(self.noise_name)
         return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
 
     def about(self) -> dict[str, Any]:
@@ -125,8 +113,8 @@ class FakeBackend(DeviceBackend, AerBackend):
             circuits = []
             for basis in bases(template) if self._fits(template) else ():
                 placed = self.placed(template, basis)
-                effects = observable_effects(basis, template.num_outputs, placed, self.noise)
-                circuits.append(noisy_circuit(template, placed, self.noise, effects))
+                effects = noises.observable_effects(basis, template.num_outputs, placed, self.noise)
+                circuits.append(noises.noisy_circuit(template, placed, self.noise, effects))
             found = NoisySimulator(template, circuits, dtype, self._kept) if circuits else None
             self._functions[template, dtype] = found
         return self._functions[template, dtype]
@@ -151,15 +139,15 @@ class FakeBackend(DeviceBackend, AerBackend):
                 f"backend {self.name!r}: ansatz {template.name!r} touches {len(placed.physical)} qubits of "
                 f"{self.device.name}; noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
             )
-        return Compiled(basis, noisy_instructions(placed, self.noise), placed.measured, readout(placed, self.noise))
+        return Compiled(
+            basis, noises.noisy_instructions(placed, self.noise), placed.measured, noises.readout(placed, self.noise)
+        )
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
-        return (
-            super()._evaluate(call)
-            if function is None
-            else evaluate_by_weights(call, function, call.template.num_outputs)
-        )
+        if function is None:
+            return super()._evaluate(call)
+        return evaluate_by_weights(call, function, call.template.num_outputs)
 
     # samples, packed as on the device --------------------------------------------------------------------------------
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
@@ -212,10 +200,10 @@ class FakeBackend(DeviceBackend, AerBackend):
         key, template = (slot.group.key, slot.physical), slot.group.template
         found = self._tables.pop(key, None)
         if found is None:
-            effects = outcome_effects(placed, self.noise)
+            effects = noises.outcome_effects(placed, self.noise)
             while len(self._tables) >= max(1, TABLES // effects.size):
                 self._tables.popitem(last=False)
-            circuits = [noisy_circuit(template, placed, self.noise, effects)]
+            circuits = [noises.noisy_circuit(template, placed, self.noise, effects)]
             found = NoisySimulator(template, circuits, torch.complex128, self._kept)
         self._tables[key] = found  # the last one used stands last
         return found

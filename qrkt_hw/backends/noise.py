@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,16 +27,7 @@ from qrkt_hw.backends.device.cache import cache_folder, store
 from qrkt_hw.backends.device.measurement import Basis
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
-from qrkt_hw.simulator.noisy import (
-    Channel,
-    NoisyCircuit,
-    NoisyStep,
-    embedded,
-    fuse,
-    superoperator,
-    transfer_matrix,
-    unitary_transfer,
-)
+from qrkt_hw.simulator import noisy
 
 FORMAT = 2  # 2: with a checksum
 
@@ -67,8 +60,8 @@ def _build(device: Any) -> DeviceNoise:
 
     with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a remark each
         errors = basic_device_gate_errors(target=device.target)
-    noisy = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
-    gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in noisy}
+    listed = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
+    gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in listed}
     readout = np.tile(np.eye(2), (device.num_qubits, 1, 1))
     for qubits, error in basic_device_readout_errors(target=device.target):
         readout[qubits[0]] = error.probabilities
@@ -82,10 +75,10 @@ def error_superoperator(error: Any) -> NDArray[np.complex128]:
         transfer = np.eye(len(total))
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(q).index for q in instruction.qubits)
-            channel = Channel(_transfer(instruction.operation), qubits)
-            transfer = embedded(channel, tuple(range(error.num_qubits))) @ transfer
+            channel = noisy.Channel(_transfer(instruction.operation), qubits)
+            transfer = noisy.embedded(channel, tuple(range(error.num_qubits))) @ transfer
         total += probability * transfer
-    return superoperator(total)
+    return noisy.superoperator(total)
 
 
 _KNOWN: dict[str, NDArray[np.float64]] = {}
@@ -95,7 +88,7 @@ def _transfer(operation: Any) -> NDArray[np.float64]:
     key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
     found = _KNOWN.get(key)
     if found is None:
-        found = transfer_matrix(np.asarray(SuperOp(operation).data))
+        found = noisy.transfer_matrix(np.asarray(SuperOp(operation).data))
         if operation.name != "kraus":
             _KNOWN[key] = found
     return found
@@ -115,26 +108,21 @@ def _write(path: Path, noise: DeviceNoise) -> None:
 
 def _read(path: Path, num_qubits: int) -> DeviceNoise | None:
     """None where there is no sound file."""
-    try:
+    with suppress(Exception):  # zip, zlib and npz raise of many kinds what damaged bytes make of them: it is built anew
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         if not np.array_equal(arrays.pop("sha256"), _sum(arrays)):
             return None
         gates = {}
-        for key in arrays:
-            name, _, kind = key.rpartition(".")
-            if kind != "superoperators":
-                continue
-            qubits, maps = arrays[f"{name}.qubits"], arrays[key]
+        for name in (key.removesuffix(".superoperators") for key in arrays if key.endswith(".superoperators")):
+            qubits, maps = arrays[f"{name}.qubits"], arrays[f"{name}.superoperators"]
             if maps.ndim != 3 or maps.shape != (len(qubits), 4 ** qubits.shape[1], 4 ** qubits.shape[1]):
                 return None
             gates.update({(name, tuple(int(q) for q in on)): m for on, m in zip(qubits, maps, strict=True)})
         readout = arrays["readout"]
-        if readout.shape != (num_qubits, 2, 2) or not all(np.isfinite(a).all() for a in arrays.values()):
-            return None
-        return DeviceNoise(gates, readout)
-    except Exception:  # zip, zlib and npz raise of many kinds what damaged bytes make of them: it is built anew
-        return None
+        if readout.shape == (num_qubits, 2, 2) and all(np.isfinite(a).all() for a in arrays.values()):
+            return DeviceNoise(gates, readout)
+    return None
 
 
 def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
@@ -146,35 +134,25 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
     return np.frombuffer(found.digest(), dtype=np.uint8)
 
 
-# placed circuits with the noise of their qubits ----------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class _Lowerable:
-    """What :func:`lower` reads; a transpiler may drop parameters that no longer matter, which a template may not."""
-
-    circuit: QuantumCircuit
-    parameters: list[Any]
-    num_qubits: int
-    num_inputs: int
-    num_weights: int
-
-
 def noisy_circuit(
     template: CircuitTemplate, placed: PlacedCircuit, noise: DeviceNoise | None, effects: NDArray[np.float64]
-) -> NoisyCircuit:
+) -> noisy.NoisyCircuit:
     """The placed circuit as rotations and channels; behind every gate its noise."""
-    shape = (len(placed.physical), template.num_inputs, template.num_weights)
-    program = lower(_Lowerable(placed.circuit, template.parameters, *shape))  # type: ignore[arg-type]
-    by_instruction: dict[int, list[NoisyStep]] = {}
+    # a transpiler may drop parameters that no longer matter, which a template may not
+    read: Any = SimpleNamespace(circuit=placed.circuit, parameters=template.parameters, num_qubits=len(placed.physical),
+                                num_inputs=template.num_inputs, num_weights=template.num_weights)  # fmt: skip
+    program = lower(read)
+    by_instruction: dict[int, list[noisy.NoisyStep]] = {}
     for step in program.steps:
-        lowered = Channel(unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
+        lowered = noisy.Channel(noisy.unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
         by_instruction.setdefault(step.instruction, []).append(lowered)
-    steps: list[NoisyStep] = []
+    steps: list[noisy.NoisyStep] = []
     for index, instruction in enumerate(placed.circuit.data):
         steps.extend(by_instruction.get(index, []))
         qubits, error = _error(instruction, placed, noise)
         if error is not None:
-            steps.append(Channel(transfer_matrix(error), qubits))
-    return NoisyCircuit(tuple(fuse(steps)), len(placed.physical), effects)
+            steps.append(noisy.Channel(noisy.transfer_matrix(error), qubits))
+    return noisy.NoisyCircuit(tuple(noisy.fuse(steps)), len(placed.physical), effects)
 
 
 def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> QuantumCircuit:

@@ -14,17 +14,7 @@ from typing import Any
 
 from qrkt_hw.backends.base import Backend, Description, Gradient
 from qrkt_hw.backends.device.budget import Budget
-from qrkt_hw.backends.entries import (
-    HERE,
-    RENAMED,
-    AerEntry,
-    Entry,
-    ExactEntry,
-    FakeEntry,
-    IBMEntry,
-    config_file,
-    layers,
-)
+from qrkt_hw.backends.entries import CWD, RENAMED, AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry, config_file, layers
 from qrkt_hw.errors import UserError, flag
 
 # options of devices
@@ -81,9 +71,10 @@ def resolve(
             raise UserError(f"--backend: {name} cannot be used here: {problem}{why}")
         name, entry = following, _entry(following, found)
         problem = unavailable(entry)
-    backend = _made(name, entry, shots, gradient, seed)
+    backend = _made(name, entry, shots, seed)
+    backend.gradient, backend.perturbation = gradient or entry.gradient, entry.perturbation
     backend.max_seconds = getattr(entry, "max_seconds", None)
-    backend.working_entry = any(key in found and found[key][1] == str(HERE) for key in (asked, name))
+    backend.working_entry = any(key in found and found[key][1] == str(CWD) for key in (asked, name))
     if name != asked:
         why = f"{asked} cannot be used here: {first}."
         backend.fell_back_from = asked
@@ -104,23 +95,20 @@ def bills(options: Any) -> bool:
     return isinstance(_entry(options.name, layers(options.backends_file)), IBMEntry)
 
 
-def _made(name: str, entry: Entry, shots: int | None, gradient: Gradient | None, seed: int | None) -> Backend:
-    how: Gradient = gradient or entry.gradient
+def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backend:
     if isinstance(entry, ExactEntry):
         from qrkt_hw.backends.exact import ExactBackend
 
         if shots:
             raise UserError(f"--shots: backend {name!r} gives exact values; aer_cpu and the fake devices sample")
-        backend: Backend = ExactBackend(name, entry.device, how)
-        backend.perturbation = entry.perturbation
-        return backend
+        return ExactBackend(name, entry.device)
     if isinstance(entry, IBMEntry):
         from qrkt_hw.backends.ibm.backend import IBMBackend
 
-        return IBMBackend(name, entry, shots, gradient)
+        return IBMBackend(name, entry, shots)
     count = entry.shots if shots is None else (shots or None)
-    common: dict[str, Any] = {"shots": count, "seed": entry.seed if entry.seed is not None else seed, "gradient": how,
-              "optimization_level": entry.optimization_level, "perturbation": entry.perturbation}  # fmt: skip
+    seed = entry.seed if entry.seed is not None else seed
+    common: dict[str, Any] = {"shots": count, "seed": seed, "optimization_level": entry.optimization_level}
     from qrkt_hw.backends.aer import AerBackend
     from qrkt_hw.backends.fake import FakeBackend
 
@@ -199,9 +187,8 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
         raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
-    raise UserError(
-        f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime"
-    )
+    there = f"{', '.join(known)}, and every fake_NAME of the IBM runtime"
+    raise UserError(f"--backend: no backend {name!r}; there are {there}")
 
 
 # the door ------------------------------------------------------------------------------------------------------------
@@ -337,10 +324,8 @@ def _check_resumed(run: Any, kind: str, asked: dict[str, Any]) -> None:
     if activity is None:
         raise UserError(f"--resume: no {NAMES[kind]} of {run.path} on a device was stopped half-way")
     if not same(activity.arguments, asked):
-        raise UserError(
-            f"--resume goes on with what its flags say, as it is billed on {activity.device}; the {NAMES[kind]} that "
-            f"was stopped was asked for by: {command(kind, run.path, activity.arguments)}"
-        )
+        way = f"the {NAMES[kind]} that was stopped was asked for by: {command(kind, run.path, activity.arguments)}"
+        raise UserError(f"--resume goes on with what its flags say, as it is billed on {activity.device}; {way}")
 
 
 def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
@@ -350,12 +335,10 @@ def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:
     else:
         words = [kind, str(run), "--resume"]
         for key, value in arguments.items():
-            if key == "terms":
-                continue
             named = flag({"images": "image", "texts": "text"}.get(key, key))
             if value is False:
                 words.append(f"--no-{named[2:]}")
-            for one in value if isinstance(value, list) else [value]:
+            for one in () if key == "terms" else value if isinstance(value, list) else [value]:
                 words += [] if one is None or one is False else [named] if one is True else [named, str(one)]
     typed = " ".join(["qrkt-hw", *(shlex.quote(word) for word in words)])
     return "".join(c if c.isprintable() else "?" for c in typed)  # a journal may hold anything

@@ -24,8 +24,6 @@ DEFAULT_DELAY = 250e-6  # s between two executions, of a device that does not sa
 
 
 class Plan(BaseModel):
-    """A way of paying."""
-
     model_config = ConfigDict(extra="forbid")
 
     usd_per_second: float = Field(ge=0)
@@ -34,8 +32,6 @@ class Plan(BaseModel):
 
 
 class Prices(BaseModel):
-    """The price list."""
-
     model_config = ConfigDict(extra="forbid")
 
     date: str  # when it was read

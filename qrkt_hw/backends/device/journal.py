@@ -174,12 +174,9 @@ class Journal:
         except (ValidationError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self.path} is damaged: {what} {row['id']} is not what qrkt-hw writes") from error
 
-    # activities ------------------------------------------------------------------------------------------------------
     def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
-        self._do(
-            "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
-            (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
-        )
+        values = (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time())
+        self._do("insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)", values)
         return self.activities()[-1]
 
     def activities(self) -> list[Activity]:
@@ -205,7 +202,6 @@ class Journal:
             raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
         return plan, calibrated
 
-    # submissions -----------------------------------------------------------------------------------------------------
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
     ) -> Submission:

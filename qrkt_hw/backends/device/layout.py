@@ -43,29 +43,20 @@ class Replica:
     success: float  # estimated success probability there
 
 
-@dataclass(frozen=True, eq=False)
 class Chip:
-    """A device as arrays."""
+    """A device's target as arrays."""
 
-    size: int  # qubits
-    coupled: NDArray[np.bool_]  # ``(size, size)``: where a two-qubit gate exists in either direction
-    couplings: NDArray[np.float64]  # ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate there
-    reading: NDArray[np.float64]  # ``(size,)``: the same of the measurement
-    distances: NDArray[np.float64]  # ``(size, size)`` in couplings
-
-    @classmethod
-    def of(cls, target: Any) -> Chip:
-        size = target.num_qubits
-        costs = np.full((size, size), np.inf)
+    def __init__(self, target: Any) -> None:
+        size = self.size = target.num_qubits
+        # ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate in either direction, and where there is one
+        self.couplings = np.full((size, size), np.inf)
         for name in target.operation_names:
-            for qubits in target[name] or {}:
-                if qubits is not None and len(qubits) == 2:
-                    a, b = qubits
-                    costs[a, b] = costs[b, a] = min(costs[a, b], failure(target, name, qubits))
-        coupled = np.isfinite(costs)
-        reading = np.array([failure(target, "measure", [q]) for q in range(size)])
-        distances = shortest_path(coupled.astype(float), directed=False, unweighted=True)
-        return cls(size, coupled, costs, reading, distances)
+            for a, b in (qubits for qubits in target[name] or {} if qubits is not None and len(qubits) == 2):
+                cost = min(self.couplings[a, b], failure(target, name, (a, b)))
+                self.couplings[a, b] = self.couplings[b, a] = cost
+        self.coupled = np.isfinite(self.couplings)
+        self.reading = np.array([failure(target, "measure", [q]) for q in range(size)])  # the same of the measurement
+        self.distances = shortest_path(self.coupled.astype(float), directed=False, unweighted=True)  # in couplings
 
 
 def place_replicas(
@@ -80,7 +71,7 @@ def place_replicas(
     active = active_qubits(isa)
     if not active:
         return []
-    chip = Chip.of(target)
+    chip = Chip(target)
     place = {qubit: k for k, qubit in enumerate(active)}
     everything = min_fidelity <= 0
     allowed = chip.coupled & (everything | (chip.couplings < -math.log1p(-DEAD)))

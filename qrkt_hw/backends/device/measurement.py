@@ -18,6 +18,7 @@ from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
 
+Floats = NDArray[np.float64]
 CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 

@@ -24,7 +24,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Readout, bases
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
 from qrkt_hw.backends.device.pubs import PUB, Allocation, CircuitGroup, Packed, PackedCircuit, Slot, allocate, structure
 from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, qubits_of, transpiled
 from qrkt_hw.errors import UserError
@@ -32,6 +32,7 @@ from qrkt_hw.errors import UserError
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
 Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
+Counted = Sequence[Sequence[Counts]]  # by PUB and slot
 Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
 
 
@@ -61,7 +62,6 @@ class Packer:
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
-    # the plan --------------------------------------------------------------------------------------------------------
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
         """Where a template lies when measured in a basis; planned once.
 
@@ -76,9 +76,8 @@ class Packer:
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
         group, present = self.groups[key], {p.name for p in self.groups[key].placed.circuit.parameters}
         if len(group.placed.measured) != template.num_qubits or not present <= set(names):
-            raise UserError(
-                f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"
-            )
+            unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
+            raise UserError(f"{unfit}; --resume --replan makes a new one")
         group.template, group.basis = template, basis
         return group
 
@@ -167,7 +166,6 @@ class Packer:
             other.packs, other.groups, other._allocations, other._circuits = pack, {}, {}, {}
         return other
 
-    # packing ---------------------------------------------------------------------------------------------------------
     def _pooled(self, calls: Sequence[Call]) -> Pool:
         """For each circuit group the calls that need it."""
         found: Pool = {}
@@ -185,7 +183,7 @@ class Packer:
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
         asked = tuple(counts.items())
         if asked not in self._allocations:
-            near = Chip.of(self.target).distances <= self.spacing if self.spacing else None
+            near = Chip(self.target).distances <= self.spacing if self.spacing else None
             replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
             self._allocations[asked] = allocate(counts, replicas, near)
         found: list[Packed] = []
@@ -258,10 +256,7 @@ class Packer:
         self._circuits[key] = PackedCircuit(circuit, float(circuit.estimate_duration(self.target)))
         return self._circuits[key]
 
-    # values ----------------------------------------------------------------------------------------------------------
-    def decode(
-        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]]
-    ) -> list[NDArray[np.float64]]:
+    def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
@@ -271,9 +266,7 @@ class Packer:
         self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
         return self._values(calls, pubs, counts, self.readout)
 
-    def _values(
-        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]], readout: Readout | None
-    ) -> list[NDArray[np.float64]]:
+    def _values(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, readout: Any) -> list[Floats]:
         pool = self._pooled(calls)
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for pub, found in zip(pubs, counts, strict=True):
@@ -287,9 +280,7 @@ class Packer:
                         total[place][slot.samples[rows] - start] += values
         return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
 
-    def _expectations(
-        self, outcome: Counts, basis: Basis, outputs: int, read: Sequence[int], readout: Readout | None
-    ) -> NDArray[np.float64]:
+    def _expectations(self, outcome: Counts, basis: Basis, outputs: int, read: Any, readout: Readout | None) -> Floats:
         if readout is None and isinstance(outcome, np.ndarray):
             # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
             return outcome @ basis.signs(outputs).T

@@ -47,10 +47,8 @@ class DeviceBackend(Backend):
         """PUBs of packed circuits. Raises UserError: a circuit is too large for the device."""
         for call in calls:
             if call.template.num_qubits > self.num_qubits:
-                raise UserError(
-                    f"--backend: {self.device.name} has {self.num_qubits} qubits; ansatz {call.template.name!r} takes "
-                    f"{call.template.num_qubits}"
-                )
+                way = f"ansatz {call.template.name!r} takes {call.template.num_qubits}"
+                raise UserError(f"--backend: {self.device.name} has {self.num_qubits} qubits; {way}")
         return self.packer.pack(calls)
 
     @abstractmethod

@@ -24,7 +24,6 @@ Key = TypeVar("Key", bound=Hashable)
 TRIES = 24  # numbers of executions tried for an allocation of all circuit groups together
 
 
-# allocation ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Allocation:
     """Replicas that run side by side."""
@@ -77,7 +76,6 @@ def _together(
     return None if chosen is None else [listed[row] for row in chosen]
 
 
-# PUBs ----------------------------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class CircuitGroup:
     """A circuit in one measurement basis, and its replicas on the chip."""
@@ -199,7 +197,6 @@ def structure(circuit: QuantumCircuit) -> bytes:
 AnyPUB = TypeVar("AnyPUB", bound=Packed)
 
 
-# jobs ----------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class JobLimits:
     """What one job of the service may hold: executions, bytes of input (of 50 MB), QPU seconds (of 3 hours)."""

@@ -20,7 +20,6 @@ WORST = 1 - 1e-9  # an error of 1 marks a broken gate; its logarithm must stay f
 IGNORED = ("barrier", "delay")
 
 
-# fake backends -------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=1)
 def _provider() -> Any:
     from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
@@ -52,7 +51,6 @@ def calibration_date(device: Any) -> str | None:
     return None if date is None else date.isoformat()
 
 
-# transpiled circuits -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PlacedCircuit:
     """An ISA circuit on its active qubits only, without its measurements."""
@@ -123,7 +121,6 @@ def cut(isa: QuantumCircuit) -> PlacedCircuit:
     return PlacedCircuit(small, active, tuple(place[q] for q in read))
 
 
-# estimated success probability ---------------------------------------------------------------------------------------
 def failure(target: Any, name: str, qubits: Sequence[int]) -> float:
     """``-log(1 - error)`` of a gate or measurement on physical qubits; 0 where the calibration says nothing."""
     if name in IGNORED or name not in target.operation_names:

@@ -15,9 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from requests import Session
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
+import requests
+import urllib3
 
 from qrkt_hw.errors import UserError
 
@@ -51,9 +50,6 @@ def status_of(error: BaseException) -> int | None:
 
 def classify(error: BaseException) -> Kind:
     """What to make of an error of the client."""
-    import requests
-    import urllib3
-
     text = " ".join(str(one) for one in chain(error))
     status = status_of(error)
     if NO_SESSION_CODE in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
@@ -154,7 +150,7 @@ def unavailable(name: str) -> str | None:
     return None if account_there() else f"no IBM Quantum account is found here; {HOW}"
 
 
-class Careful(HTTPAdapter):
+class Careful(requests.adapters.HTTPAdapter):
     """Read time-outs where the client has none, and no second POST after an answer of the server.
 
     The client sends a POST again after a 5xx; a job that was accepted then exists, and is billed, twice. Here only
@@ -164,7 +160,7 @@ class Careful(HTTPAdapter):
     def __init__(self, read_timeout: float) -> None:
         self.read_timeout = read_timeout
         again: Any = {"status_forcelist": (500, 502, 503, 504, 520), "allowed_methods": {"GET", "HEAD", "OPTIONS"}}
-        retry = Retry(total=3, connect=2, read=2, status=2, backoff_factor=0.3, raise_on_status=False, **again)
+        retry = urllib3.Retry(total=3, connect=2, read=2, status=2, backoff_factor=0.3, raise_on_status=False, **again)
         super().__init__(max_retries=retry)
 
     def send(self, request: Any, stream: bool = False, timeout: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -183,7 +179,7 @@ def mount(service: Any, read_timeout: float) -> None:
     clients = getattr(service, "_api_clients", None)
     every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
     for session in (getattr(client, "_session", None) for client in every):
-        if not isinstance(session, Session) or not session.adapters:
+        if not isinstance(session, requests.Session) or not session.adapters:
             raise UserError(
                 "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, "
                 "so a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"

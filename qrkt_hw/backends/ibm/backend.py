@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qrkt_hw.backends.base import Backend, Call, Gradient
+from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Counts, Packer, counts_of
 from qrkt_hw.backends.device.pipeline import DeviceBackend
@@ -33,7 +33,7 @@ class IBMBackend(DeviceBackend):
     kind = "IBM Quantum"
     bills = True
 
-    def __init__(self, name: str, entry: IBMEntry, shots: int | None, gradient: Gradient | None) -> None:
+    def __init__(self, name: str, entry: IBMEntry, shots: int | None) -> None:
         super().__init__(name)
         if shots == 0:
             raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
@@ -42,8 +42,7 @@ class IBMBackend(DeviceBackend):
             self.account = Account(entry.instance, entry.timeout, entry.patience)
         device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
         self.entry, self.place = entry, Place(self.account, device, entry.mode, entry.max_time)
-        self.shots, self.perturbation = shots or entry.shots, entry.perturbation
-        self.gradient = gradient or entry.gradient
+        self.shots = shots or entry.shots
         keys = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
         self.options = {key: getattr(entry, key) for key in keys}
         self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
@@ -118,10 +117,8 @@ class IBMBackend(DeviceBackend):
                 raise UserError(f"{journal.path}: {damage}") from error
             self._pinned = calibrated
             if calibrated != self.calibrated():
-                self.notices.append(
-                    f"{self.place.name} was calibrated anew since this began; its pinned plan is kept (--replan makes "
-                    "a new one)"
-                )
+                way = "its pinned plan is kept (--replan makes a new one)"
+                self.notices.append(f"{self.place.name} was calibrated anew since this began; {way}")
         if budget is not None:
             budget.charge(journal.billed(activity))
         self.jobs = Jobs(self, journal, activity, budget, resubmit)
@@ -224,10 +221,8 @@ class Place:
             return
         status = self.account.ask(lambda: self.device.status(), f"asking for the status of {self.name}")
         if not status.operational:
-            raise UserError(
-                f"--backend: {self.name} is offline; --backend ibm_least_busy takes one that is online, and --resume "
-                "goes on here later"
-            )
+            way = "--backend ibm_least_busy takes one that is online, and --resume goes on here later"
+            raise UserError(f"--backend: {self.name} is offline; {way}")
         if status.status_msg not in ("active", "", None):
             raise UserError(
                 f"--backend: the queue of {self.name} is closed (its status is {status.status_msg!r}); take another "

@@ -308,9 +308,8 @@ class Jobs:
                 f"job {job} on {where} was stopped by the service at its time limit ({billed:.0f} QPU seconds billed); "
                 "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
             )
-        ended = (
-            f"on {where} was cancelled" if state == "CANCELLED" else f"failed on {where}: {why or 'no reason given'}"
-        )
+        failed = f"failed on {where}: {why or 'no reason given'}"
+        ended = f"on {where} was cancelled" if state == "CANCELLED" else failed
         raise UserError(f"job {job} {ended}; --resume sends its circuits again")
 
     def _tagged(self, tag: str, most: int, doing: str) -> list[Any]:
@@ -325,18 +324,15 @@ class Jobs:
         for job in (job for job in jobs if str(job.job_id()) not in known):
             with suppress(Exception):
                 job.cancel()
-            self.notices.append(
-                f"the service holds job {job.job_id()}, a copy of a submission of ours; it was told to cancel it, and "
-                "may bill it"
-            )
+            way = "it was told to cancel it, and may bill it"
+            self.notices.append(f"the service holds job {job.job_id()}, a copy of a submission of ours; {way}")
 
 
 def _joined(outcomes: Sequence[dict[str, BitArray] | None]) -> dict[str, BitArray]:
     own = [outcome for outcome in outcomes if outcome is not None]
     assert len(own) == len(outcomes)
-    return {
-        name: BitArray(np.concatenate([one[name].array for one in own]), bits.num_bits) for name, bits in own[0].items()
-    }
+    sizes = {name: bits.num_bits for name, bits in own[0].items()}
+    return {name: BitArray(np.concatenate([one[name].array for one in own]), size) for name, size in sizes.items()}
 
 
 def _check(pub: PUB, outcome: dict[str, BitArray], where: str) -> None:
