@@ -141,7 +141,6 @@ class Backend(ABC):
         return {"counters": asdict(self.counters)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a kept :meth:`state`."""
         c = state["counters"]
         self.counters = Counters(int(c["rounds"]), int(c["circuits"]), int(c["executions"]), float(c["seconds"]))
 

@@ -138,7 +138,6 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-# files ---------------------------------------------------------------------------------------------------------------
 LARGEST = 256 * 1024  # bytes
 CWD = Path("backends.yaml")  # in the working folder
 SHIPPED = "backends.yaml (shipped)"

@@ -18,8 +18,7 @@ from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
-from qrkt_hw.backends.device.packing import Counts, Packer
-from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
@@ -103,7 +102,6 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     # exact noisy values, where the transpiler puts a circuit ---------------------------------------------------------
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
-        """The template on the device, measured in a basis; made once."""
         return self.packer.group(template, basis).placed
 
     def simulator(
@@ -124,10 +122,9 @@ class FakeBackend(DeviceBackend, AerBackend):
             return False
         widest = max(len(self.placed(template, basis).physical) for basis in bases(template))
         if widest > LARGEST and self.wanted == "superoperator":
-            raise UserError(
-                f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits, ansatz "
-                f"{template.name!r} touches {widest} of {self.device.name}; method: auto works"
-            )
+            what = f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits"
+            way = f"ansatz {template.name!r} touches {widest} of {self.device.name}; method: auto works"
+            raise UserError(f"{what}, {way}")
         return widest <= LARGEST
 
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:

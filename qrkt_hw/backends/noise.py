@@ -176,7 +176,6 @@ def _error(
 
 
 def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
-    """Confusion ``[state, read]`` for every qubit of the template."""
     if noise is None:
         return [np.eye(2)] * len(placed.measured)
     return [noise.readout[placed.physical[q]] for q in placed.measured]

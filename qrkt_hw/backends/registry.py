@@ -84,7 +84,6 @@ def resolve(
 
 
 def from_options(options: Any, seed: int | None = None) -> Backend:
-    """The backend of the ``backend`` section of a configuration. Raises UserError: see :func:`resolve`."""
     device = {key: getattr(options, key) for key in DEVICE_KEYS if getattr(options, key, None) is not None}
     return resolve(options.name, shots=options.shots, gradient=options.gradient, strict=options.strict_backend,
                    file=options.backends_file, seed=seed, device=device)  # fmt: skip
@@ -288,10 +287,9 @@ def _activity(
     if activity is not None and not resume:
         sent = journal.submissions(activity, SENT)
         if sent and not restart:
-            raise UserError(
-                f"run: on {activity.device} an unfinished {NAMES[kind]} of {run.path} has {len(sent)} jobs; "
-                "the same command with --resume goes on with it without paying again, --restart begins anew"
-            )
+            what = f"run: on {activity.device} an unfinished {NAMES[kind]} of {run.path} has {len(sent)} jobs"
+            way = "the same command with --resume goes on with it without paying again, --restart begins anew"
+            raise UserError(f"{what}; {way}")
         journal.finish(activity)
         activity = None
     # what of the device's entry decides the bill
@@ -299,10 +297,9 @@ def _activity(
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
     if activity.arguments.get("terms", terms) != terms:
-        raise UserError(
-            f"--resume: {backend.name!r} would run with {terms}, and was begun with {activity.arguments['terms']}; "
-            "name the same --backends-file, or begin anew with --restart"
-        )
+        what = f"--resume: {backend.name!r} would run with {terms}, and was begun with {activity.arguments['terms']}"
+        way = "name the same --backends-file, or begin anew with --restart"
+        raise UserError(f"{what}; {way}")
     return activity
 
 

@@ -99,7 +99,6 @@ class Budget:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left, at least 0; None without a limit."""
         return None if self.limit is None else max(0.0, self.limit - self.billed)
 
     def admit(self, seconds: float) -> None:
@@ -108,17 +107,15 @@ class Budget:
         Raises UserError: it would exceed the limit; names limit, billed and needed.
         """
         if self.limit is not None and self.billed + seconds > self.limit:
-            raise UserError(
-                f"{self.named}: {self.billed:.1f} s are billed and the next job needs {seconds:.1f} s, "
-                f"{self.billed + seconds - self.limit:.1f} s more than the limit; what came back is kept"
-            )
+            what = f"{self.named}: {self.billed:.1f} s are billed and the next job needs {seconds:.1f} s"
+            way = f"{self.billed + seconds - self.limit:.1f} s more than the limit; what came back is kept"
+            raise UserError(f"{what}, {way}")
 
     def charge(self, seconds: float) -> None:
         self.billed += seconds
 
     @property
     def named(self) -> str:
-        """The limit that binds, with its flag and value."""
         if self.by_cost:
             return f"--max-cost {self.usd:g} USD ({self.limit:.1f} s)"
         return f"{self.where} {self.qpu_seconds:g} s"

@@ -192,11 +192,9 @@ class Journal:
         self._do("update activities set finished = 1 where id = ?", (activity.id,))
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
-        """Pin layouts and circuits; None lets them go."""
         self._do("update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id))
 
     def plan(self, activity: Activity) -> tuple[bytes | None, str | None]:
-        """What :meth:`keep_plan` pinned, and the calibration it was made with."""
         ((plan, calibrated),) = self._do("select plan, calibrated from activities where id = ?", (activity.id,))
         if not isinstance(plan, bytes | None) or not isinstance(calibrated, str | None):
             raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
@@ -205,7 +203,6 @@ class Journal:
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
     ) -> Submission:
-        """Write down a submission before anything is sent."""
         now = time.time()
         tag = f"qrkt-job-{activity.name}-{uuid.uuid4().hex[:16]}"
         self._do(
@@ -236,7 +233,6 @@ class Journal:
         billed: float | None = None,
         remark: str | None = None,
     ) -> Submission:
-        """Go to another state; what is not named stays."""
         self._do(
             "update submissions set state = ?, job = coalesce(?, job), session = coalesce(?, session), "
             "billed = coalesce(?, billed), remark = coalesce(?, remark), changed = ? where id = ?",

@@ -1,10 +1,9 @@
 """Where disjoint replicas of a transpiled circuit fit on a chip, ranked by their errors.
 
-A replica is the same ISA circuit on other qubits: the pairs it couples must be coupled there, in the direction its
-gates need. Dead couplings and qubits that are read badly are never used, replicas much worse than the best are dropped,
-and of what is left as many disjoint ones as possible are taken: first every layout is listed (:func:`embeddings`), then
-disjoint ones are chosen (:func:`choose`). Efforts are counted in steps, not in seconds, so that the same chip gives the
-same layout on every machine.
+A replica is the same ISA circuit on other qubits, coupled there as its gates need. Every layout is listed
+(:func:`embeddings`), those on dead couplings, on badly read qubits or much worse than the best are dropped, and of the
+others as many disjoint ones as possible are taken (:func:`choose`). Efforts are counted in steps, not in seconds, so
+that the same chip gives the same layout on every machine.
 """
 
 from __future__ import annotations
@@ -142,7 +141,6 @@ def _cheapest_of_each_set(
     return maps[first], costs[first]
 
 
-# every layout of a circuit's couplings -------------------------------------------------------------------------------
 def embeddings(
     width: int, pairs: Sequence[tuple[int, int]], allowed: NDArray[np.bool_], usable: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
@@ -194,7 +192,6 @@ def _order(near: Sequence[set[int]]) -> list[int]:
     return order
 
 
-# as many disjoint sets as possible -----------------------------------------------------------------------------------
 def choose(
     member: NDArray[np.bool_], worth: NDArray[np.float64], distances: NDArray[np.float64], spacing: int = 0
 ) -> list[int]:

@@ -92,8 +92,9 @@ class Readout:
         self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
         self._ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
-    def knows(self, qubits: Sequence[int]) -> bool:
-        return all(self.matrices[q] is not None for q in qubits)
+    @property
+    def known(self) -> set[int]:
+        return {q for q, matrix in enumerate(self.matrices) if matrix is not None}
 
     def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
         """Take over how often qubits of the device were read as 1 where all of them were prepared in ``state``."""

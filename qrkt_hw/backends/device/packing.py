@@ -1,4 +1,4 @@
-"""Many parameter sets on one chip: replicas of a circuit side by side in packed circuits, and values from their counts.
+"""The way of every circuit to a device that samples: replicas side by side in packed circuits, values from counts.
 
 The calls of a circuit batch are pooled by circuit group, which is a circuit in one measurement basis. Their parameter
 sets are dealt to the replicas, execution after execution; every slot of a packed circuit has parameters and a classical
@@ -12,6 +12,8 @@ import hashlib
 import io
 import json
 import struct
+import time
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +23,13 @@ from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.base import Call
+from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.device.budget import DEFAULT_DELAY
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
 from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
-from qrkt_hw.backends.device.pubs import PUB, Allocation, CircuitGroup, Packed, PackedCircuit, Slot, allocate, structure
-from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, qubits_of, transpiled
+from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
+from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
@@ -58,7 +61,7 @@ class Packer:
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
-        self._allocations: dict[tuple[tuple[str, int], ...], list[Allocation]] = {}
+        self._allocations: dict[tuple[tuple[str, int], ...], list[Any]] = {}
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
@@ -99,7 +102,6 @@ class Packer:
         return [Replica(tuple(physical), success) for physical, success in kept["copies"]] or [own]
 
     def plan(self, templates: Sequence[CircuitTemplate]) -> None:
-        """Pin the layouts of templates."""
         for template in templates:
             for basis in bases(template):
                 self.group(template, basis)
@@ -138,7 +140,6 @@ class Packer:
         return self
 
     def _read(self, one: dict[str, Any], circuit: QuantumCircuit) -> CircuitGroup:
-        """A circuit of a plan with its places, each of which must be one on this device."""
         placed = PlacedCircuit(circuit, tuple(one["physical"]), tuple(one["measured"]))
         replicas = tuple(Replica(tuple(physical), float(success)) for physical, success in one["copies"])
         width, chip = circuit.num_qubits, range(self.target.num_qubits)
@@ -167,7 +168,6 @@ class Packer:
         return other
 
     def _pooled(self, calls: Sequence[Call]) -> Pool:
-        """For each circuit group the calls that need it."""
         found: Pool = {}
         filled: dict[str, int] = {}
         for place, call in enumerate(calls):
@@ -198,9 +198,9 @@ class Packer:
                 samples = np.arange(one.executions) * beside[group.key] + turn[group.key]
                 samples = np.where(samples < counts[group.key], samples, -1)
                 turn[group.key] += 1
-                slots.append(Slot(group, physical, group.placed.moved(physical).read(), samples))
+                slots.append(Slot(group, physical, tuple(physical[q] for q in group.placed.measured), samples))
             used = {q for slot in slots for q in slot.read}
-            if self.readout is not None and not (self.readout.knows(sorted(used)) or used <= calibrated):
+            if self.readout is not None and not (used <= self.readout.known or used <= calibrated):
                 calibrated |= used
                 found += [
                     Packed(self._packed(slots, state), tuple(slots), 1, CALIBRATION_SHOTS,
@@ -296,6 +296,55 @@ class Packer:
         return values
 
 
+class DeviceBackend(Backend):
+    """A backend that transpiles, packs, samples and bills; a provider writes :meth:`submit` alone."""
+
+    device: Any  # Qiskit's backend: target, calibration, repetition delay
+    packer: Packer  # plans and packs circuits for it
+    job_limits = JobLimits()  # what one job may hold
+    estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
+
+    @property
+    def num_qubits(self) -> int:
+        return int(self.device.target.num_qubits)
+
+    @property
+    def default_rep_delay(self) -> float:
+        """Seconds between two executions."""
+        return float(getattr(self.device, "default_rep_delay", None) or DEFAULT_DELAY)
+
+    def calibrated(self) -> str | None:
+        return calibration_date(self.device)
+
+    def circuits_for(self, template: CircuitTemplate) -> int:
+        return len(bases(template))
+
+    def pack(self, calls: Sequence[Call]) -> list[PUB]:
+        """PUBs of packed circuits. Raises UserError: a circuit is too large for the device."""
+        for call in calls:
+            if call.template.num_qubits > self.num_qubits:
+                way = f"ansatz {call.template.name!r} takes {call.template.num_qubits}"
+                raise UserError(f"--backend: {self.device.name} has {self.num_qubits} qubits; {way}")
+        return self.packer.pack(calls)
+
+    @abstractmethod
+    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+        """What is counted in every slot of every PUB."""
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        """See :meth:`Backend.run`. Raises UserError: a circuit is too large for the device, or what submit meets."""
+        started = time.perf_counter()
+        asked = [call for call in calls if call.samples]
+        pubs = self.pack(asked)
+        executions = self.counters.executions
+        self.begin_round(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
+        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
+        found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
+        self.counters.seconds += time.perf_counter() - started
+        shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
+        return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]
+
+
 def counts_of(bits: Any) -> Counts:
     """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts."""
     read = bits.to_bool_array(order="little")
@@ -311,7 +360,6 @@ def counts_of(bits: Any) -> Counts:
 
 
 def _distinct(places: Sequence[int], within: range) -> bool:
-    """Different integers of a range."""
     return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
 
 

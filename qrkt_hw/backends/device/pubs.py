@@ -147,7 +147,6 @@ class Packed:
         return 120.0 * len(self.circuit.data)
 
     def part(self, start: int, stop: int) -> Self:
-        """Some of its rows."""
         return self if stop - start == self.rows else replace(self, rows=stop - start)
 
 
@@ -237,7 +236,6 @@ def together(pubs: Sequence[AnyPUB], limits: JobLimits, rep_delay: float) -> lis
 
 
 def jobs_of(pubs: Sequence[Packed], rep_delay: float, limits: JobLimits) -> list[float]:
-    """QPU seconds of every job that a circuit batch takes, the overhead of a job included."""
     cut = [part for pub in pubs for part in parts(pub, limits, rep_delay)]
     jobs = together(cut, limits, rep_delay)
     return [JOB_SECONDS + sum(pub.seconds(rep_delay) for pub in job) for job in jobs]

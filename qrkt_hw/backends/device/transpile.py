@@ -29,7 +29,6 @@ def _provider() -> Any:
 
 @lru_cache(maxsize=1)
 def fake_names() -> tuple[str, ...]:
-    """Names of all fake backends, such as ``fake_torino``; sorted."""
     with warnings.catch_warnings(action="ignore"):
         return tuple(sorted(backend.name for backend in _provider().backends()))
 
@@ -62,10 +61,6 @@ class PlacedCircuit:
     def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
         return PlacedCircuit(self.circuit, physical, self.measured)
 
-    def read(self) -> tuple[int, ...]:
-        """The device's qubit on which each qubit of the template is measured."""
-        return tuple(self.physical[q] for q in self.measured)
-
 
 def transpiled(
     template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
@@ -87,7 +82,6 @@ def transpiled(
 
 
 def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
-    """Indices of the qubits an instruction acts on."""
     return tuple(circuit.find_bit(q).index for q in instruction.qubits)
 
 
@@ -110,7 +104,6 @@ def couplings(isa: QuantumCircuit) -> list[tuple[int, int]]:
 
 
 def cut(isa: QuantumCircuit) -> PlacedCircuit:
-    """A measured ISA circuit on its active qubits."""
     read = read_from(isa)
     active = active_qubits(isa)
     place = {q: k for k, q in enumerate(active)}

@@ -20,7 +20,6 @@ import urllib3
 
 from qrkt_hw.errors import UserError
 
-# errors --------------------------------------------------------------------------------------------------------------
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
 SESSION_CODES = ("1217", "1216")
@@ -28,7 +27,6 @@ NO_SESSION_CODE = "1352"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and not any(current is one for one in seen):
@@ -90,7 +88,6 @@ def explain(error: BaseException, doing: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What the service itself says, without the client's wrapping."""
     text = " ".join(str(error).split())
     found = re.search(r'"message":\s*"([^"]+)"', text.replace('\\"', '"'))
     return (found.group(1) if found else text.strip("'\"")).rstrip(".")[:300]
@@ -111,7 +108,6 @@ def redacted(text: str) -> str:
     return re.sub(r"(?i)(bearer|apikey)\s+[A-Za-z0-9._~+/=-]+", r"\1 ***", text)
 
 
-# the account ---------------------------------------------------------------------------------------------------------
 RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its snapshot)
 HOW = (
     "get an API key at https://quantum.cloud.ibm.com and save it once in Python with "
@@ -258,7 +254,6 @@ class Account:
 
     @property
     def seconds_left(self) -> float | None:
-        """QPU seconds the plan still holds; None where it does not say."""
         usage = self.ask(lambda: self.service.usage(), "asking for the seconds left")
         return usage.get("usage_remaining_seconds")
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.packing import Counts, Packer, counts_of
-from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer, counts_of
 from qrkt_hw.backends.device.pubs import PUB, JobLimits
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.entries import IBMEntry
@@ -101,10 +100,9 @@ class IBMBackend(DeviceBackend):
         budget = self.budget(budget)
         if self.account is not None and activity.device != self.place.name:
             if self.entry.name != "least_busy":
-                raise UserError(
-                    f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}; name "
-                    "the backend it was begun on, or begin anew with --restart"
-                )
+                what = f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}"
+                way = "name the backend it was begun on, or begin anew with --restart"
+                raise UserError(f"{what}; {way}")
             self.place = Place(self.account, self.account.device(activity.device), self.entry.mode, self.entry.max_time)
             self._use_device()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
@@ -138,10 +136,9 @@ class IBMBackend(DeviceBackend):
         if self.jobs is not None:
             return super().run(calls)
         if self.account is not None:
-            raise UserError(
-                f"backend {self.name!r}: {self.place.name} bills what it runs; run it inside 'with backend.open():', "
-                "with a journal if nothing is to be paid for twice and a budget if there is a limit"
-            )
+            what = f"backend {self.name!r}: {self.place.name} bills what it runs; run it inside 'with backend.open():'"
+            way = "with a journal if nothing is to be paid for twice and a budget if there is a limit"
+            raise UserError(f"{what}, {way}")
         with self.open():
             return super().run(calls)
 
@@ -168,8 +165,7 @@ class IBMBackend(DeviceBackend):
             self.notice = "; ".join(self.notices)
 
     def configure(self, sampler: Any) -> None:
-        options = sampler.options
-        sequence = self.options["dynamical_decoupling"]
+        options, sequence = sampler.options, self.options["dynamical_decoupling"]
         if sequence:
             options.dynamical_decoupling.enable = True
             options.dynamical_decoupling.sequence_type = "XpXm" if sequence is True else sequence
@@ -224,10 +220,9 @@ class Place:
             way = "--backend ibm_least_busy takes one that is online, and --resume goes on here later"
             raise UserError(f"--backend: {self.name} is offline; {way}")
         if status.status_msg not in ("active", "", None):
-            raise UserError(
-                f"--backend: the queue of {self.name} is closed (its status is {status.status_msg!r}); take another "
-                "(--backend ibm_least_busy) or go on later with --resume"
-            )
+            what = f"--backend: the queue of {self.name} is closed (its status is {status.status_msg!r})"
+            way = "take another (--backend ibm_least_busy) or go on later with --resume"
+            raise UserError(f"{what}; {way}")
         self._checked = True
 
     def mode_object(self) -> Any:
@@ -270,13 +265,11 @@ class Place:
         raise AssertionError("the last try returns or raises")
 
     def accepting(self) -> bool:
-        """Whether the session or batch in use still takes jobs; yes where none is in use."""
         with suppress(Exception):  # also where there is no session, or none that says
             return bool(self._object.details().get("accepting_jobs", True))
         return True
 
     def renew(self) -> None:
-        """Let the closed session go; the next use opens a new one."""
         self._object = None
 
     def close(self) -> None:

@@ -93,7 +93,6 @@ class Jobs:
         return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), pubs)
 
     def _adopted(self, pubs: Sequence[PUB]) -> list[Pending]:
-        """Jobs of an earlier process that hold some of these PUBs."""
         by_key = {pub.key: pub for pub in pubs}
         found = []
         for submission in self.journal.submissions(self.activity, ["submitting", "submitted", "held"]):
@@ -221,10 +220,9 @@ class Jobs:
                     open_.append(self._ended_badly(one, state, why, code))
             waited = time.monotonic() - started
             if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
-                raise UserError(
-                    f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s; it goes on "
-                    "there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
-                )
+                what = f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s"
+                way = "it goes on there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
+                raise UserError(f"{what}; {way}")
             if open_:
                 time.sleep(pause)
                 pause = min(1.3 * pause, 10.0)
