@@ -16,11 +16,10 @@ from timing import median_ms, save
 from torch import Tensor, nn
 
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.models.transformer import Transformer
-from qrkt_hw.nn.blocks import RungeKuttaBlock
-from qrkt_hw.nn.patches import ImageTokens
-from qrkt_hw.nn.tableaus import TABLEAUS
+from qrkt_hw.nn.embeddings import ImageTokens
+from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
 from qrkt_hw.runs.config import Config, VitConfig
 
 THESIS = dict(ansatz="qrkt", qubits=6, layers=1, hidden=6, heads=2, mlp=3, patch=14, rk_blocks=3, rk="rk4")

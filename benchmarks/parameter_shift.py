@@ -23,7 +23,7 @@ from qiskit_machine_learning.neural_networks import EstimatorQNN
 
 from qrkt_hw.backends import resolve
 from qrkt_hw.circuits import CircuitTemplate
-from qrkt_hw.nn.network import TemplateNetwork
+from qrkt_hw.nn.quantum import TemplateNetwork
 
 QUBITS, LAYERS, BATCH = 6, 7, 16
 

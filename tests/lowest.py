@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 TESTS = [
     "tests/simulator/test_native.py",
-    "tests/layers/test_never_wrong_kernels.py",
+    "tests/nn/test_attention.py",
     "tests/compiler",
     "tests/simulator/test_analysis.py",
     "tests/runs",

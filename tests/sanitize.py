@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[1]
 TESTS = [
     "tests/simulator/test_native.py",
     "tests/simulator/test_propagated.py",
-    "tests/layers/test_few_tokens.py",
-    "tests/layers/test_never_wrong_kernels.py",
 ]
 SKIPPED = "unreadable or older or recorders or sixty"  # other libraries, other processes
 FOUND = ("AddressSanitizer", "runtime error:")
@@ -131,24 +129,6 @@ def simulators(draw: random.Random, counts: Counter) -> None:
             counts[f"{method} calls"] += 1
 
 
-def layers(draw: random.Random, counts: Counter) -> None:
-    import torch
-
-    from qrkt_hw.nn import few_tokens
-
-    for length, heads in itertools.product(range(1, 41), (1, 2, 3)):
-        real, batch, size = draw.choice([torch.float32, torch.float64]), draw.choice(BATCHES), draw.choice(range(1, 12))
-        others = draw.choice([1, 2, length, 9])
-        shapes = [(batch, n, heads * size) for n in (length, others, others)]
-        q, k, v = (placed(s, real, draw.choice(WAYS)).requires_grad_(draw.random() < 0.8) for s in shapes)
-        mask = draw.choice([None, torch.rand(batch, others) < 0.5, torch.rand(others, batch).t() < 0.5])
-        out = few_tokens.attention(q, k, v, heads, draw.choice([0.0, 0.3, 0.999]), mask)
-        given = [t for t in (q, k, v) if t.requires_grad]
-        if given:
-            torch.autograd.grad(out, given, placed(tuple(out.shape), real, draw.choice(WAYS)))
-        counts["attention calls"] += 1
-
-
 def wrong(draw: random.Random, counts: Counter) -> None:
     """Wrong sizes of everything, through the public doors: each is refused in Python, before native code."""
     for name, method in itertools.product(("qrkt", "reuploading"), ("pauli", "adjoint")):
@@ -217,7 +197,7 @@ def driver(seed: str) -> None:
     assert native.library() is not None, "the sanitized kernels were not found"
     torch.manual_seed(int(seed))
     draw, counts = random.Random(int(seed)), Counter()
-    for part in (simulators, layers, wrong):
+    for part in (simulators, wrong):
         part(draw, counts)
         print(part.__name__, dict(counts), flush=True)
     sys.exit(min(1, counts["not refused"]))

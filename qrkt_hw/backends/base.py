@@ -180,13 +180,3 @@ class LocalBackend(Backend):
     @abstractmethod
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         """Values ``(samples, observables)`` of a call."""
-
-
-@dataclass
-class Description:  # in a listing
-    name: str  # of the backend
-    kind: str
-    qubits: int | None = None  # the largest circuit it takes; None where memory decides
-    shots: int | None = None  # per circuit; None for exact values
-    available: bool = True  # whether it can be used here
-    remark: str = ""  # why not, or what else is to be said

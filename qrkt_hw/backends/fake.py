@@ -38,7 +38,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     the device would. Raises UserError: no such device, or one whose noise does not fit the gates of the other.
     """
 
-    kind = "device snapshot"
+    kind = "fake backend"
 
     def __init__(
         self,

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from qrkt_hw.backends.base import Backend, Description, Gradient
+from qrkt_hw.backends.base import Backend, Gradient
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.entries import CWD, RENAMED, AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry, config_file, layers
 from qrkt_hw.errors import UserError, flag
@@ -151,6 +151,17 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
+class Description(NamedTuple):
+    """How a backend is shown in a listing."""
+
+    name: str
+    kind: str
+    qubits: int | None  # of the largest circuit it takes; None: memory decides
+    shots: int | None
+    available: bool  # here
+    remark: str  # why not, or what else is to be said
+
+
 def listing(file: Path | None = None) -> list[Description]:
     found = []
     for name, (entry, where) in layers(file).items():
@@ -161,10 +172,10 @@ def listing(file: Path | None = None) -> list[Description]:
             noisy = entry.noise != "none"
             kind = f"Aer with noise of {entry.noise}" if noisy else f"Aer ({entry.device}, {entry.method})"
         elif isinstance(entry, FakeEntry):
-            kind = "device snapshot"
-            try:
-                from qrkt_hw.backends.device.transpile import fake_device
+            from qrkt_hw.backends.device.transpile import fake_device
 
+            kind = "fake backend"
+            try:
                 qubits = fake_device(entry.name).num_qubits
             except UserError as error:
                 problem = str(error)
@@ -183,7 +194,7 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
 
         if name in fake_names():
             return FakeEntry(provider="fake", name=name)
-        raise UserError(f"--backend: no device snapshot {name!r}; there are {', '.join(fake_names())}")
+        raise UserError(f"--backend: no fake backend {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
     there = f"{', '.join(known)}, and every fake_NAME of the IBM runtime"

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from qrkt_hw.commands.lazy import LazyGroup
+from qrkt_hw.commands.quick_start import PROGRAM
 from qrkt_hw.errors import RunWarning
 
 COMMANDS = {
@@ -85,7 +86,7 @@ def _run(arguments: list[str] | None) -> int:
         return group.main(prog_name="qrkt-hw", standalone_mode=False) or 0
     words = sys.argv[1:] if arguments is None else arguments
     try:
-        with group.make_context("qrkt-hw", list(words)) as context:
+        with group.make_context("qrkt-hw", list(words), obj=PROGRAM if arguments is None else None) as context:
             return group.invoke(context) or 0
     except click.exceptions.Exit as end:
         return end.exit_code

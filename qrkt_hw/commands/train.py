@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from qrkt_hw.commands.lazy import Command
 from qrkt_hw.commands.options import TRAINING, check_early, device_flags, merge, options_from, trust_flag
+from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
 from qrkt_hw.commands.terminal import defined, echo
 from qrkt_hw.errors import UserError
 
@@ -53,6 +53,7 @@ def train(
     from qrkt_hw.backends.device.budget import Budget
 
     budget = Budget(max_qpu_seconds, max_cost)
+    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
@@ -60,14 +61,16 @@ def train(
             raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        import_fabric()
+        if program:
+            import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.resume(folder, console, resubmit, replan, budget, backend)
     else:
         options = merge(preset, config, flags)
         check_early(options)
-        import_fabric()
+        if program:
+            import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.start(options, out, console, budget=budget)
@@ -85,16 +88,6 @@ def train(
         f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
     )
     echo(str(run.path))
-
-
-def import_fabric() -> None:
-    """Import Lightning Fabric without torchmetrics, all of which it would import to ask for its version."""
-    if "lightning_fabric" not in sys.modules and "torchmetrics" not in sys.modules:
-        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
-        try:
-            import lightning_fabric  # noqa: F401
-        finally:
-            del sys.modules["torchmetrics"]
 
 
 def _of_a_gan(results: dict[str, Any]) -> None:

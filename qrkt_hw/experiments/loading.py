@@ -18,7 +18,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import decoded, normalised
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config

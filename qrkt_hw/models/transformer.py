@@ -6,9 +6,25 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from qrkt_hw.nn.decoder import Decoder
-from qrkt_hw.nn.pooling import WeightedPool
-from qrkt_hw.nn.tokens import Tokens
+from qrkt_hw.nn.blocks import DecoderBlock
+from qrkt_hw.nn.embeddings import Tokens, WeightedPool
+
+
+class Decoder(nn.Module):
+    """A second embedding of the same input, decoder blocks that read the encoder's output, LayerNorm."""
+
+    def __init__(self, tokens: Tokens, blocks: Sequence[DecoderBlock], *, hidden: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.blocks = nn.ModuleList(blocks)
+        self.norm = nn.LayerNorm(hidden)
+
+    def forward(self, inputs: Tensor, memory: Tensor, seen: Tensor | None = None) -> Tensor:
+        """``(batch, tokens, hidden)``; ``seen (batch, others)`` is True where ``memory`` is not padding."""
+        y = self.tokens(inputs)
+        for block in self.blocks:
+            y = block(y, memory, seen, seen)
+        return self.norm(y)
 
 
 class Transformer(nn.Module):

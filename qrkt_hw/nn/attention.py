@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qrkt_hw.nn import few_tokens
-from qrkt_hw.nn.projection import ProjectionFactory, project_together
+from qrkt_hw.nn.quantum import ProjectionFactory, project_together
+
+FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
 
 class Attention(nn.Module):
@@ -15,8 +17,8 @@ class Attention(nn.Module):
     Args:
         hidden: width; a multiple of ``heads``.
         heads: number of heads.
-        projection: makes q, k, v and the output map, each hidden -> hidden; None is the classical twin with one dense
-            map for q, k and v.
+        projection: makes q, k, v and the output projection, each hidden -> hidden; None is the classical baseline
+            with one linear layer for q, k and v.
         dropout: on the attention weights.
     """
 
@@ -24,6 +26,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.classical = projection is None
         if projection is None:
             self.fused = nn.Linear(hidden, 3 * hidden)
             self.output: nn.Module = nn.Linear(hidden, hidden)
@@ -32,16 +35,15 @@ class Attention(nn.Module):
             self.key = projection(hidden)
             self.value = projection(hidden)
             self.output = projection(hidden)
-        self.classical = projection is None
 
-    def requests(self, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
-        """The projections of the first round: query, key and value of ``y``."""
+    def projections(self, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """What :meth:`mix` needs of ``y``: modules and their inputs, for :func:`project_together`."""
         if self.classical:
             return [(self.fused, y)]
         return [(self.query, y), (self.key, y), (self.value, y)]
 
     def mix(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attention of projected tokens (what :meth:`requests` gave), before the output projection.
+        """Attention of projected tokens, before the output projection.
 
         Args:
             projected: query, key and value, or one tensor with the three side by side.
@@ -51,7 +53,7 @@ class Attention(nn.Module):
         return attend(query, key, value, self.heads, self.dropout if self.training else 0.0, mask)
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.output(self.mix(*project_together(self.requests(y)), mask=mask))
+        return self.output(self.mix(*project_together(self.projections(y)), mask=mask))
 
 
 class CrossAttention(nn.Module):
@@ -88,10 +90,20 @@ class CrossAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> Tensor:
-    """Scaled dot-product attention in ``heads`` heads: ``(batch, tokens, hidden)``, like ``query``."""
-    if few_tokens.serves(query, key, heads):
-        return few_tokens.attention(query, key, value, heads, dropout, mask)
+    """Scaled dot-product attention in ``heads`` heads: ``(batch, tokens, hidden)``, like ``query``.
+
+    Over few tokens it is differentiable any number of times, in both modes; torch's fused one, which takes over where
+    the attention weights would fill memory, is so once. Where a mask lets nothing be read the result is 0.
+    """
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
     seen = None if mask is None else mask[:, None, None, :]
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    if q.shape[-2] * k.shape[-2] > FUSED:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+    else:
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        if seen is None:
+            weights = scores.softmax(-1)
+        else:
+            weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~seen, 0.0)
+        mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
     return mixed.transpose(-2, -3).flatten(-2)

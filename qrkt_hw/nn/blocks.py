@@ -1,21 +1,42 @@
-"""Transformer blocks: the ordinary pre-norm encoder block and the Runge-Kutta block."""
+"""What stands between tokens and tokens: feed-forward, pre-norm blocks, and the field of a Runge-Kutta block."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from qrkt_hw.nn.attention import Attention
-from qrkt_hw.nn.feedforward import FeedForward
-from qrkt_hw.nn.projection import project_together
-from qrkt_hw.nn.tableaus import Tableau
+from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.quantum import ProjectionFactory, project_together
+
+
+class FeedForward(nn.Module):
+    """``linear(hidden -> size), projection(size), dropout, GELU, linear(size -> hidden)``, as in the thesis.
+
+    Args:
+        hidden: width of the tokens.
+        size: width of the hidden layer.
+        projection: makes the map between the linear layers; None leaves it out (the classical MLP).
+        dropout: behind the hidden layer.
+    """
+
+    def __init__(self, *, hidden: int, size: int, projection: ProjectionFactory | None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.enter = nn.Linear(hidden, size)
+        self.projection = projection(size) if projection is not None else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.activation = nn.GELU()
+        self.leave = nn.Linear(size, hidden)
+
+    def finish(self, projected: Tensor) -> Tensor:
+        """What follows the projection."""
+        return self.leave(self.activation(self.dropout(projected)))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``(..., hidden)`` to ``(..., hidden)``."""
+        return self.finish(self.projection(self.enter(y)))
 
 
 class EncoderBlock(nn.Module):
-    """``y += attention(norm(y))``, then ``y += feed_forward(norm(y))``."""
+    """The pre-norm transformer block: ``y += attention(norm(y))``, then ``y += feed_forward(norm(y))``."""
 
     def __init__(self, attention: Attention, feed_forward: FeedForward, *, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -31,8 +52,36 @@ class EncoderBlock(nn.Module):
         return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
 
 
+class DecoderBlock(nn.Module):
+    """A pre-norm block with cross-attention to the encoder's output between its two steps; nothing is masked ahead."""
+
+    def __init__(
+        self,
+        attention: Attention,
+        cross_attention: CrossAttention,
+        feed_forward: FeedForward,
+        *,
+        hidden: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(hidden)
+        self.attention = attention
+        self.cross_attention_norm = nn.LayerNorm(hidden)
+        self.cross_attention = cross_attention
+        self.feed_forward_norm = nn.LayerNorm(hidden)
+        self.feed_forward = feed_forward
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, y: Tensor, memory: Tensor, mask: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+        """``memory (batch, others, hidden)``; ``mask`` of ``y`` and ``seen`` of ``memory`` are False at padding."""
+        y = y + self.dropout(self.attention(self.attention_norm(y), mask))
+        y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen))
+        return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+
+
 class TransformerField(nn.Module):
-    """The right-hand side ``F(y) = attention(norm(y)) + feed_forward(norm(y))`` in two rounds of circuits.
+    """The right-hand side ``F(y) = attention(norm(y)) + feed_forward(norm(y))``: two sequential stages of circuits.
 
     Query, key, value and the hidden layer of the feed-forward go together, then the output projection.
 
@@ -60,45 +109,8 @@ class TransformerField(nn.Module):
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
+        attention, mlp = self.attention, self.feed_forward
         z = y if self.norm is None else self.norm(y)
-        entered = z if self.feed_forward_norm is None else self.feed_forward_norm(y)
-        *qkv, hidden = project_together([*self.attention.requests(z), *self.feed_forward.requests(entered)])
-        attended = self.attention.output(self.attention.mix(*qkv, mask=mask))
-        return self.dropout(attended + self.feed_forward.finish(hidden))
-
-
-class RungeKuttaBlock(nn.Module):
-    """One step of an explicit Runge-Kutta method for ``y' = F(y)``.
-
-    Args:
-        field: F, a module that keeps the shape; or one module per stage (the published code's unshared stages).
-        tableau: the method.
-        step: step size h.
-
-    Raises:
-        ValueError: a number of fields that is neither 1 nor the number of stages.
-    """
-
-    def __init__(self, field: nn.Module | Sequence[nn.Module], tableau: Tableau, step: float = 1.0) -> None:
-        super().__init__()
-        fields = [field] if isinstance(field, nn.Module) else list(field)
-        if len(fields) not in (1, tableau.stages):
-            raise ValueError(f"{tableau.name} has {tableau.stages} stages; {len(fields)} fields do not fit")
-        self.fields = nn.ModuleList(fields)
-        self.tableau = tableau
-        self.step = step
-
-    def forward(self, y: Tensor, *context: Any) -> Tensor:
-        """Same shape as ``y``; F is given ``context`` (such as a mask) in every stage."""
-        slopes: list[Tensor] = []
-        for stage, row in enumerate(self.tableau.a):
-            field = self.fields[stage if len(self.fields) > 1 else 0]
-            slopes.append(field(_combine(y, slopes, row, self.step), *context))
-        return _combine(y, slopes, self.tableau.b, self.step)
-
-
-def _combine(y: Tensor, slopes: Sequence[Tensor], weights: Sequence[float], step: float) -> Tensor:
-    for slope, weight in zip(slopes, weights, strict=True):
-        if weight:
-            y = torch.add(y, slope, alpha=step * weight)
-    return y
+        entered = mlp.enter(z if self.feed_forward_norm is None else self.feed_forward_norm(y))
+        *qkv, hidden = project_together([*attention.projections(z), (mlp.projection, entered)])
+        return self.dropout(attention.output(attention.mix(*qkv, mask=mask)) + mlp.finish(hidden))

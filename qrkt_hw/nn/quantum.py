@@ -1,4 +1,4 @@
-"""The quantum layer: a template behind TorchConnector, straight through the simulator where that is exact."""
+"""Quantum layers: a template as Qiskit Machine Learning's network, as a torch module, and as a projection."""
 
 from __future__ import annotations
 
@@ -8,18 +8,130 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from qiskit_machine_learning import QiskitMachineLearningError
 from qiskit_machine_learning.connectors import TorchConnector
+from qiskit_machine_learning.neural_networks import NeuralNetwork
 from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends import Backend
+from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
+from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.network import TemplateNetwork
-from qrkt_hw.nn.remote import run_round
-from qrkt_hw.simulator import simulator
-from qrkt_hw.simulator.core import REAL
+from qrkt_hw.nn import remote
+from qrkt_hw.simulator import REAL, simulator
+from qrkt_hw.simulator.derived import derived_jacobian, derived_values
+
+# features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
+ProjectionFactory = Callable[[int], nn.Module]
+
+
+class TemplateNetwork(NeuralNetwork):
+    """``groups`` copies of a template side by side, each with its own weights; works under the stock connector too.
+
+    Inputs ``(samples, groups * inputs)``, weights ``(groups * weights,)``, outputs ``(samples, groups * observables)``;
+    group g owns the g-th slice of each. Inputs or weights are None for a circuit without them.
+
+    Args:
+        template: the circuit. Angles that are no linear functions of its parameters, such as those of
+            ``zz_feature_map``, become derived inputs: ``evaluated`` is what runs.
+        backend: where.
+        groups: copies.
+        tag: what calls are for.
+        input_gradients: whether ``backward`` differentiates by the inputs; the stock ``TorchConnector`` needs it
+            wherever something trainable stands before it. Without, no circuit is run for them.
+
+    Raises:
+        UserError: the template cannot be evaluated.
+    """
+
+    def __init__(
+        self, template: CircuitTemplate, backend: Backend, groups: int = 1, tag: str = "", input_gradients: bool = True
+    ) -> None:
+        try:
+            self.derived = derive(template)
+        except ValueError as error:
+            raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
+        self.template = template
+        self.evaluated = self.derived.template
+        self.linear = self.derived.trivial  # every angle is a linear function of the parameters
+        self.backend = backend
+        self.groups = groups
+        self.tag = tag
+        self.outputs = groups * template.num_outputs
+        super().__init__(
+            num_inputs=groups * template.num_inputs,
+            num_weights=groups * template.num_weights,
+            sparse=False,
+            output_shape=self.outputs,
+            input_gradients=input_gradients,
+        )
+
+    def derive(self, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` of ``evaluated`` from the template's.
+
+        Differentiable any number of times; the same tensors where the template's angles are linear.
+        """
+        return (inputs, weights) if self.linear else derived_values(self.derived, inputs, weights)
+
+    @staticmethod
+    def parameters(inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
+        """``(samples, groups, inputs + weights)`` of inputs ``(samples, groups, ...)``, weights ``(groups, ...)``."""
+        sets = np.broadcast_to(weights, (len(inputs), *weights.shape))
+        return np.concatenate([inputs, sets], axis=-1).astype(np.float64)
+
+    def call(self, values: NDArray[np.float64]) -> Call:
+        """The call for ``evaluated``'s parameters ``(samples, groups, ...)``."""
+        return Call(self.evaluated, values, self.tag)
+
+    def _values(self, input_data: NDArray | None, weights: NDArray | None) -> NDArray[np.float64]:
+        """The template's own parameters ``(samples, groups, inputs + weights)``."""
+        for what, found, wanted in (("inputs", input_data, self.num_inputs), ("weights", weights, self.num_weights)):
+            size = 0 if found is None else found.shape[-1]
+            if size != wanted:
+                raise QiskitMachineLearningError(f"ansatz {self.template.name!r} takes {wanted} {what}, not {size}")
+        x = np.zeros((1, 0)) if input_data is None else input_data
+        w = np.zeros(0) if weights is None else weights
+        groups, template = self.groups, self.template
+        return self.parameters(x.reshape(len(x), groups, template.num_inputs), w.reshape(groups, template.num_weights))
+
+    def _forward(self, input_data: NDArray | None, weights: NDArray | None) -> NDArray:
+        values = self._values(input_data, weights)
+        (found,) = self.backend.run([self.call(self.derived.values(values))])
+        return found.reshape(len(values), -1)
+
+    def _backward(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray | None, NDArray | None]:
+        """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's rule.
+
+        The first is None without ``input_gradients``; either is None where there is nothing to differentiate by.
+        """
+        values = self._values(input_data, weights)
+        by_inputs, by_weights = self.input_gradients and self.num_inputs > 0, self.num_weights > 0
+        if not (by_inputs or by_weights):
+            return None, None
+        chain = None if self.linear else derived_jacobian(self.derived, values)
+        # a derived input may hold a weight, such as w in x * w
+        inner, own_inputs = self.evaluated.num_inputs, self.template.num_inputs
+        mixed = chain is not None and bool((chain[..., :inner, own_inputs:] != 0).any())
+        jacobian = remote.jacobian(
+            self.call(self.derived.values(values)), self.backend, remote.Wanted(by_inputs or mixed, by_weights)
+        )
+        if chain is not None:
+            jacobian = jacobian @ chain
+        own = np.arange(self.groups)  # a group's outputs depend on its own inputs and weights alone
+
+        def spread(part: NDArray) -> NDArray:
+            samples, groups, outputs, size = part.shape
+            found = np.zeros((samples, groups, outputs, groups, size))
+            found[:, own, :, own] = part.swapaxes(0, 1)
+            return found.reshape(samples, groups * outputs, groups * size)
+
+        return (
+            spread(jacobian[..., :own_inputs]) if by_inputs else None,
+            spread(jacobian[..., own_inputs:]) if by_weights else None,
+        )
 
 
 class _Weight:
@@ -75,51 +187,48 @@ class QuantumLayer(TorchConnector):
         method: str = "auto",
         initial_weights: np.ndarray | Tensor | None = None,
     ) -> None:
-        if isinstance(ansatz, CircuitTemplate):
-            template = ansatz
-        else:
-            template = circuits.build(ansatz, qubits or features, layers)
+        if isinstance(ansatz, str):
+            ansatz = circuits.build(ansatz, qubits or features, layers)
+        template = ansatz
         if template.num_inputs == 0 or features < 1 or features % template.num_inputs:
             raise UserError(
                 f"--qubits: {features} features cannot be split into groups of {template.num_inputs}; "
                 "the number of features must be a positive multiple"
             )
-        where = backends.get(backend) if isinstance(backend, str) else backend
-        groups = features // template.num_inputs
         if dtype not in REAL:
             raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
         # past the connector's constructor: it registers its parameter twice, under a private name too
         nn.Module.__init__(self)
-        self._network = TemplateNetwork(template, where, groups)
         self.features = features
-        self.groups = groups
         self.template = template
+        self.groups = features // template.num_inputs
         self.requested_method = method
-        # for ablations (qrkt_hw.nn.ablation): what stands in for the circuit's values
-        self.replacement: Callable[[Tensor, Tensor], Tensor] | None = None
-        # evaluators on this backend, by whether they are of double precision
-        self._found: dict[bool, tuple[Backend, TensorFunction | None]] = {}
-        count = groups * template.num_weights
+        self.network = TemplateNetwork(template, _resolved(backend), self.groups)
+        self._expectations: dict[torch.dtype, TensorFunction | None] = {}  # on this backend, by precision
+        count = self.network.num_weights
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
             angles = torch.empty(count, dtype=REAL[dtype]).uniform_(-math.pi, math.pi)
         else:
             angles = torch.as_tensor(initial_weights, dtype=REAL[dtype]).detach().clone().reshape(-1)
             if len(angles) != count:
-                raise ValueError(f"initial_weights must be {count} angles ({groups} circuits), not {len(angles)}")
+                raise ValueError(f"initial_weights must be {count} angles ({self.groups} circuits), not {len(angles)}")
         self.weight = nn.Parameter(angles)
-        simulator(self._network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
+        simulator(self.network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @property
     def neural_network(self) -> TemplateNetwork:
         """The circuits on their backend, as Qiskit Machine Learning sees them."""
-        return self._network
-
-    network = neural_network
+        return self.network
 
     @property
     def sparse(self) -> bool:
         return False
+
+    @property
+    def outputs(self) -> int:
+        """Size of the last axis of the result."""
+        return self.network.outputs
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,38 +241,27 @@ class QuantumLayer(TorchConnector):
 
     @backend.setter
     def backend(self, backend: str | Backend) -> None:
-        self.network.backend = backends.get(backend) if isinstance(backend, str) else backend
-
-    @property
-    def simulator(self) -> TensorFunction:
-        """What evaluates the circuits where the backend is differentiable; elsewhere the noiseless simulator."""
-        found = self.evaluator()
-        return found if found is not None else simulator(self.network.evaluated, self.dtype, self.requested_method)
-
-    def evaluator(self, dtype: torch.dtype | None = None) -> TensorFunction | None:
-        """What evaluates the circuits on tensors in this precision; None where the backend is not differentiable."""
-        dtype, backend = dtype or self.dtype, self.backend
-        double = dtype == torch.complex128
-        found = self._found.get(double)
-        if found is None or found[0] is not backend:
-            differentiable = backend.differentiable
-            made = backend.simulator(self._network.evaluated, dtype, self.requested_method) if differentiable else None
-            found = self._found[double] = (backend, made)
-        return found[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
-        return {**self.__dict__, "_found": {}}
+        self.network.backend = _resolved(backend)
+        self._expectations = {}
 
     @property
     def method(self) -> str:
-        """The simulation method in use."""
-        return self.simulator.method
+        """The simulation method in use; the one asked for where the circuits run elsewhere."""
+        found = self.expectation(self.dtype)
+        return self.requested_method if found is None else found.method
 
-    @property
-    def outputs(self) -> int:
-        """Size of the last axis of the result."""
-        return self.network.outputs
+    def expectation(self, dtype: torch.dtype) -> TensorFunction | None:
+        """The circuits on tensors, in this precision; None where the backend is not differentiable."""
+        if dtype not in self._expectations:
+            differentiable = self.backend.differentiable
+            self._expectations[dtype] = (
+                self.backend.simulator(self.network.evaluated, dtype, self.requested_method) if differentiable else None
+            )
+        return self._expectations[dtype]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
+        return {**self.__dict__, "_expectations": {}}
 
     def forward(self, input_data: Tensor | None = None) -> Tensor:
         """``(..., features)`` to ``(..., groups * observables)``.
@@ -171,50 +269,33 @@ class QuantumLayer(TorchConnector):
         Raises:
             ValueError: no input, or another number of features.
         """
-        if not isinstance(input_data, Tensor):
-            raise ValueError(f"input must be a tensor (..., {self.features}), not {type(input_data).__name__}")
-        return evaluate_together([(self, input_data)])[0]
+        x, weight = self.grouped(input_data)
+        double = torch.float64 in (x.dtype, weight.dtype)
+        expectation = self.expectation(torch.complex128 if double else torch.complex64)
+        if expectation is None:
+            return remote.run_batch([self.network], [x], [weight])[0]
+        values = expectation(*self.network.derive(x, weight)).flatten(-2)
+        return values.to(torch.promote_types(x.dtype, weight.dtype))
 
-    def angles(self) -> Tensor:
-        """The weights ``(groups, weights)``, as the simulator takes them.
-
-        Raises:
-            ValueError: ``.weight`` has been given another shape, or no floating-point numbers.
-        """
-        weight = self.weight
-        count = self.groups * self.template.num_weights
-        if weight.shape != (count,) or not weight.is_floating_point():
-            raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
-        return weight.reshape(self.groups, self.template.num_weights)
-
-    def grouped(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` as the simulator takes them."""
-        return self._network.derive(x.unflatten(-1, (self.groups, self.template.num_inputs)), self.angles())
-
-    def checked(self, x: Tensor) -> Tensor:
-        """The input, after its shape and kind were checked.
+    def grouped(self, x: Any) -> tuple[Tensor, Tensor]:
+        """The template's inputs ``(..., groups, inputs)`` and weights ``(groups, weights)``, checked.
 
         Raises:
-            ValueError: another number of features, complex numbers, or no dense tensor.
+            ValueError: no real, dense tensor of these features, or a ``.weight`` of another shape or kind.
         """
+        if not isinstance(x, Tensor):
+            raise ValueError(f"input must be a tensor (..., {self.features}), not {type(x).__name__}")
         if x.layout != torch.strided or x.is_nested or x.is_quantized:
             raise ValueError(f"input must be a dense tensor (..., {self.features})")
         if x.ndim == 0 or x.shape[-1] != self.features:
             raise ValueError(f"input must be (..., {self.features}), not {tuple(x.shape)}")
         if x.is_complex():
             raise ValueError(f"input must be real, not {x.dtype}")
-        return x
-
-    def simulated(self, x: Tensor) -> Tensor | None:
-        """The layer's values of ``x`` where torch differentiates the circuits; None where they run elsewhere."""
-        double = torch.float64 in (self.checked(x).dtype, self.weight.dtype)
-        function = self.evaluator(torch.complex128 if double else torch.complex64)
-        return None if function is None else self.finish(function(*self.grouped(x)).flatten(-2), x)
-
-    def finish(self, values: Tensor, x: Tensor) -> Tensor:
-        """The circuits' values as the layer gives them: in the promoted type of input and angles."""
-        values = values.to(torch.promote_types(x.dtype, self.weight.dtype))
-        return values if self.replacement is None else self.replacement(values, x)
+        weight, count = self.weight, self.network.num_weights
+        if weight.shape != (count,) or not weight.is_floating_point():
+            raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
+        groups = self.groups
+        return x.unflatten(-1, (groups, -1)), weight.reshape(groups, count // groups)
 
     def extra_repr(self) -> str:
         return (
@@ -223,20 +304,70 @@ class QuantumLayer(TorchConnector):
         )
 
 
-def evaluate_together(jobs: Sequence[tuple[QuantumLayer, Tensor]]) -> list[Tensor]:
-    """Values of independent layers ``(..., groups * observables)``; circuits that run elsewhere go as one batch.
+def _resolved(backend: str | Backend) -> Backend:
+    return backends.get(backend) if isinstance(backend, str) else backend
+
+
+class QuantumProjection(nn.Module):
+    """A quantum layer with affine pre- and post-scaling per feature: ``scale * layer(input_scale * x) + bias``.
+
+    Args:
+        layer: the circuits; their outputs must equal their features.
+        input_scale: learn a factor in front of the circuits (starts at 1).
+        scale: learn a factor behind them (starts at 1).
+        bias: learn an offset behind them (starts at 0).
 
     Raises:
-        ValueError: an input or a weight that does not fit its layer.
+        UserError: a layer with more or fewer outputs than features.
     """
-    results = [layer.simulated(x) for layer, x in jobs]
-    remote = [k for k, values in enumerate(results) if values is None]
-    if remote:
-        layers, inputs = zip(*(jobs[k] for k in remote), strict=True)
-        derived = [layer.grouped(x) for layer, x in zip(layers, inputs, strict=True)]
-        found = run_round(
-            [layer.network for layer in layers], [x.flatten(-2) for x, _ in derived], [w.flatten() for _, w in derived]
-        )
-        for k, values in zip(remote, found, strict=True):
-            results[k] = jobs[k][0].finish(values, jobs[k][1])
-    return [values for values in results if values is not None]
+
+    def __init__(
+        self, layer: QuantumLayer, *, input_scale: bool = False, scale: bool = True, bias: bool = False
+    ) -> None:
+        super().__init__()
+        size = layer.features
+        if layer.outputs != size:
+            raise UserError(
+                f"--ansatz: {layer.template.name!r} gives {layer.template.num_outputs} values for "
+                f"{layer.template.num_inputs} inputs; a projection needs as many observables as inputs"
+            )
+        self.layer = layer
+        self.input_scale = nn.Parameter(torch.ones(size)) if input_scale else None
+        self.scale = nn.Parameter(torch.ones(size)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., features)`` to ``(..., features)``."""
+        return self.after(self.layer(self.before(x)))
+
+    @property
+    def joins_batches(self) -> bool:
+        """Whether the circuits run elsewhere, and no hook waits for this module or its layer to be called."""
+        if self.layer.expectation(self.layer.dtype) is not None:
+            return False
+        return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+
+    def before(self, x: Tensor) -> Tensor:
+        return x if self.input_scale is None else x * self.input_scale
+
+    def after(self, values: Tensor) -> Tensor:
+        if self.scale is not None:
+            values = values * self.scale
+        return values if self.bias is None else values + self.bias
+
+
+def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
+    """Outputs of independent projections of their inputs; circuits that run elsewhere go as one circuit batch.
+
+    A projection with hooks is called by itself: that costs a sequential stage more, and the hooks see their module.
+    """
+    batch = [
+        (k, module, module.layer.grouped(module.before(x)))
+        for k, (module, x) in enumerate(jobs)
+        if isinstance(module, QuantumProjection) and module.joins_batches
+    ]
+    if not batch:
+        return [module(x) for module, x in jobs]
+    values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))
+    found = {k: module.after(v) for (k, module, _), v in zip(batch, values, strict=True)}
+    return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]

@@ -96,7 +96,7 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
     def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.data import DataShape, load_data
-        from qrkt_hw.models.build import build_model, count_parameters
+        from qrkt_hw.models.factory import build_model, count_parameters
         from qrkt_hw.resources.logical import CountingBackend, stages_of
 
         data = load_data(options.data).shape if size is None else DataShape(**size)

@@ -20,10 +20,10 @@ from qrkt_hw.backends.registry import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
+from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.weights import load_weights, sha256
-from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json

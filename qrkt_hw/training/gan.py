@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qrkt_hw.data import Data
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import count_parameters
+from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.plots.images import save_animation, save_grid
 from qrkt_hw.runs import RunFolder

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
-from qrkt_hw.models.build import named_blocks
+from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.models.weights import save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text

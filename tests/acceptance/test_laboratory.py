@@ -16,7 +16,7 @@ from rich.console import Console
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import baselines, presets
 from qrkt_hw.experiments.comparison import grouped, table
-from qrkt_hw.models.build import build_model, count_parameters, summed_qubits
+from qrkt_hw.models.factory import build_model, count_parameters, summed_qubits
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit

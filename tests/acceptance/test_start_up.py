@@ -15,12 +15,27 @@ HEAVY = ("lightning", "pytorch_lightning", "torchmetrics", "torchvision", "scipy
          "torch_fidelity")  # fmt: skip
 LEAN = f"""
 import sys
-from qrkt_hw.commands.train import import_fabric
+from qrkt_hw.commands.quick_start import import_fabric
 import_fabric()
 import qrkt_hw.training.fit
 print([name for name in {HEAVY} if name in sys.modules])
 from torchvision.datasets import MNIST  # still there for whoever needs it
 import scipy.signal, matplotlib
+"""
+COMPILED = """
+import sys
+from qrkt_hw.commands.quick_start import import_fabric
+import_fabric()
+import torch
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.AdamW([weight], fused=True)
+weight.sum().backward()
+optimizer.step()
+print("torch._dynamo.eval_frame" in sys.modules)
+import torch._dynamo.config as config
+print(config is sys.modules["torch._dynamo.config"], torch._dynamo is sys.modules["torch._dynamo"])
+print(torch.compile(lambda x: 2 * x, backend="eager")(weight).tolist())
+optimizer.step()
 """
 
 
@@ -33,6 +48,23 @@ def run(program: str) -> str:
 @pytest.mark.acceptance
 def test_training_imports_no_package_that_it_does_not_use() -> None:
     assert run(LEAN).splitlines()[-1] == "[]"
+
+
+@pytest.mark.acceptance
+def test_without_the_compiler_optimizers_step_and_whoever_asks_for_it_gets_it() -> None:
+    lines = run(COMPILED).splitlines()
+    assert lines[:2] == ["False", "True True"] and lines[2].startswith("[") and len(lines) == 3
+
+
+@pytest.mark.acceptance
+def test_the_program_trains_without_the_compiler_and_a_library_user_keeps_all(tmp_path: Path) -> None:
+    train = f"['train', '--epochs', '1', '--limit', '64', '--out', {str(tmp_path / 'run')!r}]"
+    loaded = "print('torch._dynamo.eval_frame' in sys.modules)"
+    call = "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+    program = f"import sys; sys.argv = ['qrkt-hw', *{train}]\nfrom qrkt_hw.commands import main\n{call}{loaded}"
+    assert run(program).splitlines()[-1] == "False"
+    assert (tmp_path / "run" / "plots" / "curves.png").is_file()
+    assert run(f"import sys, qrkt_hw.training.fit\n{loaded}").splitlines()[-1] == "True"
 
 
 @pytest.mark.acceptance

@@ -30,7 +30,7 @@ from qrkt_hw.circuits import CircuitTemplate, build
 from qrkt_hw.compiler import derive, lower, split
 from qrkt_hw.compiler import program as lowering
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.network import TemplateNetwork
+from qrkt_hw.nn.quantum import TemplateNetwork
 from qrkt_hw.simulator import analysis
 from qrkt_hw.simulator.analysis import cones, gradients
 from qrkt_hw.simulator.derived import derived_jacobian

@@ -17,7 +17,7 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.build import build_model, quantum_layers
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened
 from qrkt_hw.simulator import simulator

@@ -11,7 +11,6 @@ from qiskit.circuit import ParameterVector, QuantumCircuit
 
 from qrkt_hw import circuits
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
-from qrkt_hw.nn import few_tokens
 from qrkt_hw.simulator import Simulator, native
 from qrkt_hw.simulator.propagated import Propagated
 from tests.random_templates import gate_by_gate, random_template
@@ -154,9 +153,6 @@ def test_narrow_vectors_give_the_values_of_wide_ones(monkeypatch, dtype):
             w = torch.randn(2, template.num_weights, dtype=real, requires_grad=True)
             out = Simulator(template, dtype, "auto")(x, w)
             values += [out, *torch.autograd.grad(out.square().sum(), (x, w))]
-        q, k, v = (torch.randn(19, 5, 8, dtype=real, requires_grad=True) for _ in range(3))
-        out = few_tokens.attention(q, k, v, 2, 0.2)
-        values += [out, *torch.autograd.grad(out.square().sum(), (q, k, v))]
         found.append(torch.cat([t.detach().flatten() for t in values]))
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-4 if real == torch.float32 else 1e-10, atol=1e-4)

@@ -40,7 +40,7 @@ def fake_device(name: str) -> Any:
         with warnings.catch_warnings(action="ignore"):  # some warn of themselves when any is looked up
             return _provider().backend(name)
     except Exception as error:
-        raise UserError(f"no device snapshot {name!r}; there are {', '.join(fake_names())}") from error
+        raise UserError(f"no fake backend {name!r}; there are {', '.join(fake_names())}") from error
 
 
 def calibration_date(device: Any) -> str | None:

@@ -22,6 +22,16 @@ from qrkt_hw.errors import UserError
 
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
+STATUS: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
+ADVICE: dict[Kind, str] = {
+    "unreachable": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
+    "lost": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
+    "unauthorized": "IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)",
+    "forbidden": "the account has no access to this instance; --instance names another",
+    "busy": "IBM Quantum asks for fewer requests; wait a minute and resume with --resume",
+    "server": "IBM Quantum has trouble of its own (HTTP STATUS); resume later with --resume",
+    "no_sessions": "the account's plan has no sessions; use --mode batch",
+}
 SESSION_CODES = ("1217", "1216")
 NO_SESSION_CODE = "1352"
 
@@ -54,9 +64,8 @@ def classify(error: BaseException) -> Kind:
         return "no_sessions"
     if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
         return "session"
-    by_status: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
-    if status in by_status:
-        return by_status[status]
+    if status in STATUS:
+        return STATUS[status]
     if (status is not None and status >= 500) or "maintenance mode" in text:
         return "server"
     if status is not None:
@@ -75,16 +84,8 @@ def classify(error: BaseException) -> Kind:
 
 def explain(error: BaseException, doing: str) -> str:
     """One sentence: what failed, and what to do."""
-    unreachable = "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)"
-    trouble = f"IBM Quantum has trouble of its own (HTTP {status_of(error) or 503}); go on later with --resume"
-    known = {
-        "unreachable": unreachable, "lost": unreachable, "server": trouble,
-        "unauthorized": "IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)",
-        "forbidden": "the account has no access to this instance; --instance names another",
-        "busy": "IBM Quantum asks for fewer requests; wait a minute and go on with --resume",
-        "no_sessions": "the account's plan has no sessions; use --mode batch",
-    }  # fmt: skip
-    return f"{doing}: {known.get(classify(error)) or redacted(reason(error))}"
+    advice = ADVICE.get(classify(error), redacted(reason(error)))
+    return f"{doing}: {advice.replace('STATUS', str(status_of(error) or 503))}"
 
 
 def reason(error: BaseException) -> str:

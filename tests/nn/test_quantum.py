@@ -11,7 +11,7 @@ from qiskit_machine_learning.connectors import TorchConnector
 from qrkt_hw import QuantumLayer
 from qrkt_hw.circuits import CircuitTemplate, names
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.quantum import evaluate_together
+from qrkt_hw.nn.quantum import QuantumProjection, project_together
 
 
 @pytest.mark.acceptance
@@ -73,7 +73,9 @@ def test_double_precision_follows_the_dtype():
 def test_layers_evaluated_together_equal_layers_evaluated_alone():
     layers = [QuantumLayer(features=f, ansatz=a, qubits=2) for f, a in ((4, "qrkt"), (6, "qrkt"), (4, "brickwork"))]
     inputs = [torch.randn(5, layer.features) for layer in layers]
-    together = evaluate_together(list(zip(layers, inputs, strict=True)))
+    together = project_together(
+        [(QuantumProjection(layer, scale=False), x) for layer, x in zip(layers, inputs, strict=True)]
+    )
     for layer, x, values in zip(layers, inputs, together, strict=True):
         torch.testing.assert_close(values, layer(x))
 

@@ -9,8 +9,8 @@ from qrkt_hw import QuantumLayer, circuits
 from qrkt_hw.backends import Call, resolve
 from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.compiler import rule_for, split
-from qrkt_hw.nn.gradients import SPSA, Adjoint, ParameterShift, Wanted
-from qrkt_hw.nn.quantum import evaluate_together
+from qrkt_hw.nn.quantum import QuantumProjection, project_together
+from qrkt_hw.nn.remote import SPSA, Adjoint, ParameterShift, Wanted
 from tests.random_templates import GATES, random_template
 
 SYMBOLIC = sorted(name for name, gate in GATES.items() if gate.params)
@@ -126,7 +126,7 @@ def test_spsa_over_all_directions_is_the_gradient():
     total = np.zeros((1, 1, template.num_outputs, size))
     for code in range(2**size):
         rule = SPSA(1e-3, np.random.default_rng(0))
-        rule.directions[id(call)] = np.array([[1.0 if code >> k & 1 else -1.0 for k in range(size)]])
+        rule.signs = np.array([[1.0 if code >> k & 1 else -1.0 for k in range(size)]])
         total += shifted(call, resolve("aer_cpu"), rule)
     np.testing.assert_allclose(total / 2**size, exact_jacobian(call), atol=1e-5)
 
@@ -150,7 +150,7 @@ def test_a_round_is_one_run_forward_and_one_backward():
     backend = resolve("aer_cpu", gradient="parameter_shift")
     layers = [QuantumLayer(features=4, ansatz=a, qubits=2, backend=backend) for a in ("qrkt", "brickwork", "qrkt")]
     x = torch.randn(3, 4)
-    values = evaluate_together([(layer, x) for layer in layers])
+    values = project_together([(QuantumProjection(layer, scale=False), x) for layer in layers])
     assert backend.counters.rounds == 1
     sum(v.sum() for v in values).backward()
     assert backend.counters.rounds == 2

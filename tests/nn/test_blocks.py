@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrkt_hw.nn.blocks import RungeKuttaBlock
-from qrkt_hw.nn.tableaus import ENHANCED, TABLEAUS, Tableau
+from qrkt_hw.nn.runge_kutta import ENHANCED, TABLEAUS, RungeKuttaBlock, Tableau
 
 
 class Pendulum(nn.Module):

@@ -8,8 +8,8 @@ from pydantic import ValidationError
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model
-from qrkt_hw.nn.texts import TextTokens
+from qrkt_hw.models.factory import build_model
+from qrkt_hw.nn.embeddings import TextTokens
 from qrkt_hw.runs.config import Config
 
 SHAPE = DataShape(0, 0, 2, vocabulary=5000, length=400)

@@ -13,8 +13,7 @@ from qiskit_machine_learning.optimizers import COBYLA, L_BFGS_B
 
 from qrkt_hw import backends
 from qrkt_hw.circuits import CircuitTemplate, build
-from qrkt_hw.nn.network import TemplateNetwork
-from qrkt_hw.nn.quantum import QuantumLayer
+from qrkt_hw.nn.quantum import QuantumLayer, TemplateNetwork
 from tests.random_templates import reference_values
 
 

@@ -1,8 +1,13 @@
-"""Explicit Runge-Kutta methods as data: Butcher tableaus."""
+"""Explicit Runge-Kutta methods: Butcher tableaus as data, and the block that takes a step of one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -13,7 +18,7 @@ class Tableau:
         name: as on the command line.
         a: strictly lower triangular, row i with i entries.
         b: weights of the stages; they sum to 1 for a consistent method.
-        order: order of convergence; None for a rule that is not consistent.
+        order: order of convergence; None for a method that is not consistent.
         reference: its source.
 
     Raises:
@@ -59,3 +64,40 @@ ENHANCED = Tableau(
 )  # fmt: skip
 
 TABLEAUS: dict[str, Tableau] = {t.name: t for t in (EULER, HEUN, BOGACKI_SHAMPINE, CLASSICAL, ENHANCED)}
+
+
+class RungeKuttaBlock(nn.Module):
+    """One step of an explicit Runge-Kutta method for ``y' = F(y)``.
+
+    Args:
+        field: F, a module that keeps the shape; or one module per stage (the published code's unshared stages).
+        tableau: the method.
+        step: step size h.
+
+    Raises:
+        ValueError: a number of fields that is neither 1 nor the number of stages.
+    """
+
+    def __init__(self, field: nn.Module | Sequence[nn.Module], tableau: Tableau, step: float = 1.0) -> None:
+        super().__init__()
+        fields = [field] if isinstance(field, nn.Module) else list(field)
+        if len(fields) not in (1, tableau.stages):
+            raise ValueError(f"{tableau.name} has {tableau.stages} stages; {len(fields)} fields do not fit")
+        self.fields = nn.ModuleList(fields)
+        self.tableau = tableau
+        self.step = step
+
+    def forward(self, y: Tensor, *context: Any) -> Tensor:
+        """Same shape as ``y``; F is given ``context`` (such as a mask) in every stage."""
+        stages: list[Tensor] = []
+        for stage, row in enumerate(self.tableau.a):
+            field = self.fields[stage if len(self.fields) > 1 else 0]
+            stages.append(field(_combine(y, stages, row, self.step), *context))
+        return _combine(y, stages, self.tableau.b, self.step)
+
+
+def _combine(y: Tensor, stages: Sequence[Tensor], weights: Sequence[float], step: float) -> Tensor:
+    for slope, weight in zip(stages, weights, strict=True):
+        if weight:
+            y = torch.add(y, slope, alpha=step * weight)
+    return y

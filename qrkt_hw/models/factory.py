@@ -1,0 +1,310 @@
+"""From options and the shape of the data to a model, and what a model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from qrkt_hw import circuits
+from qrkt_hw.backends import Backend
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import UserError
+from qrkt_hw.models.gan import Gan, Generator
+from qrkt_hw.models.transformer import Decoder, Transformer
+from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.blocks import DecoderBlock, EncoderBlock, FeedForward, TransformerField
+from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
+from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
+from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
+from qrkt_hw.runs.config import ClassifierConfig, Config, TextConfig, VitConfig
+
+DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}
+
+
+def build_model(options: Config, shape: DataShape, backend: str | Backend = "exact") -> nn.Module:
+    """The model of these options, freshly initialised from torch's generator; its quantum layers named by their place.
+
+    Raises:
+        UserError: sizes that do not fit each other or the data, or an unknown ansatz or backend.
+    """
+    build = build_gan if options.model.kind == "gan" else build_transformer
+    model: nn.Module = build(options, shape, backend)
+    for name, module in model.named_modules():
+        if isinstance(module, QuantumLayer):
+            module.network.tag = name
+    return model.double() if options.circuit.dtype == "complex128" else model
+
+
+def build_transformer(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Transformer:
+    """The transformer of these options, with a logit per class; raises as :func:`build_model`."""
+    _check(options, shape)
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
+    blocks = make_blocks(options, backend)
+    tokens = _tokens(options, shape)
+    decoder = _decoder(options, shape, backend) if model.decoder_blocks else None
+    pool = None
+    if model.pool == "weighted" and isinstance(model, VitConfig):
+        pool = WeightedPool((shape.image_size // model.patch) ** 2, model.hidden, model.pool_maps)
+    return Transformer(
+        tokens,
+        blocks,
+        hidden=model.hidden,
+        classes=shape.classes,
+        decoder=decoder,
+        pool=pool,
+        final_norm=model.final_norm,
+    )
+
+
+def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Module]:
+    """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
+    _, make_attention, make_mlp = _parts(options, backend)
+    blocks: list[nn.Module] = []
+    for _ in range(model.encoder_blocks):
+        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
+    tableau = TABLEAUS[model.rk]
+    for _ in range(model.rk_blocks):
+        norm = nn.LayerNorm(model.hidden) if model.field_norms else None
+        second = nn.LayerNorm(model.hidden) if model.field_norms == 2 else None
+        count = 1 if model.share_stages else tableau.stages
+        fields = [TransformerField(norm, make_attention(), make_mlp(), model.dropout, second) for _ in range(count)]
+        blocks.append(RungeKuttaBlock(fields, tableau))
+    return blocks
+
+
+def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decoder:
+    model = options.model
+    assert isinstance(model, ClassifierConfig)
+    projection, make_attention, make_mlp = _parts(options, backend)
+    make_cross = partial(
+        CrossAttention, hidden=model.hidden, heads=model.heads, projection=projection, dropout=model.dropout,
+        output_only=model.cross_attention == "output",
+    )  # fmt: skip
+    blocks = [
+        DecoderBlock(make_attention(), make_cross(), make_mlp(), hidden=model.hidden, dropout=model.dropout)
+        for _ in range(model.decoder_blocks)
+    ]
+    return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
+
+
+def _parts(
+    options: Config, backend: str | Backend
+) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
+    attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
+    middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
+    hidden, dropout = options.model.hidden, options.model.dropout
+    return (
+        attention,
+        partial(Attention, hidden=hidden, heads=options.model.heads, dropout=dropout, projection=attention),
+        partial(FeedForward, hidden=hidden, size=options.model.mlp, projection=middle, dropout=dropout),
+    )
+
+
+def _tokens(options: Config, shape: DataShape) -> Tokens:
+    common: dict[str, Any] = {
+        "hidden": options.model.hidden,
+        "positions": options.model.positions,
+        "class_token": options.model.pool == "class",
+        "dropout": options.model.dropout,
+    }
+    if isinstance(options.model, TextConfig):
+        common.update(left_out=options.model.token_dropout, scale=options.model.embedding_scale)
+        return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
+    assert isinstance(options.model, VitConfig)
+    return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)
+
+
+def _quantum(options: Config, qubits: int, backend: str | Backend) -> ProjectionFactory:
+    circuit = options.circuit
+
+    def make(features: int) -> nn.Module:
+        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
+        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
+        return QuantumProjection(
+            layer,
+            input_scale=circuit.input_scale,
+            scale=circuit.output_scale,
+            bias=circuit.output_bias,
+        )
+
+    return make
+
+
+def _check(options: Config, shape: DataShape) -> None:
+    if (options.model.kind == "text") != bool(shape.vocabulary):
+        fitting = "text" if shape.vocabulary else "vit"
+        raise UserError(f"--model: {options.model.kind} does not read this data set; take --model {fitting}")
+    if options.model.kind == "text" and options.model.positions == "axial":
+        raise UserError("--positions: axial is for images; take learned, sincos or none")
+    if options.model.kind == "text" and options.model.pool == "weighted":
+        raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
+    if isinstance(options.model, VitConfig) and shape.image_size % options.model.patch:
+        raise UserError(
+            f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.model.patch}"
+        )
+    options.check_sizes()
+
+
+def build_gan(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Gan:
+    """The GAN of these options for images of this shape.
+
+    Raises:
+        UserError: sizes that do not fit each other or the data.
+    """
+    if shape.vocabulary or shape.channels not in (1, 3):
+        raise UserError("--model: gan draws images of 1 or 3 channels; this data set has none")
+    side, widths = _sizes(options, shape)
+    ordinary = _per_stage(options, "generator_blocks")
+    steps = _per_stage(options, "generator_rk_blocks")
+    stages = [
+        make_blocks(generator_stage(options, width, ordinary[k], steps[k]), backend) for k, width in enumerate(widths)
+    ]
+    generator = Generator(
+        latent=options.gan.latent,
+        side=side,
+        widths=widths,
+        stages=stages,
+        channels=shape.channels,
+        patch=options.gan.generator_patch,
+        bounded=options.gan.generator_output == "tanh",
+    )
+    scored = DataShape(shape.channels, shape.image_size, 1)
+    return Gan(generator, build_transformer(discriminator_options(options), scored, backend))
+
+
+def discriminator_options(options: Config) -> Config:
+    """Those of the vision transformer that scores images."""
+    gan = options.gan
+    return _vit(
+        options,
+        projection=gan.discriminator_projection or gan.projection,
+        encoder_blocks=gan.discriminator_blocks,
+        rk_blocks=gan.discriminator_rk_blocks,
+        rk=gan.discriminator_rk or gan.rk,
+    )
+
+
+def _vit(options: Config, **keys: Any) -> Config:
+    """A part of the GAN as a vision transformer."""
+    shared = {key: value for key, value in options.gan if key in VitConfig.model_fields and key != "kind"}
+    return options.model_copy(update={"model": VitConfig(**{**shared, **keys})})
+
+
+def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> Config:
+    """Those of the blocks of a stage whose tokens have this width.
+
+    Raises:
+        UserError: heads or qubits that do not divide the width.
+    """
+    size = max(1, round(width * options.gan.generator_mlp_ratio))
+    gan = options.gan
+    stage = _vit(
+        options,
+        projection=gan.generator_projection or gan.projection,
+        hidden=width,
+        heads=gan.generator_heads or gan.heads,
+        mlp=size,
+        encoder_blocks=ordinary,
+        rk_blocks=steps,
+        rk=gan.generator_rk or gan.rk,
+    )
+    if not ordinary + steps:
+        return stage
+    name = "--generator-hidden: a stage of the generator has tokens of width"
+    if width % stage.model.heads:
+        raise UserError(f"{name} {width}, which {stage.model.heads} heads do not divide (--generator-heads)")
+    if stage.model.quantum_attention and width % stage.circuit.qubits:
+        raise UserError(f"{name} {width}, which groups of {stage.circuit.qubits} qubits do not divide (--qubits)")
+    if stage.model.quantum_mlp and size % stage.mlp_qubits:
+        raise UserError(f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.mlp_qubits} qubits")
+    return stage
+
+
+def _sizes(options: Config, shape: DataShape) -> tuple[int, list[int]]:
+    """Tokens along a side, and widths, of the stages.
+
+    Raises:
+        UserError: the images or the width cannot be divided so often.
+    """
+    growth = options.gan.generator_patch * 2 ** (options.gan.generator_stages - 1)
+    if shape.image_size % growth:
+        raise UserError(
+            f"--generator-stages: images of {shape.image_size} pixels are not a multiple of {growth}, which "
+            f"{options.gan.generator_stages} stages and last patches of {options.gan.generator_patch} need"
+        )
+    shrink = 4 ** (options.gan.generator_stages - 1)
+    if options.gan.generator_hidden % shrink:
+        raise UserError(
+            f"--generator-hidden: {options.gan.generator_hidden} is not divisible by {shrink}, "
+            f"as {options.gan.generator_stages} stages need"
+        )
+    return shape.image_size // growth, [
+        options.gan.generator_hidden // 4**k for k in range(options.gan.generator_stages)
+    ]
+
+
+def _per_stage(options: Config, key: str) -> list[int]:
+    counts = [int(part) for part in getattr(options.gan, key).split(",")]
+    if len(counts) == 1:
+        counts *= options.gan.generator_stages
+    if len(counts) != options.gan.generator_stages:
+        raise UserError(
+            f"--{key.replace('_', '-')}: {len(counts)} numbers for {options.gan.generator_stages} stages "
+            "(--generator-stages); name one, or one for each"
+        )
+    return counts
+
+
+def quantum_layers(model: nn.Module) -> list[QuantumLayer]:
+    """All quantum layers of a model, in the order of its modules."""
+    return [m for m in model.modules() if isinstance(m, QuantumLayer)]
+
+
+def set_backend(model: nn.Module, backend: str | Backend) -> None:
+    """Let all circuits of a model run elsewhere; its weights stay."""
+    for layer in quantum_layers(model):
+        layer.backend = backend  # type: ignore[assignment]
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Trainable parameters: ``quantum`` (circuit angles), ``classical`` (all others) and ``total``."""
+    quantum = sum(layer.weight.numel() for layer in quantum_layers(model))
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"quantum": quantum, "classical": total - quantum, "total": total}
+
+
+def largest_circuit(model: nn.Module) -> int:
+    """Qubits of the largest circuit; 0 for a classical model."""
+    return max((layer.template.num_qubits for layer in quantum_layers(model)), default=0)
+
+
+def summed_qubits(model: nn.Module) -> int:
+    """Qubits of all circuits of a model added up, as the thesis counts them; no device needs that many."""
+    return sum(layer.groups * layer.template.num_qubits for layer in quantum_layers(model))
+
+
+def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model by name, from the input to the output."""
+    sides: Any = getattr(model, "sides", None)
+    if sides is not None:
+        return {f"{side}_{name}": block for side, part in sides.items() for name, block in named_blocks(part).items()}
+    found = {f"block_{k}": block for k, block in enumerate(getattr(model, "blocks", ()), start=1)}
+    decoder = getattr(model, "decoder", None)
+    if decoder is not None:
+        found.update({f"decoder_{k}": block for k, block in enumerate(decoder.blocks, start=1)})
+    return found
+
+
+def field_evaluations(model: nn.Module) -> int:
+    """How often a forward pass evaluates attention and feed-forward: once for each ordinary block, once for each stage
+    of a Runge-Kutta block."""
+    return sum(
+        block.tableau.stages if isinstance(block, RungeKuttaBlock) else 1 for block in named_blocks(model).values()
+    )
