@@ -103,17 +103,17 @@ def infer(
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.experiments.loading import trained
+    from qrkt_hw.models.factory import build_model
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
-    # files that are missing are named before the model is
     if images or texts:
         samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
     else:
         samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
-    model = restored(folder, backend)
+    model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
@@ -121,6 +121,7 @@ def infer(
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
+        trained(folder, model)
         planned = plan(model, options, shape, len(samples), batch, backend, budget, refuse)
     if dry_run:
         assert planned is not None
@@ -133,6 +134,8 @@ def infer(
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
+        if planned is None:
+            trained(folder, model)  # last: flags and files that are wrong are named before it
         if images or texts:
             kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
             record = inference.classify(folder, model, samples, kind, given, backend)

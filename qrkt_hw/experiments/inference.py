@@ -77,9 +77,9 @@ def infer_split(
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
     batches, started = loader(samples, BATCH), time.perf_counter()
+    report: dict[str, Any] = {}
     if isinstance(backend, ExactBackend) or not quantum_layers(model):
         logits, labels = logits_of(model, batches)
-        report = {}
     else:
         logits, labels, report = on_backend(model, batches, backend, console, layers)
     seconds = report.get("wall_seconds", time.perf_counter() - started)

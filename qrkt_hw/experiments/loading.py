@@ -57,7 +57,11 @@ def load(
 
 def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    model = build_model(folder.options(), DataShape.of(folder.description()), backend)
+    return trained(folder, build_model(folder.options(), DataShape.of(folder.description()), backend))
+
+
+def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
+    """``model`` with the weights of the run, in evaluation mode; raises as :func:`load`."""
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
