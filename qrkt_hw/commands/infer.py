@@ -101,7 +101,7 @@ def infer(
     backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.backends.device.pipeline import DeviceBackend
+    from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model
