@@ -99,12 +99,12 @@ def device_of(name: str) -> Any:
 
 
 def _facts(device: Any) -> dict[str, Any]:
-    properties = device.properties() if callable(getattr(device, "properties", None)) else None
-    date = getattr(properties, "last_update_date", None)
+    from qrkt_hw.backends.device.transpile import calibration_date
+
     delay = getattr(device, "default_rep_delay", None)
     return {
         "qubits": device.num_qubits,
-        "calibrated": None if date is None else date.isoformat(),
+        "calibrated": calibration_date(device),
         "rep_delay": None if delay is None else float(delay),
     }
 
@@ -178,7 +178,7 @@ def costs(
     delay = DEFAULT_DELAY if device.rep_delay is None else device.rep_delay
 
     def cost(task: str, samples: int, repeats: int, passes: list[Callable[[Circuit], int]], way: str) -> Cost:
-        """Of ``samples`` images that go through the model together, ``repeats`` times."""
+        """Of so many samples that go through the model together, again and again."""
         parts = []
         for shifted in passes:
             for stage in logical.rounds:

@@ -29,19 +29,12 @@ LONGEST_NAME = 60  # letters of an observable's name
 
 @dataclass(frozen=True)
 class CircuitCall:
-    """A call of a quantum layer within a sequential stage.
+    """A call of a quantum layer within a sequential stage."""
 
-    Attributes:
-        layer: its name in the model.
-        template: its circuit.
-        groups: circuits the layer's features are split into.
-        circuits: parameter sets evaluated.
-    """
-
-    layer: str
+    layer: str  # its name in the model
     template: CircuitTemplate
-    groups: int
-    circuits: int
+    groups: int  # circuits the layer's features are split into
+    circuits: int  # parameter sets evaluated
 
 
 Stages = Sequence[Sequence[CircuitCall]]
