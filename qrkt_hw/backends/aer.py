@@ -1,7 +1,5 @@
 """Qiskit Aer as a backend: one parameter-bind run per call, circuits transpiled once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any

@@ -17,7 +17,6 @@ from torch import Tensor
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.entries import Gradient
-from qrkt_hw.errors import UserError
 
 
 class TensorFunction(Protocol):
@@ -79,6 +78,7 @@ class Backend(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.counters = Counters()
+        self._budget: Any = None
         self._progress: Callable[[str], None] | None = None
 
     def __deepcopy__(self, memo: dict) -> Backend:
@@ -111,8 +111,12 @@ class Backend(ABC):
         ``journal`` keeps finished work, so that it is not paid for twice (simulators repeat instead); ``budget`` limits
         QPU time and money; ``progress`` is told in a few words what is being waited for.
         """
-        with self.reporting(progress):
-            yield self
+        before, self._budget = self._budget, Budget.of(self, budget)
+        try:
+            with self.reporting(progress):
+                yield self
+        finally:
+            self._budget = before
 
     @contextmanager
     def reporting(self, progress: Callable[[str], None] | None) -> Iterator[None]:
@@ -122,19 +126,6 @@ class Backend(ABC):
             yield
         finally:
             self._progress = before
-
-    def budget(self, given: Any = None) -> Any:
-        """The budget that was given, else the backend's own; None without a limit.
-
-        Raises UserError: one was given, and the backend is no device that samples.
-        """
-        if given is not None and given.flag is not None:
-            if not self.shots or self.target is None:
-                way = f"backend {self.name!r} is a simulator: name a device, or a fake one with --shots"
-                raise UserError(f"{given.flag} applies only to devices that sample; {way}")
-            return given
-        own = self.max_seconds
-        return None if own is None else Budget(own, where=f"max_seconds of backend {self.name}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed training counts and samples as if it had never stopped."""
@@ -163,9 +154,7 @@ class Backend(ABC):
             update(text)
 
 
-class LocalBackend(Backend):
-    """Evaluates call after call on this machine and counts."""
-
+class LocalBackend(Backend):  # evaluates call after call on this machine and counts
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         started = time.perf_counter()
         circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)

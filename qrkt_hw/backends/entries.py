@@ -5,8 +5,6 @@ commands alone, which say so; a program that imports this package may be started
 bills nothing into one that does.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,10 +1,8 @@
 """The exact simulator as a backend."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -66,7 +64,7 @@ class OnDevice:
     function: TensorFunction
     device: str
 
-    def __deepcopy__(self, memo: dict) -> OnDevice:
+    def __deepcopy__(self, memo: dict) -> Self:
         return self
 
     @property
@@ -77,14 +75,18 @@ class OnDevice:
         return self.function(inputs.to(self.device), weights.to(self.device)).to(inputs.device)
 
 
-def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str = "cpu") -> NDArray[np.float64]:
-    """Values ``(samples, rows)`` of a call by a function that takes one weight set per group."""
+def evaluate_by_weights(call: Call, evaluate: Evaluate, outputs: int, device: str = "cpu") -> NDArray[np.float64]:
+    """Values ``(samples, outputs)`` of a call by a function that takes one weight set per group."""
     inputs_wide = call.template.num_inputs
     flat = np.ascontiguousarray(call.values, dtype=np.float64).reshape(call.samples, -1)
-    sets, which = _weight_sets(flat[:, inputs_wide:])
+    every = np.ascontiguousarray(flat[:, inputs_wide:])
+    wide = np.dtype((np.void, every.itemsize * every.shape[1]))
+    rows = every.view(wide).ravel() if every.shape[1] else np.zeros(len(flat))
+    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
+    sets, which = every[first], which.reshape(-1)
     order = np.argsort(which, kind="stable")
     counts = np.bincount(which, minlength=len(sets))
-    result = np.empty((len(flat), rows))
+    result = np.empty((len(flat), outputs))
     with torch.no_grad():
         starts = np.cumsum(counts) - counts
         for count in np.unique(counts):  # weight sets with equally many samples go together
@@ -93,11 +95,3 @@ def evaluate_by_weights(call: Call, evaluate: Evaluate, rows: int, device: str =
             inputs, weights = torch.from_numpy(flat[places, :inputs_wide]), torch.from_numpy(sets[alike])
             result[places] = evaluate(inputs.to(device), weights.to(device)).cpu().numpy()
     return result
-
-
-def _weight_sets(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    if weights.shape[1] == 0:
-        return weights[:1], np.zeros(len(weights), dtype=np.intp)
-    rows = np.ascontiguousarray(weights).view(np.dtype((np.void, weights.itemsize * weights.shape[1]))).ravel()
-    _, first, which = np.unique(rows, return_index=True, return_inverse=True)
-    return weights[first], which.reshape(-1)

@@ -1,10 +1,7 @@
 """Fake backends of IBM devices with their noise, on the qubits a circuit really uses."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +12,7 @@ from numpy.typing import NDArray
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
-from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
 from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer
@@ -58,7 +55,6 @@ class FakeBackend(DeviceBackend, AerBackend):
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self._budget: Any = None
         self.wanted, self.mitigation, self.misread = method, mitigation, misread
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
@@ -100,7 +96,6 @@ class FakeBackend(DeviceBackend, AerBackend):
         super().restore(state)
         self.estimated = float(state.get("estimated", 0.0))
 
-    # exact noisy values, where the transpiler puts a circuit ---------------------------------------------------------
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
         return self.packer.group(template, basis).placed
 
@@ -132,13 +127,11 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
-            raise UserError(
-                f"backend {self.name!r}: ansatz {template.name!r} touches {len(placed.physical)} qubits of "
-                f"{self.device.name}; noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
-            )
-        return Compiled(
-            basis, noises.noisy_instructions(placed, self.noise), placed.measured, noises.readout(placed, self.noise)
-        )
+            what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
+            way = f"noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
+            raise UserError(f"backend {self.name!r}: {what}; {way}")
+        noise = self.noise
+        return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
@@ -146,7 +139,6 @@ class FakeBackend(DeviceBackend, AerBackend):
             return super()._evaluate(call)
         return evaluate_by_weights(call, function, call.template.num_outputs)
 
-    # samples, packed as on the device --------------------------------------------------------------------------------
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         return AerBackend.run(self, calls) if self.shots is None else super().run(calls)
 
@@ -163,17 +155,6 @@ class FakeBackend(DeviceBackend, AerBackend):
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
             counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in range(len(pub.slots))])
         return counts
-
-    @contextmanager
-    def open(
-        self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
-    ) -> Iterator[Backend]:
-        before, self._budget = self._budget, self.budget(budget)
-        try:
-            with super().open(journal, budget, progress) as held:
-                yield held
-        finally:
-            self._budget = before
 
     def _chances(self, pub: PUB, place: int) -> NDArray[np.float64]:
         """``(rows, outcomes)`` of a slot: the chance of every outcome, with the noise of its own qubits."""

@@ -4,8 +4,6 @@ The models are qiskit-aer's (depolarising plus thermal relaxation per gate, conf
 plain arrays (npz, read without pickle); a damaged or outdated file is built anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings
@@ -24,7 +22,7 @@ from qiskit.quantum_info import SuperOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.cache import cache_folder, store
-from qrkt_hw.backends.device.measurement import Basis
+from qrkt_hw.backends.device.measurement import Basis, Floats
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
 from qrkt_hw.simulator import noisy
@@ -38,7 +36,10 @@ class DeviceNoise:
 
     # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
-    readout: NDArray[np.float64]  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
+    readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
+
+
+Noise = DeviceNoise | None
 
 
 @lru_cache(maxsize=8)
@@ -81,10 +82,10 @@ def error_superoperator(error: Any) -> NDArray[np.complex128]:
     return noisy.superoperator(total)
 
 
-_KNOWN: dict[str, NDArray[np.float64]] = {}
+_KNOWN: dict[str, Floats] = {}
 
 
-def _transfer(operation: Any) -> NDArray[np.float64]:
+def _transfer(operation: Any) -> Floats:
     key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
     found = _KNOWN.get(key)
     if found is None:
@@ -135,7 +136,7 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
 
 
 def noisy_circuit(
-    template: CircuitTemplate, placed: PlacedCircuit, noise: DeviceNoise | None, effects: NDArray[np.float64]
+    template: CircuitTemplate, placed: PlacedCircuit, noise: Noise, effects: Floats
 ) -> noisy.NoisyCircuit:
     """The placed circuit as rotations and channels; behind every gate its noise."""
     # a transpiler may drop parameters that no longer matter, which a template may not
@@ -155,7 +156,7 @@ def noisy_circuit(
     return noisy.NoisyCircuit(tuple(noisy.fuse(steps)), len(placed.physical), effects)
 
 
-def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> QuantumCircuit:
+def noisy_instructions(placed: PlacedCircuit, noise: Noise) -> QuantumCircuit:
     """The placed circuit with a superoperator instruction behind every noisy gate, as Aer's density matrix takes it."""
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
@@ -166,24 +167,20 @@ def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> Quan
     return circuit
 
 
-def _error(
-    instruction: Any, placed: PlacedCircuit, noise: DeviceNoise | None
-) -> tuple[tuple[int, ...], NDArray[np.complex128] | None]:
+def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
     """The qubits of an instruction, and the noise behind it."""
     qubits = qubits_of(placed.circuit, instruction)
     there = (instruction.operation.name, tuple(placed.physical[q] for q in qubits))
     return qubits, None if noise is None else noise.gates.get(there)
 
 
-def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
+def readout(placed: PlacedCircuit, noise: Noise) -> list[Floats]:
     if noise is None:
         return [np.eye(2)] * len(placed.measured)
     return [noise.readout[placed.physical[q]] for q in placed.measured]
 
 
-def observable_effects(
-    basis: Basis, observables: int, placed: PlacedCircuit, noise: DeviceNoise | None
-) -> NDArray[np.float64]:
+def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, noise: Noise) -> Floats:
     """``(4^n, observables)``: what measuring the basis reads, readout errors included, over Pauli strings."""
     total = np.zeros((4 ** len(placed.physical), observables))
     signs = [matrix[:, 0] - matrix[:, 1] for matrix in readout(placed, noise)]  # mean sign read in each state
@@ -193,7 +190,7 @@ def observable_effects(
     return total
 
 
-def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray[np.float64]:
+def outcome_effects(placed: PlacedCircuit, noise: Noise) -> Floats:
     """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
     confusion = readout(placed, noise)
     where = list(zip(range(len(confusion)), placed.measured, confusion, strict=True))
@@ -201,7 +198,7 @@ def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray
     return np.stack([_diagonal(read, len(placed.physical)) for read in reads], axis=1)
 
 
-def _diagonal(read: dict[int, NDArray[np.float64]], qubits: int) -> NDArray[np.float64]:
+def _diagonal(read: dict[int, Floats], qubits: int) -> Floats:
     """The product of diagonal matrices on the qubits named, the identity on others, over Pauli strings ``(4^n,)``."""
     vector = np.ones(1)
     for qubit in range(qubits):

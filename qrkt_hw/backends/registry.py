@@ -1,7 +1,5 @@
 """Backends by name, and the one door to them: journal, budget, progress, and what the user must know."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import time
@@ -236,6 +234,17 @@ def announce(backend: Backend, console: Any) -> None:
         console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
+def check(
+    backend: Backend, *, run: Any = None, kind: str = "run", arguments: Any = None, budget: Any = None, **how: bool
+) -> Budget | None:
+    """Refuse what :func:`open` refuses, before anything is loaded; the budget that counts."""
+    _check_resumed(run, kind, arguments or {}, how)
+    named = next((key for key in ("restart", "resubmit", "replan") if how.get(key)), None)
+    if named is not None and not backend.bills:
+        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
+    return Budget.of(backend, budget)
+
+
 @contextmanager
 def open(
     options: Any,  # where the circuits run: backend options, a name, or a backend that is made already
@@ -258,18 +267,14 @@ def open(
     budget that is spent or does not apply, or flags of devices for a simulator.
     """
     arguments = arguments or {}
-    flags = {"restart": restart, "resubmit": resubmit, "replan": replan}
-    named = next((key for key, given in flags.items() if given), None)
-    if resume and restart:
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
-    if (resubmit or replan) and not resume:
-        raise UserError(f"--{named} goes with --resume")
-    if resume and kind != "train":
-        _check_resumed(run, kind, arguments)
-    backend = options if isinstance(options, Backend) else make(options, seed, console)
-    if named is not None and not backend.bills:
-        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    held: Any = {"budget": backend.budget(budget), "progress": progress or Waiting(console)}
+    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+    if isinstance(options, Backend):
+        backend = options
+    else:
+        _check_resumed(run, kind, arguments, how)
+        backend = make(options, seed, console)
+    budget = check(backend, run=run, kind=kind, arguments=arguments, budget=budget, **how)
+    held: Any = {"budget": budget, "progress": progress or Waiting(console)}
     from qrkt_hw.backends.device.journal import Journal
 
     with Journal(run.journal) if backend.bills and run is not None else nullcontext() as journal:
@@ -321,8 +326,15 @@ def same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
     return first == second
 
 
-def _check_resumed(run: Any, kind: str, asked: dict[str, Any]) -> None:
+def _check_resumed(run: Any, kind: str, asked: dict[str, Any], how: dict[str, bool]) -> None:
     """Refuse flags that are not those of what was stopped: a run's journal never decides what is paid."""
+    resume, needs = how.get("resume"), next((key for key in ("resubmit", "replan") if how.get(key)), None)
+    if resume and how.get("restart"):
+        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
+    if needs is not None and not resume:
+        raise UserError(f"--{needs} goes with --resume")
+    if not resume or kind == "train":
+        return
     activity = None
     if run is not None and run.journal.is_file():
         from qrkt_hw.backends.device.journal import Journal

@@ -65,7 +65,7 @@ def start(
     check_accelerator(options)
     data = data or load_data(options.data)
     backend = backends.make(options.backend, options.training.seed, console)
-    budget = backend.budget(budget)
+    budget = Budget.of(backend, budget)
     options = options.with_circuits(begun(options))
     model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)

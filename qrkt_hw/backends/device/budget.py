@@ -4,11 +4,10 @@ IBM, "Workload usage": a job takes about 2 s, plus repetition delay and circuit 
 2 s + 0.00035 s an execution. A Sampler job holds at most 10 million executions ("Job limits"); larger ones are split.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -62,10 +61,7 @@ def usage(executions: int, rep_delay: float, duration: float, submissions: int =
 
 @lru_cache(maxsize=1)
 def prices() -> Prices:
-    """The price list: the user's own where there is one, else the one that ships with the package.
-
-    Raises UserError: the user's file is not a price list.
-    """
+    """The user's own price list where there is one, else the package's. Raises UserError: it is no price list."""
     own = config_file().with_name("prices.yaml")
     shipped = resources.files("qrkt_hw.backends.device").joinpath("prices.yaml")
     file, name = (own, str(own)) if own.is_file() else (shipped, "prices.yaml")
@@ -97,15 +93,23 @@ class Budget:
         # the flag that was given; None where neither was
         self.flag = where if qpu_seconds is not None else "--max-cost" if usd is not None else None
 
+    @classmethod
+    def of(cls, backend: Any, given: Self | None = None) -> Self | None:
+        """The budget given, else the backend's own (None: no limit). Raises UserError: given for what does not sample."""
+        if given is not None and given.flag is not None:
+            if not backend.shots or backend.target is None:
+                way = f"backend {backend.name!r} is a simulator: name a device, or a fake one with --shots"
+                raise UserError(f"{given.flag} applies only to devices that sample; {way}")
+            return given
+        own = backend.max_seconds
+        return None if own is None else cls(own, where=f"max_seconds of backend {backend.name}")
+
     @property
     def left(self) -> float | None:
         return None if self.limit is None else max(0.0, self.limit - self.billed)
 
     def admit(self, seconds: float) -> None:
-        """Let a job of so many estimated seconds through.
-
-        Raises UserError: it would exceed the limit; names limit, billed and needed.
-        """
+        """Let a job of so many estimated seconds through. Raises UserError: it would exceed the limit."""
         if self.limit is not None and self.billed + seconds > self.limit:
             what = f"{self.named}: {self.billed:.1f} s are billed and the next job needs {seconds:.1f} s"
             way = f"{self.billed + seconds - self.limit:.1f} s more than the limit; what came back is kept"

@@ -1,7 +1,5 @@
 """Results worth keeping between calls, as files in the user's cache folder, named by what they depend on."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -7,8 +7,6 @@ sent, and neither an answer came nor could the job be found by its tag. A held s
 on the user's word. Every change is on disk before the next step is taken (SQLite, synchronous).
 """
 
-from __future__ import annotations
-
 import fcntl
 import io
 import json
@@ -18,7 +16,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -63,9 +61,7 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-class Activity(_Row):
-    """One inference or training on a device."""
-
+class Activity(_Row):  # one inference or training on a device
     id: int  # in the journal
     name: Text  # unique in the world; makes tags
     kind: Text  # ``infer``, ``train`` or ``generate``
@@ -141,16 +137,15 @@ class Journal:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._handle.close()
-            raise UserError(
-                f"run: {path.parent} is locked by another process that is running on a device; wait for it, or stop it"
-            ) from error
+            what = f"{path.parent} is locked by another process that is running on a device"
+            raise UserError(f"run: {what}; wait for it, or stop it") from error
 
     def close(self) -> None:
         for one in (self._base, self._handle):
             if one is not None:
                 one.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

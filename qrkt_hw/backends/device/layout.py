@@ -6,8 +6,6 @@ others as many disjoint ones as possible are taken (:func:`choose`). Efforts are
 that the same chip gives the same layout on every machine.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -33,11 +31,13 @@ STEPS = 700  # of the local search
 WORK = 3e8  # its products in all: fewer steps where there are many sets
 SYMMETRIC = ("cz", "swap", "rzz", "rxx", "ryy", "iswap")  # the same with its qubits exchanged
 
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]  # rows of qubits
+
 
 @dataclass(frozen=True)
-class Replica:
-    """One place for a circuit."""
-
+class Replica:  # one place for a circuit
     physical: tuple[int, ...]  # the device's qubits, in the order of the circuit's own active qubits, ascending
     success: float  # estimated success probability there
 
@@ -102,7 +102,7 @@ def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]
     raise ValueError(f"no {name} on qubits {qubits}")
 
 
-def _costs(isa: QuantumCircuit, place: dict[int, int], maps: NDArray[np.int64], target: Any) -> NDArray[np.float64]:
+def _costs(isa: QuantumCircuit, place: dict[int, int], maps: Places, target: Any) -> Floats:
     """``-log(ESP)`` of every layout; infinite where a gate does not exist."""
     gates = [i for i in isa.data if i.operation.name not in IGNORED]
     counts = Counter((i.operation.name, tuple(place[q] for q in qubits_of(isa, i))) for i in gates)
@@ -113,7 +113,7 @@ def _costs(isa: QuantumCircuit, place: dict[int, int], maps: NDArray[np.int64], 
     return total
 
 
-def _table(name: str, width: int, target: Any) -> NDArray[np.float64]:
+def _table(name: str, width: int, target: Any) -> Floats:
     """``-log(1 - error)`` of a gate on all qubits of a device, one axis for each qubit it takes."""
     entries = target[name]
     if not entries or None in entries:
@@ -126,9 +126,7 @@ def _table(name: str, width: int, target: Any) -> NDArray[np.float64]:
     return table
 
 
-def _cheapest_of_each_set(
-    maps: NDArray[np.int64], costs: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _cheapest_of_each_set(maps: Places, costs: Floats) -> tuple[Places, Floats]:
     """Of layouts on the same qubits the best; all by ascending cost."""
     order = np.argsort(costs, kind="stable")
     maps, costs = maps[order], costs[order]
@@ -141,9 +139,7 @@ def _cheapest_of_each_set(
     return maps[first], costs[first]
 
 
-def embeddings(
-    width: int, pairs: Sequence[tuple[int, int]], allowed: NDArray[np.bool_], usable: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def embeddings(width: int, pairs: Sequence[tuple[int, int]], allowed: Mask, usable: Mask) -> Places:
     """``(layouts, width)``: the chip's qubit for each of the circuit's.
 
     The circuit's qubits are placed one after another, each beside one that is placed already; all partial layouts are
@@ -192,9 +188,7 @@ def _order(near: Sequence[set[int]]) -> list[int]:
     return order
 
 
-def choose(
-    member: NDArray[np.bool_], worth: NDArray[np.float64], distances: NDArray[np.float64], spacing: int = 0
-) -> list[int]:
+def choose(member: Mask, worth: Floats, distances: Floats, spacing: int = 0) -> list[int]:
     """Rows of disjoint sets, ascending: as many as possible, and among as many the best (weighted set packing).
 
     Few sets are chosen exactly, by an integer programme (HiGHS, through SciPy). Many are chosen greedily, and then by
@@ -221,18 +215,16 @@ def choose(
 class _Search:
     """Sets, the qubits they hold, those they forbid to others, and those beside them."""
 
-    def __init__(
-        self, member: NDArray[np.bool_], worth: NDArray[np.float64], near: NDArray[np.float32], beside: NDArray
-    ) -> None:
+    def __init__(self, member: Mask, worth: Floats, near: NDArray, beside: NDArray) -> None:
         held = member.astype(np.float32)
         self.worth = worth
         self.qubits = np.nonzero(member)[1].reshape(len(member), -1)  # (sets, qubits of each), ascending
         self.touch = held @ near > 0
         self.rim = ((held @ beside > 0) & ~member).astype(np.float32)
         self.bound = int(member.any(0).sum()) // self.qubits.shape[1]
-        self._excluded: dict[int, NDArray[np.bool_]] = {}
+        self._excluded: dict[int, Mask] = {}
 
-    def excluded(self, row: int) -> NDArray[np.bool_]:
+    def excluded(self, row: int) -> Mask:
         """``(sets,)``: which sets a set excludes, itself among them."""
         if row not in self._excluded:
             if len(self._excluded) > 2000:  # of 12,000 bytes each at most
@@ -265,7 +257,7 @@ class _Search:
             rows = rows[~self.touch[rows[0]][self.qubits[rows]].any(1)]
         return chosen
 
-    def improve(self, chosen: list[int], gain: NDArray[np.float64]) -> list[int]:
+    def improve(self, chosen: list[int], gain: Floats) -> list[int]:
         """Local search; stops where as many sets are taken as there are qubits for."""
         rng = np.random.default_rng(5)
         best = current = chosen
@@ -289,14 +281,14 @@ class _Search:
         return best
 
 
-def at_most_one(member: NDArray[np.bool_], near: NDArray[np.bool_]) -> LinearConstraint:
+def at_most_one(member: Mask, near: Mask) -> LinearConstraint:
     """Of the sets that hold a qubit, or either of two qubits that are near each other, one at most."""
     pairs = zip(*np.nonzero(np.triu(near, 1)), strict=True)
     rows = [*member.T, *(member[:, a] | member[:, b] for a, b in pairs)]
     return LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1)
 
 
-def solved(costs: NDArray[np.float64], constraints: list[LinearConstraint], **options: float) -> list[int] | None:
+def solved(costs: Floats, constraints: list[LinearConstraint], **options: float) -> list[int] | None:
     """The cheapest choice that meets the constraints, ascending; None where there is none."""
     found = milp(costs, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraints, options=options)
     return None if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]

@@ -5,8 +5,6 @@ calibration itself, past journal and budget; here it is two ordinary PUBs, which
 packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,9 +21,7 @@ CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 
 @dataclass(frozen=True, eq=False)
-class Basis:
-    """One way of measuring all qubits."""
-
+class Basis:  # one way of measuring all qubits
     letters: tuple[str, ...]  # per qubit ``X``, ``Y`` or ``Z``, qubit 0 first
     # ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``
     terms: tuple[tuple[int, float, int], ...]

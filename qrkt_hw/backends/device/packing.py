@@ -5,8 +5,6 @@ sets are dealt to the replicas, execution after execution; every slot of a packe
 register of its own. The plan, which is where every circuit lies, is made once and can be kept as bytes.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io
@@ -15,7 +13,7 @@ import struct
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,10 +64,7 @@ class Packer:
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
-        """Where a template lies when measured in a basis; planned once.
-
-        Raises UserError: the template has more qubits than the device, or a kept plan does not fit it.
-        """
+        """Where a template lies in a basis; planned once. Raises UserError: it is too large, or a kept plan does not fit it."""
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
             self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
@@ -120,11 +115,8 @@ class Packer:
         plan = struct.pack("<Q", len(text)) + text + file.getvalue()
         return SEALED + hashlib.sha256(plan).digest() + plan
 
-    def from_bytes(self, data: bytes) -> Packer:
-        """This packer, with the plan that :meth:`to_bytes` gave.
-
-        Raises ValueError: the plan is damaged, or is not one for this device.
-        """
+    def from_bytes(self, data: bytes) -> Self:
+        """This packer with the plan of :meth:`to_bytes`. Raises ValueError: it is damaged, or not one for this device."""
         if data.startswith(SEALED):
             seal, data = data[len(SEALED) : len(SEALED) + 32], data[len(SEALED) + 32 :]
             if hashlib.sha256(data).digest() != seal:
@@ -155,7 +147,7 @@ class Packer:
                 directed(self.target, name, tuple(physical[q] for q in qubits_of(circuit, instruction)))
         return CircuitGroup(str(one["key"]), placed, replicas)
 
-    def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
+    def planner(self, shots: int | None = None, pack: bool | None = None) -> Self:
         """A packer of the same plan that has learnt nothing of readout: what it learns leaves this one as it is.
 
         ``shots`` and ``pack`` may differ from this one's; where ``pack`` does, the plan is its own too.

@@ -1,7 +1,5 @@
 """PUBs of packed circuits: which replicas run side by side, their content hash, and what goes as one job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -25,9 +23,7 @@ TRIES = 24  # numbers of executions tried for an allocation of all circuit group
 
 
 @dataclass(frozen=True)
-class Allocation:
-    """Replicas that run side by side."""
-
+class Allocation:  # replicas that run side by side
     executions: int  # how often the chip runs, shots aside
     # ``(circuit group, place in that group's list of replicas)``, in the order of their registers
     replicas: tuple[tuple[Hashable, int], ...]
@@ -93,9 +89,7 @@ class CircuitGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
-    """A replica within a packed circuit."""
-
+class Slot:  # a replica within a packed circuit
     group: CircuitGroup  # what runs there
     physical: tuple[int, ...]  # the device's qubits behind the circuit's
     read: tuple[int, ...]  # the device's qubits that are measured, in the order of the template's
@@ -207,12 +201,10 @@ class JobLimits:
 
 def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
     """Whether they go as one job, in which all shots are equal."""
-    return (
-        len({pub.shots for pub in pubs}) == 1
-        and sum(pub.executions for pub in pubs) <= limits.executions
-        and sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs) <= limits.size
-        and sum(pub.seconds(rep_delay) for pub in pubs) <= limits.seconds
-    )
+    size = sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs)
+    seconds, executions = sum(pub.seconds(rep_delay) for pub in pubs), sum(pub.executions for pub in pubs)
+    within = executions <= limits.executions and size <= limits.size and seconds <= limits.seconds
+    return within and len({pub.shots for pub in pubs}) == 1
 
 
 def parts(pub: AnyPUB, limits: JobLimits, rep_delay: float) -> list[AnyPUB]:

@@ -1,13 +1,11 @@
 """Templates in a device's gates: measured, on the qubits the transpiler chooses, and judged by the calibration."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 from qiskit.circuit import ClassicalRegister, QuantumCircuit
 
@@ -58,17 +56,14 @@ class PlacedCircuit:
     physical: tuple[int, ...]  # the device's qubit behind each, ascending
     measured: tuple[int, ...]  # for every qubit of the template the qubit of ``circuit`` that carries it at the end
 
-    def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
-        return PlacedCircuit(self.circuit, physical, self.measured)
+    def moved(self, physical: tuple[int, ...]) -> Self:
+        return replace(self, physical=physical)
 
 
 def transpiled(
     template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
 ) -> QuantumCircuit:
-    """The ISA circuit of a template that measures every qubit in a basis, by Qiskit's preset pass manager.
-
-    Raises UserError: the template has more qubits than the device.
-    """
+    """The ISA circuit of a template that measures all qubits in a basis. Raises UserError: the device is too small."""
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
     if template.num_qubits > target.num_qubits:

@@ -3,8 +3,6 @@
 Nothing of the account is ever stored or shown.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -32,8 +30,6 @@ ADVICE: dict[Kind, str] = {
     "server": "IBM Quantum has trouble of its own (HTTP STATUS); resume later with --resume",
     "no_sessions": "the account's plan has no sessions; use --mode batch",
 }
-SESSION_CODES = ("1217", "1216")
-NO_SESSION_CODE = "1352"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -60,9 +56,9 @@ def classify(error: BaseException) -> Kind:
     """What to make of an error of the client."""
     text = " ".join(str(one) for one in chain(error))
     status = status_of(error)
-    if NO_SESSION_CODE in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
+    if "1352" in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
         return "no_sessions"
-    if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
+    if "session is closed" in text.lower() or ("session" in text.lower() and ("1217" in text or "1216" in text)):
         return "session"
     if status in STATUS:
         return STATUS[status]
@@ -134,10 +130,8 @@ def retired(name: str) -> str | None:
     if name not in RETIRED:
         return None
     date, snapshot = RETIRED[name]
-    return (
-        f"{name} was retired by IBM on {date}; its noise lives on in the snapshot --backend {snapshot}, which runs on "
-        "this machine, and --backend ibm_least_busy takes a live device"
-    )
+    way = f"its noise lives on in the snapshot --backend {snapshot}, which runs on this machine"
+    return f"{name} was retired by IBM on {date}; {way}, and --backend ibm_least_busy takes a live device"
 
 
 def unavailable(name: str) -> str | None:
@@ -224,10 +218,7 @@ class Account:
         mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
-        """The answer to a question that may be asked again: with back-off, and after signing in anew.
-
-        Raises UserError: no answer within ``patience``, or one that no repetition mends.
-        """
+        """The answer to a question; with back-off, and after signing in anew. Raises UserError: none within ``patience``."""
         deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
         while True:
             try:
@@ -262,10 +253,7 @@ class Account:
         return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
 
     def device(self, name: str) -> Any:
-        """A device by name; ``least_busy`` for the one with the shortest queue.
-
-        Raises UserError: retired, unknown, or none is online.
-        """
+        """A device by name, or the ``least_busy``. Raises UserError: it is retired or unknown, or none is online."""
         gone = retired(name)
         if gone is not None:
             raise UserError(f"--backend: {gone}")
@@ -283,10 +271,9 @@ class Account:
         if found is None and name == "least_busy":
             raise UserError("--backend: no device of the account is online; see qrkt-hw backends list --remote")
         if found is None:
-            raise UserError(
-                f"--backend: the account has no device {name!r}; it has {', '.join(self.names()) or 'none'} (one "
-                "that IBM retired is listed no more); --backend ibm_least_busy takes the one with the shortest queue"
-            )
+            there = f"it has {', '.join(self.names()) or 'none'} (one that IBM retired is listed no more)"
+            way = "--backend ibm_least_busy takes the one with the shortest queue"
+            raise UserError(f"--backend: the account has no device {name!r}; {there}; {way}")
         return found
 
 

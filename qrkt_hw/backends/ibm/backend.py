@@ -1,7 +1,5 @@
 """IBM Quantum as a backend: packed circuits, sampled by the service, nothing paid for twice."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer, counts_of
 from qrkt_hw.backends.device.pubs import PUB, JobLimits
@@ -97,7 +96,7 @@ class IBMBackend(DeviceBackend):
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
-        budget = self.budget(budget)
+        budget = Budget.of(self, budget)
         if self.account is not None and activity.device != self.place.name:
             if self.entry.name != "least_busy":
                 what = f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}"
@@ -226,10 +225,7 @@ class Place:
         self._checked = True
 
     def mode_object(self) -> Any:
-        """What a primitive takes as its mode; opened on first use.
-
-        Raises UserError: the device takes no jobs, or the plan has no sessions.
-        """
+        """What a primitive takes as its mode. Raises UserError: the device takes no jobs, or the plan has no sessions."""
         self.check()
         device = self.device
         if self.mode == "job":
@@ -252,9 +248,8 @@ class Place:
                     self.mode = "batch"
                     return self._open()
                 if found == "no_sessions":
-                    raise UserError(
-                        f"--mode: the account's plan ({self.plan}) has no sessions on {self.name}; use --mode batch"
-                    ) from None
+                    what = f"the account's plan ({self.plan}) has no sessions on {self.name}"
+                    raise UserError(f"--mode: {what}; use --mode batch") from None
                 if found == "unauthorized" and tries < 3:
                     self.account.connect()
                 # an empty session costs nothing: one that was opened twice is closed by the service

@@ -1,7 +1,5 @@
 """From PUBs to jobs of the service and back: journalled, throttled, searched for when an answer is lost."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings
@@ -120,10 +118,7 @@ class Jobs:
         )
 
     def _search(self, submission: Submission, grace: float) -> str | None:
-        """The id of the job with the submission's tag, searched for during ``grace`` seconds.
-
-        Raises UserError: the service cannot be asked.
-        """
+        """The id of the job with the submission's tag, searched for during ``grace`` seconds."""
         if self.account is None:
             return None
         deadline, pause = time.monotonic() + grace, 0.3
@@ -138,10 +133,7 @@ class Jobs:
             pause = min(2 * pause, 10.0)
 
     def _send(self, one: Pending) -> None:
-        """Submit; on return the job's id is in the journal.
-
-        Raises UserError: refused, or held because no answer came and no job is found.
-        """
+        """Submit; on return the job's id is in the journal. Raises UserError: refused, or held as no job is found."""
         account, submission = self.account, one.submission
         pause, deadline = 0.5, time.monotonic() + (account.patience if account else 0.0)
         renewed = 0
@@ -302,10 +294,9 @@ class Jobs:
             self._send(again)
             return again
         if code == 1305:
-            raise UserError(
-                f"job {job} on {where} was stopped by the service at its time limit ({billed:.0f} QPU seconds billed); "
-                "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
-            )
+            what = f"was stopped by the service at its time limit ({billed:.0f} QPU seconds billed)"
+            way = "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
+            raise UserError(f"job {job} on {where} {what}; {way}")
         failed = f"failed on {where}: {why or 'no reason given'}"
         ended = f"on {where} was cancelled" if state == "CANCELLED" else failed
         raise UserError(f"job {job} {ended}; --resume sends its circuits again")
