@@ -95,7 +95,7 @@ class Budget:
 
     @classmethod
     def of(cls, backend: Any, given: Self | None = None) -> Self | None:
-        """The budget given, else the backend's own (None: no limit). Raises UserError: given for what does not sample."""
+        """The budget given, else the backend's own; None: no limit. Raises UserError: given to a simulator."""
         if given is not None and given.flag is not None:
             if not backend.shots or backend.target is None:
                 way = f"backend {backend.name!r} is a simulator: name a device, or a fake one with --shots"

@@ -64,7 +64,7 @@ class Packer:
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
-        """Where a template lies in a basis; planned once. Raises UserError: it is too large, or a kept plan does not fit it."""
+        """Where a template lies in a basis; planned once. Raises UserError: no room, or a kept plan is unfit."""
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
             self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
@@ -116,7 +116,7 @@ class Packer:
         return SEALED + hashlib.sha256(plan).digest() + plan
 
     def from_bytes(self, data: bytes) -> Self:
-        """This packer with the plan of :meth:`to_bytes`. Raises ValueError: it is damaged, or not one for this device."""
+        """This packer with the plan of :meth:`to_bytes`. Raises ValueError: it is damaged, or another device's."""
         if data.startswith(SEALED):
             seal, data = data[len(SEALED) : len(SEALED) + 32], data[len(SEALED) + 32 :]
             if hashlib.sha256(data).digest() != seal:

@@ -218,7 +218,7 @@ class Account:
         mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
-        """The answer to a question; with back-off, and after signing in anew. Raises UserError: none within ``patience``."""
+        """The answer, with back-off and after signing in anew. Raises UserError: none within ``patience``."""
         deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
         while True:
             try:

@@ -225,7 +225,7 @@ class Place:
         self._checked = True
 
     def mode_object(self) -> Any:
-        """What a primitive takes as its mode. Raises UserError: the device takes no jobs, or the plan has no sessions."""
+        """What a primitive takes as its mode. Raises UserError: the device takes no jobs, the plan no sessions."""
         self.check()
         device = self.device
         if self.mode == "job":
