@@ -13,6 +13,7 @@ import struct
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -72,11 +73,18 @@ class Packer:
         if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
-        group, present = self.groups[key], {p.name for p in self.groups[key].placed.circuit.parameters}
-        if len(group.placed.measured) != template.num_qubits or not present <= set(names):
-            unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
-            raise UserError(f"{unfit}; --resume --replan makes a new one")
-        group.template, group.basis = template, basis
+        group = self.groups[key]
+        if group.template is None:
+            circuit, own = group.placed.circuit, {p.name: p for p in template.parameters}
+            if len(group.placed.measured) != template.num_qubits or not {p.name for p in circuit.parameters} <= set(
+                own
+            ):
+                unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
+                raise UserError(f"{unfit}; --resume --replan makes a new one")
+            foreign = {p: own[p.name] for p in circuit.parameters if p != own[p.name]}  # of a kept plan
+            if foreign:
+                group.placed = replace(group.placed, circuit=circuit.assign_parameters(foreign))
+            group.template, group.basis = template, basis
         return group
 
     def replicas(self, isa: QuantumCircuit) -> list[Replica]:

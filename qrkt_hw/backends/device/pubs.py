@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
+from qiskit.circuit.library import get_standard_gate_name_mapping
 from scipy.optimize import LinearConstraint
 
 from qrkt_hw.backends.device.budget import JOB_SECONDS, LARGEST_JOB
@@ -79,7 +80,7 @@ class CircuitGroup:
     key: str  # a hash of the circuit as written and the basis
     placed: PlacedCircuit  # on the qubits the transpiler chose
     replicas: tuple[Any, ...]  # disjoint, best first, each ``(qubits of the device, ESP)``
-    template: Any = None  # those that were asked for last; None where the group is read from a kept plan
+    template: Any = None  # those that were asked for first; None where the group is read from a kept plan
     basis: Any = None
 
     def columns(self) -> list[int]:
@@ -175,15 +176,21 @@ class PUB(Packed):
 
 
 def structure(circuit: QuantumCircuit) -> bytes:
-    """SHA-256 of gates, wires and angles; parameters count by their order, not by their names."""
+    """SHA-256 of gates, wires and angles: parameters count by their order, gates that are not standard by what they do."""
     digest = hashlib.sha256()
     names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
     longest_first = sorted(names, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # which fits nothing
     for instruction in circuit.data:
         where = [circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
-        angles = [pattern.sub(lambda found: names[found.group()], str(p)) for p in instruction.operation.params]
-        digest.update(f"{instruction.operation.name}{where}{angles}".encode())
+        gate = instruction.operation
+        angles = [pattern.sub(lambda found: names[found.group()], str(p)) for p in gate.params]
+        digest.update(f"{gate.name}{where}{angles}".encode())
+        if gate.name not in get_standard_gate_name_mapping():
+            for matrix in (p for p in gate.params if isinstance(p, np.ndarray)):  # which is printed with few digits
+                digest.update(matrix.tobytes())
+            if gate.definition is not None:
+                digest.update(structure(gate.definition))
     return digest.digest()
 
 
