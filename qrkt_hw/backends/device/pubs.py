@@ -176,7 +176,7 @@ class PUB(Packed):
 
 
 def structure(circuit: QuantumCircuit) -> bytes:
-    """SHA-256 of gates, wires and angles: parameters count by their order, a gate that is not standard by what it does."""
+    """SHA-256 of gates, wires and angles: parameters count by their order, an own gate by what it does."""
     digest = hashlib.sha256()
     names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
     longest_first = sorted(names, key=len, reverse=True)
