@@ -18,9 +18,8 @@ from qrkt_hw.training.loop import Record, Task
 
 
 def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
-    """Continue from the run's checkpoint: fills ``task`` and ``backend``; a fresh record where there is none.
-
-    Checkpoints that Lightning's Trainer wrote for earlier releases are read too.
+    """Continue from the run's checkpoint, also of an earlier release: fills ``task`` and ``backend``; a fresh record
+    where there is none.
 
     Raises:
         UserError: it cannot be read, is not one of ours, or does not belong to the run's configuration.
@@ -29,23 +28,22 @@ def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
         return Record()
     if run.model.is_file():
         read_weights(task.model, run.model, run.weights_sha256())
-    state = task.modules.state_dict()
     try:
         content = _read(run.checkpoint)
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in content["state_dict"].items()}
-        if found == {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
-            record = _record(content)
+        fits = _layout(content["state_dict"]) == _layout(task.modules.state_dict())
+        if fits:
+            record = _record(content["record"])
             moments = list(_moments(task, content["optimizer_states"], len(record.history)))
             if not all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments)):
                 raise ValueError("it holds values that are not finite numbers")
             task.modules.load_state_dict(content["state_dict"])
             for learner, kept in zip(task.learners, content["optimizer_states"], strict=True):
                 learner.optimizer.load_state_dict(kept)
-            backend.restore(_kept(content)["backend"])
+            backend.restore(content["record"]["backend"])
     except Exception as error:  # torch raises many kinds for a file that is not whole
         why = str(error) if type(error) in (ValueError, UserError) else type(error).__name__
         raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
-    if found != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
+    if not fits:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
     done, epochs = len(record.history), task.options.training.epochs
     if done > epochs:
@@ -58,16 +56,17 @@ def _read(file: Path) -> dict[str, Any]:
         damaged = archive.testzip()  # torch does not compare the checksums
     if damaged is not None:
         raise ValueError(f"its part {damaged} is not what was written")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if "record" not in content:  # Lightning's Trainer, of earlier releases, kept it as the state of a callback
+        content["record"] = content["callbacks"]["Recorder"]
+    return content
 
 
-def _kept(content: dict[str, Any]) -> dict[str, Any]:
-    """The record; Lightning's Trainer kept it as the state of a callback."""
-    return content["record"] if "record" in content else content["callbacks"]["Recorder"]
+def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
 
 
-def _record(content: dict[str, Any]) -> Record:
-    kept = _kept(content)
+def _record(kept: dict[str, Any]) -> Record:
     area, loss = map(float, kept["best"])
     seconds = float(kept["train_seconds"]), float(kept["cpu_seconds"])
     record = Record(list(kept["history"]), (area, loss), int(kept["best_epoch"]), *seconds)
@@ -78,18 +77,13 @@ def _record(content: dict[str, Any]) -> Record:
 
 
 def _moments(task: Task, states: list[dict[str, Any]], epochs: int) -> Iterator[Tensor]:
-    """All moments of the optimizers, which must be of so many epochs of the task.
-
-    Raises:
-        ValueError: another number of optimizers, updates or parameters.
-    """
+    """All moments of the optimizers; a ValueError where they are not of so many epochs of the task."""
     expected = task.updates(epochs * len(task.batches))
     for learner, updates, kept in zip(task.learners, expected, states, strict=True):
-        if bool(kept["state"]) != bool(updates):
+        moments = kept["state"]
+        if bool(moments) != bool(updates) or any(int(state["step"]) != updates for state in moments.values()):
             raise ValueError("its optimizers have not taken the steps of its epochs")
-        for place, state in kept["state"].items():
-            if int(state["step"]) != updates:
-                raise ValueError("its optimizers have not taken the steps of its epochs")
+        for place, state in moments.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 if state[name].shape != learner.parameters[place].shape:
                     raise ValueError("its optimizers are not those of this run")

@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -25,25 +26,23 @@ from torch.optim.swa_utils import AveragedModel
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
+from qrkt_hw.errors import UserError
 from qrkt_hw.models.build import named_blocks
 from qrkt_hw.models.weights import save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
 from qrkt_hw.runs.config import Config
-from qrkt_hw.training.progress import TrainingProgress
 
 NORMS_EVERY = 10  # updates between two measurements of the gradients; enough for a mean
 
 
-class Learner:
-    """A network with its optimizer.
+Pairs = Sequence[tuple[nn.Module, Optimizer]]
+AfterEpoch = Callable[[int, dict[str, float]], None]  # is told number and metrics of an epoch
 
-    Args:
-        fabric: places both on the device.
-        network: what learns.
-        optimizer: of its parameters; the learning rate it was made with is the peak of the schedule.
-        clip: gradient norm at which gradients are clipped.
-    """
+
+class Learner:
+    """A network with its optimizer, both on Fabric's device. The learning rate that the optimizer was made with is the
+    peak of the schedule; ``clip`` is the gradient norm at which gradients are clipped."""
 
     def __init__(self, fabric: Fabric, network: nn.Module, optimizer: Optimizer, clip: float) -> None:
         self.fabric, self.clip, self.peak = fabric, clip, optimizer.param_groups[0]["lr"]
@@ -62,23 +61,19 @@ class Learner:
         """One step down the gradient of ``loss`` with this learning rate."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        if self.updates % NORMS_EVERY == 0:  # before clipping
-            self._norms.append(_norms(self.blocks.values()))
+        if self.blocks and self.updates % NORMS_EVERY == 0:  # before clipping
+            gradients = [[p.grad for p in b.parameters() if p.grad is not None] for b in self.blocks.values()]
+            norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
+            self._norms.append(torch.stack(norms).detach())
         self.updates += 1
         clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
 
-    def gradient_norms(self) -> dict[str, float]:
-        """Mean Euclidean norm of the gradients of each block in this epoch; 0 without an update."""
+    def gradient_norms(self, side: str = "") -> dict[str, float]:
+        """Metrics: mean Euclidean norm of the gradients of each block in this epoch; 0 without an update."""
         means = torch.stack(self._norms).mean(0).tolist() if self._norms else [0.0] * len(self.blocks)
-        return dict(zip(self.blocks, means, strict=True))
-
-
-def _norms(blocks: Any) -> Tensor:
-    gradients = [[p.grad for p in block.parameters() if p.grad is not None] for block in blocks]
-    norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
-    return torch.stack(norms).detach() if norms else torch.zeros(0)
+        return {f"gradient_norm_{side}{name}": mean for name, mean in zip(self.blocks, means, strict=True)}
 
 
 @dataclass
@@ -102,27 +97,19 @@ class Task(ABC):
     """What a step does with a batch, and what becomes of an epoch.
 
     Args:
-        options: of the run.
-        data: to train on.
+        options, data: of the run.
         model: everything that is trained.
         averaged: the part of it whose moving average is validated and kept.
-        optimizers: the networks of the model and how each one is optimised.
+        pairs: the networks of the model and how each one is optimised.
     """
 
-    def __init__(
-        self,
-        options: Config,
-        data: Data,
-        model: nn.Module,
-        averaged: nn.Module,
-        optimizers: Sequence[tuple[nn.Module, Optimizer]],
-    ) -> None:
+    def __init__(self, options: Config, data: Data, model: nn.Module, averaged: nn.Module, pairs: Pairs) -> None:
         self.options, self.data, self.model = options, data, model
         self.fabric = Fabric(accelerator=options.training.accelerator, devices=1)
         d = options.data
         self.batches = loader(data.splits["train"], d.batch_size, options.training.seed, d.workers, d.augment)
         self.total_steps = options.training.epochs * len(self.batches)
-        self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in optimizers]
+        self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
         self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
         self.modules = nn.ModuleDict({"model": model})  # what a checkpoint holds
         if self.averaged is not None:
@@ -142,9 +129,13 @@ class Task(ABC):
             learner.start_epoch()
 
     @property
-    @abstractmethod
     def kept(self) -> nn.Module:
         """The model that is validated and kept: averaged where weights are averaged."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    def diverged(self, epoch: int, found: str) -> UserError:
+        advice = "try a lower rate or --clip"
+        return UserError(f"--learning-rate: training diverged in epoch {epoch} ({found}); {advice}")
 
     @abstractmethod
     def updates(self, steps: int) -> list[int]:
@@ -156,11 +147,7 @@ class Task(ABC):
 
     @abstractmethod
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """The epoch's metrics.
-
-        Raises:
-            UserError: the training diverged.
-        """
+        """The epoch's metrics; a UserError where the training diverged."""
 
     @abstractmethod
     def keep(self, record: Record, run: RunFolder) -> bool:
@@ -175,23 +162,47 @@ class Task(ABC):
         """The task's own part of ``results.json``; ``model`` holds the kept weights. Figures are drawn here."""
 
 
+class TrainingProgress:
+    """A live bar on a terminal, a line now and then elsewhere: steps of the whole training, the last epoch's metrics
+    and the time left. A context manager; ``done`` epochs lie behind a resumed run."""
+
+    def __init__(self, console: Console, epochs: int, batches: int, done: int) -> None:
+        self.console, self.epochs = console, epochs
+        epoch, metrics = TextColumn("[bold]epoch {task.fields[epoch]}"), TextColumn("{task.fields[metrics]}")
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        columns = epoch, BarColumn(bar_width=None), MofNCompleteColumn(), metrics, *times
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        reached: dict[str, Any] = {"total": epochs * batches, "completed": done * batches}
+        self.task = self.bar.add_task("train", **reached, epoch=done + 1, metrics="")
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self) -> None:
+        self.bar.advance(self.task)
+
+    def end_epoch(self, epoch: int, metrics: str) -> None:
+        self.bar.update(self.task, epoch=min(epoch + 1, self.epochs), metrics=metrics)
+        every = max(1, self.epochs // 10)
+        if not self.console.is_terminal and (epoch % every == 0 or epoch in (1, self.epochs)):
+            self.console.print(f"epoch {epoch}/{self.epochs}  {metrics}", highlight=False)
+
+
 def train(
     task: Task,
     run: RunFolder,
     record: Record,
     backend: Backend,
     console: Console,
-    after_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
     """Train the epochs that ``record`` lacks. A process that is killed at any moment loses the current epoch only.
 
-    Args:
-        task: what is trained.
-        run: what is kept of it.
-        record: is continued.
-        backend: where the circuits run; its counters and random numbers go into the checkpoints.
-        console: for progress.
-        after_epoch: is told number and metrics of an epoch when its checkpoint is written.
+    The backend's counters and random numbers go into the checkpoints; ``after_epoch`` is called when one is written.
     """
     epochs, batches, done = task.options.training.epochs, task.batches, len(record.history)
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
@@ -216,10 +227,8 @@ def train(
 
 
 def _keep(task: Task, run: RunFolder, record: Record, backend: Backend) -> None:
-    """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint.
-
-    A run that is killed anywhere between repeats the epoch and writes the same files again.
-    """
+    """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint. A run that is killed
+    anywhere between repeats the epoch and writes the same files again."""
     _write_metrics(run, record)
     if task.keep(record, run):
         run.results.unlink(missing_ok=True)  # of another model: of a run that is resumed after its end
