@@ -15,7 +15,7 @@ import torch
 
 from qrkt_hw.commands.options import merge
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training.gan import discriminator_loss, generator_loss, penalty
 

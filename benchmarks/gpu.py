@@ -3,8 +3,8 @@
 What is measured, fixed before any figure was seen:
 
 1. Layer step (forward, sum of squares, backward; complex64) of ``reuploading`` with two layers, whose data enter behind
-   entangling gates, so that the state has to be computed: n = 8, 10, ... 22 qubits, methods ``gatewise`` and
-   ``adjoint``, the batch doubled until the step needs more than half of the card's memory or 2^28 amplitudes.
+   entangling gates, so that the state has to be computed: n = 8, 10, ... 22 qubits, method ``adjoint``,
+   the batch doubled until the step needs more than half of the card's memory or 2^28 amplitudes.
    Median of 10 steps behind 3 warm-up steps, each closed by a synchronisation.
 2. Fraction of the memory bandwidth: the bytes that ``adjoint`` has to move at least (each rotation reads and writes the
    state once forward, and two states once backward, 16 bytes an amplitude and pass) per second, over the bandwidth that
@@ -33,7 +33,7 @@ from torch import nn
 
 from qrkt_hw import circuits
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs.config import Config
 from qrkt_hw.simulator import Simulator
 
@@ -69,7 +69,7 @@ def layer_steps(device: torch.device, qubits: list[int], batches: list[int], ban
     rows = []
     for n in qubits:
         template = circuits.build("reuploading", n, 2)
-        for method in ("gatewise", "adjoint"):
+        for method in ("adjoint",):
             simulate = Simulator(template, method=method)
             for batch in batches:
                 if batch * 2**n > LARGEST:
@@ -87,7 +87,7 @@ def layer_steps(device: torch.device, qubits: list[int], batches: list[int], ban
                     break
                 row = {"what": "layer", "method": method, "qubits": n, "batch": batch, "ms": ms}
                 if method == "adjoint":
-                    passes = 3 * len(simulate._evaluate.frame.steps)  # one state forward, two backward
+                    passes = 3 * len(simulate._evaluate.torch.steps)  # one state forward, two backward
                     row["bandwidth_fraction"] = passes * 16 * batch * 2**n / (1e-3 * ms) / bandwidth
                 rows.append(row)
     return rows

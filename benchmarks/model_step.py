@@ -16,7 +16,7 @@ from timing import median_ms, save
 from torch import Tensor, nn
 
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.nn.embeddings import ImageTokens
 from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock

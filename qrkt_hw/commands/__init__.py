@@ -22,10 +22,10 @@ from qrkt_hw.errors import RunWarning
 COMMANDS = {
     "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
     "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
-    "generate": ("qrkt_hw.commands.generate:generate", "Draw images with a GAN."),
+    "generate": ("qrkt_hw.commands.generate:generate", "Images from the generator of a GAN."),
     "evaluate": ("qrkt_hw.commands.evaluate:evaluate", "FID, KID, precision and recall of a GAN's images."),
     "compare": ("qrkt_hw.commands.compare:compare", "Several runs in one table and one picture."),
-    "twin": ("qrkt_hw.commands.twin:twin", "Train the classical twins of a run and compare."),
+    "baseline": ("qrkt_hw.commands.baseline:baseline", "Size- and parameter-matched classical baselines of a run."),
     "tune": ("qrkt_hw.commands.tune:tune", "Search over any options; resumable, shared by machines."),
     "circuits": ("qrkt_hw.commands.circuits:circuits", "List, show and analyze the circuit templates."),
     "resources": ("qrkt_hw.commands.resources:resources", "What a model costs on a device, and whether it is quantum."),

@@ -94,7 +94,7 @@ def analyze(
 
     from qrkt_hw.circuits import build
     from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.nn.conditioning import signal
+    from qrkt_hw.models.initialization import signal
     from qrkt_hw.simulator.analysis import LARGEST, cones, measure
 
     widths, depths = numbers("--qubits", qubits), numbers("--layers", layers)

@@ -101,37 +101,41 @@ def infer(
     backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.commands.planning import planned
+    from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import restored
+    from qrkt_hw.experiments.loading import trained
+    from qrkt_hw.models.factory import build_model
+    from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
-    # files that are missing are named before the model is
     if images or texts:
         samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
     else:
         samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
-    model = restored(folder, backend)
+    model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
-    plan = None
-    if dry_run or backend.budget(budget) is not None:
+    planned, limited = None, backend.budget(budget) is not None
+    if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
-        plan = planned(model, options, shape, backend, len(samples), batch, budget, refuse=refuse)
+        trained(folder, model)
+        planned = plan(model, options, shape, len(samples), batch, backend, budget, refuse)
     if dry_run:
-        assert plan is not None
+        assert planned is not None
         if as_json:
-            echo(to_json({"backend": backend.name, **plan.record()}))
+            echo(to_json({"backend": backend.name, **planned.record()}))
         else:
-            for line in plan.lines(backend.name):
+            for line in planned.lines(backend.name):
                 echo(line)
         return
     kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
+        if planned is None:
+            trained(folder, model)  # last: flags and files that are wrong are named before it
         if images or texts:
             kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
             record = inference.classify(folder, model, samples, kind, given, backend)

@@ -9,6 +9,8 @@ import click
 
 from qrkt_hw.errors import UserError
 
+EARLIER = {"twin": "baseline"}  # names of commands in earlier versions
+
 
 class Command(click.Command):
     """A command that refuses an option given twice: click would take the last and drop the others in silence."""
@@ -45,6 +47,7 @@ class LazyGroup(click.Group):
         return list(self.known)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = EARLIER.get(cmd_name, cmd_name)
         if cmd_name not in self.known:
             return None
         module, _, attribute = self.known[cmd_name][0].partition(":")

@@ -70,11 +70,9 @@ def import_fabric() -> None:
     if COMPILER not in sys.modules:
         torch._dynamo = sys.modules[COMPILER] = Uncompiled(COMPILER)  # type: ignore[assignment]
         sys.meta_path.insert(0, Submodules())
-    absent = "torchmetrics" not in sys.modules
-    if absent:
-        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+    sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]
     try:
         import lightning_fabric  # noqa: F401
     finally:
-        if absent:
+        if sys.modules["torchmetrics"] is None:
             del sys.modules["torchmetrics"]

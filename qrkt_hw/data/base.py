@@ -21,6 +21,7 @@ SPLIT_SEED = 20_240_613  # of RandomState, whose stream is frozen by NumPy's com
 Found = TypeVar("Found")
 Finder = Callable[[], Found | None]
 Indices = NDArray[np.int64]
+Labelled = tuple[Any, Indices]
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,11 @@ def unzipped(raw: BinaryIO) -> Any:
 
 
 def stratified(labels: Indices, count: int, salt: int = 0) -> tuple[Indices, Indices]:
-    """Draw ``count`` indices with the classes in proportion: the drawn and the remaining ones, both ascending. They
-    depend on the labels and ``salt`` alone: never on a run's seed, a library's version or the platform.
+    """Draw ``count`` indices, classes in proportion: the drawn and the remaining ones, both ascending. They depend on the
+    labels and ``salt`` alone: never on a run's seed, a library's version or the platform.
 
-    Each class is put into a fixed random order, and all samples are ranked by their relative place in it. So each class
-    gives its share rounded to the nearest sample, and the total is exact.
+    All samples are ranked by their relative place in a fixed random order of their class. So each class gives its share
+    rounded to the nearest sample, and the total is exact.
     """
     if not 0 <= count <= len(labels):
         raise ValueError(f"cannot draw {count} of {len(labels)} samples")
@@ -192,12 +193,7 @@ def held_out(labels: Indices, limit: int | None, run: int = 1) -> tuple[Indices,
 
 
 def indexed(
-    train: tuple[Any, Indices],
-    test: tuple[Any, Indices],
-    read: Callable[[Any], Tensor],
-    limit: int | None,
-    run: int = 1,
-    mixed: bool = True,
+    train: Labelled, test: Labelled, read: Callable[[Any], Tensor], limit: int | None, run: int = 1, mixed: bool = True
 ) -> dict[str, Indexed]:
     """The three splits of ``(inputs, labels)``; validation is :func:`held_out` of the training part.
 

@@ -32,27 +32,25 @@ class _Layout(NamedTuple):
     folder: str
     archive: str
     train: tuple[str, ...]
-    test: tuple[str, ...]
+    test: str
     meta: str
     names: str
     labels: str
 
 
+BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+PLACES_10 = "cifar-10-batches-py", "cifar-10-python.tar.gz", BATCHES, "test_batch", "batches.meta"
+PLACES_100 = "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta"
 LAYOUTS = {
-    "cifar10": _Layout(
-        "cifar-10-batches-py", "cifar-10-python.tar.gz", tuple(f"data_batch_{k}" for k in range(1, 6)),
-        ("test_batch",), "batches.meta", "label_names", "labels",
-    ),
-    "cifar100": _Layout(
-        "cifar-100-python", "cifar-100-python.tar.gz", ("train",), ("test",), "meta", "fine_label_names", "fine_labels"
-    ),
-}  # fmt: skip
+    "cifar10": _Layout(*PLACES_10, "label_names", "labels"),
+    "cifar100": _Layout(*PLACES_100, "fine_label_names", "fine_labels"),
+}
 
 
 def load(options: DataConfig) -> Data:
     """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout."""
     name, layout, looked = options.dataset, LAYOUTS[options.dataset], places(options, options.dataset)
-    wanted = (layout.meta, *layout.train, *layout.test)
+    wanted = (layout.meta, *layout.train, layout.test)
 
     def find() -> tuple[tuple[str, ...], Part, Part] | None:
         for folder in looked:
@@ -140,7 +138,7 @@ def _unpickled(
             labels.append(found.astype(np.int64))
         return resized(torch.from_numpy(np.concatenate(pixels)), size), np.concatenate(labels)
 
-    return names, part(layout.train), part(layout.test)
+    return names, part(layout.train), part((layout.test,))
 
 
 MOST_OPCODES = 2_000_000  # a batch of CIFAR has up to 400,000; each can take some 100 bytes of memory

@@ -73,14 +73,11 @@ def evaluate(
     folder = run.path / "evaluation"
     check_writable(folder, "run")  # before the work that would be lost
     options = run.options()
-    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
-    data = load_data(there.data)
+    data = load_data(options.replace(limit=None, data_dir=data_dir or options.data.data_dir).data)
     reference, about = reference_classifier(data, console, classifier)
-    if inception is None:
-        # the old word: the protocol's digest says which figures may be compared
-        extract, extractor = reference.extract, f"judge sha256 {about['sha256']}"
-    else:
-        extract, extractor = _inception(inception)
+    # the old word: the protocol's digest says which figures may be compared
+    own = (reference.extract, f"judge sha256 {about['sha256']}")
+    extract, extractor = own if inception is None else _inception(inception)
     real, _ = pixels(data, split)
     images = draw(model, noise(samples, model.latent, seed))
     protocol = {

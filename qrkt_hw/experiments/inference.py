@@ -23,9 +23,9 @@ from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
-from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.ablation import ablated
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
-from qrkt_hw.nn.ablation import ablated
 from qrkt_hw.resources.logical import trace
 from qrkt_hw.runs import RunFolder
 
@@ -57,7 +57,7 @@ def infer_split(
         split: the name of the split.
         samples: of :func:`read_split`.
         backend: where the circuits run.
-        ablate: names of :data:`qrkt_hw.nn.ablation.REPLACEMENTS` to evaluate beside the model itself.
+        ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
 
@@ -77,9 +77,9 @@ def infer_split(
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
     batches, started = loader(samples, BATCH), time.perf_counter()
+    report: dict[str, Any] = {}
     if isinstance(backend, ExactBackend) or not quantum_layers(model):
         logits, labels = logits_of(model, batches)
-        report = {}
     else:
         logits, labels, report = on_backend(model, batches, backend, console, layers)
     seconds = report.get("wall_seconds", time.perf_counter() - started)

@@ -18,7 +18,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import decoded, normalised
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config
@@ -57,7 +57,11 @@ def load(
 
 def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    model = build_model(folder.options(), DataShape.of(folder.description()), backend)
+    return trained(folder, build_model(folder.options(), DataShape.of(folder.description()), backend))
+
+
+def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
+    """``model`` with the weights of the run, in evaluation mode; raises as :func:`load`."""
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from qrkt_hw.data import Data, load_data
+from qrkt_hw.data import load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
@@ -186,14 +186,14 @@ def tune(
     out: Path,
     console: Console,
 ) -> optuna.Study:
-    """Train trials until the study has ``trials`` finished ones, counting those of all processes.
+    """Train trials until the study has ``trials`` finished ones, counting those of all processes and the pruned ones.
 
     Args:
         base: the options that are not searched.
         dimensions: the searched ones.
         study: of :func:`open_study`.
         sampler: ``tpe``, ``random`` or ``grid``; a grid ends when it is used up.
-        trials: finished trials wanted, pruned ones included.
+        trials: finished trials wanted.
         out: folder for ``trial-N`` runs and the results.
         console: for progress.
 
@@ -202,29 +202,14 @@ def tune(
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
-    shared = load_data(base.data) if not DATA_KEYS & {d.key for d in dimensions} else None
-    stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
-    try:
-        if sum(t.state in DONE for t in study.trials) < trials:
-            study.optimize(_objective(base, dimensions, out, console, shared), callbacks=[stop])
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise UserError(
-            f"--storage: the study cannot be reached any more ({type(error).__name__}); the same command goes on"
-        ) from None
-    if not any(t.state == TrialState.COMPLETE for t in study.trials):
-        reasons = [t.user_attrs["refused"] for t in study.trials if "refused" in t.user_attrs]
-        raise UserError(
-            f"--search: no trial could be trained: {reasons[-1]}" if reasons else "--search: every trial was pruned"
-        )
-    return study
+    data = load_data(base.data) if not DATA_KEYS & {d.key for d in dimensions} else None
 
-
-def _objective(
-    base: Config, dimensions: Sequence[Dimension], out: Path, console: Console, data: Data | None
-) -> Callable[[optuna.Trial], float]:
     def objective(trial: optuna.Trial) -> float:
         chosen = {dimension.key: dimension.suggest(trial) for dimension in dimensions}
-        console.print(f"trial {trial.number}: {_shown(chosen)}", highlight=False)
+        shown = (
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
+        )
+        console.print(f"trial {trial.number}: {', '.join(shown)}", highlight=False)
 
         def prune(epoch: int, metrics: dict[str, float]) -> None:
             trial.report(metrics["val_auroc"], epoch)
@@ -232,30 +217,32 @@ def _objective(
                 raise optuna.TrialPruned
 
         try:
-            options = base.replace(**chosen)
-            run = fit.start(options, out / f"trial-{trial.number}", console, prune, data)
-        except ValidationError as error:
-            return _refuse(trial, problem(error)[1], console)
-        except UserError as error:
-            return _refuse(trial, str(error), console)
+            run = fit.start(base.replace(**chosen), out / f"trial-{trial.number}", console, prune, data)
+        except (ValidationError, UserError) as error:  # a finished trial, not the end of the search
+            reason = problem(error)[1] if isinstance(error, ValidationError) else str(error)
+            trial.set_user_attr("refused", reason)
+            console.print(f"trial {trial.number} cannot be trained: {reason}", highlight=False)
+            raise optuna.TrialPruned from error
         results = read_json(run.results)
         trial.set_user_attr("run", str(run.path))
         trial.set_user_attr("parameters", results["parameters"]["total"])
         trial.set_user_attr("best_epoch", results["best_epoch"])
         return results["validation"]["auroc"]
 
-    return objective
-
-
-def _refuse(trial: optuna.Trial, reason: str, console: Console) -> float:
-    """Options that do not fit each other are a finished trial, not the end of the search."""
-    trial.set_user_attr("refused", reason)
-    console.print(f"trial {trial.number} cannot be trained: {reason}", highlight=False)
-    raise optuna.TrialPruned
-
-
-def _shown(chosen: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in chosen.items())
+    stop = optuna.study.MaxTrialsCallback(trials, states=DONE)
+    try:
+        if sum(t.state in DONE for t in study.trials) < trials:
+            study.optimize(objective, callbacks=[stop])
+    except (SQLAlchemyError, StorageInternalError) as error:
+        raise UserError(
+            f"--storage: the study cannot be reached any more ({type(error).__name__}); the same command resumes"
+        ) from None
+    if not any(t.state == TrialState.COMPLETE for t in study.trials):
+        reasons = [t.user_attrs["refused"] for t in study.trials if "refused" in t.user_attrs]
+        raise UserError(
+            f"--search: no trial could be trained: {reasons[-1]}" if reasons else "--search: every trial was pruned"
+        )
+    return study
 
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:

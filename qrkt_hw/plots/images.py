@@ -29,8 +29,7 @@ def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
     """Images row by row, small ones enlarged without smoothing."""
     tiles = to_bytes(images)
     count, size, _, channels = tiles.shape
-    factor = max(1, -(-LEAST // size))
-    rows = -(-count // columns)
+    factor, rows = max(1, -(-LEAST // size)), -(-count // columns)
     step = size * factor + gap
     canvas = np.full((rows * step + gap, columns * step + gap, channels), 90, np.uint8)
     for k, tile in enumerate(tiles):

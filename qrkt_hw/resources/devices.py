@@ -99,12 +99,12 @@ def device_of(name: str) -> Any:
 
 
 def _facts(device: Any) -> dict[str, Any]:
-    properties = device.properties() if callable(getattr(device, "properties", None)) else None
-    date = getattr(properties, "last_update_date", None)
+    from qrkt_hw.backends.device.transpile import calibration_date
+
     delay = getattr(device, "default_rep_delay", None)
     return {
         "qubits": device.num_qubits,
-        "calibrated": None if date is None else date.isoformat(),
+        "calibrated": calibration_date(device),
         "rep_delay": None if delay is None else float(delay),
     }
 
@@ -176,33 +176,29 @@ def costs(
     """
     placed = {p.circuit: p for p in device.circuits if p.level == level}
     delay = DEFAULT_DELAY if device.rep_delay is None else device.rep_delay
-    plans = prices().plans
 
     def cost(task: str, samples: int, repeats: int, passes: list[Callable[[Circuit], int]], way: str) -> Cost:
-        """Of ``samples`` images that go through the model together, ``repeats`` times."""
-        rounds = jobs = circuits = executions = 0
-        seconds = quick = 0.0
+        """Of so many samples that go through the model together, again and again."""
+        parts = []
         for shifted in passes:
             for stage in logical.rounds:
                 sets = {c.circuit: c.circuits * samples * shifted(logical.circuits[c.circuit]) for c in stage}
                 sent, busy, batches = _submitted(way, stage, sets, logical.circuits, placed)
                 if sent:
-                    used = usage(sent * shots, delay, busy / sent, batches)
-                    rounds, jobs, circuits = rounds + batches, jobs + used.jobs, circuits + sent
-                    executions += used.executions
-                    seconds, quick = seconds + used.seconds, quick + used.seconds_quick
+                    parts.append((batches, sent, usage(sent * shots, delay, busy / sent, batches)))
+        seconds = repeats * sum(used.seconds for _, _, used in parts)
         return Cost(
             device=device.name,
             level=level,
             task=task,
             way=way,
-            rounds=rounds * repeats,
-            jobs=jobs * repeats,
-            circuits=circuits * repeats,
-            executions=executions * repeats,
-            seconds=seconds * repeats,
-            seconds_quick=quick * repeats,
-            usd={name: plan.usd_per_second * seconds * repeats for name, plan in plans.items()},
+            rounds=repeats * sum(batches for batches, _, _ in parts),
+            jobs=repeats * sum(used.jobs for _, _, used in parts),
+            circuits=repeats * sum(sent for _, sent, _ in parts),
+            executions=repeats * sum(used.executions for _, _, used in parts),
+            seconds=seconds,
+            seconds_quick=repeats * sum(used.seconds_quick for _, _, used in parts),
+            usd={name: plan.usd_per_second * seconds for name, plan in prices().plans.items()},
         )
 
     tasks = [(f"infer {images:,}", images, 1, PASSES["adjoint"])]

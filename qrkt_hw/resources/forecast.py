@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
-from qrkt_hw.backends import Backend, Call
+from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.budget import PLAN, Budget, prices
+from qrkt_hw.backends.device.pipeline import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
@@ -21,25 +23,15 @@ from qrkt_hw.runs.config import Config
 
 @dataclass(frozen=True)
 class Forecast:
-    """An inference before it is run.
+    """An inference before it is run."""
 
-    Attributes:
-        samples: images or texts.
-        rounds: circuit batches, each submitted after the one before.
-        jobs: submitted.
-        circuits: before packing.
-        executions: of the chip, calibrations of readout included.
-        seconds: QPU seconds by IBM's formula.
-        usd: price at pay-as-you-go.
-    """
-
-    samples: int
-    rounds: int
+    samples: int  # images or texts
+    rounds: int  # circuit batches, each submitted after the one before
     jobs: int
-    circuits: int
-    executions: int
-    seconds: float
-    usd: float
+    circuits: int  # before packing
+    executions: int  # of the chip, calibrations of readout included
+    seconds: float  # QPU seconds by IBM's formula
+    usd: float  # at pay-as-you-go prices
 
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
@@ -60,7 +52,7 @@ def forecast(
     stages: Stages,
     samples: int,
     batch: int,
-    backend: Backend,
+    backend: DeviceBackend,
     *,
     shots: int | None = None,
     pack: bool | None = None,
@@ -74,8 +66,8 @@ def forecast(
         backend: a device or a fake backend with shots.
         shots, pack: in place of the backend's.
     """
-    packer = backend.packer.planner(shots, pack)  # type: ignore[attr-defined]
-    delay = backend.default_rep_delay  # type: ignore[attr-defined]
+    packer = backend.packer.planner(shots, pack)
+    delay = backend.default_rep_delay
     sizes = [batch] * (samples // batch) + ([samples % batch] if samples % batch else [])
     jobs = circuits = executions = count = 0
     seconds = 0.0
@@ -85,83 +77,86 @@ def forecast(
                 Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer) for c in stage
             ]
             pubs = packer.allocate(calls)
-            here = jobs_of(pubs, delay, backend.job_limits)  # type: ignore[attr-defined]
+            here = jobs_of(pubs, delay, backend.job_limits)
             count, jobs = count + 1, jobs + len(here)
             executions += sum(pub.executions for pub in pubs)
             circuits += sum(c.samples * backend.circuits_for(c.template) for c in calls)
             seconds += sum(here)
             for pub in pubs:
-                for slot in pub.slots if pub.calibration is not None else ():
-                    packer.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
+                if pub.calibration is not None and packer.readout is not None:
+                    for slot in pub.slots:
+                        packer.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
     usd = seconds * prices().plans[PLAN].usd_per_second
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
 
 
-def check(
-    plan: Forecast,
-    budget: Budget,
-    stages: Stages,
+def plan(
+    model: nn.Module,
+    options: Config,
+    shape: DataShape,
+    samples: int,
     batch: int,
-    backend: Backend,
-    cheaper: Callable[[float], str | None] = lambda limit: None,
-) -> None:
-    """Refuse a plan that exceeds the budget.
+    backend: DeviceBackend,
+    budget: Budget | None,
+    refuse: bool = True,
+) -> Forecast:
+    """The forecast of an inference of a model, which has these options and reads data of this shape.
 
     Args:
-        cheaper: of a limit in seconds: in words, a model that would fit; None where none is known.
+        samples, batch: images or texts in all, and of them those that go through the model together.
+        budget: limits from flags; without any those of the backend count.
+        refuse: whether a forecast beyond the limits is an error.
 
     Raises:
-        UserError: by how much, and what would fit.
+        UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
-    limit = budget.limit
-    if limit is None or plan.seconds <= limit:
-        return
+    stages = stages_of(model, shape)
+    found, budget = forecast(stages, samples, batch, backend), backend.budget(budget)
+    limit = None if budget is None else budget.limit
+    if not refuse or budget is None or limit is None or found.seconds <= limit:
+        return found
 
-    def takes(samples: int = plan.samples, shots: int | None = None, pack: bool | None = None) -> float:
-        return forecast(stages, samples, batch, backend, shots=shots, pack=pack).seconds
+    def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack).seconds <= limit
 
-    fewer = _largest(plan.samples - 1, lambda n: takes(n) <= limit)
-    less = _largest(int(backend.shots or 0) - 1, lambda n: takes(shots=n) <= limit)
+    fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
     offers = [f"--limit {fewer}"] if fewer else []
     offers += [f"--shots {less}"] if less else []
     local = getattr(backend, "account", backend) is None  # the client simulates the whole chip: never packed
-    if not backend.packer.packs and not local and takes(pack=True) <= limit:  # type: ignore[attr-defined]
+    if not backend.packer.packs and not local and fits(pack=True):
         offers.append("packing (no --no-pack, pack: true)")
     would = f"{' or '.join(offers)} would fit" if offers else "not even one sample or one shot would fit"
-    other = cheaper(limit)
+    other = _cheaper_model(options, shape, samples, batch, backend, limit) or "no cheaper model is known"
     raise UserError(
-        f"{budget.named}: the plan takes {plan.seconds:.1f} s ({plan.usd:,.2f} USD), {plan.seconds - limit:.1f} s too "
-        f"many; {would}; {other or 'no cheaper model is known'} (qrkt-hw resources --compare weighs models)"
+        f"{budget.named}: the plan takes {found.seconds:.1f} s ({found.usd:,.2f} USD), {found.seconds - limit:.1f} s "
+        f"too many; {would}; {other} (qrkt-hw resources --compare weighs models)"
     )
 
 
-def cheaper_model(
-    options: Config, shape: DataShape, samples: int, batch: int, backend: Backend, limit: float
+def _cheaper_model(
+    options: Config, shape: DataShape, samples: int, batch: int, backend: DeviceBackend, limit: float
 ) -> str | None:
     """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits.
 
     Returns:
         A sentence with the flags to train it and what it takes; None where none of those tried fits.
     """
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
 
     stages, blocks = TABLEAUS[options.model.rk].stages, getattr(options.model, "rk_blocks", 0)
-    tried: list[dict[str, Any]] = [
-        {"rk": rk} for rk in ("rk3", "rk2", "rk1") if blocks and TABLEAUS[rk].stages < stages
-    ]
+    tried: list[dict[str, Any]] = [{"rk": rk} for rk in ("rk3", "rk2", "rk1") if TABLEAUS[rk].stages < stages]
     tried += [{"rk_blocks": n} for n in sorted({blocks // 2, 1}, reverse=True) if 0 < n < blocks]
-    if blocks:
-        tried.append({"rk": "rk1", "rk_blocks": 1})
-        tried.append({"rk": "rk1", "rk_blocks": 1, "ansatz": "brickwork", "layers": 1})
-    for change in tried:
+    least = {"rk": "rk1", "rk_blocks": 1}
+    tried += [least, {**least, "ansatz": "brickwork", "layers": 1}]
+    for change in tried if blocks else ():
         if options.replace(**change) == options:
             continue
         with suppress(UserError):
             model = build_model(options.replace(**change), shape, backend)
-            plan = forecast(stages_of(model, shape), samples, batch, backend)
-            if plan.seconds <= limit:
+            seconds = forecast(stages_of(model, shape), samples, batch, backend).seconds
+            if seconds <= limit:
                 flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())
-                return f"a model trained with {flags} would take {plan.seconds:.1f} s"
+                return f"a model trained with {flags} would take {seconds:.1f} s"
     return None
 
 

@@ -17,8 +17,9 @@ from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.compiler import split
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import quantum_layers, set_backend
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Output, Simulability, StageCall
+from qrkt_hw.runs.circuits import fingerprint as computed
 from qrkt_hw.simulator import cheapest
 from qrkt_hw.simulator.analysis import cones
 
@@ -28,19 +29,12 @@ LONGEST_NAME = 60  # letters of an observable's name
 
 @dataclass(frozen=True)
 class CircuitCall:
-    """A call of a quantum layer within a sequential stage.
+    """A call of a quantum layer within a sequential stage."""
 
-    Attributes:
-        layer: its name in the model.
-        template: its circuit.
-        groups: circuits the layer's features are split into.
-        circuits: parameter sets evaluated.
-    """
-
-    layer: str
+    layer: str  # its name in the model
     template: CircuitTemplate
-    groups: int
-    circuits: int
+    groups: int  # circuits the layer's features are split into
+    circuits: int  # parameter sets evaluated
 
 
 Stages = Sequence[Sequence[CircuitCall]]
@@ -123,13 +117,13 @@ def logical(stages: Stages) -> Logical:
 
 
 def _stage(stage: Sequence[CircuitCall], templates: list[CircuitTemplate]) -> list[StageCall]:
-    found: dict[int, StageCall] = {}
+    calls: dict[int, list[CircuitCall]] = {}
     for call in stage:
-        place = templates.index(call.template)
-        row = found.setdefault(place, StageCall(circuit=place, layers=0, circuits=0))
-        row.layers += 1
-        row.circuits += call.circuits
-    return list(found.values())
+        calls.setdefault(templates.index(call.template), []).append(call)
+    return [
+        StageCall(circuit=circuit, layers=len(same), circuits=sum(call.circuits for call in same))
+        for circuit, same in calls.items()
+    ]
 
 
 def as_written(template: CircuitTemplate) -> CircuitTemplate:
@@ -157,37 +151,19 @@ def _circuit(template: CircuitTemplate) -> Circuit:
 
 def two_qubit_figures(circuit: QuantumCircuit) -> dict[str, int]:
     """``depth, two_qubit_depth, two_qubit_gates`` of a circuit; barriers count for nothing."""
-
-    def wide(instruction) -> bool:
-        return len(instruction.qubits) > 1 and not getattr(instruction.operation, "_directive", False)
-
-    return {
-        "depth": circuit.depth(),
-        "two_qubit_depth": circuit.depth(wide),
-        "two_qubit_gates": sum(1 for instruction in circuit.data if wide(instruction)),
-    }
+    wide = circuit.depth(lambda i: len(i.qubits) > 1 and not getattr(i.operation, "_directive", False))
+    return {"depth": circuit.depth(), "two_qubit_depth": wide, "two_qubit_gates": circuit.num_nonlocal_gates()}
 
 
 def fingerprint(template: CircuitTemplate) -> str:
-    """The same for the same circuit in any process: gates, qubits, parameters by place, observables."""
-    place = {parameter.name: f"p{index}" for index, parameter in enumerate(template.parameters)}
-    names = sorted(place, key=len, reverse=True)
-
-    def shown(value: object) -> str:
-        if isinstance(value, np.ndarray):
-            return digest(value.tolist() if value.dtype.kind != "c" else [value.real.tolist(), value.imag.tolist()])
-        text = str(value)
-        for name in names:
-            text = text.replace(name, place[name])
-        return text
-
-    find = template.circuit.find_bit
-    gates = [
-        (i.operation.name, [find(q).index for q in i.qubits], [shown(p) for p in i.operation.params])
-        for i in template.circuit.data
+    """The same for circuits that compute the same and have the same barriers, which the transpiler respects."""
+    circuit = template.circuit
+    barriers = [
+        (k, [circuit.find_bit(q).index for q in i.qubits])
+        for k, i in enumerate(circuit.data)
+        if i.operation.name == "barrier"
     ]
-    observables = [(o.paulis.to_labels(), o.coeffs.real.tolist()) for o in template.observables]
-    return digest(template.num_qubits, template.num_inputs, gates, observables)
+    return digest(computed(template), barriers)
 
 
 def simulability(template: CircuitTemplate, place: int) -> Simulability:

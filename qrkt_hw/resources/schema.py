@@ -5,11 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 
-class Part(BaseModel):
-    """A part of the report."""
-
-
-class Circuit(Part):
+class Circuit(BaseModel):
     """A distinct template of the model, as written, before transpiling."""
 
     fingerprint: str = Field(description="of gates, parameters and observables; the same circuit has the same one")
@@ -27,7 +23,7 @@ class Circuit(Part):
     shifts: int = Field(description="circuits of one parameter-shift derivative by all inputs and weights")
 
 
-class LayerRow(Part):
+class LayerRow(BaseModel):
     """Quantum layers of the same shape."""
 
     layers: list[str] = Field(description="their names in the model")
@@ -37,7 +33,7 @@ class LayerRow(Part):
     calls_per_image: int = Field(description="circuits of all these layers for one image")
 
 
-class StageCall(Part):
+class StageCall(BaseModel):
     """Calls of one circuit within a sequential stage."""
 
     circuit: int
@@ -45,7 +41,7 @@ class StageCall(Part):
     circuits: int = Field(description="circuits for one image")
 
 
-class Logical(Part):
+class Logical(BaseModel):
     """Part 1: the circuits as written and how often they run."""
 
     circuits: list[Circuit]
@@ -56,7 +52,7 @@ class Logical(Part):
     rounds: list[list[StageCall]] = Field(description="sequential stages: each waits for the one before")
 
 
-class Output(Part):
+class Output(BaseModel):
     """The light cone of one observable."""
 
     observable: str
@@ -66,7 +62,7 @@ class Output(Part):
     strings: int = Field(description="most Pauli strings it has under Pauli propagation; 0 where there are too many")
 
 
-class Simulability(Part):
+class Simulability(BaseModel):
     """Part 4: the dependence report and the classical simulability of a circuit."""
 
     circuit: int
@@ -79,7 +75,7 @@ class Simulability(Part):
     hardness: str = Field(description="what it takes to compute the outputs classically")
 
 
-class Parameters(Part):
+class Parameters(BaseModel):
     """Part 5: trainable parameters, beside those of the size-matched classical baseline."""
 
     quantum: int
@@ -88,7 +84,7 @@ class Parameters(Part):
     twin: int | None = Field(description="total of that baseline: linear layers for circuits; null without a model")
 
 
-class Placed(Part):
+class Placed(BaseModel):
     """A circuit transpiled to a device, with all qubits measured."""
 
     circuit: int
@@ -115,7 +111,7 @@ class Placed(Part):
     basis_copies: list[list[list[int]]] = Field(description="the same for each measurement basis")
 
 
-class Device(Part):
+class Device(BaseModel):
     """Part 2: a device and every circuit on it."""
 
     name: str
@@ -126,7 +122,7 @@ class Device(Part):
     circuits: list[Placed]
 
 
-class Cost(Part):
+class Cost(BaseModel):
     """Part 3: a task on a device in one way of submitting it."""
 
     device: str
@@ -142,7 +138,7 @@ class Cost(Part):
     usd: dict[str, float] = Field(description="price by plan, of `seconds`; the open plan has none")
 
 
-class Description(Part):
+class Description(BaseModel):
     """The parts of the report that need no device."""
 
     logical: Logical

@@ -32,19 +32,12 @@ SHAPES = {
 
 @dataclass
 class Subject:
-    """A model or a circuit to report on.
-
-    Attributes:
-        name: its name in the report.
-        description: the parts without a device.
-        batch: images of a training step.
-        templates: builds the distinct templates, in the order of ``description.logical.circuits``.
-    """
+    """A model or a circuit to report on."""
 
     name: str
-    description: Description
-    batch: int
-    templates: Callable[[], Sequence[CircuitTemplate]]
+    description: Description  # the parts without a device
+    batch: int  # images of a training step
+    templates: Callable[[], Sequence[CircuitTemplate]]  # distinct, in the order of description.logical.circuits
 
     def report(
         self, backends: Sequence[str], levels: Sequence[int], *, shots: int, images: int, training_steps: int
@@ -96,7 +89,7 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
     def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.data import DataShape, load_data
-        from qrkt_hw.models.build import build_model, count_parameters
+        from qrkt_hw.models.factory import build_model, count_parameters
         from qrkt_hw.resources.logical import CountingBackend, stages_of
 
         data = load_data(options.data).shape if size is None else DataShape(**size)

@@ -50,8 +50,12 @@ def derived_jacobian(derived: Derived, parameters: NDArray[np.float64]) -> NDArr
     if derived.trivial:
         return np.broadcast_to(np.eye(size), (*parameters.shape[:-1], size, size))
     columns = [c.requires_grad_() for c in torch.tensor(parameters, dtype=torch.float64).unbind(-1)]
-    zero = sum(columns, start=torch.zeros(())) * 0  # a formula may hold one parameter only, or none
+    rows = []
     with torch.enable_grad():
-        found = [(evaluate(f, columns, torch) + zero).sum() for f in (*derived.inputs, *derived.weights)]
-    rows = [torch.stack(torch.autograd.grad(value, columns, retain_graph=True), dim=-1) for value in found]
+        for formula in (*derived.inputs, *derived.weights):
+            value = columns[0].detach() * 0 + evaluate(formula, columns, torch)
+            found = [torch.zeros_like(c) for c in columns]
+            if value.requires_grad:  # or an expression in which all parameters cancel
+                found = torch.autograd.grad(value.sum(), columns, allow_unused=True, materialize_grads=True)
+            rows.append(torch.stack(list(found), dim=-1))
     return torch.stack(rows, dim=-2).numpy()

@@ -16,7 +16,7 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.compiler import Program, Rotation
 from qrkt_hw.compiler.program import PAULIS
 from qrkt_hw.simulator.core import REAL
-from qrkt_hw.simulator.tables import Angles, Tables
+from qrkt_hw.simulator.tables import Angles, Tables, apply_matrix
 
 LARGEST = 8  # qubits; beyond, a propagated observable has more than 65,536 entries
 CHUNK = 2**23  # numbers an intermediate result may hold where no gradient is needed
@@ -137,21 +137,13 @@ class PauliSteps(Tables):
         rotation = 0
         for place, step in enumerate(self.steps):
             if isinstance(step, Channel):
-                vectors = self._apply(vectors, tables[f"matrix{place}"], step.qubits)
+                vectors = apply_matrix(vectors, tables[f"matrix{place}"], step.qubits, 4)
                 continue
             moved = vectors.index_select(1, tables[f"flip{place}"])
             kept = vectors - (tables[f"anti{place}"] * missing[rotation]) * vectors
             vectors = kept + (tables[f"sign{place}"] * sines[rotation]) * moved
             rotation += 1
         return vectors
-
-    def _apply(self, vectors: Tensor, matrix: Tensor, qubits: tuple[int, ...]) -> Tensor:
-        groups, size, batch = vectors.shape
-        n, k = self.num_qubits, len(qubits)
-        axes = [n - q for q in reversed(qubits)]
-        front = vectors.reshape(groups, *([4] * n), batch).movedim(axes, list(range(1, k + 1)))
-        moved = torch.matmul(matrix, front.reshape(groups, 4**k, -1))
-        return moved.reshape(front.shape).movedim(list(range(1, k + 1)), axes).reshape(groups, size, batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +223,9 @@ class PropagatedRows(Tables):
     """Evaluates the rows of one noisy circuit: inputs ``(batch, groups, inputs)`` to ``(batch, groups, rows)``."""
 
     def __init__(
-        self,
-        circuit: NoisyCircuit,
-        num_inputs: int,
-        num_weights: int,
-        real: torch.dtype,
+        self, circuit: NoisyCircuit, num_inputs: int, num_weights: int, real: torch.dtype,
         kept: PropagatedCache | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.num_qubits, self.real, self.kept = circuit.num_qubits, real, kept
         self.number = next(_numbers)  # names this circuit among what is kept
@@ -246,7 +234,8 @@ class PropagatedRows(Tables):
         steps = fuse(circuit.steps)
         heads, rest = _heads(steps, program)
         self.heads = {
-            q: PauliSteps([_moved(s, (0,)) for s in head], single, real, backwards=False) for q, head in heads.items()
+            q: PauliSteps([replace(s, qubits=(0,)) for s in head], single, real, backwards=False)
+            for q, head in heads.items()
         }
         middle = max((i + 1 for i, s in enumerate(rest) if program.uses_inputs(s)), default=0)  # type: ignore[arg-type]
         self.middle = PauliSteps(rest[:middle], program, real, backwards=False) if middle else None
@@ -348,12 +337,6 @@ def _heads(steps: Sequence[NoisyStep], program: Program) -> tuple[dict[int, list
             heads[qubit] = [steps[p] for p in places[: data[-1] + 1]]
             taken.update(places[: data[-1] + 1])
     return heads, [s for place, s in enumerate(steps) if place not in taken]
-
-
-def _moved(step: NoisyStep, qubits: tuple[int, ...]) -> NoisyStep:
-    if isinstance(step, Channel):
-        return Channel(step.transfer, qubits)
-    return Rotation(step.pauli, qubits, step.angle, step.instruction)
 
 
 def _product(states: Sequence[Tensor], ground: Tensor) -> Tensor:

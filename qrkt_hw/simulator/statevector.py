@@ -20,7 +20,7 @@ from qrkt_hw.compiler import Affine, Fixed, Rotation, lower
 from qrkt_hw.compiler.litinski import Absorbed, PauliRotation, Reading, absorb
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.native import ops
-from qrkt_hw.simulator.tables import Angles, Tables, ordinary_tensors
+from qrkt_hw.simulator.tables import Angles, Tables, apply_matrix, ordinary_tensors
 
 LARGEST = 28  # qubits
 LARGEST_NATIVE = 24  # beyond, the kernel's chunk of samples takes more memory than a sample at a time
@@ -173,11 +173,7 @@ class TorchStatevector(Tables):
             moved = self._pauli(step, state)
             return cosines[place].unsqueeze(1) * state + (sines[place] * (-1j * direction)).unsqueeze(1) * moved
         matrix = self.on(state.device)[f"matrix{k}"]
-        n, groups, batch = self.num_qubits, state.shape[0], state.shape[2]
-        axes, front = [n - q for q in reversed(step.qubits)], list(range(1, len(step.qubits) + 1))
-        cube = state.reshape(groups, *([2] * n), batch).movedim(axes, front)
-        moved = (matrix if direction == 1 else matrix.conj().t()) @ cube.reshape(groups, len(matrix), -1)
-        return moved.reshape(cube.shape).movedim(front, axes).reshape(state.shape)
+        return apply_matrix(state, matrix if direction == 1 else matrix.conj().t(), step.qubits, 2)
 
     def _pauli(self, step: PauliRotation, state: Tensor) -> Tensor:
         """``sign P |psi>``."""

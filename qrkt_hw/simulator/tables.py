@@ -75,6 +75,16 @@ class Angles(Tables):
         return angles.permute(2, 1, 0)
 
 
+def apply_matrix(vectors: Tensor, matrix: Tensor, qubits: Sequence[int], base: int) -> Tensor:
+    """A matrix on some digits of vectors ``(groups, base^n, batch)``; ``qubits[0]`` and digit 0 least significant."""
+    groups, size, batch = vectors.shape
+    n = round(np.log(size) / np.log(base))
+    axes, front = [n - q for q in reversed(qubits)], list(range(1, len(qubits) + 1))
+    cube = vectors.reshape(groups, *([base] * n), batch).movedim(axes, front)
+    moved = torch.matmul(matrix, cube.reshape(groups, len(matrix), -1))
+    return moved.reshape(cube.shape).movedim(front, axes).reshape(vectors.shape)
+
+
 def vjp(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     tensors: Sequence[Tensor | None],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
-from qrkt_hw.models.build import field_evaluations
+from qrkt_hw.models.factory import field_evaluations
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config

@@ -20,10 +20,10 @@ from qrkt_hw.backends.registry import command
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
+from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.weights import load_weights, sha256
-from qrkt_hw.nn.conditioning import condition
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -45,7 +45,7 @@ def start(
     options: Config,
     out: Path | None,
     console: Console,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: AfterEpoch = None,
     data: Data | None = None,
     budget: Budget | None = None,
 ) -> RunFolder:
@@ -176,7 +176,7 @@ def _fit(
     model: nn.Module,
     console: Console,
     backend: Backend,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: AfterEpoch = None,
 ) -> RunFolder:
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path may hold brackets
     with threads(options, data):
@@ -230,11 +230,10 @@ def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) ->
     before = backend.state()
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
-        few = 1
-        step, forward, circuits = _measured(model, data, backend, few)
-        if step < LONG and sizes["train"] > 1:
-            few = min(SAMPLES, sizes["train"])
+        for few in sorted({1, min(SAMPLES, sizes["train"])}):
             step, forward, circuits = _measured(model, data, backend, few)
+            if step >= LONG:
+                break
     model.zero_grad()
     backend.restore(before)
     checked = 0 if isinstance(model, Gan) else sizes["validation"]

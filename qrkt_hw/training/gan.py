@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qrkt_hw.data import Data
-from qrkt_hw.models.build import count_parameters
+from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.plots.images import save_animation, save_grid
 from qrkt_hw.runs import RunFolder

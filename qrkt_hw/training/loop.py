@@ -27,7 +27,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import named_blocks
+from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.models.weights import save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
@@ -37,7 +37,7 @@ NORMS_EVERY = 10  # updates between two measurements of the gradients; enough fo
 
 
 Pairs = Sequence[tuple[nn.Module, Optimizer]]
-AfterEpoch = Callable[[int, dict[str, float]], None]  # is told number and metrics of an epoch
+AfterEpoch = Callable[[int, dict[str, float]], None] | None  # is told number and metrics of an epoch
 
 
 class Learner:
@@ -193,12 +193,7 @@ class TrainingProgress:
 
 
 def train(
-    task: Task,
-    run: RunFolder,
-    record: Record,
-    backend: Backend,
-    console: Console,
-    after_epoch: AfterEpoch | None = None,
+    task: Task, run: RunFolder, record: Record, backend: Backend, console: Console, after_epoch: AfterEpoch = None
 ) -> None:
     """Train the epochs that ``record`` lacks. A process that is killed at any moment loses the current epoch only.
 

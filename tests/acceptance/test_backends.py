@@ -12,7 +12,7 @@ from qrkt_hw import QuantumLayer, circuits
 from qrkt_hw.backends import BackendWarning, Call, resolve
 from qrkt_hw.commands import main
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model, set_backend
+from qrkt_hw.models.factory import build_model, set_backend
 from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance

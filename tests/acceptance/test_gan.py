@@ -156,7 +156,7 @@ def test_resources_counts_executions_for_a_drawn_image(trained, tmp_path):
     done = qrkt("resources", trained, "--format", "json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     from qrkt_hw.experiments.loading import load
-    from qrkt_hw.models.build import quantum_layers
+    from qrkt_hw.models.factory import quantum_layers
 
     report = json.loads(done.stdout)
     generator = load(trained).generator
@@ -178,7 +178,7 @@ def test_other_commands_refuse_a_run_of_the_other_kind(trained, tmp_path):
 def test_baselines_are_size_matched_or_parameter_matched():
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.baselines import parameter_counts, parameter_matched
-    from qrkt_hw.models.build import build_model, count_parameters, quantum_layers
+    from qrkt_hw.models.factory import build_model, count_parameters, quantum_layers
     from qrkt_hw.runs.config import Config
 
     shape = DataShape(1, 8, 10)

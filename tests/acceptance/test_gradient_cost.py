@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from qrkt_hw.commands import main
 from qrkt_hw.data import load_data
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs import RunFolder
 
 pytestmark = pytest.mark.acceptance

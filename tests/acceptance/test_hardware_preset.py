@@ -6,7 +6,7 @@ import torch
 from qrkt_hw.backends import resolve
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import presets
-from qrkt_hw.models.build import build_model, set_backend
+from qrkt_hw.models.factory import build_model, set_backend
 from qrkt_hw.runs.config import Config
 
 SHOTS, OPEN_PLAN = 1024, 600

@@ -16,7 +16,7 @@ from rich.console import Console
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import baselines, presets
 from qrkt_hw.experiments.comparison import grouped, table
-from qrkt_hw.models.build import build_model, count_parameters, summed_qubits
+from qrkt_hw.models.factory import build_model, count_parameters, summed_qubits
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit
@@ -193,7 +193,7 @@ def test_the_baseline_is_fused_and_of_the_right_size():
 
 
 def test_every_side_is_given_the_same(runs, tmp_path):
-    result = qrkt("twin", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)
+    result = qrkt("baseline", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "sides" / "baselines.json").read_text())
     sides = record["sides"]
@@ -204,7 +204,7 @@ def test_every_side_is_given_the_same(runs, tmp_path):
         scores = side["validation_auroc_by_rate"]
         assert scores[str(side["learning_rate"])] == max(scores.values())
         assert RunFolder.open(tmp_path / side["chosen"]).options().training.epochs == 2
-    # folders of an earlier version are read, and nothing is trained again
+    # names of an earlier version are taken, and nothing is trained again
     (tmp_path / "sides" / "size-matched").rename(tmp_path / "sides" / "same-shape")
     again = qrkt("twin", runs / "a", "--trials", 2, "--out", "sides", cwd=tmp_path)
     assert again.returncode == 0 and not (tmp_path / "sides" / "size-matched").exists()

@@ -3,7 +3,7 @@
 import pytest
 
 from qrkt_hw.experiments import evaluation
-from qrkt_hw.models.build import quantum_layers
+from qrkt_hw.models.factory import quantum_layers
 from qrkt_hw.models.transformer import Transformer
 from tests.command_line import qrkt
 

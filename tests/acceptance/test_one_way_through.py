@@ -12,7 +12,7 @@ import qrkt_hw
 from qrkt_hw.backends import resolve
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import presets
-from qrkt_hw.models.build import build_model, quantum_layers
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerField
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection

@@ -17,7 +17,7 @@ from qrkt_hw.backends.registry import resolve
 from qrkt_hw.circuits import build, names
 from qrkt_hw.commands import group
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model, quantum_layers
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.resources import devices as reporter
 from qrkt_hw.resources.subject import of_options, of_template
 from qrkt_hw.resources.tables import summarize

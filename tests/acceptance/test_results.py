@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qrkt_hw.experiments.loading import load
-from qrkt_hw.models.build import count_parameters
+from qrkt_hw.models.factory import count_parameters
 from tests.command_line import qrkt
 
 pytestmark = pytest.mark.acceptance

@@ -147,7 +147,7 @@ def test_the_estimate_leaves_the_run_as_it_would_have_been(tmp_path, monkeypatch
 def test_exact_training_estimates_nothing(run):
     assert "in an epoch" not in (run.parent / "run" / "metrics.csv").read_text()
     from qrkt_hw.data import load_data
-    from qrkt_hw.models.build import build_model
+    from qrkt_hw.models.factory import build_model
     from qrkt_hw.training.fit import estimate
 
     options = RunFolder(run).options()

@@ -5,7 +5,7 @@ import torch
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, largest_circuit, quantum_layers
+from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers
 from qrkt_hw.models.weights import load_weights
 from qrkt_hw.runs.config import Config
 

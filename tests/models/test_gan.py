@@ -5,7 +5,7 @@ import torch
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters, field_evaluations, quantum_layers
+from qrkt_hw.models.factory import build_model, count_parameters, field_evaluations, quantum_layers
 from qrkt_hw.nn.runge_kutta import TABLEAUS
 from qrkt_hw.runs.config import Config
 

@@ -9,7 +9,7 @@ from qiskit.circuit import ParameterVector, QuantumCircuit
 from qrkt_hw import QuantumLayer
 from qrkt_hw.circuits import CircuitTemplate, names
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.conditioning import condition, linear_part
+from qrkt_hw.models.initialization import condition, linear_part
 
 
 def logdet(layer):

@@ -7,7 +7,7 @@ import torch
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model, count_parameters
+from qrkt_hw.models.factory import build_model, count_parameters
 from qrkt_hw.nn.embeddings import WeightedPool
 from qrkt_hw.runs.config import Config
 

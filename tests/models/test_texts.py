@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.nn.embeddings import TextTokens
 from qrkt_hw.runs.config import Config
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from qrkt_hw import QuantumLayer
 from qrkt_hw.errors import UserError
@@ -133,3 +134,19 @@ def test_axial_positions_add_a_row_and_a_column():
     for token in range(9):
         wanted = rows[0, token // 3, 0] + columns[0, 0, token % 3]
         torch.testing.assert_close(found[:, token], wanted.expand(2, -1))
+
+
+def test_hooks_on_a_layer_count_wherever_its_circuits_run():
+    """Pruning makes its weight anew in a hook, and an ablation replaces the values in one."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    for backend in ("exact", "aer_cpu"):
+        made = [QuantumProjection(QuantumLayer(4, qubits=2, backend=backend)) for _ in range(3)]
+        wanted = [module(x).detach() for module in made]
+        prune.custom_from_mask(made[0].layer, "weight", torch.ones(4))
+        with torch.no_grad():
+            made[0].layer.weight_orig.zero_()
+        made[1].layer.register_forward_hook(lambda module, given, values: values + 1)
+        found = project_together([(module, x) for module in made])
+        zero = QuantumLayer(4, qubits=2, initial_weights=torch.zeros(4))(x)
+        torch.testing.assert_close(found, [zero, wanted[1] + 1, wanted[2]], atol=1e-5, rtol=0)

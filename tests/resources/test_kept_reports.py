@@ -70,11 +70,9 @@ def test_a_checkout_and_an_install_of_it_keep_the_same(installed):
 
 
 def test_only_the_package_s_own_circuits_are_known_by_name(monkeypatch):
-    from qrkt_hw import ansatz
-
-    monkeypatch.setattr(ansatz, "_factories", dict(ansatz._factories))
+    monkeypatch.setattr(circuits, "_factories", dict(circuits._factories))
     assert all(circuits.is_built_in(name) for name in ("qrkt", "efficient_su2"))
     assert not circuits.is_built_in("file.py:function") and not circuits.is_built_in("nothing")
     circuits.register("qrkt", lambda qubits, layers: None)
     assert not circuits.is_built_in("qrkt")
-    ansatz.build.cache_clear()
+    circuits.build.cache_clear()

@@ -17,7 +17,7 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.circuits import CircuitTemplate, build, names
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.build import build_model, quantum_layers
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened
 from qrkt_hw.simulator import simulator
@@ -111,7 +111,7 @@ COMMANDS = {
     "resources": ("mine", ["resources", "{run}"]),
     "resume": ("mine", ["train", "--resume", "{run}"]),
     "compare": ("mine", ["compare", "{run}"]),
-    "twin": ("mine", ["twin", "{run}", "--trials", "1", "--epochs", "1"]),
+    "baseline": ("mine", ["baseline", "{run}", "--trials", "1", "--epochs", "1"]),
     "generate": ("gan", ["generate", "{run}", "--count", "1"]),
 }
 
@@ -340,11 +340,11 @@ def test_a_configuration_that_asks_for_other_circuits_is_refused(home, tmp_path)
 
 def test_copies_of_a_run_keep_its_circuits(home, tmp_path):
     run = copied(home / "mine", tmp_path / "run")
-    assert qrkt("twin", run, "--trials", 1, "--epochs", 2, cwd=tmp_path).returncode == 0
-    trial = next((tmp_path / "run-twin" / "quantum").iterdir())
+    assert qrkt("baseline", run, "--trials", 1, "--epochs", 2, cwd=tmp_path).returncode == 0
+    trial = next((tmp_path / "run-baseline" / "quantum").iterdir())
     ours, theirs = (json.loads((r / "circuits" / "circuits.json").read_text()) for r in (run, trial))
     assert ours == theirs
-    assert not (next((tmp_path / "run-twin" / "same-shape").iterdir()) / "circuits").exists()
+    assert not (next((tmp_path / "run-baseline" / "size-matched").iterdir()) / "circuits").exists()
 
 
 def test_options_are_equal_wherever_their_circuits_come_from(home):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.build import build_model
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training.gan import discriminator_loss, generator_loss, penalty

@@ -24,10 +24,9 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.compiler.program import Affine
 
-VERSION = 5
+VERSION = 6
 _P, _I = ctypes.c_void_p, ctypes.c_int32
 _L = ctypes.c_int64
-_DROPOUT = [ctypes.c_uint64, ctypes.c_uint32, ctypes.c_double]  # seed, probability to keep * 2^24, scale
 # arguments after the plan
 _SIGNATURES: dict[str, list[Any]] = {
     "coefficients_forward": [_P, _L, _P],
@@ -36,9 +35,6 @@ _SIGNATURES: dict[str, list[Any]] = {
     "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P],
     "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
     "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P],
-    "attention_forward": [_P, _P, _P, _P, *_DROPOUT, _P, _P],
-    "attention_backward": [_P, _P, _P, _P, *_DROPOUT, _P, _P, _P, _P, _P],
-    "attention_keep": [*_DROPOUT, _P],
 }
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
@@ -172,20 +168,6 @@ def _array(values: ArrayLike) -> NDArray:
     found = np.asarray(values)
     kind = np.float64 if found.dtype.kind == "f" and found.size else np.int32
     return np.ascontiguousarray(found, dtype=kind).reshape(-1)
-
-
-def run(name: str, real: torch.dtype, *arguments: object) -> None:
-    """Call a routine without a plan, in one precision.
-
-    Raises:
-        RuntimeError: the library was not built.
-        MemoryError: no room for what the routine keeps meanwhile.
-    """
-    found = library()
-    if found is None:
-        raise RuntimeError("the compiled routines were not built")
-    if found[f"{name}_{'f32' if real == torch.float32 else 'f64'}"](*arguments):
-        raise MemoryError("not enough memory for a compiled routine")
 
 
 def address(tensor: Tensor | None) -> int | None:

@@ -1,5 +1,4 @@
-/* Kernels for a CPU: propagated observables, statevectors, attention over few tokens. Plain C, no headers but the
- * standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
+/* Kernels for a CPU: propagated observables and statevectors. Plain C, no headers but the standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
  * parts are included once for each, see parts.h.
  *
  * Samples go through in chunks of CH columns, so that the inner loops are vectors and all that a chunk needs stays in
@@ -111,7 +110,7 @@ static void trim(int which) {
     held->bytes[which] = 0;
 }
 
-int64_t qrkt_version(void) { return 5; }
+int64_t qrkt_version(void) { return 6; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }

@@ -25,14 +25,14 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
     }
 }
 
-/* psi <- cos psi - i sin P psi on rows of CH columns; direction -1 undoes it */
+/* psi <- cos psi - i sin P psi on rows of CH columns */
 INLINE void FN(rotate)(REAL *re, REAL *im, int64_t size, int32_t x, int32_t z, int sign, const REAL *cosine,
-                     const REAL *sine, int direction) {
+                     const REAL *sine) {
     FN(row) c = ROW(cosine), signed_sine[2];
     int y = __builtin_popcount(x & z) & 3;
     int imaginary = y & 1;
     /* P psi [k] = s (-i)^y (-1)^|z&k| psi[k^x] */
-    REAL s = (REAL)(sign * direction * (imaginary ? (y == 1 ? -1 : 1) : (y == 0 ? 1 : -1)));
+    REAL s = (REAL)(sign * (imaginary ? (y == 1 ? -1 : 1) : (y == 0 ? 1 : -1)));
     signed_sine[0] = s * ROW(sine);
     signed_sine[1] = -signed_sine[0];
     if (!x) {
@@ -236,7 +236,7 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
                 if (p->size[k])
                     FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
                 else
-                    FN(rotate)(re, im, size, p->x[k], p->z[k], p->sign[k], c, c + CH, 1);
+                    FN(rotate)(re, im, size, p->x[k], p->z[k], p->sign[k], c, c + CH);
             }
             FN(read_out)(p, re, im, size, room + 2 * plane, values);
             int n = batch - first < CH ? (int)(batch - first) : CH;

@@ -1,4 +1,4 @@
-"""``qrkt-hw twin``."""
+"""``qrkt-hw baseline``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qrkt_hw.errors import UserError
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
 @click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-baseline]")
 @trust_flag
-def twin(run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
+def baseline(run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
     """Train the classical baselines of RUN and compare: one size-matched, one parameter-matched.
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
