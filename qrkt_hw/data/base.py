@@ -148,8 +148,8 @@ def unzipped(raw: BinaryIO) -> Any:
 
 
 def stratified(labels: Indices, count: int, salt: int = 0) -> tuple[Indices, Indices]:
-    """Draw ``count`` indices, classes in proportion: the drawn and the remaining ones, both ascending. They depend on the
-    labels and ``salt`` alone: never on a run's seed, a library's version or the platform.
+    """Draw ``count`` indices, classes in proportion: the drawn and the remaining ones, both ascending. They depend on
+    the labels and ``salt`` alone: never on a run's seed, a library's version or the platform.
 
     All samples are ranked by their relative place in a fixed random order of their class. So each class gives its share
     rounded to the nearest sample, and the total is exact.
