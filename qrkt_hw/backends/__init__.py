@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qrkt_hw.backends.base import Backend, Call, Counters, Gradient
     from qrkt_hw.backends.device.budget import Budget
-    from qrkt_hw.backends.registry import BackendWarning, bills, from_options, get, listing, make, open, resolve
+    from qrkt_hw.backends.registry import BackendWarning, bills, check, from_options, get, listing, make, open, resolve
 
 __all__ = [
     "Backend", "BackendWarning", "Budget", "Call", "Counters", "Gradient",
-    "bills", "from_options", "get", "listing", "make", "open", "resolve",
+    "bills", "check", "from_options", "get", "listing", "make", "open", "resolve",
 ]  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.entries import Gradient
-from qrkt_hw.errors import UserError
 
 __all__ = ["Backend", "Call", "Counters", "Gradient", "LocalBackend", "TensorFunction"]
 
@@ -156,24 +155,6 @@ class Backend(ABC):
             yield
         finally:
             self._progress = before
-
-    def budget(self, given: Any = None) -> Any:
-        """The budget that was given, else the backend's own; None without a limit.
-
-        Raises:
-            UserError: one was given, and the backend is no device that samples.
-        """
-        from qrkt_hw.backends.device.budget import Budget
-
-        if given is not None and given.flag is not None:
-            if not self.shots or self.target is None:
-                raise UserError(
-                    f"{given.flag} applies only to devices that sample; backend {self.name!r} is a simulator: name a "
-                    "device, or a fake one with --shots"
-                )
-            return given
-        own = self.max_seconds
-        return None if own is None else Budget(own, where=f"max_seconds of backend {self.name}")
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed training counts and samples as if it had never stopped."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Backend, Call, Gradient
+from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
 from qrkt_hw.backends.device.packing import Counts, Packer
@@ -203,7 +204,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
     ) -> Iterator[Backend]:
         """See :meth:`Backend.open`."""
-        before, self._budget = self._budget, self.budget(budget)
+        before, self._budget = self._budget, Budget.of(self, budget)
         try:
             with super().open(journal, budget, progress) as held:
                 yield held

@@ -295,6 +295,23 @@ def announce(backend: Backend, console: Any) -> None:
         console.print(Panel(backend.notice, title=title, border_style="bold red"))
 
 
+def check(
+    backend: Backend,
+    *,
+    run: Any = None,
+    kind: str = "run",
+    arguments: dict[str, Any] | None = None,
+    budget: Budget | None = None,
+    **how: bool,
+) -> Budget | None:
+    """Refuse what :func:`open` refuses, before anything is loaded; the budget that counts."""
+    _check_resumed(run, kind, arguments or {}, **how)
+    named = next((key for key in ("restart", "resubmit", "replan") if how.get(key)), None)
+    if named is not None and not backend.bills:
+        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
+    return Budget.of(backend, budget)
+
+
 @contextmanager
 def open(
     options: Any,
@@ -331,18 +348,12 @@ def open(
         UserError: another process is at it, an unfinished activity is in the way, a resume with other flags, a budget
             that is spent or does not apply, or flags of devices for a simulator.
     """
-    given = {"restart": restart, "resubmit": resubmit, "replan": replan}
-    named = next((key for key, value in given.items() if value), None)
-    if resume and restart:
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
-    if (resubmit or replan) and not resume:
-        raise UserError(f"--{named} goes with --resume")
-    if resume and kind != "train":
-        _check_resumed(run, kind, arguments or {})
-    backend = options if isinstance(options, Backend) else make(options, seed, console)
-    if named is not None and not backend.bills:
-        raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")
-    budget = backend.budget(budget)
+    backend = options if isinstance(options, Backend) else None
+    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+    if backend is None:
+        _check_resumed(run, kind, arguments or {}, **how)
+        backend = make(options, seed, console)
+    budget = check(backend, run=run, kind=kind, arguments=arguments, budget=budget, **how)
     progress = progress or Waiting(console)
     from qrkt_hw.backends.device.journal import Journal
 
@@ -401,8 +412,22 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value not in (None, []) and key not in NOT_ASKED}
 
 
-def _check_resumed(run: Any, kind: str, asked: dict[str, Any]) -> None:
+def _check_resumed(
+    run: Any,
+    kind: str,
+    asked: dict[str, Any],
+    resume: bool = False,
+    restart: bool = False,
+    resubmit: bool = False,
+    replan: bool = False,
+) -> None:
     """Refuse flags that are not those of what was stopped: a run's journal never decides what is paid."""
+    if resume and restart:
+        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
+    if (resubmit or replan) and not resume:
+        raise UserError(f"--{'resubmit' if resubmit else 'replan'} goes with --resume")
+    if not resume or kind == "train":
+        return
     activity = None
     if run is not None and run.journal.is_file():
         from qrkt_hw.backends.device.journal import Journal

@@ -100,6 +100,9 @@ def infer(
 
     backend = backends.make(backend_options(flags), options.training.seed, console)
     budget = backends.Budget(max_qpu_seconds, max_cost)
+    kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
+    how: Any = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
+    limited = backends.check(backend, run=folder, kind="infer", arguments=kept, budget=budget, **how) is not None
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.backends.device.pipeline import DeviceBackend
     from qrkt_hw.data.base import DataShape
@@ -117,7 +120,7 @@ def infer(
     for line in summarize(model, shape, backend.shots):
         console.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
-    planned, limited = None, backend.budget(budget) is not None
+    planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or budget.flag is not None)
@@ -131,8 +134,6 @@ def infer(
             for line in planned.lines(backend.name):
                 echo(line)
         return
-    kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
-    how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
     with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
         if planned is None:
             trained(folder, model)  # last: flags and files that are wrong are named before it

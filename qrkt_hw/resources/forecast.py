@@ -111,7 +111,7 @@ def plan(
         UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found, budget = forecast(stages, samples, batch, backend), backend.budget(budget)
+    found, budget = forecast(stages, samples, batch, backend), Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found

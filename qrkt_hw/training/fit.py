@@ -66,7 +66,7 @@ def start(
     check_accelerator(options)
     data = data or load_data(options.data)
     backend = backends.make(options.backend, options.training.seed, console)
-    budget = backend.budget(budget)
+    budget = Budget.of(backend, budget)
     source = options.circuits  # of the run that the options come from
     circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
     options = options.with_circuits(lambda: circuits)

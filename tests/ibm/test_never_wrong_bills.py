@@ -139,7 +139,8 @@ def test_a_run_folder_does_not_decide_that_a_training_is_billed(mine, home, serv
     copy = tmp_path / "run"
     shutil.copytree(home / "run", copy)
     options = yaml.safe_load((copy / "config.yaml").read_text())
-    (copy / "config.yaml").write_text(yaml.safe_dump({**options, "backend": "mine", "epochs": 2}))
+    options["backend"]["name"], options["training"]["epochs"] = "mine", 2
+    (copy / "config.yaml").write_text(yaml.safe_dump(options, explicit_end=True))
     refused(qrkt("train", "--resume", copy, cwd=home), "billed", "--backend mine")
     refused(qrkt("train", "--resume", copy, "--backend", "exact", cwd=home), "--backend", "mine")
     assert not submitted(service)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -111,6 +112,23 @@ class Budget:
         by_cost = usd / price if usd is not None and price else None  # a price of 0 is no limit
         self.by_cost = by_cost is not None and (qpu_seconds is None or by_cost < qpu_seconds)
         self.limit = by_cost if self.by_cost else qpu_seconds
+
+    @classmethod
+    def of(cls, backend: Any, given: Budget | None = None) -> Budget | None:
+        """The budget that was given, else the backend's own; None without a limit.
+
+        Raises:
+            UserError: one was given, and the backend is no device that samples.
+        """
+        if given is not None and given.flag is not None:
+            if not backend.shots or backend.target is None:
+                raise UserError(
+                    f"{given.flag} applies only to devices that sample; backend {backend.name!r} is a simulator: name "
+                    "a device, or a fake one with --shots"
+                )
+            return given
+        own = backend.max_seconds
+        return None if own is None else cls(own, where=f"max_seconds of backend {backend.name}")
 
     @property
     def flag(self) -> str | None:

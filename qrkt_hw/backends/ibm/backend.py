@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrkt_hw.backends.base import Backend, Call, Gradient
+from qrkt_hw.backends.device.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Counts, Packer, counts_of
 from qrkt_hw.backends.device.pipeline import DeviceBackend
@@ -147,7 +148,7 @@ class IBMBackend(DeviceBackend):
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
-        budget = self.budget(budget)
+        budget = Budget.of(self, budget)
         if self.account is not None and activity.device != self.place.name:
             if self.entry.name != "least_busy":
                 raise UserError(
