@@ -1,9 +1,6 @@
-"""Reach the first training step sooner: without torch's compiler and torchmetrics, which a training never uses.
-
-torch's optimizers and Fabric import ``torch._dynamo`` for three names that do nothing unless something is compiled, and
-Fabric imports torchmetrics, where it is installed, to ask for its version. Only the program does without them, never
-the library.
-"""
+"""Reach the first training step sooner: without torch's compiler, of which torch's optimizers and Fabric import three
+names that do nothing unless something is compiled, and torchmetrics, of which Fabric asks the version. Only the program
+does without them, never the library."""
 
 from __future__ import annotations
 

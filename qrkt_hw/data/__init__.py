@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qrkt_hw.data import cifar, imagenet, mnist, text
 from qrkt_hw.data.base import Data, DataShape
@@ -11,14 +11,8 @@ from qrkt_hw.runs.config import DataConfig
 
 __all__ = ["Data", "DataShape", "load_data"]
 
-IMAGES: dict[str, Callable[[DataConfig], Data]] = {
-    "digits": mnist.load_digits,
-    "mnist": mnist.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
-    "imagenet": imagenet.load,
-    "folder": imagenet.load_folder,
-}
+IMAGES = {"digits": mnist.load_digits, "mnist": mnist.load, "cifar10": cifar.load, "cifar100": cifar.load}
+IMAGES |= {"imagenet": imagenet.load, "folder": imagenet.load_folder}
 
 
 def load_data(options: DataConfig, vocabulary: Sequence[str] = ()) -> Data:

@@ -88,13 +88,8 @@ class Data:
 
 class Indexed(Dataset[Any]):
     """Samples by index lists, which give ``(inputs, labels)``: images float32 ``(batch, channels, size, size)`` or
-    token ids int64 ``(batch, longest)`` padded with 0, and labels int64 ``(batch,)``.
-
-    Args:
-        inputs: an array or tensor of what is kept of each sample.
-        labels: of each.
-        read: makes the inputs of a batch of what is kept.
-    """
+    token ids int64 ``(batch, longest)`` padded with 0, and labels int64 ``(batch,)``. ``read`` makes the inputs of a
+    batch of what is kept of its samples, an array or tensor."""
 
     def __init__(self, inputs: Any, labels: Tensor, read: Callable[[Any], Tensor]) -> None:
         self.inputs, self.labels, self.read = inputs, labels, read
@@ -166,14 +161,9 @@ def stratified(labels: Indices, count: int, salt: int = 0) -> tuple[Indices, Ind
 
 
 def held_out(labels: Indices, limit: int | None, run: int = 1) -> tuple[Indices, Indices]:
-    """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion.
-
-    Args:
-        labels: ``(samples,)``.
-        limit: keeps a fixed, proportional part of the first.
-        run: validation is drawn as runs of so many samples of a class that follow each other, for data whose
-            neighbours are akin; shorter ones where a class has not fifty of them.
-    """
+    """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion; ``limit`` keeps a
+    fixed, proportional part of the first. Validation is drawn as runs of ``run`` samples of a class that follow each
+    other, for data whose neighbours are akin; shorter ones where a class has not fifty of them."""
     if len(labels) < 2:
         what = f"a training part of {len(labels)} samples"
         raise UserError(f"--dataset: {what} cannot be split into training and validation")

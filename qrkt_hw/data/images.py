@@ -37,7 +37,6 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
     Args:
         source: a file, or its content.
         name: what to call it in an error.
-        channels: 1 or 3.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
 

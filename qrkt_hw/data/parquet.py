@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from qrkt_hw.errors import UserError
 MOST_ROWS = 10**8
 WINDOW = 1_000  # encoded samples held for shuffling: about 110 MB of ImageNet
 Sample = tuple[bytes, int, str]  # an encoded image, its label, and what to call it in an error
+Place = tuple[Any, int, Iterator[Sample]]  # the epoch that is being read, its next batch, and the samples from there
+START: Place = (None, 0, iter(()))
 
 
 def files(folders: Sequence[Path], split: str) -> list[str]:
@@ -164,14 +166,11 @@ class Stream(Dataset[Any]):
     statistics: Statistics
     classes: int
     limit: int | None = None
-
-    def __post_init__(self) -> None:
-        # the epoch that is being read, its next batch, and the samples from there
-        self._place: tuple[Any, int, Iterator[Sample]] = (None, 0, iter(()))
+    _place: Place = field(default=START, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # where a reader stands is its own affair, and no file handle goes to another process
-        return {**self.__dict__, "_place": (None, 0, iter(()))}
+        return {**self.__dict__, "_place": START}
 
     def __len__(self) -> int:
         count = sum(int(shard.members(self.split).sum()) for shard in self.shards)

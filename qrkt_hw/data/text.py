@@ -53,15 +53,9 @@ def vocabulary_of(texts: Iterable[str], size: int, *, pairs: bool = False) -> tu
 def encode(
     texts: Sequence[str], vocabulary: Sequence[str], length: int, *, unique: bool = False, pairs: bool = False
 ) -> Tensor:
-    """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown.
-
-    Args:
-        texts: of any length.
-        vocabulary: the words and pairs of words, an id its place.
-        length: tokens of a text that are kept.
-        unique: keep each id once, where it first appears; ``length`` then counts these.
-        pairs: pairs of neighbouring words are tokens too, behind their second word, where the vocabulary has them.
-    """
+    """Token ids ``(texts, length)``, int32, places in the vocabulary: 0 pads, 1 is an unknown word; a text without any
+    word is one unknown. ``unique`` keeps each id once, where it first appears; ``length`` then counts these. With
+    ``pairs``, pairs of neighbours are tokens too, behind their second word, where the vocabulary has them."""
     place = {word: k for k, word in enumerate(vocabulary)}
     ids = np.zeros((len(texts), length), dtype=np.int32)
     for k, text in enumerate(texts):

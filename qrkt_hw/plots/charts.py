@@ -1,4 +1,7 @@
-"""Charts of recorded numbers, drawn without a display."""
+"""Charts of recorded numbers, drawn without a display; grids and animations of images.
+
+Matplotlib is imported when a chart is drawn: it would delay the first step of a training.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
+
+from qrkt_hw.runs.atomic import replace_with
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
@@ -17,11 +23,14 @@ RED, PALE = "#e53e3e", "#cbd5e0"
 COLOURS = [BLUE, ORANGE, "#2f855a", "#805ad5", "#b83280", GREY, "#d69e2e", "#319795"]
 SHADES = ["#bee3f8", "#90cdf4", "#63b3ed", "#c6f6d5", "#9ae6b4", "#e9d8fd", "#d6bcfa", "#fefcbf"]
 History = Sequence[Mapping[str, float]]  # one row per epoch
+LEAST = 24  # pixels that a small image is enlarged to
 WORST = 0.05  # error from which a qubit or a pair of qubits is marked
 
 
 def new(columns: int = 1, rows: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Figure, Any]:
     """A figure and its axes; ``width`` and ``height`` in inches of each panel."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
@@ -235,3 +244,43 @@ def plot_layout(
     axes.set_aspect("equal")
     axes.axis("off")
     return save(figure, path)
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images ``(count, channels, size, size)`` in [-1, 1] as bytes ``(count, size, size, channels)``."""
+    pixels = ((images.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def picture(image: np.ndarray) -> Image.Image:
+    """Of bytes ``(height, width, 1 or 3)``."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """Images row by row, small ones enlarged without smoothing."""
+    tiles = to_bytes(images)
+    count, size, _, channels = tiles.shape
+    factor, rows = max(1, -(-LEAST // size)), -(-count // columns)
+    step = size * factor + gap
+    canvas = np.full((rows * step + gap, columns * step + gap, channels), 90, np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = gap + k // columns * step, gap + k % columns * step
+        canvas[top : top + step - gap, left : left + step - gap] = tile.repeat(factor, 0).repeat(factor, 1)
+    return picture(canvas)
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> Path:
+    """Write :func:`grid` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_with(path, lambda target: grid(images, columns).save(target, format="PNG"))
+    return path
+
+
+def save_animation(frames: Sequence[Path], path: Path, milliseconds: int = 250) -> Path:
+    """The pictures of some files one after another, as an animated GIF; the last stays for two seconds."""
+    pictures = [Image.open(frame).convert("P") for frame in frames]
+    times = [milliseconds] * (len(pictures) - 1) + [2000]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
+    replace_with(path, lambda target: pictures[0].save(target, format="GIF", **options))
+    return path

@@ -33,6 +33,8 @@ class ClassifierTask(Task):
     """AdamW with warm-up and cosine decay; the epoch of the highest validation AUROC is kept. The model gives logits
     ``(batch, classes)``."""
 
+    shown = "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}"
+
     def __init__(self, options: Config, data: Data, model: nn.Module) -> None:
         rate, decay = options.training.learning_rate, options.training.weight_decay
         # many small tensors: one fused update takes a tenth of the time of one after another
@@ -41,9 +43,6 @@ class ClassifierTask(Task):
         (self.learner,) = self.learners
         self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
         self.evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
-
-    def updates(self, steps: int) -> list[int]:
-        return [steps]
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
@@ -81,9 +80,6 @@ class ClassifierTask(Task):
             return False
         record.best, record.best_epoch = score, last["epoch"]
         return True
-
-    def shown(self, metrics: dict[str, float]) -> str:
-        return "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}".format(**metrics)
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step

@@ -30,10 +30,9 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.sections import TWICE
-from qrkt_hw.training.checkpoint import resume_from
 from qrkt_hw.training.classifier import ClassifierTask
 from qrkt_hw.training.gan import GanTask
-from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, train
+from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_from, train
 
 # features of a batch of a GAN, amplitudes in one projection of another batch, below which waking a second thread costs
 # more than it brings
@@ -53,9 +52,8 @@ def start(
     """Train from scratch; returns the run.
 
     Args:
-        options: of the run.
+        options, console: of the run, and where its progress is shown.
         out: its folder; None makes a new one under ``runs/``.
-        console: for progress.
         after_epoch: is called when an epoch is kept.
         data: the options' data set, where it is loaded already.
         budget: limits of QPU time and money on a device.

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from qrkt_hw.data import Data
 from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.plots.images import save_animation, save_grid
+from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
 from qrkt_hw.training.loop import Record, Task
@@ -35,6 +35,8 @@ class GanTask(Task):
     Both sides of the model see the normalised data as pixels in [-1, 1]."""
 
     model: Gan
+    shown = "generator {generator_loss:.3f}  discriminator {discriminator_loss:.3f}  scores "
+    shown += "{real_score:+.2f} {fake_score:+.2f}"
 
     def __init__(self, options: Config, data: Data, model: Gan) -> None:
         o, t = options.gan, options.training
@@ -117,10 +119,6 @@ class GanTask(Task):
             kept.train(was)
             save_grid(images, run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
         return due
-
-    def shown(self, metrics: dict[str, float]) -> str:
-        losses = "generator {generator_loss:.3f}  discriminator {discriminator_loss:.3f}"
-        return f"{losses}  scores {{real_score:+.2f}} {{fake_score:+.2f}}".format(**metrics)
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step

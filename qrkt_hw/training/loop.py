@@ -8,9 +8,11 @@ import math
 import resource
 import sys
 import time
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import named_blocks
-from qrkt_hw.models.weights import save_weights
+from qrkt_hw.models.weights import read_weights, save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
 from qrkt_hw.runs.config import Config
@@ -94,14 +96,10 @@ class Record:
 
 
 class Task(ABC):
-    """What a step does with a batch, and what becomes of an epoch.
+    """What a step does with a batch, and what becomes of an epoch. ``averaged`` is the part of the model whose moving
+    average is validated and kept; ``pairs`` are the model's networks, each with its optimizer."""
 
-    Args:
-        options, data: of the run.
-        model: everything that is trained.
-        averaged: the part of it whose moving average is validated and kept.
-        pairs: the networks of the model and how each one is optimised.
-    """
+    shown: str  # an epoch's metrics in a few words: a format
 
     def __init__(self, options: Config, data: Data, model: nn.Module, averaged: nn.Module, pairs: Pairs) -> None:
         self.options, self.data, self.model = options, data, model
@@ -137,9 +135,9 @@ class Task(ABC):
         advice = "try a lower rate or --clip"
         return UserError(f"--learning-rate: training diverged in epoch {epoch} ({found}); {advice}")
 
-    @abstractmethod
     def updates(self, steps: int) -> list[int]:
         """How often each learner was updated in the first ``steps`` steps of the training."""
+        return [steps]
 
     @abstractmethod
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
@@ -152,10 +150,6 @@ class Task(ABC):
     @abstractmethod
     def keep(self, record: Record, run: RunFolder) -> bool:
         """Whether the weights of the record's last epoch are kept; what else the task keeps is written here."""
-
-    @abstractmethod
-    def shown(self, metrics: dict[str, float]) -> str:
-        """An epoch's metrics in a few words."""
 
     @abstractmethod
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
@@ -215,7 +209,7 @@ def train(
             record.history.append({"epoch": epoch, **metrics, **measured, "cpu_seconds": record.cpu_seconds})
             logger.log_metrics(metrics, epoch * len(batches))
             _keep(task, run, record, backend)
-            progress.end_epoch(epoch, task.shown(metrics))
+            progress.end_epoch(epoch, task.shown.format(**metrics))
             if after_epoch is not None:
                 after_epoch(epoch, metrics)
     logger.finalize("success")
@@ -243,6 +237,79 @@ def _write_metrics(run: RunFolder, record: Record) -> None:
     writer.writeheader()
     writer.writerows(record.history)
     write_text(run.metrics, text.getvalue())
+
+
+def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
+    """Continue from the run's checkpoint, also of an earlier release: fills ``task`` and ``backend``; a fresh record
+    where there is none.
+
+    Raises:
+        UserError: it cannot be read, is not one of ours, or does not belong to the run's configuration.
+    """
+    if not run.checkpoint.is_file():
+        return Record()
+    try:
+        content = _read(run.checkpoint)
+        fits = _layout(content["state_dict"]) == _layout(task.modules.state_dict())
+        if fits:
+            record = _record(content["record"])
+            moments = list(_moments(task, content["optimizer_states"], len(record.history)))
+            if not all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments)):
+                raise ValueError("it holds values that are not finite numbers")
+            task.modules.load_state_dict(content["state_dict"])
+            for learner, kept in zip(task.learners, content["optimizer_states"], strict=True):
+                learner.optimizer.load_state_dict(kept)
+            backend.restore(content["record"]["backend"])
+    except Exception as error:  # torch raises many kinds for a file that is not whole
+        why = str(error) if type(error) in (ValueError, UserError) else type(error).__name__
+        raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
+    if not fits:
+        raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if run.model.is_file():
+        read_weights(task.model, run.model, run.weights_sha256())
+    done, epochs = len(record.history), task.options.training.epochs
+    if done > epochs:
+        raise UserError(f"{run.config}: epochs is {epochs}, but {run.checkpoint} holds {done}")
+    return record
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()  # torch does not compare the checksums
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} is not what was written")
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if "record" not in content:  # Lightning's Trainer, of earlier releases, kept it as the state of a callback
+        content["record"] = content["callbacks"]["Recorder"]
+    return content
+
+
+def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
+def _record(kept: dict[str, Any]) -> Record:
+    area, loss = map(float, kept["best"])
+    seconds = float(kept["train_seconds"]), float(kept["cpu_seconds"])
+    record = Record(list(kept["history"]), (area, loss), int(kept["best_epoch"]), *seconds)
+    numbers = [row["epoch"] for row in record.history]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)) or {type(n) for n in numbers} != {int}:
+        raise ValueError("its epochs are not those of a training")
+    return record
+
+
+def _moments(task: Task, states: list[dict[str, Any]], epochs: int) -> Iterator[Tensor]:
+    """All moments of the optimizers; a ValueError where they are not of so many epochs of the task."""
+    expected = task.updates(epochs * len(task.batches))
+    for learner, updates, kept in zip(task.learners, expected, states, strict=True):
+        moments = kept["state"]
+        if bool(moments) != bool(updates) or any(int(state["step"]) != updates for state in moments.values()):
+            raise ValueError("its optimizers have not taken the steps of its epochs")
+        for place, state in moments.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != learner.parameters[place].shape:
+                    raise ValueError("its optimizers are not those of this run")
+                yield state[name]
 
 
 def peak_memory() -> float:
