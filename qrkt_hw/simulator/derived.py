@@ -15,13 +15,7 @@ from qrkt_hw.compiler import Derived, evaluate
 def derived_values(derived: Derived, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """What ``derived.template`` takes, from what ``derived.source`` takes; differentiable any number of times.
 
-    Args:
-        inputs: ``(..., groups, inputs)``.
-        weights: ``(groups, weights)``.
-
-    Returns:
-        ``(..., groups, inputs)`` and ``(groups, weights)`` of ``derived.template``; the same tensors where its angles
-        were linear as they were.
+    Inputs are ``(..., groups, inputs)``, weights ``(groups, weights)``; the same tensors where the angles were linear as they were.
     """
     if derived.trivial:
         return inputs, weights
