@@ -115,7 +115,7 @@ def _tokens(options: Config, shape: DataShape) -> Tokens:
         "dropout": options.model.dropout,
     }
     if isinstance(options.model, TextConfig):
-        common.update(left_out=options.model.token_dropout, scale=options.model.embedding_scale)
+        common.update(word_dropout=options.model.token_dropout, scale=options.model.embedding_scale)
         return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
     assert isinstance(options.model, VitConfig)
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 RED, PALE = "#e53e3e", "#cbd5e0"

@@ -27,8 +27,6 @@ def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
     """
     if not run.checkpoint.is_file():
         return Record()
-    if run.model.is_file():
-        read_weights(task.model, run.model, run.weights_sha256())
     state = task.modules.state_dict()
     try:
         content = _read(run.checkpoint)
@@ -47,6 +45,8 @@ def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
         raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
     if found != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
         raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if run.model.is_file():
+        read_weights(task.model, run.model, run.weights_sha256())
     done, epochs = len(record.history), task.options.training.epochs
     if done > epochs:
         raise UserError(f"{run.config}: epochs is {epochs}, but {run.checkpoint} holds {done}")

@@ -28,7 +28,8 @@ from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
-from qrkt_hw.runs.config import TWICE, Config
+from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.sections import TWICE
 from qrkt_hw.training import classifier, gan
 from qrkt_hw.training.checkpoint import resume_from
 from qrkt_hw.training.classifier import ClassifierTask
