@@ -4,8 +4,6 @@
 ``register`` adds your own.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import sys

@@ -1,7 +1,5 @@
 """A chain-topology brickwork that fits heavy-hex and square lattices without a SWAP."""
 
-from __future__ import annotations
-
 from qiskit.circuit import ParameterVector
 
 from qrkt_hw.ansatz import CircuitTemplate, angle_encoding

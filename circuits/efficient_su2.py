@@ -1,7 +1,5 @@
 """Qiskit's ``efficient_su2`` (RY and RZ layers and CX) behind an angle encoding."""
 
-from __future__ import annotations
-
 from qiskit.circuit.library import efficient_su2
 
 from qrkt_hw.ansatz import CircuitTemplate, behind_angle_encoding

@@ -1,7 +1,5 @@
 """The thesis' VQC: RY encoding, RX and RZ by the same angle on every qubit, then an interleaved H/CNOT ring."""
 
-from __future__ import annotations
-
 from qiskit.circuit import ParameterVector
 
 from qrkt_hw.ansatz import CircuitTemplate, angle_encoding

@@ -1,7 +1,5 @@
 """Qiskit's ``real_amplitudes`` (RY layers and CX) behind an angle encoding."""
 
-from __future__ import annotations
-
 from qiskit.circuit.library import real_amplitudes
 
 from qrkt_hw.ansatz import CircuitTemplate, behind_angle_encoding

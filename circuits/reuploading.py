@@ -1,7 +1,5 @@
 """Data re-uploading: the features enter again in every layer, so outputs are Fourier series of degree ``layers``."""
 
-from __future__ import annotations
-
 from qiskit.circuit import ParameterVector
 
 from qrkt_hw.ansatz import CircuitTemplate, ring

@@ -1,7 +1,5 @@
 """The predecessor of the thesis' VQC: RX encoding, layers of RX and a CNOT ring."""
 
-from __future__ import annotations
-
 from qiskit.circuit import ParameterVector
 
 from qrkt_hw.ansatz import CircuitTemplate, angle_encoding, ring

@@ -1,7 +1,5 @@
 """RY encoding, then layers of RY and RZ with a CX ring: the circuit-14 family without controlled rotations."""
 
-from __future__ import annotations
-
 from qiskit.circuit import ParameterVector
 
 from qrkt_hw.ansatz import CircuitTemplate, angle_encoding, ring

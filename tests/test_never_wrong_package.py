@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from qrkt_hw.runs import doctor
+from qrkt_hw.commands import doctor
 
 ROOT = Path(__file__).parents[1]
 WANTED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]

@@ -1,7 +1,5 @@
 """The command line: one file per command. Modules load when their command is used, so that help is instant."""
 
-from __future__ import annotations
-
 import errno
 import io
 import logging
@@ -15,29 +13,34 @@ from typing import Any, NoReturn
 
 import click
 
-from qrkt_hw.commands.lazy import LazyGroup
+from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning
+from qrkt_hw.errors import RunWarning, UserError
 
 COMMANDS = {
-    "train": ("qrkt_hw.commands.train:train", "Train a model; leaves a run folder."),
-    "infer": ("qrkt_hw.commands.infer:infer", "Accuracy of a run, or classes of your images."),
-    "generate": ("qrkt_hw.commands.generate:generate", "Images from the generator of a GAN."),
-    "evaluate": ("qrkt_hw.commands.evaluate:evaluate", "FID, KID, precision and recall of a GAN's images."),
-    "compare": ("qrkt_hw.commands.compare:compare", "Several runs in one table and one picture."),
-    "baseline": ("qrkt_hw.commands.baseline:baseline", "Size- and parameter-matched classical baselines of a run."),
-    "tune": ("qrkt_hw.commands.tune:tune", "Search over any options; resumable, shared by machines."),
-    "circuits": ("qrkt_hw.commands.circuits:circuits", "List, show and analyze the circuit templates."),
-    "resources": ("qrkt_hw.commands.resources:resources", "What a model costs on a device, and whether it is quantum."),
-    "presets": ("qrkt_hw.commands.presets:presets", "List and show the presets."),
-    "backends": ("qrkt_hw.commands.backends:backends", "List the backends and try one."),
-    "jobs": ("qrkt_hw.commands.jobs:jobs", "Jobs that a run sent to a device: list, show, cancel, adopt."),
-    "doctor": ("qrkt_hw.commands.doctor:doctor", "What is wrong with this installation, and what mends it."),
-    "about": ("qrkt_hw.commands.about:about", "Versions and devices, for a bug report."),
+    "train": "Train a model; leaves a run folder.",
+    "infer": "Accuracy of a run, or classes of your images.",
+    "generate": "Images from the generator of a GAN.",
+    "evaluate": "FID, KID, precision and recall of a GAN's images.",
+    "compare": "Several runs in one table and one picture.",
+    "baseline": "Size- and parameter-matched classical baselines of a run.",
+    "tune": "Search over any options; resumable, shared by machines.",
+    "circuits": "List, show and analyze the circuit templates.",
+    "resources": "What a model costs on a device, and its classical simulability.",
+    "presets": "List and show the presets.",
+    "backends": "List the backends and try one.",
+    "jobs": "Jobs that a run sent to a device: list, show, cancel, adopt.",
+    "doctor": "What is wrong with this installation, and what fixes it.",
+    "about": "Versions and devices, for a bug report.",
 }
 
 
-@click.group(cls=LazyGroup, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    commands=COMMANDS,
+    aliases={"twin": "baseline"},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="qrkt-hw", prog_name="qrkt-hw")
 @click.pass_context
 def group(context: click.Context) -> None:
@@ -50,8 +53,6 @@ def group(context: click.Context) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a user's mistake is one sentence on standard error and exit status 2."""
-    from qrkt_hw.errors import UserError
-
     warnings.showwarning = _show
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
@@ -98,8 +99,6 @@ def _end(program: bool, status: int, message: str) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # what is left is the interpreter's own end
     with suppress(OSError):
         if message:
-            from qrkt_hw.commands.terminal import echo
-
             echo(f"qrkt-hw: {message}", err=True)
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -140,8 +139,6 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
-        from qrkt_hw.commands.terminal import echo
-
         echo("warning: " + " ".join(str(message).split()), err=True)
     else:
         _others(message, category, *rest, **more)

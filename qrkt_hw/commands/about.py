@@ -1,17 +1,14 @@
 """``qrkt-hw about``."""
 
-from __future__ import annotations
-
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import Command, echo
 
 
 @click.command(cls=Command)
 def about() -> None:
     """Versions and devices, for a bug report."""
-    from qrkt_hw.runs.environment import environment
+    from qrkt_hw.runs.folder import environment
 
     found = environment()
     packages = found.pop("packages")

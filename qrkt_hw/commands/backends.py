@@ -1,13 +1,10 @@
 """``qrkt-hw backends list`` and ``check``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.lazy import Group
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import PATH, Group, console, echo, table
 from qrkt_hw.errors import UserError
 
 
@@ -16,7 +13,7 @@ def backends() -> None:
     """List the backends and try one."""
 
 
-FILE = click.option("--backends-file", type=click.Path(path_type=Path), help="a backends.yaml over all others")
+FILE = click.option("--backends-file", type=PATH, help="a backends.yaml over all others")
 
 
 @backends.command("list")
@@ -24,49 +21,40 @@ FILE = click.option("--backends-file", type=click.Path(path_type=Path), help="a 
 @FILE
 def list_(backends_file: Path | None, remote: bool) -> None:
     """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
-    from rich.table import Table
-
-    from qrkt_hw.commands.console import Terminal
-
     if remote and backends_file is not None:
         raise UserError("--backends-file: the devices of --remote come from the account; leave it out")
     if remote:
         _remote()
         return
-
     from qrkt_hw.backends import listing
     from qrkt_hw.backends.device.transpile import fake_names
 
-    table = Table("name", "kind", "qubits", "values", box=None, header_style="bold")
-    table.add_column("here", overflow="fold")
+    rows = []
     for found in listing(backends_file):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
         remark = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
-        table.add_row(found.name, found.kind, qubits, f"{found.shots} shots" if found.shots else "exact", here + remark)
-    Terminal().print(table)
-    echo(f"and {len(fake_names())} snapshots by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+        values = f"{found.shots} shots" if found.shots else "exact"
+        rows.append((found.name, found.kind, qubits, values, here + remark))
+    table(("name", "kind", "qubits", "values", "here"), rows, markup=True)
+    echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston: any fake_NAME of the IBM runtime")
 
 
 def _remote() -> None:
-    from rich.table import Table
-
     from qrkt_hw.backends.ibm.account import Account
-    from qrkt_hw.commands.console import Terminal
 
     account = Account()
     left = account.seconds_left
-    table = Table("name", "qubits", "queue", "state", "calibrated", box=None, header_style="bold")
+    rows = []
     for device in account.ask(lambda: account.service.backends(), "asking for the devices"):
         status = account.ask(device.status, f"asking for the status of {device.name}")
-        state = (
-            "offline" if not status.operational else "online" if status.status_msg == "active" else status.status_msg
-        )
+        working = "online" if status.status_msg == "active" else status.status_msg
+        state = working if status.operational else "offline"
         properties = account.ask(device.properties, f"asking for the calibration of {device.name}")
         date = getattr(properties, "last_update_date", None)
-        table.add_row(device.name, str(device.num_qubits), str(status.pending_jobs), state,
-                      date.isoformat(" ", "minutes") if date else "-")  # fmt: skip
-    Terminal().print(table)
+        calibrated = date.isoformat(" ", "minutes") if date else "-"
+        rows.append((device.name, str(device.num_qubits), str(status.pending_jobs), state, calibrated))
+    table(("name", "qubits", "queue", "state", "calibrated"), rows)
     echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
 
 
@@ -84,14 +72,13 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
 
     from qrkt_hw import backends, circuits
     from qrkt_hw.backends.exact import ExactBackend
-    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.commands.options import backend_options
 
     template = circuits.build("brickwork", 2, 1)
     values = np.linspace(0.3, 1.5, template.num_inputs + template.num_weights)[None]
     ideal = ExactBackend("exact").run([backends.Call(template, values)])[0][0]
     entry = {"backend": name, "shots": shots, "strict_backend": strict_backend, "backends_file": backends_file}
-    with backends.open(backend_options(entry), console=Terminal(stderr=True), seed=1) as backend:
+    with backends.open(backend_options(entry), console=console(stderr=True), seed=1) as backend:
         started = time.perf_counter()
         seen = backend.run([backends.Call(template, values, "check")])[0][0]
     seconds = time.perf_counter() - started

@@ -1,22 +1,18 @@
 """``qrkt-hw baseline``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import trust_flag
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import PATH, Command, console, echo, opened, run_argument, trust_flag
 from qrkt_hw.errors import UserError
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@run_argument
 @click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the trials  [default: RUN-baseline]")
+@click.option("--out", type=PATH, help="folder of the trials  [default: RUN-baseline]")
 @trust_flag
 def baseline(run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool) -> None:
     """Train the classical baselines of RUN and compare: one size-matched, one parameter-matched.
@@ -26,20 +22,16 @@ def baseline(run: Path | None, trials: int | None, epochs: int | None, out: Path
 
     The baselines of a GAN get its learning rates and as much CPU time as it had; all are measured by one protocol.
     """
-    from qrkt_hw.runs import RunFolder, newest
-
-    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    echo(f"run {folder.path}")
+    folder = opened(run, trust_ansatz)
     options = folder.options()
     if not options.has_circuits:
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     from qrkt_hw.commands.compare import show
-    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
-    groups, _ = baselines.train_baselines(folder, trials or 3, epochs, place, Terminal(stderr=True))
+    groups, _ = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
     show(groups)
     echo(str(place))

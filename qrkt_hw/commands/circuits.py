@@ -1,13 +1,10 @@
 """``qrkt-hw circuits list``, ``show`` and ``analyze``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.lazy import Group
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import PATH, Group, echo, json_flag, table, writing
 from qrkt_hw.errors import UserError
 
 LARGEST_SIGNAL = 6  # qubits up to which angles are conditioned for the table
@@ -21,15 +18,10 @@ def circuits() -> None:
 @circuits.command("list")
 def list_() -> None:
     """Every template: weights at 4 qubits and one layer, topology, source."""
-    from rich.table import Table
-
     from qrkt_hw.circuits import describe
-    from qrkt_hw.commands.console import Terminal
 
-    table = Table("name", "weights", "topology", "source", box=None, header_style="bold")
-    for template in describe():
-        table.add_row(template.name, str(template.num_weights), template.topology, template.reference)
-    Terminal().print(table)
+    rows = ((one.name, str(one.num_weights), one.topology, one.reference) for one in describe())
+    table(("name", "weights", "topology", "source"), rows)
     echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function")
 
 
@@ -37,7 +29,7 @@ def list_() -> None:
 @click.argument("name")
 @click.option("--qubits", type=click.IntRange(1, 1000), default=4, show_default=True)
 @click.option("--layers", type=click.IntRange(1, 1000), default=1, show_default=True)
-@click.option("--draw", type=click.Path(path_type=Path), help="write a picture (.png, .pdf or .svg)")
+@click.option("--draw", type=PATH, help="write a picture (.png, .pdf or .svg)")
 @click.option("--qasm", is_flag=True, help="print OpenQASM 3 instead")
 def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> None:
     """Draw a template and say what it holds."""
@@ -62,10 +54,8 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
         if draw.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UserError(f"--draw: {draw} must end in .png, .pdf or .svg")
         figure = circuit.draw("mpl", fold=30)
-        try:
+        with writing("--draw", draw):
             figure.savefig(draw, dpi=150, bbox_inches="tight")
-        except OSError as error:
-            raise UserError(f"--draw: {draw} cannot be written: {error.strerror}") from error
         echo(f"drawn to {draw}", err=qasm)
 
 
@@ -78,8 +68,8 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
     "--samples", type=click.IntRange(min=2), default=200, show_default=True, help="parameter sets of the gradient"
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="draw the figures over qubits and layers (.png)")
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@click.option("--plot", type=PATH, help="draw the figures over qubits and layers (.png)")
+@json_flag
 def analyze(
     name: str, qubits: str, layers: str, pairs: int, samples: int, seed: int, plot: Path | None, as_json: bool
 ) -> None:
@@ -90,10 +80,7 @@ def analyze(
     import dataclasses
     import json
 
-    from rich.table import Table
-
     from qrkt_hw.circuits import build
-    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.models.initialization import signal
     from qrkt_hw.simulator.analysis import LARGEST, cones, measure
 
@@ -120,31 +107,24 @@ def analyze(
     if as_json:
         echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
     else:
-        table = Table("qubits", "layers", "weights", box=None, header_style="bold")
         titles = ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output", "signal")
-        for title in titles:
-            table.add_column(title, justify="right")
-        for row in rows:
-            seen = row["inputs_seen"]
-            table.add_row(
-                str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
-                f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
-                f"{min(seen)} to {max(seen)}",
-                "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}",
-            )  # fmt: skip
-        Terminal(width=110).print(table)
+        table(("qubits", "layers", "weights", *titles), (
+            (str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
+             f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
+             f"{min(row['inputs_seen'])} to {max(row['inputs_seen'])}",
+             "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}")
+            for row in rows
+        ), right=titles, width=110)  # fmt: skip
         echo(
             "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most;\n"
             "signal: linear part of the values, with angles as drawn and with --initial-angles conditioned; 0 is\n"
-            "deaf, 0.61 a sine of each input"
+            "no signal, 0.61 a sine of each input"
         )
     if plot is not None:
         from qrkt_hw.plots.charts import plot_analysis
 
-        try:
+        with writing("--plot", plot):
             plot_analysis(name, rows, plot)
-        except OSError as error:
-            raise UserError(f"--plot: {plot} cannot be written: {error.strerror}") from error
         echo(f"drawn to {plot}", err=as_json)
 
 

@@ -1,30 +1,182 @@
-"""``qrkt-hw doctor``."""
+"""``qrkt-hw doctor``: each check looks at the installation, and says what it saw and what would fix it."""
 
-from __future__ import annotations
-
+import importlib
+import json
+import os
+import re
+import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import click
 
-from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.interface import Command, echo
+
+TORCH = "pip install --force-reinstall torch torchvision"
+_MARKS = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "problem": ("!!", "red")}
+
+
+class Finding(NamedTuple):
+    """What one check saw: the state (a ``warning`` works, but not everything), of what, and the command that helps."""
+
+    state: Literal["ok", "warning", "problem"]
+    subject: str
+    text: str
+    remedy: str = ""
 
 
 @click.command(cls=Command)
 def doctor() -> None:
-    """What is installed, what does not fit together, and the command that mends each problem.
+    """What is installed, what does not fit together, and the command that fixes each problem.
 
-    Exit status 1 where something is broken; a missing GPU or account is a remark, not a fault.
+    Exit status 1 where something is broken; a missing GPU or account is a warning, not a fault.
     """
-    from qrkt_hw.runs.doctor import examine
-
     findings = examine()
-    marks = {"ok": ("ok", "green"), "remark": ("--", "yellow"), "problem": ("!!", "red")}
     for finding in findings:
-        mark, colour = marks[finding.state]
-        click.echo(f"{click.style(mark, fg=colour, bold=True)}  {finding.subject:22} {finding.text}")
+        mark, colour = _MARKS[finding.state]
+        click.secho(mark, fg=colour, bold=True, nl=False)
+        echo(f"  {finding.subject:22} {finding.text}")
         if finding.remedy:
-            click.echo(f"    {'':22} -> {finding.remedy}")
-    problems = sum(f.state == "problem" for f in findings)
-    click.echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "nothing is broken")
+            echo(f"    {'':22} -> {finding.remedy}")
+    problems = sum(finding.state == "problem" for finding in findings)
+    echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "nothing is broken")
     if problems:
         sys.exit(1)
+
+
+def examine() -> list[Finding]:
+    """All checks, each on its own: one that fails does not hide the others."""
+    from packaging.utils import canonicalize_name
+
+    found = [Finding("ok", "python", sys.version.split()[0])]
+    versions: dict[str, str] = {
+        canonicalize_name(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"]
+    }
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "versions": lambda: requirements(versions),
+        "aer wheel": lambda: [aer(versions)],
+        "aer devices": lambda: [_aer_devices()],
+        "torch": lambda: [_torch()],
+        "torchvision": lambda: [_torchvision()],
+        "IBM account": _account,
+    }
+    for name, check in checks.items():
+        try:
+            found.extend(check())
+        except Exception as error:
+            found.append(Finding("problem", name, f"could not be examined: {type(error).__name__}: {error}"))
+    return found
+
+
+def requirements(versions: Mapping[str, str], wanted: list[str] | None = None) -> list[Finding]:
+    """Whether what is installed meets what qrkt-hw asks for."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+    from packaging.version import Version
+
+    try:
+        wanted = metadata.requires("qrkt-hw") or [] if wanted is None else wanted
+    except metadata.PackageNotFoundError:
+        return [Finding("problem", "qrkt-hw", "is not installed, only its folder is on the path", "pip install -e .")]
+    asked = [(Requirement(text), text.partition(";")[0].strip()) for text in wanted]
+    asked = [(one, text) for one, text in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
+    wrong = []
+    for one, text in asked:
+        name = canonicalize_name(one.name)
+        version = versions.get(name) or (versions.get("qiskit-aer-gpu") if name == "qiskit-aer" else None)
+        if version is None or not one.specifier.contains(Version(version), prereleases=True):
+            seen = f"{version} is installed" if version else "is missing"
+            wrong.append(Finding("problem", one.name, f"{seen}, wanted {one.specifier}", f"pip install '{text}'"))
+    return wrong or [Finding("ok", "versions", f"all {len(asked)} requirements are met")]
+
+
+def aer(versions: Mapping[str, str]) -> Finding:
+    """Which Aer wheel is there. The CPU and GPU wheels hold the same files: the last one installed wins."""
+    cpu, gpu = versions.get("qiskit-aer"), versions.get("qiskit-aer-gpu") or versions.get("qiskit-aer-gpu-cu11")
+    if cpu and gpu:
+        text = f"qiskit-aer {cpu} and qiskit-aer-gpu {gpu} overwrite each other's files"
+        one = f"pip install qiskit-aer-gpu=={gpu}   (or qiskit-aer=={cpu} for the CPU)"
+        return Finding("problem", "aer wheel", text, f"pip uninstall -y qiskit-aer qiskit-aer-gpu && {one}")
+    if gpu:
+        return Finding("ok", "aer wheel", f"qiskit-aer-gpu {gpu}")
+    if cpu:
+        gpu_wheel = "for NVIDIA: pip uninstall -y qiskit-aer && pip install qiskit-aer-gpu" if _nvidia() else ""
+        return Finding("warning", "aer wheel", f"qiskit-aer {cpu}: CPU only", gpu_wheel)
+    text = "neither qiskit-aer nor qiskit-aer-gpu is installed"
+    return Finding("problem", "aer wheel", text, "pip install qiskit-aer")
+
+
+def _aer_devices() -> Finding:
+    # in a process of its own: without its CUDA libraries the GPU wheel takes the interpreter down on import
+    code = "from qiskit_aer import AerSimulator; print(','.join(AerSimulator().available_devices()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        remedy = "pip uninstall -y qiskit-aer qiskit-aer-gpu && pip install qiskit-aer"
+        if re.search(r"lib(cu\w+|nv\w+)\.so", last):
+            remedy = "pip install nvidia-cublas-cu12 nvidia-cusolver-cu12 nvidia-cusparse-cu12 nvidia-cuda-runtime-cu12"
+        return Finding("problem", "aer import", last, remedy)
+    if "GPU" in done.stdout.strip().split(","):
+        return Finding("ok", "aer devices", "CPU and GPU")
+    return Finding("warning", "aer devices", "CPU; aer_gpu falls back to aer_cpu")
+
+
+def _torch() -> Finding:
+    import torch
+
+    version, built = torch.__version__, torch.version.cuda
+    if torch.cuda.is_available():
+        return Finding("ok", "torch", f"{version}, CUDA {built}, {torch.cuda.get_device_name(0)}")
+    if not _nvidia():
+        return Finding("warning", "torch", f"{version}, no CUDA GPU here; the CPU is used")
+    if built is None:
+        return Finding("warning", "torch", f"{version} is a CPU build beside an NVIDIA GPU", TORCH)
+    text = f"{version} (CUDA {built}) cannot use the NVIDIA GPU: the driver is too old or not loaded"
+    return Finding("problem", "torch", text, "nvidia-smi")
+
+
+def _torchvision() -> Finding:
+    try:
+        module = importlib.import_module("torchvision")
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        return Finding("problem", "torchvision", f"does not fit this torch ({type(error).__name__}: {first})", TORCH)
+    return Finding("ok", "torchvision", module.__version__)
+
+
+def _account() -> list[Finding]:
+    """Whether an IBM account is saved or in the environment. Its contents are never shown."""
+    subject = "IBM account"
+    if os.environ.get("QISKIT_IBM_TOKEN"):
+        return [Finding("ok", subject, "in the environment (QISKIT_IBM_TOKEN)"), _plan()]
+    path = Path(os.environ.get("QISKIT_IBM_CONFIG") or Path.home() / ".qiskit" / "qiskit-ibm.json")
+    remedy = "qiskit_ibm_runtime.QiskitRuntimeService.save_account(channel='ibm_quantum_platform', token=...)"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError):
+        return [Finding("problem", subject, f"{path} cannot be read", remedy)]
+    if not saved:
+        return [Finding("warning", subject, "none is saved; only IBM's devices need one", remedy)]
+    return [Finding("ok", subject, f"{len(saved)} saved"), _plan()]
+
+
+def _plan() -> Finding:
+    """Whether the account opens the service, its plan, and what is left of it."""
+    from qrkt_hw.backends.ibm.account import Account
+    from qrkt_hw.errors import UserError
+
+    try:
+        account = Account(read_timeout=10.0, patience=5.0)
+        plan, left = account.plan, account.seconds_left
+    except UserError as error:
+        text = str(error).removeprefix("--backend: ")
+        return Finding("problem", "IBM Quantum", text, "qrkt-hw backends list --remote")
+    rest = f", {left:,.0f} QPU seconds left" if left is not None else ""
+    return Finding("ok", "IBM Quantum", f"signed in, plan {plan}{rest}")
+
+
+def _nvidia() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()

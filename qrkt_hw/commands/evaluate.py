@@ -1,22 +1,19 @@
 """``qrkt-hw evaluate``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import check_used, trust_flag
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.options import check_used
 
 
-@click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.command(cls=cli.Command)
+@cli.run_argument
 @click.option(
     "--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="generated samples"
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="of their noise")
+@click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of their noise")
 @click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
@@ -25,80 +22,56 @@ from qrkt_hw.commands.terminal import echo
 )
 @click.option(
     "--reference-classifier",
-    "--judge",
-    "classifier",
-    type=click.Path(path_type=Path),
+    type=cli.PATH,
     help="its file, made where it is missing  [default: one for each data set, in the cache]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
+@cli.data_dir_flag
 @click.option(
-    "--reference-scores",
-    "--yardsticks",
-    "reference_scores",
-    is_flag=True,
-    help="also the real test images, and Gaussian images of equal covariance",
+    "--reference-scores", is_flag=True, help="also the real test images, and Gaussian images of equal covariance"
 )
-@trust_flag
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@cli.trust_flag
+@cli.json_flag
 def evaluate(
-    run: Path | None,
-    samples: int,
-    seed: int,
-    split: str,
-    inception_weights: Path | None,
-    classifier: Path | None,
-    data_dir: Path | None,
-    reference_scores: bool,
-    trust_ansatz: bool,
-    as_json: bool,
-) -> None:
+    run: Path | None, samples: int, seed: int, split: str, inception_weights: Path | None,
+    reference_classifier: Path | None, data_dir: Path | None, reference_scores: bool, trust_ansatz: bool, as_json: bool,
+) -> None:  # fmt: skip
     """FID, KID, Inception Score, precision and recall of RUN's images, and what a reference classifier says of them.
 
     The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
     """
-    from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    echo(f"run {folder.path}", err=as_json)
+    folder = cli.opened(run, trust_ansatz, err=as_json)
     check_used(folder, {"data_dir": data_dir})
     from qrkt_hw.experiments import evaluation
 
     record = evaluation.evaluate(
-        folder,
-        Terminal(stderr=True),
-        samples=samples,
-        seed=seed,
-        split=split,
-        inception=inception_weights,
-        classifier=classifier,
-        reference_scores=reference_scores,
-        data_dir=data_dir,
-    )
+        folder, cli.console(stderr=True), samples=samples, seed=seed, split=split, inception=inception_weights,
+        classifier=reference_classifier, reference_scores=reference_scores, data_dir=data_dir,
+    )  # fmt: skip
     if as_json:
-        echo(to_json(record))
+        cli.echo(to_json(record))
         return
     p, reference = record["protocol"], record["reference_classifier"]
-    echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
-    echo(f"  features of {p['extractor']}; resized: {p['resize']}")
+    cli.echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
+    cli.echo(f"  features of {p['extractor']}; resized: {p['resize']}")
     for name, row in {"run": record["metrics"], **record.get("reference_scores", {})}.items():
-        echo(
+        cli.echo(
             f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "
             f"score {row['inception_score']:.3f}  precision {row['precision']:.3f}  recall {row['recall']:.3f}"
         )
     quality = reference["quality"]
-    echo(
+    cli.echo(
         f"reference classifier ({quality['test_accuracy']:.2%} accurate on test images): confidence above "
         f"{reference['threshold']} in {reference['confident']:.1%} of the samples"
     )
-    echo(
+    cli.echo(
         f"  for comparison: {quality['confident_of_test']:.1%} of test, {quality['confident_of_gaussian']:.1%} of "
         f"Gaussian, {quality['confident_of_shuffled']:.1%} of shuffled images"
     )
-    echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
+    cli.echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
     near = record["nearest_training_image"]
-    echo(
+    cli.echo(
         f"nearest training image: {near['median_distance']:.2f} away (test images: "
         f"{near['median_distance_of_test_images']:.2f}), copies {near['copies']:.1%}; evaluation/nearest.png"
     )

@@ -1,34 +1,24 @@
 """``qrkt-hw infer``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import INFERRING, backend_options, check_used, device_flags, options_from, trust_flag
-from qrkt_hw.commands.terminal import defined, echo
+from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.options import INFERRING, check_used, given, options_from
 from qrkt_hw.errors import UserError
 
 
-@click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["test", "validation"]), default=None, help="[default: test]")
-@click.option(
-    "--image", "images", multiple=True, type=click.Path(path_type=Path), help="an image file; repeat for more"
-)
+@click.command(cls=cli.Command)
+@cli.run_argument
+@click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
+@click.option("--image", "images", multiple=True, type=cli.PATH, help="an image file; repeat for more")
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="folder of the data set [default: the run's]")
-@click.option(
-    "--resume", is_flag=True, help="with the same flags again: go on with the inference on a device that was stopped"
-)
+@cli.data_dir_flag
+@click.option("--resume", is_flag=True, help="resume an inference on a device that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
-@device_flags
-@trust_flag
-@options_from(INFERRING)
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
     "--report",
@@ -41,27 +31,15 @@ from qrkt_hw.errors import UserError
     type=click.Choice(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@cli.trust_flag
+@cli.json_flag
+@options_from(INFERRING)
+@cli.device_flags
 def infer(
-    run: Path | None,
-    split: str | None,
-    images: tuple[Path, ...],
-    texts: tuple[str, ...],
-    limit: int | None,
-    data_dir: Path | None,
-    ablate: tuple[str, ...],
-    as_json: bool,
-    resume: bool,
-    restart: bool,
-    resubmit: bool,
-    replan: bool,
-    dry_run: bool,
-    max_qpu_seconds: float | None,
-    max_cost: float | None,
-    report: bool,
-    trust_ansatz: bool,
-    **flags: Any,
-) -> None:
+    run: Path | None, split: str | None, images: tuple[Path, ...], texts: tuple[str, ...], limit: int | None,
+    data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool, dry_run: bool,
+    device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
 
     On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
@@ -69,11 +47,8 @@ def infer(
 
     Without RUN, the newest run under runs/, named on the first line.
     """
-    from qrkt_hw.commands.console import Terminal
-    from qrkt_hw.runs import RunFolder, newest
     from qrkt_hw.runs.atomic import to_json
 
-    console = Terminal(stderr=True)
     if report and (images or texts):
         raise UserError("--report compares a split; leave out --image and --text")
     if dry_run and (report or ablate or resume or restart):
@@ -82,29 +57,28 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
-    folder = RunFolder.open(run if run is not None else newest(), trust_ansatz)
-    echo(f"run {folder.path}", err=as_json)
-    if folder.options().model.kind == "gan":
+    folder = cli.opened(run, trust_ansatz, err=as_json)
+    options, said = folder.options(), cli.console(stderr=True)
+    kind = options.model.kind
+    if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
-    options = folder.options()
-    check_used(folder, {**flags, "data_dir": data_dir})
+    place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
-    if (images or texts) and bool(texts) != (options.model.kind == "text"):
-        wanted, reads = ("text", "texts") if options.model.kind == "text" else ("image", "images")
+    if (images or texts) and bool(texts) != (kind == "text"):
+        wanted, reads = ("text", "texts") if kind == "text" else ("image", "images")
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
-    backend = backends.make(backend_options(flags), options.training.seed, console)
-    budget = backends.Budget(max_qpu_seconds, max_cost)
-    kept = {**chosen, **{key: value for key, value in flags.items() if value is not None}}
-    how: Any = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
-    limited = backends.check(backend, run=folder, kind="infer", arguments=kept, budget=budget, **how) is not None
+    backend = backends.make(place, options.training.seed, said)
+    kept: dict[str, Any] = {**chosen, **given(flags)}
+    how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
+    limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.backends.device.pipeline import DeviceBackend
+    from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model
@@ -118,58 +92,57 @@ def infer(
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
-        console.print(line, highlight=False)
+        said.print(line, highlight=False)
     batch = len(samples) if images or texts else inference.BATCH
     planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-        refuse = not resume and (not dry_run or budget.flag is not None)
+        refuse = not resume and (not dry_run or device["budget"].flag is not None)
         trained(folder, model)
-        planned = plan(model, options, shape, len(samples), batch, backend, budget, refuse)
+        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
     if dry_run:
         assert planned is not None
         if as_json:
-            echo(to_json({"backend": backend.name, **planned.record()}))
+            cli.echo(to_json({"backend": backend.name, **planned.record()}))
         else:
             for line in planned.lines(backend.name):
-                echo(line)
+                cli.echo(line)
         return
-    with backends.open(backend, run=folder, kind="infer", arguments=kept, budget=budget, console=console, **how):
+    with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if planned is None:
             trained(folder, model)  # last: flags and files that are wrong are named before it
         if images or texts:
-            kind, given = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
-            record = inference.classify(folder, model, samples, kind, given, backend)
+            what, names = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
+            record = inference.classify(folder, model, samples, what, names, backend)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, console, layers=report
+                folder, model, split or "test", samples, backend, ablate, said, layers=report
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
-        echo(f"drawn to {drawn}", err=True)
+        cli.echo(f"drawn to {drawn}", err=True)
     if as_json:
-        echo(to_json(record))
+        cli.echo(to_json(record))
     elif images or texts:
         for result in record["images" if images else "texts"]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
             name = result["file"] if images else result["text"][:60]
-            echo(f"{name}: {result['class']}   ({shown})")
+            cli.echo(f"{name}: {result['class']}   ({shown})")
     else:
         if limit is not None and record["count"] < limit:
-            echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
-        echo(
+            cli.echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
+        cli.echo(
             f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
-            f"F1 {record['f1']:.4f}  AUROC {defined(record['auroc'])}  ({record['seconds']:.2f} s)"
+            f"F1 {record['f1']:.4f}  AUROC {cli.defined(record['auroc'])}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():
-            echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
+            cli.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")
         if "exact_accuracy" in record:
-            kind = "texts" if folder.options().model.kind == "text" else "images"
-            for line in [*_report(record, kind), *_layers(record)]:
-                echo(line)
+            for line in [*_report(record, "texts" if kind == "text" else "images"), *_layers(record)]:
+                cli.echo(line)
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
@@ -233,6 +206,6 @@ def _layers(record: dict[str, Any]) -> list[str]:
         )
     there = record["backend_details"]
     billed = there.get("billed_seconds")
-    shown = "a snapshot bills nothing" if billed is None else f"{billed:.1f} s billed"
+    shown = "a fake backend bills nothing" if billed is None else f"{billed:.1f} s billed"
     lines.append(f"  QPU time            {there.get('estimated_seconds', 0.0):.1f} s estimated; {shown}")
     return lines

@@ -1,17 +1,13 @@
 """``qrkt-hw jobs list``, ``show``, ``cancel`` and ``adopt``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.lazy import Group
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import Group, echo, run_argument, table
 from qrkt_hw.errors import UserError
 
-RUN = click.argument("run", required=False, type=click.Path(path_type=Path))
 PENDING = ("planned", "submitting", "submitted", "held")
 
 
@@ -21,13 +17,10 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@RUN
+@run_argument
 @click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
 def list_(run: Path | None, as_json: bool) -> None:
     """Every job of RUN: state, device, executions, estimated and billed seconds."""
-    from rich.table import Table
-
-    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs.atomic import to_json
 
     folder, journal = _open(run, write=False)
@@ -38,19 +31,17 @@ def list_(run: Path | None, as_json: bool) -> None:
         if as_json:
             echo(to_json([_shown(s, kinds) for s in found]))
             return
-        table = Table("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark", box=None,
-                      header_style="bold")  # fmt: skip
-        for s in found:
-            table.add_row(
-                str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}",
-                f"{s.estimated:.1f}", "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60],
-            )  # fmt: skip
-        Terminal(markup=False).print(table)
+        columns = ("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark")
+        table(columns, (
+            (str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}", f"{s.estimated:.1f}",
+             "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60])
+            for s in found
+        ))  # fmt: skip
         echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
 
 
 @jobs.command()
-@RUN
+@run_argument
 @click.option("--number", type=int, help="which, by its number in the list  [default: the last]")
 def show(run: Path | None, number: int | None) -> None:
     """One job of RUN, everything the journal knows of it."""
@@ -72,7 +63,7 @@ def show(run: Path | None, number: int | None) -> None:
 
 
 @jobs.command()
-@RUN
+@run_argument
 @click.option("--number", type=int, help="only this one, by its number in the list")
 def cancel(run: Path | None, number: int | None) -> None:
     """Cancel the jobs of RUN that are not done; what they used already is billed."""
@@ -102,7 +93,7 @@ def cancel(run: Path | None, number: int | None) -> None:
 
 
 @jobs.command()
-@RUN
+@run_argument
 @click.option("--number", type=int, help="only this one, by its number in the list")
 @click.option("--job", "job_id", help="the service's id of the job, where its tag does not find it; needs --number")
 def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:

@@ -1,6 +1,4 @@
-"""Click options generated from the pydantic models, and the merge of preset, file and flags."""
-
-from __future__ import annotations
+"""Click options generated from the configuration, and the merge of preset, file and flags."""
 
 import types
 from collections.abc import Callable, Sequence
@@ -8,62 +6,81 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import click
-import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
 
+from qrkt_hw.commands.interface import FIRST, PATH, GroupedOption
 from qrkt_hw.errors import UserError, flag
-from qrkt_hw.runs.config import KEYS, SIDES, BackendConfig, Config, flattened, problem
-from qrkt_hw.runs.unused import unused
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
+from qrkt_hw.runs.folder import read_yaml
+from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
-INFERRING = tuple(k for k, key in KEYS.items() if key.section == "backend" and k != "gradient")
+INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
+# what a newcomer needs, and the titles of all others in the help
+_FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
+_TITLES = {
+    "data": "Data", "model": "Model", "circuit": "Circuits", "training": "Training", "backend": "Backend",
+    "device": "Devices", "ibm": "IBM Quantum", "text": "Texts", "gan": "GANs (--model gan)",
+}  # fmt: skip
+_DEVICE = ("pack", "spacing", "min_fidelity", "mitigation")
+_TEXT = ("text_length", "vocabulary", "unique_words", "word_pairs")
 
 
 def options_from(keys: Sequence[str]) -> Callable[[Any], Any]:
-    """Decorate a command with an option per key; a flag that is not given arrives as None."""
+    """Decorate a command with an option per key, in the groups of the help; one that is not given arrives as None."""
 
     def decorate(command: Any) -> Any:
-        for name in reversed(keys):
-            command = _option(name, KEYS[name].field)(command)
+        for title in reversed([FIRST, *_TITLES.values()]):
+            for name in reversed([key for key in keys if _title(key, keys) == title]):
+                command = _option(name, title)(command)
         return command
 
     return decorate
 
 
-def device_flags(command: Any) -> Any:
-    """Decorate a command with what it does about jobs and bills of a device."""
-    for option in reversed(_DEVICE):
-        command = option(command)
-    return command
+def _title(name: str, keys: Sequence[str]) -> str:
+    section, _, field, kinds = KEYS[name]
+    if name in _FIRST and keys == TRAINING:
+        return FIRST
+    if kinds in (("gan",), ("text",)) or name in _TEXT:
+        return _TITLES[kinds[0] if len(kinds) == 1 else "text"]
+    if section == "backend" and (name in _DEVICE or str(field.description).startswith("IBM: ")):
+        return _TITLES["device" if name in _DEVICE else "ibm"]
+    return _TITLES[section]
 
 
-def trust_flag(command: Any) -> Any:
-    """Decorate a command that reads a run with the permission to import the Python file of its ansatz."""
-    return click.option(
-        "--trust-ansatz",
-        is_flag=True,
-        help="import the Python file that an old run without kept circuits names as its ansatz",
-    )(command)
+def _option(name: str, title: str) -> Callable[[Any], Any]:
+    field = KEYS[name].field
+    kind, gan = _kind(field.annotation), GAN_DEFAULTS.get(name)
+    shown = "" if field.default is None else f"  [default: {_show(field.default)}]"
+    shown += "" if gan is None else f" [gan: {_show(gan)}]"
+    how: dict[str, Any] = {"cls": GroupedOption, "group": title, "default": None}
+    how["help"] = str(field.description).removeprefix("IBM: ") + shown
+    if kind is bool:
+        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, **how)
+    return click.option(flag(name), name, type=kind, **how)
 
 
-_DEVICE = (
-    click.option(
-        "--resubmit", is_flag=True, help="with --resume: send again jobs of which nobody knows whether they arrived"
-    ),
-    click.option("--replan", is_flag=True, help="with --resume: lay the circuits on the device anew"),
-    click.option(
-        "--max-qpu-seconds",
-        type=click.FloatRange(min=0, min_open=True),
-        help="on a device: limit of QPU time  [default: the backend's]",
-    ),
-    click.option(
-        "--max-cost", type=click.FloatRange(min=0, min_open=True), help="on a device: the same in USD, pay-as-you-go"
-    ),
-)
+def _kind(annotation: Any) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return int if isinstance(arguments[0], int) else click.Choice(list(arguments))
+    if origin in (Union, types.UnionType):
+        return _kind(next(a for a in arguments if a is not type(None)))
+    return PATH if annotation is Path else annotation
 
 
-def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Config:
+def _show(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given."""
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Config:
     """Defaults, then the preset, then the file, then the flags.
 
     Raises:
@@ -74,138 +91,79 @@ def merge(preset: str | None, config: Path | None, flags: dict[str, Any]) -> Con
     values: dict[str, Any] = {}
     if preset is not None:
         values.update(flattened(presets.load(preset)))
-    if config is not None:
-        values.update(read_config(config))
-    given = {key: value for key, value in flags.items() if value is not None}
+    if file is not None:
+        try:
+            values.update(flattened(read_yaml(file, f"--config: {file}")[0]))
+        except ValueError as error:
+            raise UserError(f"--config: {file}: {error}") from error
+    said = given(flags)
     try:
-        options = Config(**{**values, **given})
+        config = Config(**{**values, **said})
     except ValidationError as error:
         key, text = problem(error)
-        where = flag(key) if key in given else str(config) if config is not None else f"preset {preset}"
+        where = flag(key) if key in said else str(file) if file is not None else f"preset {preset}"
         raise UserError(text if text.startswith(f"{where}:") else f"{where}: {text}") from error
-    reason = unused(options, given)
+    reason = unused(config, said)
     if reason is not None:
         raise UserError(reason)
-    file, colon, function = options.circuit.ansatz.rpartition(":")
-    if colon and Path(file).is_file():  # so that the run works from every folder
-        return options.replace(ansatz=f"{Path(file).resolve()}:{function}")
-    return options
+    path, colon, function = config.circuit.ansatz.rpartition(":")
+    if colon and Path(path).is_file():  # so that the run works from every folder
+        return config.replace(ansatz=f"{Path(path).resolve()}:{function}")
+    return config
 
 
-def check_early(options: Config) -> None:
-    """Refuse what can be refused before torch and Lightning take their seconds to load.
+def check_early(config: Config) -> None:
+    """Refuse what can be refused before torch takes its seconds to load.
 
     Raises:
         UserError: no such data set, ansatz or backend, or sizes that do not fit each other.
     """
-    options.data.check_name()
-    name = options.data.dataset.partition(":")[0]
-    if options.model.kind != "gan":
-        options.check_sizes()
-        side = SIDES[name] if name == "digits" or options.data.image_size is None else options.data.image_size
-        if options.model.kind != "text" and side and side % options.model.patch:
-            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {options.model.patch}")
-    if not options.has_circuits:
+    data, model, circuit, backend = config.data, config.model, config.circuit, config.backend
+    data.check_name()
+    if model.kind != "gan":
+        config.check_sizes()
+    if model.kind == "vit":
+        name = data.dataset.partition(":")[0]
+        side = SIDES[name] if name == "digits" or data.image_size is None else data.image_size
+        if side % model.patch:
+            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {model.patch}")
+    if not config.has_circuits:
         return
     from qrkt_hw.backends.entries import layers
 
-    known = layers(options.backend.backends_file)
-    name = options.backend.name
-    if name not in known and not name.startswith(("fake_", "ibm_")):
+    known = layers(backend.backends_file)
+    if backend.name not in known and not backend.name.startswith(("fake_", "ibm_")):
         raise UserError(
-            f"--backend: no backend {name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM runtime"
+            f"--backend: no backend {backend.name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
+            "runtime"
         )
     from qrkt_hw import circuits
 
-    attention = options.model.kind == "gan" or options.model.quantum_attention
-    circuits.build(
-        options.circuit.ansatz, options.circuit.qubits if attention else options.mlp_qubits, options.circuit.layers
-    )
+    attention = model.kind == "gan" or model.quantum_attention
+    circuits.build(circuit.ansatz, circuit.qubits if attention else config.mlp_qubits, circuit.layers)
 
 
-def check_used(folder: Any, flags: dict[str, Any]) -> None:
-    """Refuse flags that would change nothing for the model or the data of a run.
+def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:
+    """The backend of the flags of a command on a run.
 
     Raises:
-        UserError: such a flag is given.
+        UserError: a wrong value, or a flag that would change nothing for the model or the data of the run.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
-    reason = unused(folder.options().replace(**given), given)
+    backend = backend_options(flags)
+    reason = unused(folder.options().replace(**given(flags)), given(flags))
     if reason is not None:
         raise UserError(f"{reason} (run {folder.path})")
+    return backend
 
 
 def backend_options(flags: dict[str, Any]) -> BackendConfig:
-    """The backend flags of a command that takes no preset.
+    """The backend of the flags of a command that takes no preset.
 
     Raises:
         UserError: a wrong value.
     """
-    given = {key: value for key, value in flags.items() if value is not None}
     try:
-        return Config(**given).backend
+        return Config(**given(flags)).backend
     except ValidationError as error:
         key, text = problem(error)
         raise UserError(f"{flag(key)}: {text}") from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file.
-
-    Raises:
-        UserError: no such file, not YAML, or not a mapping of names.
-    """
-    from qrkt_hw.runs.folder import LARGEST
-
-    try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"--config: {path} is no file that can be read: it is a folder, a pipe or a device")
-        if path.stat().st_size > LARGEST:
-            raise UserError(f"--config: {path} holds more than {LARGEST:,} bytes")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--config: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--config: {path} is not text") from error
-    except RecursionError as error:
-        raise UserError(f"--config: {path} is nested too deeply") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise UserError(f"--config: {path} is not YAML{f' (line {mark.line + 1})' if mark else ''}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"--config: {path} is not YAML: {str(error).partition(';')[0]}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"--config: {path} must hold keys and values, such as 'hidden: 16'")
-    try:
-        return flattened(values)
-    except ValueError as error:
-        raise UserError(f"--config: {path}: {error}") from error
-
-
-def _option(name: str, field: FieldInfo) -> Callable[[Any], Any]:
-    kind, choices = _kind(field.annotation)
-    shown = "" if field.default is None else f"  [default: {_show(field.default)}]"
-    help_text = f"{field.description or ''}{shown}"
-    if kind is bool:
-        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=help_text)
-    return click.option(flag(name), name, type=choices or kind, default=None, help=help_text)
-
-
-def _kind(annotation: Any) -> tuple[Any, click.Choice | None]:
-    origin = get_origin(annotation)
-    if origin is Literal and all(isinstance(a, int) for a in get_args(annotation)):
-        return int, None
-    if origin is Literal:
-        return str, click.Choice(list(get_args(annotation)))
-    if origin in (Union, types.UnionType):
-        (inner,) = (a for a in get_args(annotation) if a is not type(None))
-        return _kind(inner)
-    if annotation is Path:
-        return click.Path(path_type=Path), None
-    return annotation, None
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

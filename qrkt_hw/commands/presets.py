@@ -1,11 +1,8 @@
 """``qrkt-hw presets list`` and ``show``."""
 
-from __future__ import annotations
-
 import click
 
-from qrkt_hw.commands.lazy import Group
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import Group, echo
 
 
 @click.group(cls=Group)
@@ -19,8 +16,7 @@ def list_() -> None:
     from qrkt_hw.experiments import presets as shipped
 
     for name in shipped.names():
-        first = shipped.text(name).splitlines()[0].lstrip("# ")
-        echo(f"{name:28} {first}")
+        echo(f"{name:28} {shipped.text(name).splitlines()[0].lstrip('# ')}")
 
 
 @presets.command()

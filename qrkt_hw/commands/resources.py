@@ -1,16 +1,14 @@
 """``qrkt-hw resources``."""
 
-from __future__ import annotations
-
+import fnmatch
 import json
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import merge, trust_flag
-from qrkt_hw.commands.terminal import echo
+from qrkt_hw.commands.interface import PATH, Command, echo, trust_flag
+from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 
 PLANS = ("open", "payg", "flex", "premium")
@@ -44,28 +42,15 @@ PLANS = ("open", "payg", "flex", "premium")
     "--compare", is_flag=True, help="several runs, presets or ANSATZ:QUBITS:LAYERS in one table, cheapest first"
 )
 @click.option("--format", "style", type=click.Choice(["table", "json", "markdown"]), default="table", show_default=True)
-@click.option("--plot", type=click.Path(path_type=Path), help="draw the layout on the chip (.png)")
+@click.option("--plot", type=PATH, help="draw the layout on the chip (.png)")
 @trust_flag
 @click.option("--schema", is_flag=True, help="print the JSON schema of --format json")
 def resources(
-    run: tuple[str, ...],
-    presets: tuple[str, ...],
-    ansatz: str | None,
-    qubits: int | None,
-    layers: int | None,
-    backends: tuple[str, ...],
-    levels: tuple[int, ...],
-    shots: int,
-    images: int,
-    training_steps: int,
-    plan: str,
-    compare: bool,
-    style: str,
-    plot: Path | None,
-    schema: bool,
-    trust_ansatz: bool,
-) -> None:
-    """What RUN, a preset or a circuit costs on a device, and whether it is quantum at all.
+    run: tuple[str, ...], presets: tuple[str, ...], ansatz: str | None, qubits: int | None, layers: int | None,
+    backends: tuple[str, ...], levels: tuple[int, ...], shots: int, images: int, training_steps: int, plan: str,
+    compare: bool, style: str, plot: Path | None, schema: bool, trust_ansatz: bool,
+) -> None:  # fmt: skip
+    """What RUN, a preset or a circuit costs on a device, and its classical simulability.
 
     Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
     run or paid. Without RUN, the newest run under runs/.
@@ -82,9 +67,12 @@ def resources(
         raise UserError(f"--plot: {plot} must end in .png")
     if plot is not None and not backends:
         raise UserError("--plot: a layout needs a device; name one with --backend, such as fake_torino")
+    from qrkt_hw.experiments.presets import names as shipped
+
+    known = shipped()
     names = [
         *run,
-        *(f"preset:{p}" for p in matching(presets)),
+        *(f"preset:{name}" for name in dict.fromkeys(n for p in presets for n in fnmatch.filter(known, p) or [p])),
         *([f"{ansatz}:{qubits or 4}:{layers or 1}"] if ansatz else []),
     ]
     if len(names) > 1 and not compare:
@@ -133,18 +121,6 @@ def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: s
             raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
         if name == "--training-steps" and compare and style != "json":
             raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")
-
-
-def matching(patterns: tuple[str, ...]) -> list[str]:
-    """The presets of these names, in which ``*`` stands for anything; a name without a match is kept as it is."""
-    from fnmatch import fnmatch
-
-    from qrkt_hw.experiments import presets
-
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        found.update(dict.fromkeys([n for n in presets.names() if fnmatch(n, pattern)] or [pattern]))
-    return list(found)
 
 
 def _subject(name: str, trust: bool):

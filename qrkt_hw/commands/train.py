@@ -1,71 +1,54 @@
 """``qrkt-hw train``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.lazy import Command
-from qrkt_hw.commands.options import TRAINING, check_early, device_flags, merge, options_from, trust_flag
+from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
-from qrkt_hw.commands.terminal import defined, echo
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, flag
 
 
-@click.command(cls=Command)
-@click.option("--preset", help="start from a preset (qrkt-hw presets list)")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
-@click.option("--out", type=click.Path(path_type=Path), help="run folder  [default: a new one under runs/]")
+@click.command(cls=cli.Command)
+@cli.preset_flag
+@cli.config_flag
+@click.option("--out", type=cli.PATH, help="run folder  [default: a new one under runs/]")
 @click.option(
-    "--resume",
-    type=click.Path(path_type=Path),
-    help="go on with this run, with its own options; --backend NAME again where it bills",
+    "--resume", type=cli.PATH, help="resume this run with its own options; --backend NAME again where it bills"
 )
-@device_flags
-@trust_flag
+@cli.trust_flag
 @options_from(TRAINING)
+@cli.device_flags
 def train(
-    preset: str | None,
-    config: Path | None,
-    out: Path | None,
-    resume: Path | None,
-    resubmit: bool,
-    replan: bool,
-    max_qpu_seconds: float | None,
-    max_cost: float | None,
-    trust_ansatz: bool,
-    **flags: Any,
-) -> None:
+    preset: str | None, config: Path | None, out: Path | None, resume: Path | None, device: dict[str, Any],
+    trust_ansatz: bool, **flags: Any,
+) -> None:  # fmt: skip
     """Train a model and leave a run folder.
 
     Options stack: defaults, --preset, --config, flags. A YAML key is its flag with underscores.
     """
-    from qrkt_hw.commands.console import Terminal
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.runs.folder import read_json
 
-    console = Terminal(stderr=True)
-    with_resume = {"resubmit": resubmit, "replan": replan, "trust-ansatz": trust_ansatz}
+    said = cli.console(stderr=True)
+    with_resume = {"resubmit": device["resubmit"], "replan": device["replan"], "trust_ansatz": trust_ansatz}
     if resume is None and any(with_resume.values()):
-        raise UserError(f"--{next(k for k, v in with_resume.items() if v)} goes with --resume RUN")
-    from qrkt_hw.backends.device.budget import Budget
-
-    budget = Budget(max_qpu_seconds, max_cost)
+        raise UserError(f"{flag(next(key for key, value in with_resume.items() if value))} goes with --resume RUN")
     program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
-            raise UserError(f"--resume goes on with the run's own options; leave out --{given[0].replace('_', '-')}")
+            raise UserError(f"--resume goes on with the run's own options; leave out {flag(given[0])}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
         if program:
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.resume(folder, console, resubmit, replan, budget, backend)
+        run = fit.resume(folder, said, agreed=backend, **device)
     else:
         options = merge(preset, config, flags)
         check_early(options)
@@ -73,29 +56,23 @@ def train(
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, console, budget=budget)
+        run = fit.start(options, out, said, budget=device["budget"])
     results = read_json(run.results)
     if "losses" in results:
-        _of_a_gan(results)
-        echo(str(run.path))
-        return
-    test, count = results["test"], results["parameters"]
-    echo(
-        f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {defined(test['auroc'])}  "
-        f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
-    )
-    echo(
-        f"{count['total']} parameters, {count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
-    )
-    echo(str(run.path))
-
-
-def _of_a_gan(results: dict[str, Any]) -> None:
-    losses = results["losses"]
-    echo(
-        f"generator loss {losses['generator_loss']:.4f}  discriminator loss {losses['discriminator_loss']:.4f}  "
-        f"({results['epochs']} epochs, {results['train_seconds']:.0f} s)"
-    )
-    for side, count in results["parameters_of"].items():
-        echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
-    echo("samples/training.gif shows it learn; draw more: qrkt-hw generate; measure it: qrkt-hw evaluate")
+        losses = results["losses"]
+        cli.echo(
+            f"generator loss {losses['generator_loss']:.4f}  discriminator loss {losses['discriminator_loss']:.4f}  "
+            f"({results['epochs']} epochs, {results['train_seconds']:.0f} s)"
+        )
+        for side, count in results["parameters_of"].items():
+            cli.echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
+        cli.echo("samples/training.gif shows it learn; generate more: qrkt-hw generate; measure it: qrkt-hw evaluate")
+    else:
+        test, count = results["test"], results["parameters"]
+        cli.echo(
+            f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {cli.defined(test['auroc'])}  "
+            f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
+        )
+        circuits = f"{count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
+        cli.echo(f"{count['total']} parameters, {circuits}")
+    cli.echo(str(run.path))

@@ -1,16 +1,14 @@
 """``qrkt-hw tune``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.lazy import Command
+from qrkt_hw.commands.interface import PATH, Command, config_flag, console, echo, preset_flag, table
 from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
-from qrkt_hw.commands.terminal import echo
 from qrkt_hw.errors import UserError
+from qrkt_hw.runs.atomic import check_writable
 
 
 @click.command(cls=Command)
@@ -24,25 +22,17 @@ from qrkt_hw.errors import UserError
 @click.option("--prune/--no-prune", default=True, show_default=True, help="stop trials below the median of the others")
 @click.option("--storage", help="SQLAlchemy URL shared by several processes  [default: a file in --out]")
 @click.option("--study", "name", default="qrkt-hw", show_default=True, help="name of the study in the storage")
-@click.option("--preset", help="start from a preset (qrkt-hw presets list)")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML file of options, over the preset")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("tuning"), show_default=True)
+@preset_flag
+@config_flag
+@click.option("--out", type=PATH, default=Path("tuning"), show_default=True)
 @options_from(TRAINING)
 def tune(
-    searched: tuple[str, ...],
-    trials: int,
-    sampler: str,
-    prune: bool,
-    storage: str | None,
-    name: str,
-    preset: str | None,
-    config: Path | None,
-    out: Path,
-    **flags: Any,
-) -> None:
+    searched: tuple[str, ...], trials: int, sampler: str, prune: bool, storage: str | None, name: str,
+    preset: str | None, config: Path | None, out: Path, **flags: Any,
+) -> None:  # fmt: skip
     """Search over any options of train by validation AUROC; the test split chooses nothing.
 
-    Called again with the same study it goes on; called on several machines with one --storage they share the trials.
+    Called again with the same study it resumes; called on several machines with one --storage they share the trials.
     """
     from qrkt_hw.experiments import tuning
 
@@ -57,23 +47,13 @@ def tune(
     tuning.check_space(options, dimensions)
     if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
         check_early(options)
-    from rich.table import Table
-
-    from qrkt_hw.commands.console import Terminal
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error
+    check_writable(out, "--out")
     url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
     study = tuning.open_study(name, url, dimensions, sampler, prune, options.training.seed)
-    tuning.tune(options, dimensions, study, sampler, trials, out, Terminal(stderr=True))
+    tuning.tune(options, dimensions, study, sampler, trials, out, console(stderr=True))
     found = tuning.rows(study)
     columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]
-    table = Table(*columns, box=None, header_style="bold")
-    for row in found[:20]:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    Terminal(markup=False).print(table)
+    table(columns, ([_cell(row.get(column)) for column in columns] for row in found[:20]))
     for key, share in tuning.importances(study).items():
         echo(f"{key} explains {share:.0%} of the spread")
     for file in tuning.write_study(study, out):

@@ -5,8 +5,6 @@ Rotations that no observable sees, and those that do nothing to ``|0>``, fall aw
 other gates than Clifford gates and rotations; here they stay as matrices.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,15 +13,7 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.compiler.program import Affine, Fixed, Program, Rotation, lower
-from qrkt_hw.compiler.propagation import (
-    LARGEST_GATE,
-    Images,
-    String,
-    conjugation_table,
-    heisenberg,
-    masks,
-    terms_of,
-)
+from qrkt_hw.compiler.propagation import LARGEST_GATE, Images, String, conjugation_table, heisenberg, masks, terms_of
 
 
 @dataclass(frozen=True)
@@ -56,11 +46,7 @@ class Absorbed:
 
 @remembered
 def absorb(template: CircuitTemplate) -> Absorbed:
-    """The transformed circuit of a template.
-
-    Raises:
-        ValueError: the template cannot be lowered.
-    """
+    """The transformed circuit of a template."""
     steps: list[PauliRotation | Fixed] = []
     pending: list[tuple[Fixed, Callable[[String], Images | None]]] = []
 

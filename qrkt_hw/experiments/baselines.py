@@ -1,7 +1,5 @@
 """A run against its classical baselines: size-matched (linear layers instead of circuits) and parameter-matched."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path

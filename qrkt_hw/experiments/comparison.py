@@ -1,7 +1,5 @@
 """Several runs side by side: a table, and their curves; seeds of the same configuration are averaged."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

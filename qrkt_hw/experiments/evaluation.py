@@ -9,8 +9,6 @@ every batch are training images, slightly moved; one third are negatives, whose 
 nothing about an image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable
@@ -30,7 +28,7 @@ from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.generation import draw, gan_of, noise
-from qrkt_hw.plots.images import save_grid
+from qrkt_hw.plots.charts import save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import check_writable, replace_with, write_json
 

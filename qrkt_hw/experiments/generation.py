@@ -1,7 +1,5 @@
 """Images from the generator of a run."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +11,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.plots.images import picture, to_bytes
+from qrkt_hw.plots.charts import picture, to_bytes
 from qrkt_hw.runs import RunFolder
 
 BATCH = 250

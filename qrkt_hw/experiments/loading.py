@@ -1,7 +1,5 @@
 """A trained model from its run folder, with what turns raw images or texts into its inputs."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

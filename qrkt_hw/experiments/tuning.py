@@ -1,7 +1,5 @@
 """A search over options of a training by validation AUROC, with Optuna; many processes can share one study."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
@@ -18,15 +16,12 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from qrkt_hw.data import load_data
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
-from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem
+from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem, unused
 from qrkt_hw.runs.folder import read_json
-from qrkt_hw.runs.unused import unused
-from qrkt_hw.training import fit
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 HEARTBEAT, GRACE = 30, 90  # seconds; a trial silent for longer belonged to a process that died
@@ -202,6 +197,9 @@ def tune(
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))
+    from qrkt_hw.data import load_data  # torch loads where a trial trains: a wrong search is refused at once
+    from qrkt_hw.training import fit
+
     data = load_data(base.data) if not DATA_KEYS & {d.key for d in dimensions} else None
 
     def objective(trial: optuna.Trial) -> float:

@@ -1,7 +1,5 @@
 """What the circuits contribute: the same trained model with every circuit's output replaced."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """From options and the shape of the data to a model, and what a model is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -115,7 +113,7 @@ def _tokens(options: Config, shape: DataShape) -> Tokens:
         "dropout": options.model.dropout,
     }
     if isinstance(options.model, TextConfig):
-        common.update(left_out=options.model.token_dropout, scale=options.model.embedding_scale)
+        common.update(word_dropout=options.model.token_dropout, scale=options.model.embedding_scale)
         return TextTokens(vocabulary=shape.vocabulary, length=shape.length, **common)
     assert isinstance(options.model, VitConfig)
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)

@@ -4,8 +4,6 @@ After the QRKT-GAN thesis (2024) and TransGAN (Jiang et al. 2021, NeurIPS): nois
 between two stages a pixel shuffle that doubles a side and divides the width by four.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 

@@ -1,13 +1,11 @@
-"""Angles to begin with that let a signal through a circuit.
+"""Isometric initialisation: angles to begin with that let a signal through a circuit.
 
-With angles drawn uniformly a circuit is nearly deaf to its inputs: for standard normal x the linear part of its values,
+With angles drawn uniformly a circuit barely depends on its inputs: for standard normal x the linear part of its values,
 ``C = E[f(x) x^T]``, which is the mean Jacobian ``E[df/dx]`` (Stein's lemma), has singular values of some hundredths,
-where a dense map has them around one. Deep networks learn best where these are large and alike (Saxe et al. 2014,
+where a linear layer has them around one. Deep networks learn best where these are large and alike (Saxe et al. 2014,
 arXiv:1312.6120; Pennington et al. 2017, arXiv:1711.04735). :func:`condition` moves the angles to where
 ``log det(C C^T)`` is largest. An ansatz may have no such place: :func:`linear_part` says what was reached.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.simulator import simulator
@@ -26,7 +23,7 @@ STEPS = 150
 RATE = 0.1  # of Adam; angles turn by up to this much a step
 LARGEST = 12  # qubits
 AMPLITUDES = 2**16  # of all circuits of a step, for one sample
-FLOOR = 1e-6  # keeps the determinant of a circuit that is deaf to some direction finite
+FLOOR = 1e-6  # keeps the determinant of a circuit that ignores some direction finite
 
 
 def condition(layers: Sequence[QuantumLayer]) -> None:
@@ -36,20 +33,25 @@ def condition(layers: Sequence[QuantumLayer]) -> None:
     from torch's generator.
 
     Raises:
-        UserError: circuits of more than 12 qubits, whose 38,400 evaluations and slopes would take too long.
+        UserError: circuits of more than 12 qubits, whose 38,400 evaluations and gradients would take too long.
     """
-    alike: dict[int, tuple[TensorFunction, list[QuantumLayer]]] = {}
+    alike: dict[tuple, list[QuantumLayer]] = {}
     for layer in layers:
-        if layer.template.num_qubits > LARGEST:
+        template = layer.template
+        if template.num_qubits > LARGEST:
             raise UserError(
                 f"--initial-angles: conditioned is for circuits of at most {LARGEST} qubits, not "
-                f"{layer.template.num_qubits}; take uniform"
+                f"{template.num_qubits}; take uniform"
             )
         if layer.weight.numel():
-            evaluate = simulator(layer.network.evaluated, layer.dtype, layer.requested_method)
-            alike.setdefault(id(evaluate), (evaluate, []))[1].append(layer)
-    for _, together in alike.values():
-        _condition(together)
+            alike.setdefault((layer.network.evaluated, layer.dtype, layer.requested_method), []).append(layer)
+    for together in alike.values():
+        angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in together])
+        at_once = max(1, AMPLITUDES >> together[0].template.num_qubits)
+        moved = torch.cat([_ascend(together[0], part) for part in angles.split(at_once)])
+        with torch.no_grad():
+            for layer, part in zip(together, moved.split([layer.groups for layer in together]), strict=True):
+                layer.weight.copy_(part.reshape(-1))
 
 
 def linear_part(layer: QuantumLayer, samples: int = SAMPLES) -> Tensor:
@@ -92,16 +94,6 @@ def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[fl
         conditioned = torch.linalg.svdvals(linear_part(layer, SIGNAL_SAMPLES))
     before, after = (found.clamp_min(1e-12).log().mean(-1).exp().median().item() for found in (drawn, conditioned))
     return before, after
-
-
-def _condition(layers: Sequence[QuantumLayer]) -> None:
-    first = layers[0]
-    angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in layers])
-    at_once = max(1, AMPLITUDES >> first.template.num_qubits)
-    moved = torch.cat([_ascend(first, part) for part in angles.split(at_once)])
-    with torch.no_grad():
-        for layer, part in zip(layers, moved.split([layer.groups for layer in layers]), strict=True):
-            layer.weight.copy_(part.reshape(-1))
 
 
 def _ascend(layer: QuantumLayer, angles: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 Written out here because importing torchmetrics or scikit-learn takes as long as importing torch; the values are theirs.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The transformer for images and texts; quantum or classical by the blocks it is given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -63,7 +61,7 @@ class Transformer(nn.Module):
         """Logits ``(batch, classes)``; how far a text is padded does not change them."""
         if inputs.is_floating_point():
             inputs = inputs.to(self.head.weight.dtype)
-        inputs = self.tokens.thinned(inputs)
+        inputs = self.tokens.drop_words(inputs)
         mask = self.tokens.mask(inputs)
         y = self.tokens(inputs)
         for block in self.blocks:

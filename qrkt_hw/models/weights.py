@@ -1,7 +1,5 @@
 """Trained weights as a file: written with their hash, read with every check."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Multi-head attention with injected projections."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

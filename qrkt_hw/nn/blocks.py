@@ -1,7 +1,5 @@
 """What stands between tokens and tokens: feed-forward, pre-norm blocks, and the field of a Runge-Kutta block."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from qrkt_hw.nn.attention import Attention, CrossAttention

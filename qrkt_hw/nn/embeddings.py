@@ -1,7 +1,5 @@
 """From images and texts to tokens with their positions, and from tokens to what a classifier's head reads."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -65,7 +63,7 @@ class Tokens(nn.Module):
             y = torch.cat([self.class_token.expand(len(y), -1, -1), y], dim=1)
         return self.dropout(y)
 
-    def thinned(self, inputs: Tensor) -> Tensor:
+    def drop_words(self, inputs: Tensor) -> Tensor:
         """The inputs, in training perhaps without some of their tokens."""
         return inputs
 
@@ -131,25 +129,32 @@ class TextTokens(Tokens):
         vocabulary: number of ids; 0 is padding.
         length: longest text in tokens.
         hidden: width of the tokens.
-        left_out: share of the words that training leaves out, drawn anew for each text and step.
+        word_dropout: share of the words that a training step drops, drawn anew for each text.
         scale: standard deviation of the embeddings before training.
         options: of :class:`Tokens`.
     """
 
     def __init__(
-        self, *, vocabulary: int, length: int, hidden: int, left_out: float = 0.0, scale: float = 1.0, **options: Any
+        self,
+        *,
+        vocabulary: int,
+        length: int,
+        hidden: int,
+        word_dropout: float = 0.0,
+        scale: float = 1.0,
+        **options: Any,
     ) -> None:
         embedding = nn.Embedding(vocabulary, hidden, padding_idx=PADDING)
         with torch.no_grad():
             embedding.weight.mul_(scale)
         super().__init__(embedding, sincos_sequence(length, hidden), **options)
-        self.left_out = left_out
+        self.word_dropout = word_dropout
 
-    def thinned(self, ids: Tensor) -> Tensor:
+    def drop_words(self, ids: Tensor) -> Tensor:
         """In training, the texts without a share of their words; a text keeps its first."""
-        if not (self.training and self.left_out):
+        if not (self.training and self.word_dropout):
             return ids
-        gone = torch.rand(ids.shape, device=ids.device) < self.left_out
+        gone = torch.rand(ids.shape, device=ids.device) < self.word_dropout
         gone[:, 0] = False
         ids = ids.masked_fill(gone, PADDING)
         kept_first = (ids == PADDING).to(torch.uint8).argsort(dim=1, stable=True)

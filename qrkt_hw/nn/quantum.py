@@ -1,7 +1,5 @@
 """Quantum layers: a template as Qiskit Machine Learning's network, as a torch module, and as a projection."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Explicit Runge-Kutta methods: Butcher tableaus as data, and the block that takes a step of one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Circuits on a device: transpiled, judged by the calibration, priced and drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path

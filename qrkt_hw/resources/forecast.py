@@ -1,7 +1,5 @@
 """The forecast of an inference on a device, by the same packer that will run it; and what would fit a limit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,7 +10,7 @@ from torch import nn
 
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.budget import PLAN, Budget, prices
-from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError

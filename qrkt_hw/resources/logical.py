@@ -1,7 +1,5 @@
 """Circuits as written: how often a model calls them, how large they are, and whether they are quantum at all."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

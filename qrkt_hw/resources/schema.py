@@ -1,7 +1,5 @@
 """The report as data. ``qrkt-hw resources --format json`` prints it, ``--schema`` its JSON schema."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, Field
 
 

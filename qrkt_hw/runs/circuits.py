@@ -15,7 +15,7 @@ import os
 import struct
 import warnings
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,7 +40,11 @@ LARGEST_SOURCE = 2**20  # bytes of a user's file that are compared
 Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Description(BaseModel):
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class Description(_Data):
     """A template in ``circuits.json``.
 
     Attributes:
@@ -52,8 +56,6 @@ class Description(BaseModel):
         encoding: how features become inputs; ``angle``: they are the parameters.
         fingerprint: of gates, roles and observables; see :func:`fingerprint`.
     """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}\.qpy$")]
     sha256: Sha
@@ -70,19 +72,15 @@ class Description(BaseModel):
     fingerprint: Sha
 
 
-class Source(BaseModel):
+class Source(_Data):
     """The file of a user's ansatz as it was when the run began."""
-
-    model_config = ConfigDict(extra="forbid")
 
     sha256: Sha
     text: str
 
 
-class Index(BaseModel):
+class Index(_Data):
     """``circuits.json``; ``ansatz`` is that of ``config.yaml``, ``source`` None for a registered one."""
-
-    model_config = ConfigDict(extra="forbid")
 
     format: Literal[1]
     ansatz: str
@@ -97,10 +95,38 @@ class Kept:
     description: Description
     data: bytes
 
-    @property
+    @cached_property
     def template(self) -> CircuitTemplate:
-        """The template that was read back; the same object for the same data."""
-        return _read(self.description.model_dump_json(), self.data)
+        """The template, read back once.
+
+        Raises:
+            ValueError: the data are damaged, or not what the description says.
+        """
+        one = self.description
+        if hashlib.sha256(self.data).hexdigest() != one.sha256:
+            raise ValueError(f"its sha256 is not the one in {INDEX}")
+        _check_header(self.data, one.num_qubits)
+        try:
+            (circuit,) = qpy.load(io.BytesIO(self.data))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of Qiskit's reader is no Exception
+            raise ValueError(f"it is not QPY that can be read ({_short(error)})") from error
+        if not isinstance(circuit, QuantumCircuit) or circuit.num_qubits != one.num_qubits:
+            raise ValueError(f"it does not hold a circuit on {one.num_qubits} qubits")
+        found = {parameter.name: parameter for parameter in circuit.parameters}
+        missing = [name for name in (*one.inputs, *one.weights) if name not in found]
+        if missing:
+            raise ValueError(f"its circuit has no parameter {missing[0]!r}")
+        try:
+            observables = tuple(SparsePauliOp([word for word, _ in o], [c for _, c in o]) for o in one.observables)
+        except QiskitError as error:
+            raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
+        inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
+        template = CircuitTemplate(one.name, circuit, inputs, weights, observables, one.topology, one.reference)
+        if fingerprint(template) != one.fingerprint:
+            raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
+        return template
 
 
 @dataclass
@@ -209,10 +235,14 @@ def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
         raise UserError(
             f"{run / 'config.yaml'}: ansatz is {ansatz!r}, but {place} keeps the circuits of {index.ansatz!r}"
         )
-    kept = {(d.qubits, d.layers): Kept(d, _bytes(place.with_name(d.file))) for d in index.circuits}
-    for one in kept.values():
-        with _damaged(place.with_name(one.description.file)):
-            _ = one.template
+    kept = {}
+    for one in index.circuits:
+        file = place.with_name(one.file)
+        kept[one.qubits, one.layers] = Kept(one, _bytes(file))
+        try:
+            _ = kept[one.qubits, one.layers].template
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: {error}") from error
     if index.source is not None:
         _compare(run, ansatz, index.source)
     return Circuits(ansatz, run, trusted=trusted, kept=kept, source=index.source)
@@ -242,21 +272,6 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-class _damaged:
-    """Turns a ValueError into the sentence that a file is damaged."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ValueError):
-            raise UserError(f"{self.path} is damaged: {error}") from error
-
-
-# a template as data
 def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the ansatz") -> Kept:
     """The template as data, read back once.
 
@@ -268,7 +283,6 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
     file = io.BytesIO()
     try:
         qpy.dump(circuit, file, version=QPY)
-        mark = fingerprint(template)
         data = file.getvalue()
         if len(data) > LARGEST:
             raise ValueError(f"{len(data):,} bytes are too many (at most {LARGEST:,})")
@@ -285,7 +299,7 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
             topology=template.topology,
             reference=template.reference,
             encoding=getattr(template, "encoding", "angle"),
-            fingerprint=mark,
+            fingerprint=fingerprint(template),
         )
         kept = Kept(described, data)
         _ = kept.template
@@ -297,40 +311,6 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
             "your own a definition of standard gates, or take a UnitaryGate"
         ) from error
     return kept
-
-
-@lru_cache(maxsize=256)
-def _read(description: str, data: bytes) -> CircuitTemplate:
-    """The template of a QPY file.
-
-    Raises:
-        ValueError: damaged, or not what the description says.
-    """
-    one = Description.model_validate_json(description)
-    if hashlib.sha256(data).hexdigest() != one.sha256:
-        raise ValueError(f"its sha256 is not the one in {INDEX}")
-    _check_header(data, one.num_qubits)
-    try:
-        (circuit,) = qpy.load(io.BytesIO(data))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of Qiskit's reader is no Exception
-        raise ValueError(f"it is not QPY that can be read ({_short(error)})") from error
-    if not isinstance(circuit, QuantumCircuit) or circuit.num_qubits != one.num_qubits:
-        raise ValueError(f"it does not hold a circuit on {one.num_qubits} qubits")
-    found = {parameter.name: parameter for parameter in circuit.parameters}
-    missing = [name for name in (*one.inputs, *one.weights) if name not in found]
-    if missing:
-        raise ValueError(f"its circuit has no parameter {missing[0]!r}")
-    try:
-        observables = tuple(SparsePauliOp([word for word, _ in o], [c for _, c in o]) for o in one.observables)
-    except QiskitError as error:
-        raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
-    inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
-    template = CircuitTemplate(one.name, circuit, inputs, weights, observables, one.topology, one.reference)
-    if fingerprint(template) != one.fingerprint:
-        raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
-    return template
 
 
 _HEADER = struct.Struct("!6sBBBBQc1sH1cHIIQIQI")  # of the file, of its first program, of its circuit
@@ -348,7 +328,6 @@ def _check_header(data: bytes, num_qubits: int) -> None:
         raise ValueError("it is cut off")
 
 
-# what a template computes, whatever its parameters are called
 def fingerprint(template: CircuitTemplate) -> str:
     """SHA-256 of gates, roles and observables.
 

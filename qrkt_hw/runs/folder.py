@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import warnings
@@ -14,20 +15,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+import qrkt_hw
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
-from qrkt_hw.runs.environment import environment
 
 RUNS = Path("runs")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LARGEST = 256 * 1024  # bytes of a configuration
+PACKAGES = (
+    "qiskit", "qiskit-machine-learning", "qiskit-aer", "qiskit-ibm-runtime", "torch", "torchvision", "lightning",
+    "torchmetrics", "datasets", "numpy",
+)  # fmt: skip
 
 
 def _number(value: Any) -> bool:
@@ -64,8 +70,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, trust: bool = False) -> None:
-        self.path = path
-        self.trust = trust
+        self.path, self.trust = path, trust
         self._circuits: Any = None
         self.config = path / "config.yaml"
         self.data = path / "data.json"
@@ -87,21 +92,17 @@ class RunFolder:
             UserError: the folder exists and is not empty, or cannot be written.
         """
         path = path or _fresh_name(options)
-        try:
-            str(path).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"--out: {str(path)!a} is not a name in UTF-8") from error
+        _check_name(path, "--out")
+        staging = None
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise UserError(f"--out: {path} exists already; name another folder, or go on with --resume {path}")
+                raise UserError(f"--out: {path} exists already; name another folder, or resume it with --resume {path}")
             path.parent.mkdir(parents=True, exist_ok=True)
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        except OSError as error:
-            raise UserError(f"--out: {path} cannot be written: {error.strerror}") from error
-        try:
             staging.chmod(0o755)
             run = cls(staging)
-            write_text(run.config, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, explicit_end=True))
+            config = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, explicit_end=True)
+            write_text(run.config, config)
             write_json(run.data, data)
             write_json(run.environment, environment())
             if options.circuits is not None:
@@ -110,7 +111,8 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--out: {path} cannot be written: {error.strerror}") from error
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            if staging is not None:
+                shutil.rmtree(staging, ignore_errors=True)
         return cls(path)
 
     @classmethod
@@ -121,10 +123,7 @@ class RunFolder:
             UserError: no such folder, or it is not a run.
         """
         run = cls(path, trust)
-        try:
-            str(path).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"run: {str(path)!a} is not a name in UTF-8; rename the folder") from error
+        _check_name(path, "run")
         if not path.is_dir():
             raise UserError(f"run: no folder {path}")
         if not run.config.is_file() or not run.data.is_file():
@@ -137,22 +136,15 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
+        values, text = read_yaml(self.config, f"{self.config} is damaged:")
+        # what was cut off at its end would read as another configuration
+        if not text.endswith("\n...\n" if is_nested(values) else "\n"):
+            raise UserError(f"{self.config} is damaged: its end is missing")
         try:
-            if self.config.stat().st_size > LARGEST:
-                raise UserError(f"{self.config} is damaged: it holds more than {LARGEST:,} bytes")
-            text = self.config.read_text(encoding="utf-8")
-            if not text.endswith("\n"):  # a value that was cut in two would be another value
-                raise UserError(f"{self.config} is damaged: its last line does not end")
-            values = yaml.safe_load(text)
-            if is_nested(values) and not text.endswith("\n...\n"):
-                raise UserError(f"{self.config} is damaged: its end (a line ...) is missing")
             options = of_kept(values)
-        except OSError as error:
-            raise UserError(f"{self.config} cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            raise UserError(f"{self.config} is damaged: {problem(error)[1]}") from error
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # also numbers of thousands of digits
-            raise UserError(f"{self.config} is damaged: it is not YAML") from error
+        except (ValidationError, ValueError) as error:
+            said = problem(error)[1] if isinstance(error, ValidationError) else error
+            raise UserError(f"{self.config} is damaged: {said}") from error
         return options.with_circuits(partial(self._kept, options.circuit.ansatz))
 
     def _kept(self, ansatz: str) -> Any:
@@ -169,26 +161,21 @@ class RunFolder:
             UserError: the file is damaged.
         """
         value = read_json(self.data)
+        damaged = f"{self.data} is damaged: it"
         missing = {"dataset", "channels", "image_size", "class_names", "mean", "std"} - set(value)
         if missing:
-            raise UserError(f"{self.data} is damaged: it lacks {', '.join(sorted(missing))}")
+            raise UserError(f"{damaged} lacks {', '.join(sorted(missing))}")
         text = bool(value.get("vocabulary"))
         for key, wanted in _DESCRIPTION.items():
-            if text and key in _IMAGES_ONLY:
-                continue
-            if key in value and not wanted(value[key]):
-                raise UserError(f"{self.data} is damaged: its {key} is {str(value[key])[:40]!r}")
+            if key in value and not (text and key in _IMAGES_ONLY) and not wanted(value[key]):
+                raise UserError(f"{damaged}s {key} is {str(value[key])[:40]!r}")
         if text and "length" not in value:
-            raise UserError(f"{self.data} is damaged: it has a vocabulary and lacks length")
+            raise UserError(f"{damaged} has a vocabulary and lacks length")
         for key in () if text else ("mean", "std"):
             if len(value[key]) != value["channels"]:
-                raise UserError(
-                    f"{self.data} is damaged: its {key} has {len(value[key])} numbers for {value['channels']} channels"
-                )
+                raise UserError(f"{damaged}s {key} has {len(value[key])} numbers for {value['channels']} channels")
         if self._of_results("data_sha256") not in (None, self.data_sha256()):
-            raise UserError(
-                f"{self.data} is not what this run was trained with: results.json keeps another data_sha256"
-            )
+            raise UserError(f"{self.data} is not what this run was trained with: results.json has another data_sha256")
         return value
 
     @contextmanager
@@ -232,9 +219,8 @@ class RunFolder:
 
     def discard_untrained(self) -> None:
         """Remove a folder in which no epoch was finished and from which nothing was sent to a device."""
-        if self.checkpoint.exists() or self.model.exists() or self._sent():
-            return
-        shutil.rmtree(self.path, ignore_errors=True)
+        if not self.checkpoint.exists() and not self.model.exists() and not self._sent():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def _sent(self) -> bool:
         if not self.journal.exists():
@@ -281,11 +267,41 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: it is not JSON") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it holds no object")
     return value
+
+
+def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
+    """The keys of a YAML file, and its text.
+
+    Raises:
+        UserError: no such file, too large, not YAML, or not a mapping of names; begins with ``named``.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{named} is no file that can be read: it is a folder, a pipe or a device")
+        if path.stat().st_size > LARGEST:
+            raise UserError(f"{named} holds more than {LARGEST:,} bytes")
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{named} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{named} is not text") from error
+    except RecursionError as error:
+        raise UserError(f"{named} is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else f": {str(error).partition(';')[0]}"
+        raise UserError(f"{named} is not YAML{where}") from error
+    if values is None:
+        return {}, text
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{named} must hold keys and values, such as 'hidden: 16'")
+    return values, text
 
 
 def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
@@ -300,7 +316,7 @@ def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
     """
     found = [config for config in root.glob("*/config.yaml") if (config.parent / "data.json").is_file()]
     if not found:
-        raise UserError(f"run: no run under {root}{'/'}; train one first (qrkt-hw train) or name a run folder")
+        raise UserError(f"run: no run under {root}/; train one first (qrkt-hw train) or name a run folder")
     found.sort(key=lambda config: (config.stat().st_mtime_ns, config.parent.name), reverse=True)
     skipped: list[Path] = []
     for run in (config.parent for config in found):
@@ -310,8 +326,43 @@ def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
                 warnings.warn(f"skipped {skipped[0]}{others}, which has no {having}; took {run}", RunWarning)
             return run
         skipped.append(run)
-    how = f" (go on with: qrkt-hw train --resume {skipped[0]})" if having == "model.safetensors" else ""
-    raise UserError(f"run: no run under {root}{'/'} has a {having}; the newest is {skipped[0]}{how}")
+    how = f" (resume it with: qrkt-hw train --resume {skipped[0]})" if having == "model.safetensors" else ""
+    raise UserError(f"run: no run under {root}/ has a {having}; the newest is {skipped[0]}{how}")
+
+
+def environment() -> dict[str, Any]:
+    """What a figure was measured on: versions, processor count, accelerators; no user name, host name or path."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else ():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    return {
+        "qrkt-hw": qrkt_hw.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        "packages": versions,
+    }
+
+
+def _check_name(path: Path, named: str) -> None:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{named}: {str(path)!a} is not a name in UTF-8; take another name") from error
 
 
 def _fresh_name(options: Config) -> Path:

@@ -16,7 +16,8 @@ from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerField
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
-from qrkt_hw.runs.config import SIDES, TEXT_SETS, Config
+from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.sections import SIDES, TEXT_SETS
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(qrkt_hw.__file__).parent

@@ -7,8 +7,7 @@ import pytest
 from qrkt_hw.commands.options import merge
 from qrkt_hw.experiments import presets
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import KEYS, Config
-from qrkt_hw.runs.unused import unused
+from qrkt_hw.runs.config import KEYS, Config, unused
 from tests.command_line import qrkt, refused
 
 IMAGES = {
@@ -54,7 +53,9 @@ TRAIN = {
     "--model gan --generator-rk-blocks 0 --generator-projection classical": "--generator-projection",
     "--model gan --discriminator-rk-blocks 0 --discriminator-projection classical": "--discriminator-projection",
     "--model gan --generator-rk rk1 --discriminator-rk rk1 --rk rk4": "--rk:",
-    "--backend fake_torino --no-pack --guard 1": "--guard", "--backend fake_torino --no-pack --quality 1": "--quality",
+    "--backend fake_torino --no-pack --guard 1": "--spacing",
+    "--backend fake_torino --no-pack --min-fidelity 1": "--min-fidelity",
+    "--backend fake_torino --spacing 1 --guard 1": "--spacing",
     "--mitigation mthree": "--mitigation", "--mode session": "--mode", "--max-time 5": "--max-time",
     "--max-cost 1": "--max-cost", "--max-qpu-seconds 1": "--max-qpu-seconds", "--shots 10": "--shots",
     "--resubmit": "--resubmit", "--replan": "--replan", "--resume {images} --out x": "--out",
@@ -90,7 +91,7 @@ OTHERS = {
     "generate {plain_gan} --backend aer_cpu": "--backend",
     "evaluate {gan} --data-dir .": "--data-dir", "evaluate {gan} --samples 0": "--samples",
     "evaluate {gan} --samples 1000000000": "--samples", "evaluate {gan} --seed 100000000000000000000": "--seed",
-    "twin {gan} --trials 2": "--trials", "twin {classical}": "no circuits", "twin {images} --trials 0": "--trials",
+    "baseline {gan} --trials 2": "--trials", "twin {classical}": "no circuits", "twin {images} --trials 0": "--trials",
     "compare {images} {images}": "twice", "compare {images} {images}/../images": "twice",
     "tune --search hidden=8,16 --hidden 8": "hidden", "tune --search hidden=8 --search hidden=16": "hidden",
     "tune --search latent=8,16": "--latent", "tune --search hidden=-3,4": "hidden",

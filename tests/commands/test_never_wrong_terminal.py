@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import group, main
-from qrkt_hw.commands.terminal import printable
+from qrkt_hw.commands.interface import printable
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config

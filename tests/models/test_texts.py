@@ -25,8 +25,8 @@ def texts(count=50):
 
 def test_training_leaves_a_share_out_and_keeps_the_order():
     torch.manual_seed(0)
-    tokens, ids = TextTokens(vocabulary=5000, length=400, hidden=4, left_out=0.75), texts()
-    thin = tokens.thinned(ids)
+    tokens, ids = TextTokens(vocabulary=5000, length=400, hidden=4, word_dropout=0.75), texts()
+    thin = tokens.drop_words(ids)
     assert torch.equal(thin[:, 0], ids[:, 0])  # a text is never empty
     full = torch.tensor([k not in (1, 2) for k in range(len(ids))])
     assert (thin[full] != 0).float().sum(1).mean() == pytest.approx(100, rel=0.1)
@@ -35,15 +35,15 @@ def test_training_leaves_a_share_out_and_keeps_the_order():
         left = after[after != 0].tolist()
         places = [before.tolist().index(word) for word in left]
         assert places == sorted(places) and not after[len(left) :].any()
-    assert not torch.equal(tokens.thinned(ids)[0, :50], thin[0, :50])  # drawn anew
+    assert not torch.equal(tokens.drop_words(ids)[0, :50], thin[0, :50])  # drawn anew
 
 
 def test_inference_reads_every_word():
     torch.manual_seed(0)
     model, ids = build_model(Config(**SMALL, token_dropout=0.9), SHAPE), texts(3)
-    assert model.tokens.thinned(ids) is not ids
+    assert model.tokens.drop_words(ids) is not ids
     model.eval()
-    assert model.tokens.thinned(ids) is ids
+    assert model.tokens.drop_words(ids) is ids
     assert torch.equal(model(ids), model(ids))
     model.train()
     assert not torch.equal(model(ids), model(ids))

@@ -1,7 +1,5 @@
 """Presets: YAML files of options that ship with the package."""
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Any
 

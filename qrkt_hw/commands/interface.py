@@ -1,0 +1,209 @@
+"""What commands share: click classes, options, and text on the terminal. Imports click alone, so help is instant."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qrkt_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qrkt_hw.runs import RunFolder
+
+# spellings of versions before
+OLD_FLAGS = {
+    "--guard": "--spacing", "--quality": "--min-fidelity", "--judge": "--reference-classifier",
+    "--yardsticks": "--reference-scores",
+}  # fmt: skip
+
+
+class Command(click.Command):
+    """A command that takes no option twice, and whose help shows options in groups where they have one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for place, (word, before) in enumerate(zip(args, ["", *args], strict=False)):
+            name, equals, value = word.partition("=")
+            if name in OLD_FLAGS and before != "--":
+                args[place] = OLD_FLAGS[name] + equals + value
+        # click would take the last of several and drop the others in silence; a shell asks for completions
+        order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
+        for option in order:
+            once = isinstance(option, click.Option) and not option.multiple and not option.count
+            switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts
+            if once and not switch and order.count(option) > 1:
+                raise UserError(f"{option.opts[0]}: given {order.count(option)} times; it is taken once only")
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        params = self.get_params(ctx)
+        titles = list(dict.fromkeys(getattr(param, "group", "") for param in params))
+        for title in sorted(titles, key=lambda title: (title != FIRST, titles.index(title))):
+            shown = [param.get_help_record(ctx) for param in params if getattr(param, "group", "") == title]
+            groups[title] = [record for record in shown if record is not None]
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title or "Options"):
+                    formatter.write_dl(records)
+
+
+FIRST = "Start with these"
+
+
+class GroupedOption(click.Option):
+    """An option of a group of the help."""
+
+    def __init__(self, *args: Any, group: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):  # whole sentences, where click cuts them to a line
+            formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
+
+
+class LazyGroup(click.Group):
+    """A group that imports each command when it is used.
+
+    Args:
+        commands: name -> one line of help; its module has its name.
+        aliases: other names -> name.
+    """
+
+    def __init__(self, *args: Any, commands: dict[str, str], aliases: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.known, self.aliases = commands, aliases
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.known)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = self.aliases.get(cmd_name, cmd_name)
+        return getattr(importlib.import_module(f"qrkt_hw.commands.{name}"), name) if name in self.known else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.known.items()))
+
+
+PATH = click.Path(path_type=Path)
+SEED = click.IntRange(0, 2**32 - 1)
+run_argument = click.argument("run", required=False, type=PATH)
+json_flag = click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+data_dir_flag = click.option("--data-dir", type=PATH, help="folder of the data set  [default: the run's]")
+preset_flag = click.option(
+    "--preset", cls=GroupedOption, group=FIRST, help="start from a preset (qrkt-hw presets list)"
+)
+config_flag = click.option(
+    "--config", cls=GroupedOption, group=FIRST, type=PATH, help="YAML file of options, over the preset"
+)
+trust_flag = click.option(
+    "--trust-ansatz",
+    is_flag=True,
+    help="import the Python file of the ansatz of an old run without kept circuits",
+)
+LIMIT = click.FloatRange(min=0, min_open=True)
+_DEVICE = (
+    ("--resubmit", {"is_flag": True, "help": "with --resume: send jobs again that may or may not have arrived"}),
+    ("--replan", {"is_flag": True, "help": "with --resume: transpile and pack the circuits anew"}),
+    ("--max-qpu-seconds", {"type": LIMIT, "help": "limit of QPU time  [default: the backend's]"}),
+    ("--max-cost", {"type": LIMIT, "help": "limit of the price in USD, pay-as-you-go"}),
+)
+
+
+def device_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with what it does about jobs and bills of a device: ``device`` is for ``backends.open``."""
+
+    @functools.wraps(command)
+    def bundled(
+        *args: Any, resubmit: bool, replan: bool, max_qpu_seconds: float | None, max_cost: float | None, **rest: Any
+    ) -> Any:
+        from qrkt_hw.backends.device.budget import Budget
+
+        device = {"resubmit": resubmit, "replan": replan, "budget": Budget(max_qpu_seconds, max_cost)}
+        return command(*args, device=device, **rest)
+
+    for name, how in reversed(_DEVICE):
+        bundled = click.option(name, cls=GroupedOption, group="Jobs on a device", **how)(bundled)  # type: ignore[arg-type]
+    return bundled
+
+
+def opened(run: Path | None, trust: bool = False, err: bool = False) -> RunFolder:
+    """The run folder of an argument, the newest run without one; says which on the first line."""
+    from qrkt_hw.runs import RunFolder, newest
+
+    folder = RunFolder.open(run if run is not None else newest(), trust)
+    echo(f"run {folder.path}", err=err)
+    return folder
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a sentence on the option whose file it is."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+# C0 without tab and newline, DEL, C1, the controls that turn the writing direction, and bytes that are no UTF-8
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with its control characters written out, as in ``\\x1b``."""
+    return _UNSEEN.sub(lambda found: found.group().encode("unicode_escape").decode("ascii"), text)
+
+
+def echo(text: str = "", err: bool = False) -> None:
+    """Print a line whose control characters are written out."""
+    click.echo(printable(text), err=err)
+
+
+def defined(value: float | None) -> str:
+    """A figure with four digits, or that it is undefined: None in JSON, NaN in Python."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[str] = (), **how: Any) -> None:
+    """Print a table; columns in ``right`` are aligned there."""
+    from rich.table import Table
+
+    shown = Table(box=None, header_style="bold")
+    for column in columns:
+        shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    console(**{"markup": False, **how}).print(shown)
+
+
+def console(**how: Any) -> Console:
+    """A rich console that writes control characters out, wherever a text comes from."""
+    from rich.console import Console
+    from rich.segment import Segment
+
+    class Terminal(Console):
+        def render(self, *args: Any, **kwargs: Any) -> Iterable[Segment]:
+            for segment in super().render(*args, **kwargs):
+                yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with status 1; main ends all commands alike
+
+    return Terminal(**how)
