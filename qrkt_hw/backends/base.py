@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.entries import Gradient
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from qrkt_hw.backends.base import Backend, Gradient
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.entries import CWD, RENAMED, AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry, config_file, layers
 from qrkt_hw.errors import UserError, flag
 

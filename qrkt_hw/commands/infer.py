@@ -146,11 +146,7 @@ def infer(
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
-    """Refuse what only a device, or a backend other than the exact one, can do.
-
-    Raises:
-        UserError: such a flag is given.
-    """
+    """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
 
     if dry_run and not (backend.target is not None and backend.shots):

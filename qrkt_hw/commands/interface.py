@@ -134,7 +134,7 @@ def device_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     def bundled(
         *args: Any, resubmit: bool, replan: bool, max_qpu_seconds: float | None, max_cost: float | None, **rest: Any
     ) -> Any:
-        from qrkt_hw.backends.device.budget import Budget
+        from qrkt_hw.backends.budget import Budget
 
         device = {"resubmit": resubmit, "replan": replan, "budget": Budget(max_qpu_seconds, max_cost)}
         return command(*args, device=device, **rest)

@@ -81,11 +81,7 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Config:
-    """Defaults, then the preset, then the file, then the flags.
-
-    Raises:
-        UserError: unknown preset, unreadable file, unknown key, wrong type or value: names where it stood.
-    """
+    """Defaults, then the preset, then the file, then the flags."""
     from qrkt_hw.experiments import presets
 
     values: dict[str, Any] = {}
@@ -113,11 +109,7 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Confi
 
 
 def check_early(config: Config) -> None:
-    """Refuse what can be refused before torch takes its seconds to load.
-
-    Raises:
-        UserError: no such data set, ansatz or backend, or sizes that do not fit each other.
-    """
+    """Refuse what can be refused before torch takes its seconds to load."""
     data, model, circuit, backend = config.data, config.model, config.circuit, config.backend
     data.check_name()
     if model.kind != "gan":
@@ -144,11 +136,7 @@ def check_early(config: Config) -> None:
 
 
 def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:
-    """The backend of the flags of a command on a run.
-
-    Raises:
-        UserError: a wrong value, or a flag that would change nothing for the model or the data of the run.
-    """
+    """The backend of the flags of a command on a run."""
     backend = backend_options(flags)
     reason = unused(folder.options().replace(**given(flags)), given(flags))
     if reason is not None:
@@ -157,11 +145,7 @@ def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:
 
 
 def backend_options(flags: dict[str, Any]) -> BackendConfig:
-    """The backend of the flags of a command that takes no preset.
-
-    Raises:
-        UserError: a wrong value.
-    """
+    """The backend of the flags of a command that takes no preset."""
     try:
         return Config(**given(flags)).backend
     except ValidationError as error:

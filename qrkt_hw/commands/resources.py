@@ -101,11 +101,7 @@ def resources(
 
 
 def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: str) -> None:
-    """Refuse what was said and would change nothing.
-
-    Raises:
-        UserError: a flag that the others leave without effect.
-    """
+    """Refuse what was said and would change nothing."""
     context = click.get_current_context()
     said = [
         option.opts[0] if isinstance(option, click.Option) else "RUN"

@@ -18,11 +18,7 @@ BATCH = 250
 
 
 def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
-    """The GAN of a run.
-
-    Raises:
-        UserError: the run is a classifier, or has no weights yet.
-    """
+    """The GAN of a run."""
     if run.options().model.kind != "gan":
         raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
     model = restored(run, backend)
@@ -45,11 +41,7 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
 
 @torch.no_grad()
 def draw(model: Gan, points: Tensor) -> Tensor:
-    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them.
-
-    Raises:
-        UserError: values that are not finite.
-    """
+    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them."""
     images = torch.cat([model(part) for part in points.split(BATCH)]).float().clamp(-1, 1)
     if not images.isfinite().all():
         raise UserError("run: the generator draws no finite pixels; its weights are damaged, or its training diverged")
@@ -57,11 +49,7 @@ def draw(model: Gan, points: Tensor) -> Tensor:
 
 
 def save_images(images: Tensor, folder: Path) -> None:
-    """One PNG for each image, ``00000.png`` and so on.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """One PNG for each image, ``00000.png`` and so on."""
     temporary = folder / f".{os.getpid()}.tmp"  # a picture is whole or not there, whenever the process ends
     try:
         folder.mkdir(parents=True, exist_ok=True)

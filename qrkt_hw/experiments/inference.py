@@ -65,9 +65,6 @@ def infer_split(
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
         :func:`on_backend` reports.
-
-    Raises:
-        UserError: ablations on a device that bills, or logits that are not finite.
     """
     if ablate and backend.bills:
         raise UserError(
@@ -96,11 +93,7 @@ def infer_split(
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model.
-
-    Raises:
-        UserError: a file that cannot be read.
-    """
+    """Image files as inputs of the run's model."""
     return torch.stack([read_image(path, run.description()) for path in paths])
 
 
@@ -124,9 +117,6 @@ def classify(
     Returns:
         Under ``kind`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name; ``count``,
         ``backend``, ``seconds``.
-
-    Raises:
-        UserError: logits that are not finite.
     """
     if backend.bills:
         run.check_inference()
@@ -146,11 +136,7 @@ def classify(
 
 
 def _check_finite(run: RunFolder, logits: Tensor) -> None:
-    """Make sure that logits ``(samples, classes)`` say something: a class out of NaN would be the first one.
-
-    Raises:
-        UserError: they do not.
-    """
+    """Make sure that logits ``(samples, classes)`` say something: a class out of NaN would be the first one."""
     odd = int((~logits.isfinite()).any(-1).sum())
     if odd:
         raise UserError(

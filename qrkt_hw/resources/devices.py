@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.device.budget import DEFAULT_DELAY, prices, usage
+from qrkt_hw.backends.budget import DEFAULT_DELAY, prices, usage
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.pubs import allocate
 from qrkt_hw.backends.device.transpile import SEED
@@ -40,9 +40,6 @@ def on_device(
         name: of a backend.
         levels: optimisation levels of the transpiler.
         seed: of the transpiler.
-
-    Raises:
-        UserError: no such device, or a circuit that does not fit it.
     """
     known = device_name(name)
     if known is None:
@@ -72,11 +69,7 @@ def on_device(
 
 
 def device_name(backend: str) -> str | None:
-    """The device behind a backend's name; None for a simulator that takes circuits as written.
-
-    Raises:
-        UserError: no such backend.
-    """
+    """The device behind a backend's name; None for a simulator that takes circuits as written."""
     if backend.startswith("fake_"):
         return backend
     found = device_of(backend)
@@ -225,11 +218,7 @@ def _submitted(
 
 
 def draw(reports: Sequence[Report], path: Path) -> Path:
-    """The layout of the widest circuit of the first report on its first device, at the highest optimisation level.
-
-    Raises:
-        UserError: no device was named, or the file cannot be written.
-    """
+    """The layout of the widest circuit of the first report on its first device, at the highest optimisation level."""
     from qrkt_hw.backends.device.transpile import failure
     from qrkt_hw.plots.charts import plot_layout
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from qrkt_hw.backends import Call
-from qrkt_hw.backends.device.budget import PLAN, Budget, prices
+from qrkt_hw.backends.budget import PLAN, Budget, prices
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
@@ -104,9 +104,6 @@ def plan(
         samples, batch: images or texts in all, and of them those that go through the model together.
         budget: limits from flags; without any those of the backend count.
         refuse: whether a forecast beyond the limits is an error.
-
-    Raises:
-        UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
     found, budget = forecast(stages, samples, batch, backend), Budget.of(backend, budget)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qrkt_hw import circuits
-from qrkt_hw.backends.device.budget import prices
+from qrkt_hw.backends.budget import prices
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.errors import UserError
 from qrkt_hw.resources.devices import costs, on_device
@@ -50,9 +50,6 @@ class Subject:
             shots: samples per circuit.
             images: to infer.
             training_steps: to price; 0 leaves training out.
-
-        Raises:
-            UserError: no such backend, or a circuit too large for it.
         """
         logical, chosen = self.description.logical, tuple(dict.fromkeys(levels))
         devices = [on_device(logical.circuits, self.templates, name, chosen) for name in dict.fromkeys(backends)]
@@ -81,9 +78,6 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
         name: its name in the report.
         options: of a run or a preset.
         shape: of the data; default: that of the data set.
-
-    Raises:
-        UserError: options that do not fit each other or the data.
     """
     size = _usual_shape(options) if shape is None else asdict(shape)
 
@@ -104,11 +98,7 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
-    """A lone circuit, evaluated once for an "image".
-
-    Raises:
-        UserError: no such ansatz, a size it does not accept, or one that would take minutes.
-    """
+    """A lone circuit, evaluated once for an "image"."""
 
     def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.compiler import derive

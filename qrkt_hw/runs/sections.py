@@ -56,11 +56,7 @@ class DataConfig(Section):
     workers: int = Field(0, ge=0, le=256, description="processes that prepare batches")
 
     def check_name(self) -> None:
-        """Make sure that there is a data set of this name.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Make sure that there is a data set of this name."""
         name, colon, path = self.dataset.partition(":")
         if name not in SIDES or bool(colon) != (name == "folder"):
             known = ", ".join("folder:PATH" if name == "folder" else name for name in SIDES)

@@ -13,7 +13,7 @@ import yaml
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.device.budget import usage
+from qrkt_hw.backends.budget import usage
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.ibm.backend import IBMBackend
 from tests.command_line import qrkt, refused

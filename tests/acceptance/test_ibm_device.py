@@ -10,7 +10,7 @@ from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.layout import Chip
 from qrkt_hw.backends.device.pubs import jobs_of

@@ -5,7 +5,7 @@ import pytest
 
 from qrkt_hw import circuits
 from qrkt_hw.backends import Call, resolve
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.errors import UserError
 

@@ -11,7 +11,7 @@ from qiskit import QuantumCircuit
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
 from qrkt_hw.backends import aer
-from qrkt_hw.backends.device.budget import usage
+from qrkt_hw.backends.budget import usage
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.registry import resolve
 from qrkt_hw.circuits import build, names

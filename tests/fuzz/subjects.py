@@ -21,9 +21,9 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from qrkt_hw.backends import budget as pricing
 from qrkt_hw.backends import entries as backend_files
 from qrkt_hw.backends import noise as backend_noise
-from qrkt_hw.backends.device import budget as pricing
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.backends.device.transpile import fake_device

@@ -23,7 +23,7 @@ from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, Quantu
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
-from qrkt_hw.backends.device.budget import DEFAULT_DELAY
+from qrkt_hw.backends.budget import DEFAULT_DELAY
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
 from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases

@@ -15,7 +15,7 @@ from qiskit.circuit import QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from scipy.optimize import LinearConstraint
 
-from qrkt_hw.backends.device.budget import JOB_SECONDS, LARGEST_JOB
+from qrkt_hw.backends.budget import JOB_SECONDS, LARGEST_JOB
 from qrkt_hw.backends.device.layout import at_most_one, solved
 from qrkt_hw.backends.device.transpile import PlacedCircuit
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qrkt_hw.backends.base import Backend, Call
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer, counts_of
 from qrkt_hw.backends.device.pubs import PUB, JobLimits

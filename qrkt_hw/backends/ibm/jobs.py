@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from qiskit.primitives import BitArray
 
-from qrkt_hw.backends.device.budget import JOB_SECONDS, Budget
+from qrkt_hw.backends.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
 from qrkt_hw.backends.device.pubs import PUB, parts, together
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
