@@ -63,7 +63,7 @@ def usage(executions: int, rep_delay: float, duration: float, submissions: int =
 def prices() -> Prices:
     """The user's own price list where there is one, else the package's. Raises UserError: it is no price list."""
     own = config_file().with_name("prices.yaml")
-    shipped = resources.files("qrkt_hw.backends.device").joinpath("prices.yaml")
+    shipped = resources.files("qrkt_hw.backends").joinpath("prices.yaml")
     file, name = (own, str(own)) if own.is_file() else (shipped, "prices.yaml")
     try:
         return Prices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
