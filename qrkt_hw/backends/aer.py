@@ -32,11 +32,10 @@ class Compiled:
 
 
 class AerBackend(LocalBackend):
-    """Noiseless simulation by Aer.
+    """Noiseless simulation by Aer, which also samples circuits of more than 12 qubits.
 
     Up to 12 qubits the outcome probabilities come from Aer, and with shots they are sampled here: the same distribution
-    as Aer's own sampling of circuits that measure at their end, several times faster. Wider circuits are sampled by
-    Aer.
+    as Aer's own sampling of circuits that measure at their end, several times faster.
     """
 
     kind = "Aer simulator"

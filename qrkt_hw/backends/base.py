@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.entries import Gradient
 
 
@@ -78,7 +77,6 @@ class Backend(ABC):
     def __init__(self, name: str) -> None:
         self.name = name
         self.counters = Counters()
-        self._budget: Any = None
         self._progress: Callable[[str], None] | None = None
 
     def __deepcopy__(self, memo: dict) -> Backend:
@@ -111,12 +109,8 @@ class Backend(ABC):
         ``journal`` keeps finished work, so that it is not paid for twice (simulators repeat instead); ``budget`` limits
         QPU time and money; ``progress`` is told in a few words what is being waited for.
         """
-        before, self._budget = self._budget, Budget.of(self, budget)
-        try:
-            with self.reporting(progress):
-                yield self
-        finally:
-            self._budget = before
+        with self.reporting(progress):
+            yield self
 
     @contextmanager
     def reporting(self, progress: Callable[[str], None] | None) -> Iterator[None]:

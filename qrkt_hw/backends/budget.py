@@ -76,10 +76,7 @@ def prices() -> Prices:
 
 
 class Budget:
-    """A limit on QPU seconds, on money (at pay-as-you-go prices), or on both; without either nothing is limited.
-
-    ``where`` is the flag or key that sets the limit of seconds, for messages.
-    """
+    """A limit on QPU seconds (set by ``where``, a flag or key), on money (at pay-as-you-go prices), both or none."""
 
     def __init__(
         self, qpu_seconds: float | None = None, usd: float | None = None, where: str = "--max-qpu-seconds"

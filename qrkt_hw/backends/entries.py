@@ -1,8 +1,7 @@
 """The entries of ``backends.yaml``, one model per provider, and the files they come from.
 
-Shipped, config folder, working folder, ``--backends-file``: later ones win. The working folder's file is read by the
-commands alone, which say so; a program that imports this package may be started anywhere. No file turns a name that
-bills nothing into one that does.
+Shipped, config folder, working folder (which the commands alone read, and say so), ``--backends-file``: later ones
+win. No file turns a name that bills nothing into one that does.
 """
 
 import os

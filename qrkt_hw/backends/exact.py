@@ -48,9 +48,8 @@ class ExactBackend(LocalBackend):
         return {**super().about(), "device": self._device()}
 
     def _device(self) -> str:
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return found if self.device == "auto" else self.device
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = simulator(call.template, torch.complex128)

@@ -36,10 +36,7 @@ def store(path: Path, data: bytes) -> None:
 
 
 def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The value kept under ``kind`` and ``key``, else a new one.
-
-    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value.
-    """
+    """The value kept under ``kind`` and ``key``, else a new one, as where the file's checksum does not hold."""
     path = cache_folder() / kind / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, RecursionError):
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -2,9 +2,9 @@
 
 An activity is one inference or training on one device. Its submissions go through the states
 
-``planned -> submitting -> submitted -> done``, or ``failed`` (the service refused it, or it failed there), or ``held``:
-sent, and neither an answer came nor could the job be found by its tag. A held submission is adopted or sent again only
-on the user's word. Every change is on disk before the next step is taken (SQLite, synchronous).
+``planned -> submitting -> submitted -> done``, or ``failed`` (refused by the service, or failed there), or ``held``:
+sent, without an answer, and not found by its tag; it is adopted or sent again only on the user's word. Every change is
+on disk before the next step is taken (SQLite, synchronous).
 """
 
 import fcntl

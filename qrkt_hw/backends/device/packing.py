@@ -12,7 +12,8 @@ import json
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, Quantu
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
-from qrkt_hw.backends.budget import DEFAULT_DELAY
+from qrkt_hw.backends.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
 from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
@@ -76,9 +77,8 @@ class Packer:
         group = self.groups[key]
         if group.template is None:
             circuit, own = group.placed.circuit, {p.name: p for p in template.parameters}
-            if len(group.placed.measured) != template.num_qubits or not {p.name for p in circuit.parameters} <= set(
-                own
-            ):
+            present = {p.name for p in circuit.parameters}
+            if len(group.placed.measured) != template.num_qubits or not present <= set(own):
                 unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
                 raise UserError(f"{unfit}; --resume --replan makes a new one")
             foreign = {p: own[p.name] for p in circuit.parameters if p != own[p.name]}  # of a kept plan
@@ -301,6 +301,7 @@ class DeviceBackend(Backend):
 
     device: Any  # Qiskit's backend: target, calibration, repetition delay
     packer: Packer  # plans and packs circuits for it
+    _budget: Budget | None = None
     job_limits = JobLimits()  # what one job may hold
     estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
 
@@ -326,6 +327,15 @@ class DeviceBackend(Backend):
                 way = f"ansatz {call.template.name!r} takes {call.template.num_qubits}"
                 raise UserError(f"--backend: {self.device.name} has {self.num_qubits} qubits; {way}")
         return self.packer.pack(calls)
+
+    @contextmanager
+    def open(self, journal: Any = None, budget: Any = None, progress: Any = None) -> Iterator[Backend]:
+        before, self._budget = self._budget, Budget.of(self, budget)
+        try:
+            with super().open(journal, budget, progress) as held:
+                yield held
+        finally:
+            self._budget = before
 
     @abstractmethod
     def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:

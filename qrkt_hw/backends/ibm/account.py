@@ -1,7 +1,4 @@
-"""The IBM Quantum account: signed in, its plan, its devices, and what the service's many errors mean.
-
-Nothing of the account is ever stored or shown.
-"""
+"""The IBM Quantum account, signed in, and what the service's errors mean. Nothing of it is ever stored or shown."""
 
 import json
 import os
@@ -249,9 +246,6 @@ class Account:
         usage = self.ask(lambda: self.service.usage(), "asking for the seconds left")
         return usage.get("usage_remaining_seconds")
 
-    def names(self) -> list[str]:
-        return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
-
     def device(self, name: str) -> Any:
         """A device by name, or the ``least_busy``. Raises UserError: it is retired or unknown, or none is online."""
         gone = retired(name)
@@ -271,7 +265,8 @@ class Account:
         if found is None and name == "least_busy":
             raise UserError("--backend: no device of the account is online; see qrkt-hw backends list --remote")
         if found is None:
-            there = f"it has {', '.join(self.names()) or 'none'} (one that IBM retired is listed no more)"
+            names = sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
+            there = f"it has {', '.join(names) or 'none'} (one that IBM retired is listed no more)"
             way = "--backend ibm_least_busy takes the one with the shortest queue"
             raise UserError(f"--backend: the account has no device {name!r}; {there}; {way}")
         return found
