@@ -185,7 +185,7 @@ def flattened(values: dict[str, Any]) -> dict[str, Any]:
         if section in SECTIONS and isinstance(inner, dict):
             found = {}
             for name, value in inner.items():
-                key = _ALONE[section, name] if (section, name) in _ALONE else name
+                key = _ALONE.get((section, str(name)), str(name))
                 place = KEYS[key][:2] if key in KEYS else None
                 found[key if place == (section, name) else f"{section}.{name}"] = value
         twice = [key for key in found if key in flat]
