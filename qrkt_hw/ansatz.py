@@ -8,19 +8,8 @@ from functools import lru_cache, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from qiskit.circuit import (
-    Barrier,
-    ControlFlowOp,
-    ControlledGate,
-    Delay,
-    Instruction,
-    Measure,
-    Parameter,
-    ParameterVector,
-    QuantumCircuit,
-    Reset,
-)
-from qiskit.circuit.library import UnitaryGate, get_standard_gate_name_mapping
+from qiskit.circuit import ControlFlowOp, ControlledGate, Delay, Instruction, Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit.library import Barrier, Measure, Reset, UnitaryGate, get_standard_gate_name_mapping
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
 P = ParamSpec("P")
@@ -48,11 +37,8 @@ class CircuitTemplate:
 
     The circuit is copied: a gate appended to the original later does not enter the template.
 
-    Raises:
-        TypeError: the circuit, an observable, an input or a weight is of another kind.
-        ValueError: a parameter of the circuit is neither input nor weight (or the reverse), an observable has another
-            number of qubits or a coefficient that is complex or not finite, or the circuit has no qubits, measures,
-            resets or branches.
+    Raises TypeError for a part of another kind, ValueError where parameters and roles differ, an observable does not
+    fit or is not Hermitian, or the circuit has no qubits, measures, resets or branches.
     """
 
     name: str
@@ -63,6 +49,10 @@ class CircuitTemplate:
     topology: str = "unknown"
     reference: str = ""
     source: CircuitTemplate | None = field(default=None, repr=False)
+    num_qubits: int = field(init=False, repr=False)
+    num_inputs: int = field(init=False, repr=False)
+    num_weights: int = field(init=False, repr=False)
+    num_outputs: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.circuit, QuantumCircuit):
@@ -83,35 +73,20 @@ class CircuitTemplate:
             raise TypeError(f"template {self.name!r}: observables are a {type(given).__name__}, not Pauli strings")
         found = tuple(alone) or z_observables(self.circuit.num_qubits)
         object.__setattr__(self, "observables", tuple(self._as_operator(o) for o in found))
+        counts = self.circuit.num_qubits, len(self.inputs), len(self.weights), len(found)
+        for count, role in zip(counts, ("qubits", "inputs", "weights", "outputs"), strict=True):
+            object.__setattr__(self, f"num_{role}", count)
         try:
-            circuit = _plain(self.circuit)
-        except RecursionError as error:
-            raise ValueError(f"template {self.name!r}: a gate is defined by itself") from error
-        except ValueError as error:
-            raise ValueError(f"template {self.name!r}: {error}") from error
-        object.__setattr__(self, "circuit", circuit)
+            object.__setattr__(self, "circuit", _plain(self.circuit))
+        except (RecursionError, ValueError) as error:
+            what = "a gate is defined by itself" if isinstance(error, RecursionError) else error
+            raise ValueError(f"template {self.name!r}: {what}") from error
 
     def __deepcopy__(self, memo: dict) -> CircuitTemplate:
         return self  # never changed
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != _REMEMBERED}
-
-    @property
-    def num_qubits(self) -> int:
-        return self.circuit.num_qubits
-
-    @property
-    def num_inputs(self) -> int:
-        return len(self.inputs)
-
-    @property
-    def num_weights(self) -> int:
-        return len(self.weights)
-
-    @property
-    def num_outputs(self) -> int:
-        return len(self.observables)
 
     @property
     def parameters(self) -> list[Parameter]:
@@ -126,32 +101,27 @@ class CircuitTemplate:
         odd = [p for p in found if not isinstance(p, Parameter)]
         if odd or not isinstance(given, Iterable):
             kind = type(odd[0] if odd else given).__name__
-            raise TypeError(
-                f"template {self.name!r}: {role} must be a ParameterVector or a list of Parameter, not {kind}"
-            )
+            what = f"{role} must be a ParameterVector or a list of Parameter"
+            raise TypeError(f"template {self.name!r}: {what}, not {kind}")
         return found
 
     def _as_operator(self, observable: SparsePauliOp | Pauli | str) -> SparsePauliOp:
+        mine = f"template {self.name!r}"
         if not isinstance(observable, (SparsePauliOp, Pauli, str)):
             kind = type(observable).__name__
-            raise TypeError(
-                f"template {self.name!r}: an observable is a {kind}, not a SparsePauliOp, a Pauli or a string"
-            )
+            raise TypeError(f"{mine}: an observable is a {kind}, not a SparsePauliOp, a Pauli or a string")
         try:
             operator = SparsePauliOp(observable)
         except Exception as error:
-            raise ValueError(f"template {self.name!r}: {observable!r} is no Pauli string: {error}") from error
-        if operator.num_qubits != self.circuit.num_qubits:
-            raise ValueError(
-                f"template {self.name!r}: observable on {operator.num_qubits} qubits, "
-                f"circuit on {self.circuit.num_qubits}"
-            )
+            raise ValueError(f"{mine}: {observable!r} is no Pauli string: {error}") from error
+        if (on := operator.num_qubits) != self.circuit.num_qubits:
+            raise ValueError(f"{mine}: observable on {on} qubits, circuit on {self.circuit.num_qubits}")
         if operator.coeffs.dtype.kind not in "fc":
-            raise ValueError(f"template {self.name!r}: a coefficient of an observable is no number")
+            raise ValueError(f"{mine}: a coefficient of an observable is no number")
         if not np.isfinite(operator.coeffs).all():
-            raise ValueError(f"template {self.name!r}: a coefficient of an observable is not finite")
+            raise ValueError(f"{mine}: a coefficient of an observable is not finite")
         if operator.coeffs.imag.any() or operator.paulis.phase.any():
-            raise ValueError(f"template {self.name!r}: an observable has a complex coefficient, so it is not Hermitian")
+            raise ValueError(f"{mine}: an observable has a complex coefficient, so it is not Hermitian")
         return operator
 
 
@@ -174,7 +144,6 @@ def remembered(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatena
 
 @lru_cache(maxsize=1)
 def _standard() -> dict[type, str]:
-    """Qiskit's standard gates: their names by their classes."""
     return {getattr(g, "base_class", type(g)): name for name, g in get_standard_gate_name_mapping().items()}
 
 
@@ -188,11 +157,7 @@ def standard_name(gate: Any) -> str:
 
 
 def definition_of(gate: Any) -> QuantumCircuit | None:
-    """The circuit a gate stands for; None where it has none.
-
-    Raises:
-        ValueError: the gate cannot say.
-    """
+    """The circuit a gate stands for, None where it has none; ValueError where it cannot say."""
     try:
         return getattr(gate, "definition", None)
     except RecursionError:
@@ -205,16 +170,10 @@ def _plain(circuit: QuantumCircuit) -> QuantumCircuit:
     """A copy in which no gate bears another's name: compilers go by the name, so such gates become what they stand for.
 
     Classical bits, which nothing can use here, are left out.
-
-    Raises:
-        ValueError: something is no gate, or bears a standard gate's name and has no definition.
     """
-    borrowed = any([_borrowed(i.operation) for i in circuit.data])
-    if not borrowed and not circuit.num_clbits:
+    if not any([_borrowed(i.operation) for i in circuit.data]) and not circuit.num_clbits:  # all are checked
         return circuit.copy()
-    copy = QuantumCircuit(circuit.qubits, name=circuit.name, global_phase=circuit.global_phase)
-    for register in circuit.qregs:
-        copy.add_register(register)
+    copy = QuantumCircuit(circuit.qubits, *circuit.qregs, name=circuit.name, global_phase=circuit.global_phase)
     for instruction in circuit.data:
         _append_plain(copy, instruction.operation, [circuit.find_bit(q).index for q in instruction.qubits])
     return copy
@@ -226,7 +185,7 @@ def _borrowed(gate: Any) -> bool:
         raise ValueError(f"{gate.name} is not allowed in a template")
     if standard_name(gate):
         return False
-    if gate.name in _names():
+    if gate.name == "barrier" or gate.name in _standard().values():
         return True
     if isinstance(gate, UnitaryGate) or not isinstance(gate, Instruction):
         return False
@@ -235,11 +194,6 @@ def _borrowed(gate: Any) -> bool:
     except ValueError:  # whoever needs it will say so
         return False
     return inner is not None and any(_borrowed(i.operation) for i in inner.data)
-
-
-@lru_cache(maxsize=1)
-def _names() -> frozenset[str]:
-    return frozenset({"barrier", *_standard().values()})
 
 
 def _append_plain(circuit: QuantumCircuit, gate: Any, qubits: list[int]) -> None:
@@ -258,9 +212,8 @@ def angle_encoding(num_qubits: int, axis: str = "y", name: str = "x") -> tuple[Q
     """A circuit with one rotation about ``axis`` by feature j on every qubit j, and the vector of its features."""
     inputs = ParameterVector(name, num_qubits)
     circuit = QuantumCircuit(num_qubits)
-    rotate = getattr(circuit, f"r{axis}")
     for qubit, feature in enumerate(inputs):
-        rotate(feature, qubit)
+        getattr(circuit, f"r{axis}")(feature, qubit)
     return circuit, inputs
 
 

@@ -1,8 +1,7 @@
 """Qiskit Aer as a backend: one parameter-bind run per call, circuits transpiled once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.base import Call, Gradient, LocalBackend
-from qrkt_hw.backends.device.measurement import Basis, bases, confuse, sample
+from qrkt_hw.backends.base import Call, LocalBackend
+from qrkt_hw.backends.device.measurement import Basis, Floats, bases, confuse, sample
 from qrkt_hw.simulator import memory
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
@@ -33,20 +32,10 @@ class Compiled:
 
 
 class AerBackend(LocalBackend):
-    """Noiseless simulation by Aer.
+    """Noiseless simulation by Aer, which also samples circuits of more than 12 qubits.
 
     Up to 12 qubits the outcome probabilities come from Aer, and with shots they are sampled here: the same distribution
-    as Aer's own sampling of circuits that measure at their end, several times faster. Wider circuits are sampled by
-    Aer.
-
-    Args:
-        device: ``cpu`` or ``gpu``.
-        method: Aer's simulation method.
-        shots: samples per circuit; None for exact values.
-        seed: of the samples; each round draws anew, the same rounds in the same order give the same numbers.
-        optimization_level: of the transpiler.
-        gradient: how layers differentiate.
-        perturbation: size of the SPSA step.
+    as Aer's own sampling of circuits that measure at their end, several times faster.
     """
 
     kind = "Aer simulator"
@@ -54,19 +43,15 @@ class AerBackend(LocalBackend):
     def __init__(
         self,
         name: str,
-        device: str = "cpu",
-        method: str = "statevector",
-        shots: int | None = None,
-        seed: int | None = None,
-        optimization_level: int = 1,
-        gradient: Gradient = "adjoint",
-        perturbation: float = 0.1,
+        device: str = "cpu",  # or ``gpu``
+        method: str = "statevector",  # Aer's simulation method
+        shots: int | None = None,  # samples per circuit; None for exact values
+        seed: int | None = None,  # of the samples: the same circuit batches in the same order give the same numbers
+        optimization_level: int = 1,  # of the transpiler
     ) -> None:
         super().__init__(name)
         self.processor, self.method, self.shots, self.level = device, method, shots, optimization_level
-        self.gradient, self.perturbation = gradient, perturbation
         self.rng = np.random.default_rng(seed)
-        self._simulator: Any = None
         self._compiled: dict[CircuitTemplate, list[Compiled]] = {}
 
     def about(self) -> dict[str, Any]:
@@ -84,7 +69,6 @@ class AerBackend(LocalBackend):
         return len(bases(template))
 
     def compiled(self, template: CircuitTemplate) -> list[Compiled]:
-        """The circuits of a template, one per basis; made once."""
         if template not in self._compiled:
             self._compiled[template] = [self._compile(template, basis) for basis in bases(template)]
         return self._compiled[template]
@@ -97,15 +81,14 @@ class AerBackend(LocalBackend):
         circuit.global_phase = 0
         return Compiled(basis, circuit, tuple(range(template.num_qubits)), None)
 
+    @cached_property
     def _aer(self) -> Any:
-        if self._simulator is None:
-            from qiskit_aer import AerSimulator
+        from qiskit_aer import AerSimulator
 
-            options: dict[str, Any] = {"method": self.method, "runtime_parameter_bind_enable": True}
-            if self.processor == "gpu":  # batching needs runtime parameter binding and is off by default
-                options.update(device="GPU", batched_shots_gpu=True, cuStateVec_enable=False)
-            self._simulator = AerSimulator(**options)
-        return self._simulator
+        # batching needs runtime parameter binding and is off by default
+        gpu: Any = {"device": "GPU", "batched_shots_gpu": True, "cuStateVec_enable": False}
+        on = gpu if self.processor == "gpu" else {}
+        return AerSimulator(method=self.method, runtime_parameter_bind_enable=True, **on)
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         template = call.template
@@ -121,9 +104,7 @@ class AerBackend(LocalBackend):
             total += table @ one.basis.signs(template.num_outputs).T
         return total
 
-    def _probabilities(
-        self, template: CircuitTemplate, one: Compiled, values: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _probabilities(self, template: CircuitTemplate, one: Compiled, values: Floats) -> Floats:
         """Chances ``(samples, outcomes)`` of every outcome of the template's qubits."""
         circuit = one.circuit.copy()
         circuit.save_probabilities(list(one.measured))
@@ -137,7 +118,8 @@ class AerBackend(LocalBackend):
             from qiskit.quantum_info import SparsePauliOp
 
             for row in range(template.num_outputs):
-                terms = [("Z" * m.bit_count(), _bits(m), c) for r, c, m in one.basis.terms if r == row]
+                of_row = [(c, m, range(m.bit_length())) for r, c, m in one.basis.terms if r == row]
+                terms = [("Z" * m.bit_count(), [q for q in bits if m >> q & 1], c) for c, m, bits in of_row]
                 operator = SparsePauliOp.from_sparse_list(terms or [("", [], 0.0)], num_qubits=template.num_qubits)
                 circuit.save_expectation_value(operator, list(one.measured), label=f"o{row}")
             found = self._execute(circuit, template, values, None)
@@ -146,33 +128,22 @@ class AerBackend(LocalBackend):
         result = np.zeros((len(values), template.num_outputs))
         for place, data in enumerate(self._execute(circuit, template, values, self.shots)):
             for key, count in data["counts"].items():
-                outcome = int(key, 16)
                 for row, coefficient, mask in one.basis.terms:
-                    result[place, row] += (
-                        coefficient * (1 - 2 * ((outcome & mask).bit_count() & 1)) * count / self.shots
-                    )
+                    sign = 1 - 2 * ((int(key, 16) & mask).bit_count() & 1)
+                    result[place, row] += coefficient * sign * count / self.shots
         return result
 
-    def _execute(
-        self, circuit: QuantumCircuit, template: CircuitTemplate, values: NDArray[np.float64], shots: int | None
-    ) -> list[dict[str, Any]]:
-        """Aer's data of every parameter set, in order."""
+    def _execute(self, circuit: QuantumCircuit, template: CircuitTemplate, values: Floats, shots: int | None) -> list:
         memory.check_aer(self.name, self.method, circuit.num_qubits)
-        present = set(circuit.parameters)
-        columns = [(parameter, k) for k, parameter in enumerate(template.parameters) if parameter in present]
+        columns = [(p, k) for k, p in enumerate(template.parameters) if p in circuit.parameters]
         found: list[dict[str, Any]] = []
         for start in range(0, len(values), CHUNK):
             part = values[start : start + CHUNK]
             binds = [{parameter: part[:, k].tolist() for parameter, k in columns}] if columns else None
             seed = int(self.rng.integers(2**31)) if shots else None
-            job = self._aer().run(circuit, parameter_binds=binds, shots=shots or 1, seed_simulator=seed)
-            result = job.result()
+            result = self._aer.run(circuit, parameter_binds=binds, shots=shots or 1, seed_simulator=seed).result()
             if not result.success:
                 raise RuntimeError(f"Aer failed on {self.name}: {result.status}")
             data = [vars(experiment.data) for experiment in result.results]
             found.extend(data if columns else data * len(part))
         return found
-
-
-def _bits(mask: int) -> list[int]:
-    return [q for q in range(mask.bit_length()) if mask >> q & 1]

@@ -17,8 +17,6 @@ from torch import Tensor
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.entries import Gradient
 
-__all__ = ["Backend", "Call", "Counters", "Gradient", "LocalBackend", "TensorFunction"]
-
 
 class TensorFunction(Protocol):
     """A template on tensors: ``(..., groups, inputs)`` and ``(groups, weights)`` to ``(..., groups, values)``."""
@@ -31,17 +29,12 @@ class TensorFunction(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One template to be evaluated for many parameter values.
+    """One template to be evaluated for many parameter values."""
 
-    Attributes:
-        template: the circuit and its observables.
-        values: float64 ``(..., inputs + weights)``, in the order of ``template.parameters``; bound by Parameter.
-        tag: what the call is for, such as ``blocks.0.query``; shows in progress, journals and reports.
-    """
-
-    template: CircuitTemplate
+    template: CircuitTemplate  # the circuit and its observables
+    # float64 ``(..., inputs + weights)``, in the order of ``template.parameters``; bound by Parameter
     values: NDArray[np.float64]
-    tag: str = ""
+    tag: str = ""  # what the call is for, such as ``blocks.0.query``; shows in progress, journals and reports
 
     def __post_init__(self) -> None:
         wanted = self.template.num_inputs + self.template.num_weights
@@ -50,58 +43,36 @@ class Call:
 
     @property
     def samples(self) -> int:
-        """How many parameter sets are evaluated."""
         return int(np.prod(self.values.shape[:-1], dtype=np.int64))
 
 
 @dataclass
 class Counters:
-    """What a backend has done since it was made: counted where it happens.
+    """What a backend has done since it was made: counted where it happens."""
 
-    Attributes:
-        rounds: calls of :meth:`Backend.run`; each waits for the one before it.
-        circuits: circuits evaluated: parameter sets x measurement bases.
-        executions: circuits x shots on a device; 0 without sampling.
-        seconds: wall time spent inside the backend.
-    """
-
-    rounds: int = 0
-    circuits: int = 0
-    executions: int = 0
-    seconds: float = 0.0
+    rounds: int = 0  # calls of :meth:`Backend.run`; each waits for the one before it
+    circuits: int = 0  # circuits evaluated: parameter sets x measurement bases
+    executions: int = 0  # circuits x shots on a device; 0 without sampling
+    seconds: float = 0.0  # wall time spent inside the backend
 
 
 class Backend(ABC):
-    """Evaluates templates somewhere.
+    """Evaluates templates somewhere."""
 
-    Attributes:
-        name: its name in ``backends.yaml``.
-        kind: what it is, such as ``exact simulator``.
-        shots: samples per circuit; None where values are exact.
-        gradient: how layers differentiate where they cannot go straight through :meth:`simulator`.
-        perturbation: size of the SPSA step in radians.
-        differentiable: :meth:`simulator` computes exactly what :meth:`run` returns, so layers go straight through it.
-        target: what to transpile to; None where no transpilation is needed.
-        counters: circuits, executions, rounds and seconds so far.
-        bills: its time costs money: it runs only while it is held open, and its jobs are journalled.
-        max_seconds: QPU seconds that one run may use where no flag says otherwise; None for no limit.
-        fell_back_from: the backend that was asked for and could not be used; None otherwise.
-        working_entry: its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so.
-        notice: what the user must be told about this backend; None where there is nothing.
-    """
-
-    name: str
-    kind: str = "backend"
-    shots: int | None = None
-    gradient: Gradient = "adjoint"
-    perturbation: float = 0.1
+    name: str  # its name in ``backends.yaml``
+    kind: str = "backend"  # what it is, such as ``exact simulator``
+    shots: int | None = None  # samples per circuit; None where values are exact
+    gradient: Gradient = "adjoint"  # how layers differentiate where they cannot go straight through :meth:`simulator`
+    perturbation: float = 0.1  # size of the SPSA step in radians
+    # :meth:`simulator` computes exactly what :meth:`run` returns, so layers go straight through it
     differentiable: bool = False
-    target: Any = None
-    bills: bool = False
-    max_seconds: float | None = None
-    fell_back_from: str | None = None
+    target: Any = None  # what to transpile to; None where no transpilation is needed
+    bills: bool = False  # its time costs money: it runs only while it is held open, and its jobs are journalled
+    max_seconds: float | None = None  # QPU seconds that one run may use where no flag says otherwise; None for no limit
+    fell_back_from: str | None = None  # the backend that was asked for and could not be used; None otherwise
+    # its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so
     working_entry: bool = False
-    notice: str | None = None
+    notice: str | None = None  # what the user must be told about this backend; None where there is nothing
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -126,12 +97,8 @@ class Backend(ABC):
 
     def about(self) -> dict[str, Any]:
         """What a report says: ``name, kind, shots, gradient``; ``device`` and ``calibrated`` where it has them."""
-        found: dict[str, Any] = {
-            "name": self.name, "kind": self.kind, "shots": self.shots, "gradient": self.gradient,
-        }  # fmt: skip
-        if self.fell_back_from is not None:
-            found["fell_back_from"] = self.fell_back_from
-        return found
+        keys = ("name", "kind", "shots", "gradient", *(("fell_back_from",) if self.fell_back_from else ()))
+        return {key: getattr(self, key) for key in keys}
 
     @contextmanager
     def open(
@@ -139,10 +106,8 @@ class Backend(ABC):
     ) -> Iterator[Backend]:
         """Hold what many circuit batches need.
 
-        Args:
-            journal: where finished work is kept so that it is not paid for twice; simulators repeat instead.
-            budget: limits of QPU time and money; simulators cost nothing.
-            progress: is told in a few words what is being waited for.
+        ``journal`` keeps finished work, so that it is not paid for twice (simulators repeat instead); ``budget`` limits
+        QPU time and money; ``progress`` is told in a few words what is being waited for.
         """
         with self.reporting(progress):
             yield self
@@ -161,11 +126,8 @@ class Backend(ABC):
         return {"counters": asdict(self.counters)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a kept :meth:`state`."""
-        kept = state["counters"]
-        self.counters = Counters(
-            int(kept["rounds"]), int(kept["circuits"]), int(kept["executions"]), float(kept["seconds"])
-        )
+        c = state["counters"]
+        self.counters = Counters(int(c["rounds"]), int(c["circuits"]), int(c["executions"]), float(c["seconds"]))
 
     def circuits_for(self, template: CircuitTemplate) -> int:
         """How many circuits one parameter set takes: one per measurement basis."""
@@ -181,15 +143,12 @@ class Backend(ABC):
             self._progress(f"{circuits:,} circuits on {self.name}" + (f": {named}" if named else ""))
 
     def _tell(self, text: str) -> None:
-        """Say what is being waited for within a round, where whoever watches wants to know."""
         update = getattr(self._progress, "update", None)
         if update is not None:
             update(text)
 
 
-class LocalBackend(Backend):
-    """Evaluates call after call on this machine and counts."""
-
+class LocalBackend(Backend):  # evaluates call after call on this machine and counts
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         started = time.perf_counter()
         circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)

@@ -1,11 +1,8 @@
 """The entries of ``backends.yaml``, one model per provider, and the files they come from.
 
-Shipped, config folder, working folder, ``--backends-file``: later ones win. The working folder's file is read by the
-commands alone, which say so; a program that imports this package may be started anywhere. No file turns a name that
-bills nothing into one that does.
+Shipped, config folder, working folder (which the commands alone read, and say so), ``--backends-file``: later ones
+win. No file turns a name that bills nothing into one that does.
 """
-
-from __future__ import annotations
 
 import os
 import re
@@ -38,8 +35,6 @@ class _Entry(BaseModel):
 
 
 class ExactEntry(_Entry):
-    """The torch simulator."""
-
     provider: Literal["exact"]
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fallback: str | None = None
@@ -52,8 +47,6 @@ class _Sampling(_Entry):
 
 
 class AerEntry(_Sampling):
-    """Qiskit Aer."""
-
     provider: Literal["aer"]
     device: Literal["cpu", "gpu"] = "cpu"
     method: Literal["statevector", "density_matrix", "matrix_product_state", "automatic"] = "statevector"
@@ -71,8 +64,6 @@ class _Device(_Entry):
 
 
 class FakeEntry(_Device, _Sampling):
-    """A fake backend of the IBM runtime."""
-
     provider: Literal["fake"]
     name: FakeName
     method: Literal["auto", "superoperator", "density_matrix"] = "auto"
@@ -114,8 +105,7 @@ PROVIDERS: dict[str, type[_Entry]] = {"exact": ExactEntry, "aer": AerEntry, "fak
 def parse_entry(name: str, value: Any, where: str) -> Entry:
     """The entry ``name`` of the file ``where``.
 
-    Raises:
-        UserError: names file, entry, key, the value found and what is allowed.
+    Raises UserError: names file, entry, key, the value found and what is allowed.
     """
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise UserError(f"{where}: {name!r} is not a name for a backend (letters, digits, _, - and .)")
@@ -127,20 +117,17 @@ def parse_entry(name: str, value: Any, where: str) -> Entry:
         raise UserError(f"{where}: {name}.provider {found}; it must be one of {', '.join(PROVIDERS)}")
     if provider == "ibm" and "fallback" in value:
         raise UserError(f"{where}: {name}.fallback is not allowed: an IBM device is never replaced by a simulator")
-    model = PROVIDERS[provider]
     known = {RENAMED.get(key, key): given for key, given in value.items()}
     if len(known) < len(value):
         twice = next(new for old, new in RENAMED.items() if old in value and new in value)
         raise UserError(f"{where}: {name}.{twice} stands twice, also under its old name")
     try:
-        return model.model_validate(known)  # type: ignore[return-value]
+        return PROVIDERS[provider].model_validate(known)  # type: ignore[return-value]
     except ValidationError as error:
-        problem = error.errors()[0]
+        problem, allowed, said = error.errors()[0], ", ".join(PROVIDERS[provider].model_fields), sentence(error)
         if problem["type"] == "extra_forbidden":
-            allowed = ", ".join(model.model_fields)
-            key = str(problem["loc"][0])
-            raise UserError(f"{where}: {name}.{key} is an unknown key; provider {provider} takes {allowed}") from error
-        raise UserError(f"{where}: {name}.{sentence(error)}") from error
+            said = f"{problem['loc'][0]} is an unknown key; provider {provider} takes {allowed}"
+        raise UserError(f"{where}: {name}.{said}") from error
 
 
 def _short(value: Any) -> str:
@@ -148,9 +135,8 @@ def _short(value: Any) -> str:
     return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
-# files ---------------------------------------------------------------------------------------------------------------
 LARGEST = 256 * 1024  # bytes
-WORKING = Path("backends.yaml")  # in the working folder
+CWD = Path("backends.yaml")  # in the working folder
 SHIPPED = "backends.yaml (shipped)"
 _reads_working_folder = False
 
@@ -176,29 +162,22 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen if isinstance(key.value, str) else False:
+        keys = [key for key, _ in node.value if isinstance(key.value, str)]
+        for place, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:place]):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-            if isinstance(key.value, str):
-                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read_entries(text: str, where: str) -> dict[str, Entry]:
-    """All entries of a file.
-
-    Raises:
-        UserError: not YAML, aliases, too large, or an entry that is wrong.
-    """
+    """All entries of a file. Raises UserError: not YAML, aliases, too large, or an entry that is wrong."""
     if len(text) > LARGEST:
         raise UserError(f"{where}: {len(text):,} characters are too many for a list of backends (at most {LARGEST:,})")
     try:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it cannot be read"
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be read"
         raise UserError(f"{where}{line}: not a list of backends in YAML: {problem}") from error
     except (RecursionError, ValueError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -218,18 +197,14 @@ def config_file() -> Path:
 def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
     """All entries with the file each comes from; one that says what the layer below says counts as that layer's.
 
-    Args:
-        named: a file over all others.
-
-    Raises:
-        UserError: a file that cannot be read or is wrong; an entry that would make a name bill that does not; a
-            fallback that loops, names nothing or bills.
+    The file ``named`` is over all others. Raises UserError: a file that cannot be read or is wrong; an entry that would
+    make a name bill that does not; a fallback that loops, names nothing or bills.
     """
     shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
     merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
-    for path in (config_file(), WORKING if _reads_working_folder else None, named):
+    for path in (config_file(), CWD if _reads_working_folder else None, named):
         if path is not None and path.is_file():
             for name, entry in read_entries(_text(path), str(path)).items():
                 _check_name(name, entry, str(path), merged)
@@ -242,18 +217,14 @@ def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
 
 def _check_name(name: str, entry: Entry, where: str, below: dict[str, tuple[Entry, str]]) -> None:
     """``exact`` is what everything is compared with, and the names of simulators are typed without fear of a bill."""
-    if name.lower() == "exact" and not isinstance(entry, ExactEntry):
-        raise UserError(
-            f"{where}: exact.provider is {entry.provider!r}; the name exact is reserved for provider exact, so "
-            "give the entry another name"
-        )
     simulators = {key.lower() for key, (other, _) in below.items() if not isinstance(other, IBMEntry)}
-    free = name.lower().startswith("fake_") or name.lower() in simulators
-    if free and isinstance(entry, IBMEntry):
-        raise UserError(
-            f"{where}: {name}.provider is 'ibm', but {name} is the name of a simulator, which bills nothing; give the "
-            "entry another name"
-        )
+    why = None
+    if name.lower() == "exact" and not isinstance(entry, ExactEntry):
+        why = f"exact.provider is {entry.provider!r}; the name exact is reserved for provider exact, so"
+    elif isinstance(entry, IBMEntry) and (name.lower().startswith("fake_") or name.lower() in simulators):
+        why = f"{name}.provider is 'ibm', but {name} is the name of a simulator, which bills nothing;"
+    if why is not None:
+        raise UserError(f"{where}: {why} give the entry another name")
 
 
 def _text(path: Path) -> str:
@@ -272,21 +243,16 @@ def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
     while True:
         entry, where = entries[chain[-1]]
         following = getattr(entry, "fallback", None)
-        if following is None:
+        # a snapshot needs no entry; a wrong name is refused when it is made
+        if following is None or (following not in entries and following.startswith("fake_")):
             return
+        wrong = None
         if following in chain:
-            raise UserError(
-                f"{where}: {chain[-1]}.fallback is {following!r}: it loops ({' -> '.join([*chain, following])})"
-            )
-        if following not in entries and following.startswith("fake_"):
-            return  # a snapshot needs no entry; a wrong name is refused when it is made
-        if following not in entries:
-            raise UserError(
-                f"{where}: {chain[-1]}.fallback is {following!r}, which names no backend; "
-                f"there are {', '.join(entries)}"
-            )
-        if isinstance(entries[following][0], IBMEntry):
-            raise UserError(
-                f"{where}: {chain[-1]}.fallback is {following!r}, a device that bills; a fallback must be a simulator"
-            )
+            wrong = f": it loops ({' -> '.join([*chain, following])})"
+        elif following not in entries:
+            wrong = f", which names no backend; there are {', '.join(entries)}"
+        elif isinstance(entries[following][0], IBMEntry):
+            wrong = ", a device that bills; a fallback must be a simulator"
+        if wrong is not None:
+            raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}{wrong}")
         chain.append(following)

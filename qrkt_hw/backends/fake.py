@@ -1,10 +1,7 @@
 """Fake backends of IBM devices with their noise, on the qubits a circuit really uses."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -13,25 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
-from qrkt_hw.backends.base import Backend, Call, Gradient
-from qrkt_hw.backends.device.budget import Budget
+from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
-from qrkt_hw.backends.device.packing import Counts, Packer
-from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
-from qrkt_hw.backends.noise import (
-    DeviceNoise,
-    device_noise,
-    noisy_circuit,
-    noisy_instructions,
-    observable_effects,
-    outcome_effects,
-    readout,
-)
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
@@ -45,19 +32,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     Without shots, values are the noisy ones exactly (the limit of many shots, readout errors included), at the place
     the transpiler chooses, and layers differentiate through the noise. With shots they are sampled, and as on the
     device replicas run side by side: each is simulated with the noise of its own qubits, and executions are counted as
-    the device would.
-
-    Args:
-        device: its name, such as ``fake_torino``.
-        method: ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or ``auto``: the first where it fits.
-        noise: whose noise: another fake backend of the same gates, ``none``, or None for the device's own.
-        pack: run replicas side by side where there are shots.
-        spacing, min_fidelity: see :func:`qrkt_hw.backends.device.layout.place_replicas`.
-        mitigation: ``mthree`` corrects readout where there are shots.
-        misread: False leaves readout errors out of the noise.
-
-    Raises:
-        UserError: no such device, or one whose noise does not fit the gates of the other.
+    the device would. Raises UserError: no such device, or one whose noise does not fit the gates of the other.
     """
 
     kind = "fake backend"
@@ -65,27 +40,21 @@ class FakeBackend(DeviceBackend, AerBackend):
     def __init__(
         self,
         name: str,
-        device: str,
-        method: str = "auto",
+        device: str,  # its name, such as ``fake_torino``
+        method: str = "auto",  # ``superoperator`` (few qubits), ``density_matrix`` (by Aer), or the first where it fits
         shots: int | None = None,
         seed: int | None = None,
         optimization_level: int = 3,
-        gradient: Gradient = "adjoint",
-        perturbation: float = 0.1,
-        noise: str | None = None,
-        pack: bool = True,
-        spacing: int = 0,
+        noise: str | None = None,  # of another fake backend of the same gates, or ``none``; None for the device's own
+        pack: bool = True,  # run replicas side by side where there are shots
+        spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        mitigation: Literal["none", "mthree"] = "none",
-        misread: bool = True,
+        mitigation: Literal["none", "mthree"] = "none",  # ``mthree`` corrects readout where there are shots
+        misread: bool = True,  # False leaves readout errors out of the noise
     ) -> None:
-        AerBackend.__init__(
-            self, name, "cpu", "density_matrix", shots, seed, optimization_level, gradient, perturbation
-        )
-        self.device = fake_device(device)
+        AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
+        self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self.noise_name = noise or device
-        self._budget: Any = None
         self.wanted, self.mitigation, self.misread = method, mitigation, misread
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
@@ -98,31 +67,26 @@ class FakeBackend(DeviceBackend, AerBackend):
             other = fake_device(self.noise_name)
             missing = set(self.target.operation_names) - set(other.target.operation_names)
             if missing & {"cx", "cz", "ecr", "sx", "x"} or other.num_qubits < self.num_qubits:
-                raise UserError(
-                    f"backend {name!r}: noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}"
-                )
+                unfit = f"noise of {self.noise_name!r} does not fit the qubits and gates of {device!r}"
+                raise UserError(f"backend {name!r}: {unfit}")
 
     @property
     def differentiable(self) -> bool:  # type: ignore[override]
-        """Exact noisy values with the adjoint gradient."""
         return self.shots is None and self.gradient == "adjoint" and self.wanted != "density_matrix"
 
     @property
-    def noise(self) -> DeviceNoise | None:
-        """The noise in use; built on first use."""
+    def noise(self) -> noises.DeviceNoise | None:
         if self.noise_name == "none":
             return None
-        found = device_noise(self.noise_name)
+        found = noises.device_noise(self.noise_name)
         return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
 
     def about(self) -> dict[str, Any]:
-        found = super().about()
-        found.update(device=self.device.name, method=self.wanted, noise=self.noise_name)
-        found.update(qubits=self.num_qubits, calibrated=self.calibrated())
+        found = {**super().about(), "device": self.device.name, "method": self.wanted, "noise": self.noise_name}
+        found |= {"qubits": self.num_qubits, "calibrated": self.calibrated()}
         if self.shots is not None:
-            found.update(
-                packed=self.packer.packs, mitigation=self.mitigation, estimated_seconds=round(self.estimated, 3)
-            )
+            found |= {"packed": self.packer.packs, "mitigation": self.mitigation}
+            found["estimated_seconds"] = round(self.estimated, 3)
         return found
 
     def state(self) -> dict[str, Any]:
@@ -132,35 +96,30 @@ class FakeBackend(DeviceBackend, AerBackend):
         super().restore(state)
         self.estimated = float(state.get("estimated", 0.0))
 
-    # exact noisy values, where the transpiler puts a circuit ---------------------------------------------------------
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
-        """The template on the device, measured in a basis; made once."""
         return self.packer.group(template, basis).placed
 
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
     ) -> NoisySimulator | None:
-        """The noisy values as a differentiable function; None where the circuit touches too many qubits."""
         if (template, dtype) not in self._functions:
             circuits = []
             for basis in bases(template) if self._fits(template) else ():
                 placed = self.placed(template, basis)
-                effects = observable_effects(basis, template.num_outputs, placed, self.noise)
-                circuits.append(noisy_circuit(template, placed, self.noise, effects))
+                effects = noises.observable_effects(basis, template.num_outputs, placed, self.noise)
+                circuits.append(noises.noisy_circuit(template, placed, self.noise, effects))
             found = NoisySimulator(template, circuits, dtype, self._kept) if circuits else None
             self._functions[template, dtype] = found
         return self._functions[template, dtype]
 
     def _fits(self, template: CircuitTemplate) -> bool:
-        """Whether superoperators take its circuits."""
         if self.wanted == "density_matrix":
             return False
         widest = max(len(self.placed(template, basis).physical) for basis in bases(template))
         if widest > LARGEST and self.wanted == "superoperator":
-            raise UserError(
-                f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits, ansatz "
-                f"{template.name!r} touches {widest} of {self.device.name}; method: auto works"
-            )
+            what = f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits"
+            way = f"ansatz {template.name!r} touches {widest} of {self.device.name}; method: auto works"
+            raise UserError(f"{what}, {way}")
         return widest <= LARGEST
 
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:
@@ -168,11 +127,11 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
-            raise UserError(
-                f"backend {self.name!r}: ansatz {template.name!r} touches {len(placed.physical)} qubits of "
-                f"{self.device.name}; noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
-            )
-        return Compiled(basis, noisy_instructions(placed, self.noise), placed.measured, readout(placed, self.noise))
+            what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
+            way = f"noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
+            raise UserError(f"backend {self.name!r}: {what}; {way}")
+        noise = self.noise
+        return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
@@ -180,7 +139,6 @@ class FakeBackend(DeviceBackend, AerBackend):
             return super()._evaluate(call)
         return evaluate_by_weights(call, function, call.template.num_outputs)
 
-    # samples, packed as on the device --------------------------------------------------------------------------------
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         return AerBackend.run(self, calls) if self.shots is None else super().run(calls)
 
@@ -195,21 +153,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         for number, pub in enumerate(pubs):
             if number:
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            slots = range(len(pub.slots))
-            counts.append([sample(self._chances(pub, place), pub.shots, self.rng) for place in slots])
+            counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in range(len(pub.slots))])
         return counts
-
-    @contextmanager
-    def open(
-        self, journal: Any = None, budget: Any = None, progress: Callable[[str], None] | None = None
-    ) -> Iterator[Backend]:
-        """See :meth:`Backend.open`."""
-        before, self._budget = self._budget, Budget.of(self, budget)
-        try:
-            with super().open(journal, budget, progress) as held:
-                yield held
-        finally:
-            self._budget = before
 
     def _chances(self, pub: PUB, place: int) -> NDArray[np.float64]:
         """``(rows, outcomes)`` of a slot: the chance of every outcome, with the noise of its own qubits."""
@@ -233,24 +178,23 @@ class FakeBackend(DeviceBackend, AerBackend):
         key, template = (slot.group.key, slot.physical), slot.group.template
         found = self._tables.pop(key, None)
         if found is None:
-            effects = outcome_effects(placed, self.noise)
+            effects = noises.outcome_effects(placed, self.noise)
             while len(self._tables) >= max(1, TABLES // effects.size):
                 self._tables.popitem(last=False)
-            circuits = [noisy_circuit(template, placed, self.noise, effects)]
+            circuits = [noises.noisy_circuit(template, placed, self.noise, effects)]
             found = NoisySimulator(template, circuits, torch.complex128, self._kept)
         self._tables[key] = found  # the last one used stands last
         return found
 
     def _calibration(self, slot: Slot, state: int) -> NDArray[np.float64]:
-        """``(1, outcomes)`` where all measured qubits were prepared in one state."""
-        chances = np.ones(1)
+        chances, noise = np.ones(1), self.noise
         for qubit in slot.read:
             populations = np.array([1.0 - state, float(state)])
-            if self.noise is not None:
-                error = self.noise.gates.get(("x", (qubit,)))
+            if noise is not None:
+                error = noise.gates.get(("x", (qubit,)))
                 if state and error is not None:
                     density = error @ np.array([0, 0, 0, 1])  # |1><1|, column by column
                     populations = np.clip(density[[0, 3]].real, 0, None)
-                populations = populations @ self.noise.readout[qubit]
+                populations = populations @ noise.readout[qubit]
             chances = np.kron(populations, chances)
         return chances[None]

@@ -4,8 +4,6 @@ The models are qiskit-aer's (depolarising plus thermal relaxation per gate, conf
 plain arrays (npz, read without pickle); a damaged or outdated file is built anew.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import warnings
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,45 +22,33 @@ from qiskit.quantum_info import SuperOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.cache import cache_folder, store
-from qrkt_hw.backends.device.measurement import Basis
+from qrkt_hw.backends.device.measurement import Basis, Floats
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
-from qrkt_hw.simulator.noisy import (
-    Channel,
-    NoisyCircuit,
-    NoisyStep,
-    embedded,
-    fuse,
-    superoperator,
-    transfer_matrix,
-    unitary_transfer,
-)
+from qrkt_hw.simulator import noisy
 
 FORMAT = 2  # 2: with a checksum
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceNoise:
-    """Noise behind every gate and readout of a device.
+    """Noise behind every gate and readout of a device."""
 
-    Attributes:
-        gates: ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate.
-        readout: ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``.
-    """
-
+    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
-    readout: NDArray[np.float64]
+    readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
+
+
+Noise = DeviceNoise | None
 
 
 @lru_cache(maxsize=8)
 def device_noise(name: str) -> DeviceNoise:
-    """The noise of a fake backend.
-
-    Raises:
-        UserError: no such fake backend.
-    """
+    """The noise of a fake backend. Raises UserError: no such fake backend."""
     device = fake_device(name)
-    path = cache_folder() / "noise" / f"{name}-{_fingerprint(device)}.npz"
+    versions = [metadata.version(package) for package in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")]
+    text = "|".join([str(FORMAT), *versions, str(calibration_date(device))])
+    path = cache_folder() / "noise" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
     found = _read(path, device.num_qubits)
     if found is None:
         found = _build(device)
@@ -69,25 +56,13 @@ def device_noise(name: str) -> DeviceNoise:
     return found
 
 
-def _fingerprint(device: Any) -> str:
-    versions = []
-    for package in ("qiskit", "qiskit-aer", "qiskit-ibm-runtime"):
-        with suppress(metadata.PackageNotFoundError):
-            versions.append(metadata.version(package))
-    text = "|".join([str(FORMAT), *versions, str(calibration_date(device))])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _build(device: Any) -> DeviceNoise:
     from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
-    gates = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # calibrations that break T2 <= 2 T1 are cut to it, with a remark each
+    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a remark each
         errors = basic_device_gate_errors(target=device.target)
-    for name, qubits, error in errors:
-        if name not in ("reset", "measure", "delay"):
-            gates[(name, tuple(qubits))] = error_superoperator(error)
+    listed = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
+    gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in listed}
     readout = np.tile(np.eye(2), (device.num_qubits, 1, 1))
     for qubits, error in basic_device_readout_errors(target=device.target):
         readout[qubits[0]] = error.probabilities
@@ -101,22 +76,23 @@ def error_superoperator(error: Any) -> NDArray[np.complex128]:
         transfer = np.eye(len(total))
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(q).index for q in instruction.qubits)
-            channel = Channel(_transfer(instruction.operation), qubits)
-            transfer = embedded(channel, tuple(range(error.num_qubits))) @ transfer
+            channel = noisy.Channel(_transfer(instruction.operation), qubits)
+            transfer = noisy.embedded(channel, tuple(range(error.num_qubits))) @ transfer
         total += probability * transfer
-    return superoperator(total)
+    return noisy.superoperator(total)
 
 
-def _transfer(operation: Any) -> NDArray[np.float64]:
+_KNOWN: dict[str, Floats] = {}
+
+
+def _transfer(operation: Any) -> Floats:
     key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
-    if operation.name == "kraus":
-        return transfer_matrix(np.asarray(SuperOp(operation).data))
-    if key not in _KNOWN:
-        _KNOWN[key] = transfer_matrix(np.asarray(SuperOp(operation).data))
-    return _KNOWN[key]
-
-
-_KNOWN: dict[str, NDArray[np.float64]] = {}
+    found = _KNOWN.get(key)
+    if found is None:
+        found = noisy.transfer_matrix(np.asarray(SuperOp(operation).data))
+        if operation.name != "kraus":
+            _KNOWN[key] = found
+    return found
 
 
 def _write(path: Path, noise: DeviceNoise) -> None:
@@ -133,30 +109,24 @@ def _write(path: Path, noise: DeviceNoise) -> None:
 
 def _read(path: Path, num_qubits: int) -> DeviceNoise | None:
     """None where there is no sound file."""
-    try:
+    with suppress(Exception):  # zip, zlib and npz raise of many kinds what damaged bytes make of them: it is built anew
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
         if not np.array_equal(arrays.pop("sha256"), _sum(arrays)):
             return None
         gates = {}
-        for key in arrays:
-            name, _, kind = key.rpartition(".")
-            if kind != "superoperators":
-                continue
-            qubits, maps = arrays[f"{name}.qubits"], arrays[key]
+        for name in (key.removesuffix(".superoperators") for key in arrays if key.endswith(".superoperators")):
+            qubits, maps = arrays[f"{name}.qubits"], arrays[f"{name}.superoperators"]
             if maps.ndim != 3 or maps.shape != (len(qubits), 4 ** qubits.shape[1], 4 ** qubits.shape[1]):
                 return None
             gates.update({(name, tuple(int(q) for q in on)): m for on, m in zip(qubits, maps, strict=True)})
         readout = arrays["readout"]
-        if readout.shape != (num_qubits, 2, 2) or not all(np.isfinite(a).all() for a in arrays.values()):
-            return None
-        return DeviceNoise(gates, readout)
-    except Exception:  # zip, zlib and npz raise of many kinds what damaged bytes make of them: it is built anew
-        return None
+        if readout.shape == (num_qubits, 2, 2) and all(np.isfinite(a).all() for a in arrays.values()):
+            return DeviceNoise(gates, readout)
+    return None
 
 
 def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
-    """SHA-256 of names, shapes and content, ``(32,)``."""
     found = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -165,68 +135,52 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
     return np.frombuffer(found.digest(), dtype=np.uint8)
 
 
-# placed circuits with the noise of their qubits ----------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class _Lowerable:
-    """What :func:`lower` reads; a transpiler may drop parameters that no longer matter, which a template may not."""
-
-    circuit: QuantumCircuit
-    parameters: list[Any]
-    num_qubits: int
-    num_inputs: int
-    num_weights: int
-
-
 def noisy_circuit(
-    template: CircuitTemplate, placed: PlacedCircuit, noise: DeviceNoise | None, effects: NDArray[np.float64]
-) -> NoisyCircuit:
+    template: CircuitTemplate, placed: PlacedCircuit, noise: Noise, effects: Floats
+) -> noisy.NoisyCircuit:
     """The placed circuit as rotations and channels; behind every gate its noise."""
-    shape = (len(placed.physical), template.num_inputs, template.num_weights)
-    program = lower(_Lowerable(placed.circuit, template.parameters, *shape))  # type: ignore[arg-type]
-    by_instruction: dict[int, list[NoisyStep]] = {}
+    # a transpiler may drop parameters that no longer matter, which a template may not
+    read: Any = SimpleNamespace(circuit=placed.circuit, parameters=template.parameters, num_qubits=len(placed.physical),
+                                num_inputs=template.num_inputs, num_weights=template.num_weights)  # fmt: skip
+    program = lower(read)
+    by_instruction: dict[int, list[noisy.NoisyStep]] = {}
     for step in program.steps:
-        lowered = Channel(unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
+        lowered = noisy.Channel(noisy.unitary_transfer(step.matrix), step.qubits) if isinstance(step, Fixed) else step
         by_instruction.setdefault(step.instruction, []).append(lowered)
-    steps: list[NoisyStep] = []
+    steps: list[noisy.NoisyStep] = []
     for index, instruction in enumerate(placed.circuit.data):
         steps.extend(by_instruction.get(index, []))
-        qubits = qubits_of(placed.circuit, instruction)
-        error = _error(instruction.operation.name, qubits, placed, noise)
+        qubits, error = _error(instruction, placed, noise)
         if error is not None:
-            steps.append(Channel(transfer_matrix(error), qubits))
-    return NoisyCircuit(tuple(fuse(steps)), len(placed.physical), effects)
+            steps.append(noisy.Channel(noisy.transfer_matrix(error), qubits))
+    return noisy.NoisyCircuit(tuple(noisy.fuse(steps)), len(placed.physical), effects)
 
 
-def noisy_instructions(placed: PlacedCircuit, noise: DeviceNoise | None) -> QuantumCircuit:
+def noisy_instructions(placed: PlacedCircuit, noise: Noise) -> QuantumCircuit:
     """The placed circuit with a superoperator instruction behind every noisy gate, as Aer's density matrix takes it."""
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
         circuit.append(instruction)
-        qubits = qubits_of(placed.circuit, instruction)
-        error = _error(instruction.operation.name, qubits, placed, noise)
+        qubits, error = _error(instruction, placed, noise)
         if error is not None:
             circuit.append(SuperOp(error).to_instruction(), qubits)
     return circuit
 
 
-def _error(
-    name: str, qubits: tuple[int, ...], placed: PlacedCircuit, noise: DeviceNoise | None
-) -> NDArray[np.complex128] | None:
-    if noise is None:
-        return None
-    return noise.gates.get((name, tuple(placed.physical[q] for q in qubits)))
+def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
+    """The qubits of an instruction, and the noise behind it."""
+    qubits = qubits_of(placed.circuit, instruction)
+    there = (instruction.operation.name, tuple(placed.physical[q] for q in qubits))
+    return qubits, None if noise is None else noise.gates.get(there)
 
 
-def readout(placed: PlacedCircuit, noise: DeviceNoise | None) -> list[NDArray[np.float64]]:
-    """Confusion ``[state, read]`` for every qubit of the template."""
+def readout(placed: PlacedCircuit, noise: Noise) -> list[Floats]:
     if noise is None:
         return [np.eye(2)] * len(placed.measured)
     return [noise.readout[placed.physical[q]] for q in placed.measured]
 
 
-def observable_effects(
-    basis: Basis, observables: int, placed: PlacedCircuit, noise: DeviceNoise | None
-) -> NDArray[np.float64]:
+def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, noise: Noise) -> Floats:
     """``(4^n, observables)``: what measuring the basis reads, readout errors included, over Pauli strings."""
     total = np.zeros((4 ** len(placed.physical), observables))
     signs = [matrix[:, 0] - matrix[:, 1] for matrix in readout(placed, noise)]  # mean sign read in each state
@@ -236,17 +190,15 @@ def observable_effects(
     return total
 
 
-def outcome_effects(placed: PlacedCircuit, noise: DeviceNoise | None) -> NDArray[np.float64]:
+def outcome_effects(placed: PlacedCircuit, noise: Noise) -> Floats:
     """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
     confusion = readout(placed, noise)
-    columns = []
-    for outcome in range(2 ** len(confusion)):
-        read = {placed.measured[q]: matrix[:, outcome >> q & 1] for q, matrix in enumerate(confusion)}
-        columns.append(_diagonal(read, len(placed.physical)))
-    return np.stack(columns, axis=1)
+    where = list(zip(range(len(confusion)), placed.measured, confusion, strict=True))
+    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(confusion))]
+    return np.stack([_diagonal(read, len(placed.physical)) for read in reads], axis=1)
 
 
-def _diagonal(read: dict[int, NDArray[np.float64]], qubits: int) -> NDArray[np.float64]:
+def _diagonal(read: dict[int, Floats], qubits: int) -> Floats:
     """The product of diagonal matrices on the qubits named, the identity on others, over Pauli strings ``(4^n,)``."""
     vector = np.ones(1)
     for qubit in range(qubits):

@@ -47,7 +47,7 @@ def generate(
     place = check_used(folder, flags)
     from qrkt_hw import backends
     from qrkt_hw.experiments import generation
-    from qrkt_hw.plots.images import save_grid
+    from qrkt_hw.plots.charts import save_grid
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     with backends.open(

@@ -80,7 +80,7 @@ def infer(
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, report)
-    from qrkt_hw.backends.device.pipeline import DeviceBackend
+    from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model

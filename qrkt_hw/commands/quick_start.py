@@ -1,9 +1,6 @@
-"""Reach the first training step sooner: without torch's compiler and torchmetrics, which a training never uses.
-
-torch's optimizers and Fabric import ``torch._dynamo`` for three names that do nothing unless something is compiled, and
-Fabric imports torchmetrics, where it is installed, to ask for its version. Only the program does without them, never
-the library.
-"""
+"""Reach the first training step sooner: without torch's compiler, of which torch's optimizers and Fabric import three
+names that do nothing unless something is compiled, and torchmetrics, of which Fabric asks the version. Only the program
+does without them, never the library."""
 
 from __future__ import annotations
 
@@ -70,11 +67,9 @@ def import_fabric() -> None:
     if COMPILER not in sys.modules:
         torch._dynamo = sys.modules[COMPILER] = Uncompiled(COMPILER)  # type: ignore[assignment]
         sys.meta_path.insert(0, Submodules())
-    absent = "torchmetrics" not in sys.modules
-    if absent:
-        sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+    sys.modules.setdefault("torchmetrics", None)  # type: ignore[arg-type]
     try:
         import lightning_fabric  # noqa: F401
     finally:
-        if absent:
+        if sys.modules["torchmetrics"] is None:
             del sys.modules["torchmetrics"]

@@ -6,19 +6,6 @@ from qrkt_hw.compiler.propagation import Expansion, expand
 from qrkt_hw.compiler.shift_rules import Rule, Split, rule_for, split
 
 __all__ = [
-    "Affine",
-    "Derived",
-    "Expansion",
-    "Fixed",
-    "Program",
-    "Rotation",
-    "Rule",
-    "Split",
-    "Step",
-    "derive",
-    "evaluate",
-    "expand",
-    "lower",
-    "rule_for",
-    "split",
-]
+    "Affine", "Derived", "Expansion", "Fixed", "Program", "Rotation", "Rule", "Split", "Step", "derive", "evaluate",
+    "expand", "lower", "rule_for", "split",
+]  # fmt: skip

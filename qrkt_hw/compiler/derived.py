@@ -7,12 +7,13 @@ are computed from the old ones by :func:`evaluate`, on arrays or tensors alike; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
+from qiskit.circuit import Parameter, ParameterExpression
 
 from qrkt_hw.ansatz import CircuitTemplate, definition_of, remembered, standard_name
 from qrkt_hw.compiler.program import ROTATIONS, NotLinear, affine, lower, lower_gate, where
@@ -20,10 +21,7 @@ from qrkt_hw.compiler.program import ROTATIONS, NotLinear, affine, lower, lower_
 # a number, the index of a parameter, or an operation and its operands
 Formula = float | int | tuple[Any, ...]
 # sympy's names and those that NumPy and torch share
-_FUNCTIONS = {
-    "sin": "sin", "cos": "cos", "tan": "tan", "asin": "asin", "acos": "acos", "atan": "atan", "exp": "exp",
-    "log": "log", "Abs": "abs", "sign": "sign",
-}  # fmt: skip
+_FUNCTIONS = {n: n.lower() for n in ("sin", "cos", "tan", "asin", "acos", "atan", "exp", "log", "Abs", "sign")}
 # where points are drawn at which formulas are compared with Qiskit's binding: log(x) has no value below 0
 RANGES = [(-np.pi, np.pi)] * 8 + [(0.05, 0.95)] * 4 + [(1.0, 4.0)] * 4
 TOLERANCE = 1e-9
@@ -49,15 +47,10 @@ class Derived:
 
     @property
     def trivial(self) -> bool:
-        """Whether nothing had to be rewritten."""
         return self.template is self.source
 
     def points(self, count: int, seed: int) -> NDArray[np.float64]:
-        """Random parameters of ``source`` at which all of ``template``'s have values, ``(count, parameters)``.
-
-        Raises:
-            ValueError: none were found.
-        """
+        """Random parameters of ``source`` at which all of ``template``'s have values, ``(count, parameters)``."""
         rng, size = np.random.default_rng(seed), len(self.source.parameters)
         for low, high in RANGES:
             drawn = rng.uniform(low, high, (count, size))
@@ -77,11 +70,8 @@ class Derived:
 
 @remembered
 def derive(template: CircuitTemplate) -> Derived:
-    """The template with linear angles.
-
-    Raises:
-        ValueError: it cannot be lowered for another reason, or an expression holds something that is none of
-            ``+ - * / ** sin cos tan asin acos atan exp log abs sign conjugate``, or has no real value.
+    """The template with linear angles; ValueError where it cannot be lowered for another reason, or an expression has
+    no real value or holds what is none of ``+ - * / ** sin cos tan asin acos atan exp log abs sign conjugate``.
     """
     count = template.num_inputs
     try:
@@ -97,10 +87,7 @@ def derive(template: CircuitTemplate) -> Derived:
     for expression, (parameter, formula) in rewritten.found.items():
         features = any(places[p] < count for p in expression.parameters)
         (inputs if features else weights)[parameter] = formula
-    linear = CircuitTemplate(
-        template.name, rewritten.circuit, tuple(inputs), tuple(weights), template.observables, template.topology,
-        template.reference, template,
-    )  # fmt: skip
+    linear = replace(template, circuit=rewritten.circuit, inputs=tuple(inputs), weights=tuple(weights), source=template)
     lower(linear)
     return Derived(template, linear, tuple(inputs.values()), tuple(weights.values()))
 
@@ -119,18 +106,15 @@ class _Rewriting:
     def _append(self, gate: Any, qubits: list[int]) -> None:
         try:
             list(lower_gate(gate, tuple(qubits), self.index, 0))
+            definition = None
         except NotLinear:
-            pass
-        else:
+            definition = None if standard_name(gate) in ROTATIONS else definition_of(gate)
+            if definition is None:
+                gate = gate.to_mutable()
+                gate.params = [self._linear(p, gate.name) for p in gate.params]
+        if definition is None:
             self.circuit.append(gate, qubits)
             return
-        if standard_name(gate) in ROTATIONS:
-            gate = gate.to_mutable()
-            gate.params = [self._linear(p, gate.name) for p in gate.params]
-            self.circuit.append(gate, qubits)
-            return
-        definition = definition_of(gate)
-        assert isinstance(definition, QuantumCircuit)  # or lowering would have failed otherwise
         for inner in definition.data:
             self._append(inner.operation, [qubits[definition.find_bit(q).index] for q in inner.qubits])
 
@@ -149,12 +133,8 @@ class _Rewriting:
         return self.found[value][0]
 
 
-def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: str = "") -> Formula:
-    """An expression as a formula, compared with Qiskit's own binding at random points.
-
-    Raises:
-        ValueError: it holds something unknown or complex, has no real value, or the two differ.
-    """
+def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: str) -> Formula:
+    """An expression as a formula, compared with Qiskit's own binding at random points."""
     import sympy  # not needed for other templates
 
     subject = where(gate, value)
@@ -186,7 +166,6 @@ def formula_of(value: ParameterExpression, index: dict[Parameter, int], gate: st
 
 
 def _walk(node: Any, places: dict[str, int]) -> Formula:
-    """A sympy expression as a formula."""
     if node.is_Symbol:
         return places[node.name]
     if node.is_number:
@@ -208,12 +187,9 @@ def _walk(node: Any, places: dict[str, int]) -> Formula:
 
 
 def evaluate(formula: Formula, values: Any, xp: Any) -> Any:
-    """The value of a formula at parameter values, each an array or tensor; differentiable where they are tensors.
+    """The value of a formula at parameter values, arrays or tensors of shapes that broadcast; differentiable in torch.
 
-    Args:
-        formula: of :class:`Derived`.
-        values: one for each parameter, of shapes that broadcast.
-        xp: the module of the arrays: ``numpy`` or ``torch``.
+    ``xp`` is the module of the arrays: ``numpy`` or ``torch``.
     """
     if isinstance(formula, int):
         return values[formula]
@@ -224,10 +200,7 @@ def evaluate(formula: Formula, values: Any, xp: Any) -> Any:
     if kind == "add":
         return sum(parts[1:], start=parts[0])
     if kind == "mul":
-        product = parts[0]
-        for part in parts[1:]:
-            product = product * part
-        return product
+        return math.prod(parts[1:], start=parts[0])
     if kind == "pow":
         base, exponent = parts
         if isinstance(exponent, float) and exponent == int(exponent):

@@ -15,15 +15,7 @@ from qiskit.quantum_info import Operator, SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.compiler.program import Affine, Fixed, Program, Rotation, lower
-from qrkt_hw.compiler.propagation import (
-    LARGEST_GATE,
-    Images,
-    String,
-    conjugation_table,
-    heisenberg,
-    masks,
-    terms_of,
-)
+from qrkt_hw.compiler.propagation import LARGEST_GATE, Images, String, conjugation_table, heisenberg, masks, terms_of
 
 
 @dataclass(frozen=True)
@@ -56,11 +48,7 @@ class Absorbed:
 
 @remembered
 def absorb(template: CircuitTemplate) -> Absorbed:
-    """The transformed circuit of a template.
-
-    Raises:
-        ValueError: the template cannot be lowered.
-    """
+    """The transformed circuit of a template."""
     steps: list[PauliRotation | Fixed] = []
     pending: list[tuple[Fixed, Callable[[String], Images | None]]] = []
 

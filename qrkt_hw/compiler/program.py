@@ -19,7 +19,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import CircuitInstruction, Parameter, ParameterExpression, QuantumCircuit
+from qiskit.circuit import Parameter, ParameterExpression, QuantumCircuit
 from qiskit.circuit.library import PauliEvolutionGate, UnitaryGate, get_standard_gate_name_mapping
 from qiskit.quantum_info import Operator
 from qiskit.synthesis import QDrift
@@ -45,12 +45,6 @@ class Affine:
 
     def __mul__(self, factor: float) -> Affine:
         return Affine(tuple((i, c * factor) for i, c in self.terms), self.offset * factor)
-
-    def __add__(self, other: Affine) -> Affine:
-        merged: dict[int, float] = {}
-        for index, coefficient in (*self.terms, *other.terms):
-            merged[index] = merged.get(index, 0.0) + coefficient
-        return Affine(tuple(merged.items()), self.offset + other.offset)
 
 
 @dataclass(frozen=True)
@@ -89,12 +83,7 @@ Step = Fixed | Rotation
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """A lowered template.
-
-    Attributes:
-        steps: in the order of time.
-        num_qubits, num_inputs, num_weights: of the template. Parameter index i is input i, then weight i - num_inputs.
-    """
+    """A lowered template, its steps in the order of time; parameter i is input i, then weight i - num_inputs."""
 
     steps: tuple[Step, ...]
     num_qubits: int
@@ -106,7 +95,6 @@ class Program:
 
     @property
     def rotations(self) -> tuple[Rotation, ...]:
-        """The steps that carry parameters, in order."""
         return tuple(s for s in self.steps if isinstance(s, Rotation))
 
 
@@ -130,21 +118,21 @@ ROTATIONS = {*_SINGLE, *_CONTROLLED, *_PHASES, "r", "u", "u3", "u2"}
 def lower(template: CircuitTemplate) -> Program:
     """The program of a template.
 
-    Raises:
-        ValueError: a gate's parameter is not linear in the template's parameters (:class:`NotLinear`), or not finite;
-            a parameterised gate has neither a known form nor a definition; the result is not what Qiskit computes.
+    Raises ValueError where a gate's parameter is not linear in the template's (:class:`NotLinear`) or not finite, a
+    parameterised gate has neither a known form nor a definition, or the result is not what Qiskit computes.
     """
     index = {parameter: i for i, parameter in enumerate(template.parameters)}
     point = {parameter: float(v) for parameter, v in zip(index, _point(len(index)), strict=True)}
     steps: list[Step] = []
     for place, instruction in enumerate(template.circuit.data):
         qubits = tuple(template.circuit.find_bit(q).index for q in instruction.qubits)
+        gate = instruction.operation
         try:
-            found = list(lower_gate(instruction.operation, qubits, index, place))
+            found = list(lower_gate(gate, qubits, index, place))
         except RecursionError as error:
-            raise ValueError(f"gate {instruction.operation.name!r} is defined by itself") from error
-        if is_symbolic(instruction.operation) and standard_name(instruction.operation) not in ROTATIONS:
-            _compare(instruction, qubits, found, point)
+            raise ValueError(f"gate {gate.name!r} is defined by itself") from error
+        if is_symbolic(gate) and standard_name(gate) not in ROTATIONS and len(qubits) <= LARGEST_CHECKED:
+            _compare(gate, qubits, found, point)
         steps.extend(found)
     return Program(tuple(steps), template.num_qubits, template.num_inputs, template.num_weights)
 
@@ -156,19 +144,25 @@ def is_symbolic(gate) -> bool:
 
 def lower_gate(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place: int) -> Iterator[Step]:
     """The steps of one gate; errors as :func:`lower`."""
-    name = gate.name
     known = standard_name(gate)  # a user's gate may be called "rx" and be something else
     if known in _IGNORED:
         return
     symbolic = is_symbolic(gate)
     if not symbolic and not _runs_by_definition(gate) and (len(qubits) <= LARGEST_FIXED or definition_of(gate) is None):
-        yield Fixed(_matrix(gate), qubits, name, place)
+        yield Fixed(_matrix(gate), qubits, gate.name, place)
         return
     if not (symbolic and known in ROTATIONS):
-        yield from _definition(gate, qubits, index, place)
+        definition = definition_of(gate)
+        if definition is None:
+            raise ValueError(f"gate {gate.name!r} has parameters, no known form and no definition")
+        if definition.num_clbits:
+            raise ValueError(f"gate {gate.name!r} measures or branches, which a template cannot")
+        for inner in definition.data:
+            on = tuple(qubits[definition.find_bit(q).index] for q in inner.qubits)
+            yield from lower_gate(inner.operation, on, index, place)
         return
     _check_table(known)
-    for word, on, angle in _rotations(known, [affine(p, index, name) for p in gate.params], qubits):
+    for word, on, angle in _rotations(known, [affine(p, index, gate.name) for p in gate.params], qubits):
         step = Rotation(word, on, angle, place)
         yield step if angle.terms else Fixed(step.matrix(), on, f"r{word.lower()}", place)
 
@@ -183,59 +177,33 @@ def _runs_by_definition(gate) -> bool:
         return True
     if hasattr(gate, "base_op"):  # an AnnotatedOperation has no definition to follow
         if _runs_by_definition(gate.base_op):
-            raise ValueError(
-                f"gate {gate.base_op.name!r} is annotated; decompose it before it is controlled or inverted"
-            )
+            inner = gate.base_op.name
+            raise ValueError(f"gate {inner!r} is annotated; decompose it before it is controlled or inverted")
         return False
-    inner = definition_of(gate)
-    if inner is None:
+    if (definition := definition_of(gate)) is None:
         return False
     own = not type(gate).__module__.startswith("qiskit.")
-    return (own and hasattr(gate, "__array__")) or any(_runs_by_definition(i.operation) for i in inner.data)
+    return (own and hasattr(gate, "__array__")) or any(_runs_by_definition(i.operation) for i in definition.data)
 
 
-def _definition(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place: int) -> Iterator[Step]:
-    definition = definition_of(gate)
-    if definition is None:
-        raise ValueError(f"gate {gate.name!r} has parameters, no known form and no definition")
-    if definition.num_clbits:
-        raise ValueError(f"gate {gate.name!r} measures or branches, which a template cannot")
-    for inner in definition.data:
-        on = tuple(qubits[definition.find_bit(q).index] for q in inner.qubits)
-        yield from lower_gate(inner.operation, on, index, place)
-
-
-def _rotations(
-    name: str, angles: Sequence[Affine], qubits: tuple[int, ...]
-) -> list[tuple[str, tuple[int, ...], Affine]]:
+def _rotations(name: str, angles: Sequence[Affine], on: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Affine]]:
     """The rotations of a gate of :data:`ROTATIONS`, in order of time."""
     if name in _SINGLE:
-        return [(_SINGLE[name], qubits, angles[0])]
+        return [(_SINGLE[name], on, angles[0])]
+    half = angles[0] * 0.5
     if name in _CONTROLLED:
-        control, target = qubits
-        word, half = _CONTROLLED[name], angles[0] * 0.5
-        return [(word, (target,), half), ("Z" + word, (control, target), half * -1)]
+        return [(_CONTROLLED[name], on[1:], half), ("Z" + _CONTROLLED[name], on, half * -1)]
     if name in _PHASES:
-        control, target = qubits
-        half = angles[0] * 0.5
-        return [("Z", (control,), half), ("Z", (target,), half), ("ZZ", (control, target), half * -1)]
+        return [("Z", on[:1], half), ("Z", on[1:], half), ("ZZ", on, half * -1)]
     if name == "r":
         theta, phi = angles
-        return [("Z", qubits, phi * -1), ("X", qubits, theta), ("Z", qubits, phi)]
-    if name in ("u", "u3"):
-        theta, phi, lam = angles
-        return [("Z", qubits, lam), ("Y", qubits, theta), ("Z", qubits, phi)]
-    phi, lam = angles  # u2
-    return [("Z", qubits, lam), ("Y", qubits, Affine(offset=math.pi / 2)), ("Z", qubits, phi)]
+        return [("Z", on, phi * -1), ("X", on, theta), ("Z", on, phi)]
+    theta, phi, lam = angles if name in ("u", "u3") else (Affine(offset=math.pi / 2), *angles)  # u2
+    return [("Z", on, lam), ("Y", on, theta), ("Z", on, phi)]
 
 
 def affine(value: ParameterExpression | float, index: dict[Parameter, int], gate: str) -> Affine:
-    """A gate's parameter as an affine function of the template's parameters.
-
-    Raises:
-        NotLinear: it is not linear.
-        ValueError: it is complex, not finite, or has a parameter that the template does not know.
-    """
+    """A gate's parameter as an affine function of the template's parameters; NotLinear where it is none."""
     if not isinstance(value, ParameterExpression):
         return Affine(offset=_real(value, value, gate))
     if isinstance(value, Parameter) and value in index:
@@ -275,7 +243,6 @@ def where(gate: str, value: object) -> str:
 
 
 def _at(value: ParameterExpression, point: dict[Parameter, float], gate: str) -> float:
-    """The number Qiskit binds an expression to."""
     try:
         return _real(value.bind(point).numeric(), value, gate)
     except (ZeroDivisionError, OverflowError, TypeError, RuntimeError) as error:
@@ -308,14 +275,10 @@ def _check_table(name: str) -> None:
         raise ValueError(f"gate {name!r} is another in this version of Qiskit than the one known here")
 
 
-def _compare(
-    instruction: CircuitInstruction, qubits: tuple[int, ...], steps: Sequence[Step], point: dict[Parameter, float]
-) -> None:
+def _compare(gate, qubits: tuple[int, ...], steps: Sequence[Step], point: dict[Parameter, float]) -> None:
     """Compare the steps of a gate that has a definition of its own with those of the gate bound by Qiskit."""
-    if len(qubits) > LARGEST_CHECKED:
-        return
     alone = QuantumCircuit(len(qubits))
-    alone.append(instruction.operation, range(len(qubits)))
+    alone.append(gate, range(len(qubits)))
     bound = alone.assign_parameters({p: point[p] for p in alone.parameters}).data[0].operation
     values = list(point.values())
     if not same_up_to_phase(_product(steps, qubits, values), _product(lower_gate(bound, qubits, {}, 0), qubits, [])):

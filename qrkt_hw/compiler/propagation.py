@@ -9,7 +9,7 @@ are pairs of bit masks (x, z), so width costs nothing; only the number of terms 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,11 +36,7 @@ class TooManyTerms(Exception):
 
 
 def heisenberg(step: Step) -> Callable[[String], Images | None]:
-    """The map ``Q -> U+ Q U`` of a step on Pauli strings; None stands for a string that the step leaves alone.
-
-    Raises:
-        TooManyTerms: a fixed gate is too wide.
-    """
+    """The map ``Q -> U+ Q U`` of a step on Pauli strings; None stands for a string that the step leaves alone."""
     qubits, k = step.qubits, len(step.qubits)
     mask = sum(1 << q for q in qubits)
     if isinstance(step, Rotation):
@@ -103,14 +99,12 @@ def masks(word: str, qubits: Sequence[int]) -> String:
 
 def terms_of(observable: SparsePauliOp) -> list[tuple[String, float]]:
     """The Pauli strings of a Hermitian observable and their coefficients."""
+    bits = 1 << np.arange(observable.num_qubits, dtype=object)  # of any width
+    paulis = observable.paulis
     return [
-        ((_bits(pauli.x), _bits(pauli.z)), float(coefficient.real))
-        for pauli, coefficient in zip(observable.paulis, observable.coeffs, strict=True)
+        ((int(x @ bits), int(z @ bits)), float(c.real))
+        for x, z, c in zip(paulis.x, paulis.z, observable.coeffs, strict=True)
     ]
-
-
-def _bits(values: np.ndarray) -> int:
-    return sum(1 << int(q) for q in np.flatnonzero(values))
 
 
 # ---- with numbers -----------------------------------------------------------
@@ -119,18 +113,8 @@ def _bits(values: np.ndarray) -> int:
 def propagate(
     program: Program, observable: SparsePauliOp, points: NDArray[np.float64], limit: int, work: float
 ) -> tuple[NDArray[np.float64], int] | None:
-    """Value and derivatives of an observable at the points given.
-
-    Args:
-        program: the lowered circuit.
-        observable: on all its qubits.
-        points: ``(points, inputs + weights)``.
-        limit: give up beyond this many strings.
-        work: give up beyond this many numbers touched.
-
-    Returns:
-        ``(points, 1 + inputs + weights)``: the value, then its derivatives; and the most strings there were. None where
-        they became too many, took too much work, or a fixed gate is too wide.
+    """Value and derivatives ``(points, 1 + parameters)`` of an observable at ``(points, parameters)``, and the most
+    strings there were; None beyond ``limit`` strings or ``work`` numbers touched, or where a fixed gate is too wide.
     """
     first = terms_of(observable.simplify())
     strings = [string for string, _ in first]
@@ -189,8 +173,7 @@ def _weigh(parts: NDArray[np.float64], angle: Affine, points: NDArray[np.float64
 class Expansion:
     """``<O_m> = sum over entries (m, t) of coefficient * weight monomial * prod over r in strings[t] of rows[r]``.
 
-    Structure known before any number is: on the product state that the leading one-qubit gates prepare, the value of a
-    string is a product over its qubits.
+    On the product state that the leading one-qubit gates prepare, a string's value is a product over its qubits.
 
     Attributes:
         angles: of the factors; a factor is 2 * place for the cosine, 2 * place + 1 for the sine.
@@ -206,14 +189,10 @@ class Expansion:
 
 
 def expand(program: Program, observables: Sequence[SparsePauliOp], absorb: bool, limit: int = 4096) -> Expansion | None:
-    """The expansion, or None where it has more than ``limit`` terms or data enter behind an entangling gate.
+    """The expansion of a lowered template, or None where it has too many terms or data enter behind an entangling gate.
 
-    Args:
-        program: a lowered template.
-        observables: Hermitian sums of Pauli strings.
-        absorb: leading one-qubit gates by weights belong to the one-qubit values (fewer terms where strings are long);
-            otherwise to the coefficients, which a whole batch shares.
-        limit: of terms.
+    With ``absorb``, leading one-qubit gates by weights belong to the one-qubit values (fewer terms where strings are
+    long); otherwise to the coefficients, which a whole batch shares.
     """
     try:
         return _Expanding(program, observables, absorb, limit).result()
@@ -223,8 +202,7 @@ def expand(program: Program, observables: Sequence[SparsePauliOp], absorb: bool,
 
 class _Expanding:
     def __init__(self, program: Program, observables: Sequence[SparsePauliOp], absorb: bool, limit: int) -> None:
-        self.program = program
-        self.limit = limit
+        self.program, self.limit = program, limit
         self.angles: dict[Affine, int] = {}
         self.by_data: set[int] = set()  # places of the angles that depend on inputs
         self.leading, rest = _split(program, absorb)
@@ -255,8 +233,11 @@ class _Expanding:
                 if found is None and string not in result:
                     result[string] = held  # not copied, as nobody reads the old terms again
                     continue
-                for image, coefficient, wave in found or ((string, 1.0, NO_WAVE),):
-                    _add(result[image], held.items(), coefficient, factors[wave])
+                for image, sign, wave in found or ((string, 1.0, NO_WAVE),):
+                    factor, sums = factors[wave], result[image]
+                    for (m, monomial), coefficient in held.items():
+                        key = (m, tuple(sorted(monomial + factor)) if factor else monomial)
+                        sums[key] = sums.get(key, 0.0) + sign * coefficient
             terms = result
             if sum(map(len, terms.values())) > self.limit:
                 raise TooManyTerms
@@ -272,21 +253,14 @@ class _Expanding:
                 if ex:
                     continue  # <0|X|0> = <0|Y|0> = 0
                 for (_, monomial), coefficient in held.items():
-                    parts[self._sorted(monomial)] += coefficient
+                    by_weights = tuple(f for f in monomial if f // 2 not in self.by_data)
+                    parts[by_weights, tuple(f for f in monomial if f // 2 in self.by_data)] += coefficient
             found = tuple((c, *m) for m, c in parts.items() if abs(c) > SMALLEST)
-            if not found:
-                self.sites[key] = None
-            elif len(found) == 1 and found[0][1:] == ((), ()) and abs(found[0][0] - 1) < SMALLEST:
-                self.sites[key] = -1
-            else:
+            one = len(found) == 1 and found[0][1:] == ((), ()) and abs(found[0][0] - 1) < SMALLEST
+            if found and not one:
                 self.rows.append(found)
-                self.sites[key] = len(self.rows) - 1
+            self.sites[key] = None if not found else -1 if one else len(self.rows) - 1
         return self.sites[key]
-
-    def _sorted(self, monomial: Monomial) -> tuple[Monomial, Monomial]:
-        """The factors by weights alone, then those that depend on data."""
-        data = self.by_data
-        return tuple(f for f in monomial if f // 2 not in data), tuple(f for f in monomial if f // 2 in data)
 
     def result(self) -> Expansion:
         strings: dict[tuple[int, ...], int] = {}
@@ -322,9 +296,3 @@ def _split(program: Program, absorb: bool) -> tuple[dict[int, list[Step]], list[
             del steps[last + 1 :]
         rest = moved + rest
     return leading, rest
-
-
-def _add(held: dict, items: Iterable, sign: float, factor: Monomial) -> None:
-    for (m, monomial), coefficient in items:
-        key = (m, tuple(sorted(monomial + factor)) if factor else monomial)
-        held[key] = held.get(key, 0.0) + sign * coefficient

@@ -10,30 +10,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import Gate, Parameter, ParameterExpression, QuantumCircuit
-from qiskit.circuit.library import (
-    PauliEvolutionGate,
-    RXGate,
-    RXXGate,
-    RYGate,
-    RYYGate,
-    RZGate,
-    RZXGate,
-    RZZGate,
-    UnitaryGate,
-    get_standard_gate_name_mapping,
-)
+from qiskit.circuit import Gate, Parameter, ParameterExpression, QuantumCircuit, library
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate, remembered, standard_name
 from qrkt_hw.compiler.program import ROTATIONS, Fixed, Rotation, affine, is_symbolic, lower
 
-_GATES = {"X": RXGate, "Y": RYGate, "Z": RZGate, "XX": RXXGate, "YY": RYYGate, "ZZ": RZZGate, "ZX": RZXGate}
+_GATES = ("X", "Y", "Z", "XX", "YY", "ZZ", "ZX")  # rotations that are gates of Qiskit's
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +52,7 @@ class Split:
 
 @remembered
 def split(template: CircuitTemplate) -> Split:
-    """The template with an angle of its own in every slot.
-
-    Raises:
-        ValueError: the template cannot be lowered.
-    """
+    """The template with an angle of its own in every slot."""
     program = lower(template)
     circuit = QuantumCircuit(template.num_qubits)
     slots: list[Parameter] = []
@@ -91,9 +75,9 @@ def split(template: CircuitTemplate) -> Split:
     for step in program.steps:
         by_instruction.setdefault(step.instruction, []).append(step)
     for place, instruction in enumerate(template.circuit.data):
-        gate, qubits = instruction.operation, instruction.qubits
+        gate, qubits = instruction.operation, [template.circuit.find_bit(q).index for q in instruction.qubits]
         if not is_symbolic(gate):
-            circuit.append(gate, [template.circuit.find_bit(q).index for q in qubits])
+            circuit.append(gate, qubits)
         elif standard_name(gate) in ROTATIONS:  # its rotations are known, so the gate itself runs as it is
             gate = gate.to_mutable()
             gate_rules = _gate_rules(standard_name(gate))
@@ -101,39 +85,28 @@ def split(template: CircuitTemplate) -> Split:
                 if isinstance(value, ParameterExpression) and value.parameters:
                     angle = affine(value, index, gate.name)
                     gate.params[k] = slot(angle.terms, angle.offset, gate_rules[k])
-            circuit.append(gate, [template.circuit.find_bit(q).index for q in qubits])
+            circuit.append(gate, qubits)
         else:
             for step in by_instruction.get(place, []):
                 if isinstance(step, Fixed):
-                    circuit.append(UnitaryGate(step.matrix), step.qubits)
+                    circuit.append(library.UnitaryGate(step.matrix), step.qubits)
                 else:
                     angle = slot(step.angle.terms, step.angle.offset, rule_for((1.0,)))
                     circuit.append(_rotation(step.pauli, angle), step.qubits)
-    copy = CircuitTemplate(
-        f"{template.name} (angles)",
-        circuit,
-        tuple(slots),
-        (),
-        template.observables,
-        template.topology,
-        template.reference,
-    )
+    name = f"{template.name} (angles)"
+    copy = replace(template, name=name, circuit=circuit, inputs=tuple(slots), weights=(), source=None)
     return Split(copy, np.array(slopes).reshape(len(slots), size), np.array(offsets), tuple(rules))
 
 
 @lru_cache(maxsize=64)
 def rule_for(frequencies: tuple[float, ...]) -> Rule:
-    """The shift rule for positive frequencies in increasing order; ``2 * len(frequencies)`` evaluations.
-
-    Raises:
-        ValueError: frequencies so close that no stable rule was found.
-    """
+    """The shift rule for positive frequencies in increasing order; ``2 * len(frequencies)`` evaluations."""
     count, lowest = len(frequencies), frequencies[0]
-    shifts = np.array([(2 * k + 1) * np.pi / (2 * count * lowest) for k in range(count)])
-    if not np.allclose(np.array(frequencies) / lowest, np.arange(1, count + 1)):
-        shifts = (
-            np.array([(2 * k + 1) * np.pi / (2 * count * frequencies[-1]) for k in range(count)]) * (count + 1) / count
-        )
+    multiples = np.allclose(np.array(frequencies) / lowest, np.arange(1, count + 1))
+    base = lowest if multiples else frequencies[-1]
+    shifts = np.array([(2 * k + 1) * np.pi / (2 * count * base) for k in range(count)])
+    if not multiples:
+        shifts = shifts * (count + 1) / count
     matrix = 2 * np.sin(np.outer(frequencies, shifts))
     if np.linalg.cond(matrix) > 1e8:
         raise ValueError(f"no stable shift rule for frequencies {frequencies}")
@@ -144,7 +117,7 @@ def rule_for(frequencies: tuple[float, ...]) -> Rule:
 @lru_cache(maxsize=64)
 def _gate_rules(name: str) -> list[Rule]:
     """One rule per parameter of a standard gate, from the rotations the gate lowers to."""
-    alone = get_standard_gate_name_mapping()[name].to_mutable()
+    alone = library.get_standard_gate_name_mapping()[name].to_mutable()
     fresh = [Parameter(f"slot{k}") for k in range(len(alone.params))]
     circuit = QuantumCircuit(alone.num_qubits)
     alone.params = list(fresh)
@@ -165,19 +138,17 @@ def _frequencies(rotations: list[tuple[Rotation, float]], one_generator: bool) -
     size = 1 + max(q for r, _ in rotations for q in r.qubits)
     words = [SparsePauliOp.from_sparse_list([(r.pauli, list(r.qubits), c)], num_qubits=size) for r, c in rotations]
     generator = sum(words[1:], start=words[0]) / 2
-    if one_generator and all(
-        (a @ b - b @ a).simplify().coeffs.any() == np.False_ for a, b in itertools.combinations(words, 2)
-    ):
+    pairs = itertools.combinations(words, 2)
+    if one_generator and not any((a @ b - b @ a).simplify().coeffs.any() for a, b in pairs):
         levels = np.linalg.eigvalsh(generator.to_matrix())
         gaps = np.abs(levels[:, None] - levels[None, :]).ravel()
     else:  # not one generator: every rotation adds or removes its own frequency
-        gaps = np.abs(
-            [np.dot(s, [c for _, c in rotations]) for s in itertools.product((-1, 0, 1), repeat=len(rotations))]
-        )
+        signs = itertools.product((-1, 0, 1), repeat=len(rotations))
+        gaps = np.abs([np.dot(s, [c for _, c in rotations]) for s in signs])
     return tuple(sorted({round(float(g), 9) for g in gaps if g > 1e-9}))
 
 
 def _rotation(pauli: str, angle: Parameter) -> Gate:
     if pauli in _GATES:
-        return _GATES[pauli](angle)
-    return PauliEvolutionGate(Pauli(pauli[::-1]), angle / 2)
+        return getattr(library, f"R{pauli}Gate")(angle)
+    return library.PauliEvolutionGate(Pauli(pauli[::-1]), angle / 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qrkt_hw.data import cifar, imagenet, mnist, text
 from qrkt_hw.data.base import Data, DataShape
@@ -11,23 +11,13 @@ from qrkt_hw.runs.config import DataConfig
 
 __all__ = ["Data", "DataShape", "load_data"]
 
-DATASETS: dict[str, Callable[[DataConfig], Data]] = {
-    "digits": mnist.load_digits,
-    "mnist": mnist.load,
-    "cifar10": cifar.load,
-    "cifar100": cifar.load,
-    "imagenet": imagenet.load,
-    "imdb": text.load,
-    "folder": imagenet.load_folder,
-}
+IMAGES = {"digits": mnist.load_digits, "mnist": mnist.load, "cifar10": cifar.load, "cifar100": cifar.load}
+IMAGES |= {"imagenet": imagenet.load, "folder": imagenet.load_folder}
 
 
 def load_data(options: DataConfig, vocabulary: Sequence[str] = ()) -> Data:
-    """The data set that these options name.
-
-    Args:
-        options: of the data.
-        vocabulary: of a trained model, for texts: it gives the token ids, whatever the training part holds by now.
+    """The data set that these options name. ``vocabulary`` is of a trained model, for texts: it gives the token ids,
+    whatever the training part holds by now.
 
     Raises:
         UserError: unknown data set, or files that are missing or damaged.
@@ -37,4 +27,4 @@ def load_data(options: DataConfig, vocabulary: Sequence[str] = ()) -> Data:
     for flag, given in (("--unique-words", options.unique_words), ("--word-pairs", options.word_pairs)):
         if given and name != "imdb":
             raise UserError(f"{flag}: {options.dataset} has no words")
-    return text.load(options, tuple(vocabulary)) if vocabulary else DATASETS[name](options)
+    return text.load(options, tuple(vocabulary)) if name == "imdb" or vocabulary else IMAGES[name](options)

@@ -1,19 +1,27 @@
-"""What every data set looks like, and where its files are found."""
+"""What every data set looks like, where its files are found, and how it is split."""
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
+SPLIT_SEED = 20_240_613  # of RandomState, whose stream is frozen by NumPy's compatibility policy
 Found = TypeVar("Found")
+Finder = Callable[[], Found | None]
+Indices = NDArray[np.int64]
+Labelled = tuple[Any, Indices]
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,6 @@ class DataShape:
 
     Attributes:
         channels, image_size: of the images; pixels along a side. Both 0 for text.
-        classes: number of classes.
         vocabulary, length: of texts: number of token ids, most tokens of a sample. Both 0 for images.
     """
 
@@ -69,25 +76,20 @@ class Data:
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps to use its model without the data (``data.json``)."""
-        described: dict[str, Any] = {"dataset": self.name}
-        described |= {"channels": self.shape.channels, "image_size": self.shape.image_size}
+        shape = self.shape
+        described: dict[str, Any] = {"dataset": self.name, "channels": shape.channels, "image_size": shape.image_size}
         described |= {"class_names": list(self.class_names), "mean": list(self.mean), "std": list(self.std)}
         if self.resized:
             described["resized"] = True
         if self.vocabulary:
-            described.update(vocabulary=list(self.vocabulary), length=self.shape.length)
+            described |= {"vocabulary": list(self.vocabulary), "length": shape.length}
         return described
 
 
 class Indexed(Dataset[Any]):
     """Samples by index lists, which give ``(inputs, labels)``: images float32 ``(batch, channels, size, size)`` or
-    token ids int64 ``(batch, longest)`` padded with 0, and labels int64 ``(batch,)``.
-
-    Args:
-        inputs: an array or tensor of what is kept of each sample.
-        labels: of each.
-        read: makes the inputs of a batch of what is kept.
-    """
+    token ids int64 ``(batch, longest)`` padded with 0, and labels int64 ``(batch,)``. ``read`` makes the inputs of a
+    batch of what is kept of its samples, an array or tensor."""
 
     def __init__(self, inputs: Any, labels: Tensor, read: Callable[[Any], Tensor]) -> None:
         self.inputs, self.labels, self.read = inputs, labels, read
@@ -106,12 +108,7 @@ def places(options: DataConfig, *names: str) -> list[Path]:
 
 
 def located(
-    options: DataConfig,
-    looked: Sequence[Path],
-    what: str,
-    source: str,
-    find: Callable[[], Found | None],
-    download: Callable[[], Found | None],
+    options: DataConfig, looked: Sequence[Path], what: str, source: str, find: Finder[Found], download: Finder[Found]
 ) -> Found:
     """What ``find`` reads from the files; with --download, where there are none, what ``download`` reads from the hub,
     or what is found after it has written files. Else the folders ``looked`` in, ``what`` is missing and its ``source``
@@ -136,3 +133,67 @@ def regular(path: Path, name: str = "") -> Path:
     if path.exists() and not path.is_file():
         raise UserError(f"{name or path} is no file that can be read: it is a folder, a pipe or a device")
     return path
+
+
+def unzipped(raw: BinaryIO) -> Any:
+    """An open file, unpacked as it is read where it is gzip."""
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
+    return gzip.GzipFile(fileobj=raw) if packed else raw
+
+
+def stratified(labels: Indices, count: int, salt: int = 0) -> tuple[Indices, Indices]:
+    """Draw ``count`` indices, classes in proportion: the drawn and the remaining ones, both ascending. They depend on
+    the labels and ``salt`` alone: never on a run's seed, a library's version or the platform.
+
+    All samples are ranked by their relative place in a fixed random order of their class. So each class gives its share
+    rounded to the nearest sample, and the total is exact.
+    """
+    if not 0 <= count <= len(labels):
+        raise ValueError(f"cannot draw {count} of {len(labels)} samples")
+    random = np.random.RandomState(SPLIT_SEED + salt)
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place[random.permutation(members)] = (np.arange(len(members)) + 0.5) / len(members)
+    order = np.lexsort((labels, place))
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def held_out(labels: Indices, limit: int | None, run: int = 1) -> tuple[Indices, Indices]:
+    """Indices of the training 90 % and the validation 10 % of a training part, classes in proportion; ``limit`` keeps a
+    fixed, proportional part of the first. Validation is drawn as runs of ``run`` samples of a class that follow each
+    other, for data whose neighbours are akin; shorter ones where a class has not fifty of them."""
+    if len(labels) < 2:
+        what = f"a training part of {len(labels)} samples"
+        raise UserError(f"--dataset: {what} cannot be split into training and validation")
+    run = max(1, min(run, int(np.unique(labels, return_counts=True)[1].min()) // 50))
+    runs, classes = np.empty(len(labels), dtype=np.int64), list[int]()  # the run of each sample, the class of each run
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        place = np.arange(len(members)) // run
+        runs[members] = place + len(classes)
+        classes += [int(label)] * (int(place[-1]) + 1)
+    drawn, _ = stratified(np.array(classes, dtype=np.int64), max(1, round(len(classes) / 10)))
+    held = np.isin(runs, drawn)
+    train, validation = np.flatnonzero(~held), np.flatnonzero(held)
+    if limit is not None and limit < len(train):
+        train = train[stratified(labels[train], limit, salt=2)[0]]
+    return train, validation
+
+
+def indexed(
+    train: Labelled, test: Labelled, read: Callable[[Any], Tensor], limit: int | None, run: int = 1, mixed: bool = True
+) -> dict[str, Indexed]:
+    """The three splits of ``(inputs, labels)``; validation is :func:`held_out` of the training part.
+
+    ``mixed`` puts validation and test into a fixed order: they may come sorted by class, and the first few then hold
+    every class, and so does a batch, whose mean would else give the class away.
+    """
+    kept, validation = held_out(train[1], limit, run)
+    tested: Any = slice(None)
+    if mixed:
+        shuffled = [np.random.RandomState(SPLIT_SEED).permutation(len(part)) for part in (validation, test[1])]
+        validation, tested = validation[shuffled[0]], shuffled[1]
+    parts = {"train": (train, kept), "validation": (train, validation), "test": (test, tested)}
+    return {name: Indexed(x[k], torch.from_numpy(labels[k]), read) for name, ((x, labels), k) in parts.items()}

@@ -17,7 +17,7 @@ from qrkt_hw.errors import UserError
 
 
 class Draw(NamedTuple):
-    """One batch: which samples, and what its random numbers depend on (the order of loading does not count)."""
+    """One batch: which samples, and what its random numbers depend on."""
 
     indices: list[int]
     seed: int | None
@@ -26,8 +26,8 @@ class Draw(NamedTuple):
 
 
 class EpochBatches(Sampler[Draw]):
-    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. Lightning calls ``set_epoch``. A stream
-    is not shuffled here: its batches are named by their number alone."""
+    """Batches of indices; shuffled by ``(seed, epoch)`` when a seed is given. A stream shuffles itself and reads the
+    number of a batch alone."""
 
     def __init__(self, size: int, batch_size: int, seed: int | None = None) -> None:
         self.size, self.batch_size, self.seed, self.epoch = size, batch_size, seed, 0
@@ -58,8 +58,7 @@ def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
         border = max(1, height // (16 if kind == "shift" else 8))
         padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
         rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)) for _ in range(2))
-        row = rows[:, None] + torch.arange(height)
-        column = columns[:, None] + torch.arange(width)
+        row, column = rows[:, None] + torch.arange(height), columns[:, None] + torch.arange(width)
         images = padded[torch.arange(count)[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
     if "flip" in kind:
         flips = torch.from_numpy(random.random(count) < 0.5)
@@ -83,8 +82,9 @@ class _Fetched(Dataset[Any]):
             return error
         if self.augment != "none":
             # the 1 keeps these numbers apart from the order of the samples
-            random = np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
-            inputs = augmented(inputs, self.augment, random)
+            inputs = augmented(
+                inputs, self.augment, np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
+            )
         return inputs, labels
 
 
@@ -102,8 +102,7 @@ class Batches(DataLoader[Any]):
         finally:
             if workers:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
-            for worker in workers:
-                # one that read parquet can hang in arrow's threads when it ends
+            for worker in workers:  # one that read parquet can hang in arrow's threads when it ends
                 worker.join(1)
                 if worker.is_alive():
                     worker.kill()
@@ -113,19 +112,12 @@ class Batches(DataLoader[Any]):
 def loader(
     dataset: Dataset[Any], batch_size: int, seed: int | None = None, workers: int = 0, augment: str = "none"
 ) -> DataLoader[Any]:
-    """Batches of a data set that takes index lists, or of a stream; in order without a seed.
-
-    The batches, augmentation included, are the same for any number of workers.
-    """
+    """Batches of a data set that takes index lists, or of a stream; in order without a seed. The batches, augmentation
+    included, are the same for any number of workers."""
+    fetched = _Fetched(dataset, batch_size, augment)
     draws = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
-    # a generator of its own: a new iterator would draw from torch's, and dropout depend on when it is made
-    return Batches(
-        _Fetched(dataset, batch_size, augment),
-        batch_size=None,
-        sampler=draws,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
+    own = torch.Generator()  # a new iterator would draw from torch's, and dropout depend on when it is made
+    return Batches(fetched, batch_size=None, sampler=draws, num_workers=workers, generator=own)
 
 
 def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:

@@ -5,7 +5,6 @@ torchvision downloads them. It does not read them here: it unpickles, and a pick
 
 from __future__ import annotations
 
-import gzip
 import io
 import pickle
 import re
@@ -18,13 +17,12 @@ import numpy as np
 import torch
 
 from qrkt_hw.data import parquet
-from qrkt_hw.data.base import Data, located, places, regular
+from qrkt_hw.data.base import Data, located, places, regular, unzipped
 from qrkt_hw.data.images import Part, in_memory, resized
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
-# the largest true ones: 148 MiB, and 178 MiB unpacked
-LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29
+LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29  # the largest true ones: 148 MiB, and 178 MiB unpacked
 NAMES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -34,27 +32,25 @@ class _Layout(NamedTuple):
     folder: str
     archive: str
     train: tuple[str, ...]
-    test: tuple[str, ...]
+    test: str
     meta: str
     names: str
     labels: str
 
 
+BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
+PLACES_10 = "cifar-10-batches-py", "cifar-10-python.tar.gz", BATCHES, "test_batch", "batches.meta"
+PLACES_100 = "cifar-100-python", "cifar-100-python.tar.gz", ("train",), "test", "meta"
 LAYOUTS = {
-    "cifar10": _Layout(
-        "cifar-10-batches-py", "cifar-10-python.tar.gz", tuple(f"data_batch_{k}" for k in range(1, 6)),
-        ("test_batch",), "batches.meta", "label_names", "labels",
-    ),
-    "cifar100": _Layout(
-        "cifar-100-python", "cifar-100-python.tar.gz", ("train",), ("test",), "meta", "fine_label_names", "fine_labels"
-    ),
-}  # fmt: skip
+    "cifar10": _Layout(*PLACES_10, "label_names", "labels"),
+    "cifar100": _Layout(*PLACES_100, "fine_label_names", "fine_labels"),
+}
 
 
 def load(options: DataConfig) -> Data:
     """From the pickled batches (a folder or the .tar.gz), or parquet in the hub's layout."""
     name, layout, looked = options.dataset, LAYOUTS[options.dataset], places(options, options.dataset)
-    wanted = (layout.meta, *layout.train, *layout.test)
+    wanted = (layout.meta, *layout.train, layout.test)
 
     def find() -> tuple[tuple[str, ...], Part, Part] | None:
         for folder in looked:
@@ -93,10 +89,8 @@ def _in_folder(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[str, bytes
 def _in_archive(archive: Path, wanted: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     try:
         with archive.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
             # to the end, where the checksum stands, but no more than a true archive has
-            content = (gzip.GzipFile(fileobj=raw) if packed else raw).read(LARGEST_ARCHIVE + 1)
+            content = unzipped(raw).read(LARGEST_ARCHIVE + 1)
         if len(content) > LARGEST_ARCHIVE:
             raise UserError(f"{archive} unpacks to more than {LARGEST_ARCHIVE >> 20} MiB, and so is no CIFAR archive")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
@@ -142,15 +136,12 @@ def _unpickled(
                 raise UserError(f"{damaged}: its labels are no numbers from 0 to {len(names) - 1}")
             pixels.append(images.reshape(-1, 3, 32, 32))
             labels.append(found.astype(np.int64))
-        return resized(torch.from_numpy(np.concatenate(pixels)), size), torch.from_numpy(np.concatenate(labels))
+        return resized(torch.from_numpy(np.concatenate(pixels)), size), np.concatenate(labels)
 
-    return names, part(layout.train), part(layout.test)
+    return names, part(layout.train), part((layout.test,))
 
 
-# -- a pickle that can only hold data ---------------------------------------------------------------------------------
-
-# a batch of CIFAR has up to 400,000; each can take some 100 bytes of memory
-MOST_OPCODES = 2_000_000
+MOST_OPCODES = 2_000_000  # a batch of CIFAR has up to 400,000; each can take some 100 bytes of memory
 # of None, booleans, whole numbers, strings, tuples, lists, dictionaries, the memo, globals, their calls and states
 OPCODES = b"\x80\x95.(N\x88\x89IKMJL\x8aVX\x8c\x8dBC\x8eSTUpqr\x94ghj}dsu]lae)t\x85\x86\x87c\x93Rb"
 

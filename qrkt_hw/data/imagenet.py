@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from qrkt_hw.data import parquet
-from qrkt_hw.data.base import Data, DataShape, Indexed, located, places, regular
+from qrkt_hw.data.base import Data, DataShape, held_out, indexed, located, places, regular, stratified
 from qrkt_hw.data.images import decoded, read_files, statistics_of
 from qrkt_hw.data.parquet import Shard, Stream
-from qrkt_hw.data.splits import held_out, mixed, stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
@@ -81,16 +80,8 @@ def _from_folder(options: DataConfig, path: Path) -> Data:
     whole = files[held_out(labels, None)[0]]
     sampled = np.unique(np.linspace(0, len(whole) - 1, min(SAMPLED_FILES, len(whole))).astype(int))
     statistics = statistics_of(decoded(file, str(file), 3, size).unsqueeze(0) for file in whole[sampled])
-    train, validation = held_out(labels, options.limit)
-
-    validation, mixed_test = validation[mixed(len(validation))], mixed(len(test_labels))
-    parts = {
-        "train": (files[train], labels[train]),
-        "validation": (files[validation], labels[validation]),
-        "test": (test_files[mixed_test], test_labels[mixed_test]),
-    }
     read = partial(read_files, size=size, statistics=statistics)
-    splits = {name: Indexed(found, torch.from_numpy(marks), read) for name, (found, marks) in parts.items()}
+    splits = indexed((files, labels), (test_files, test_labels), read, options.limit)
     return Data(options.dataset, DataShape(3, size, len(names)), names, *statistics, splits, resized=True)
 
 
@@ -117,14 +108,11 @@ def _streamed(options: DataConfig, train: list[str], test: list[str]) -> Data:
         if not any(shard.members(split).any() for shard in found):
             raise UserError(f"{found[0].file} holds no rows")
     statistics = statistics_of(_sampled(shards["train"], columns, size))
-
-    def part(where: str, split: str, limit: int | None = None) -> Stream:
-        return Stream(shards[where], split, columns, size, statistics, len(names), limit)
-
+    kept: dict[str, Any] = {"columns": columns, "size": size, "statistics": statistics, "classes": len(names)}
     splits = {
-        "train": part("train", "train", options.limit),
-        "validation": part("train", "validation"),
-        "test": part("all", "all"),
+        "train": Stream(shards["train"], "train", limit=options.limit, **kept),
+        "validation": Stream(shards["train"], "validation", **kept),
+        "test": Stream(shards["all"], "all", **kept),
     }
     return Data(options.dataset, DataShape(3, size, len(names)), names, *statistics, splits, resized=True)
 

@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from qrkt_hw.data.base import Data, DataShape, Indexed, regular
-from qrkt_hw.data.splits import held_out
+from qrkt_hw.data.base import Data, DataShape, Indices, held_out, indexed, regular
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
 LARGEST_FILE = 64 * 2**20
-# at most so many pixels are decoded or scaled to: 400 MB in colour
-MOST_PIXELS = 2**27
+MOST_PIXELS = 2**27  # that are decoded or scaled to: 400 MB in colour
 # formats of pixels alone; Pillow's others run programs (EPS), come from the net (FITS, FLI) or had overflows (PSD)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-Part = tuple[Tensor, Tensor]  # bytes (samples, channels, size, size), and int64 labels (samples,)
+Part = tuple[Tensor, Indices]  # bytes (samples, channels, size, size), and labels (samples,)
 
 
 def decoded(source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True) -> Tensor:
@@ -38,7 +37,6 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
     Args:
         source: a file, or its content.
         name: what to call it in an error.
-        channels: 1 or 3.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
 
@@ -64,7 +62,9 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
     if size is not None and image.size != (size, size):
         if size * size * max(image.size) > MOST_PIXELS * min(image.size):
             raise UserError(f"{name} is {times(image.size)} pixels; it is too long to be scaled to a side of {size}")
-        image = _scaled(image, size)
+        width, height = (max(size, round(side * (size / min(image.size)))) for side in image.size)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
@@ -87,22 +87,12 @@ def _eight_bits(image: Image.Image, name: str, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _scaled(image: Image.Image, size: int) -> Image.Image:
-    factor = size / min(image.size)
-    width, height = (max(size, round(side * factor)) for side in image.size)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-
-
 def resized(pixels: Tensor, size: int | None) -> Tensor:
     """Bytes ``(samples, channels, height, width)`` scaled to ``size``; None leaves them."""
     if size is None or pixels.shape[-1] == size:
         return pixels
-    parts = [
-        torch.nn.functional.interpolate(chunk.float(), size=(size, size), mode="bicubic", antialias=True)
-        for chunk in pixels.split(2048)
-    ]
-    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+    scale = partial(interpolate, size=(size, size), mode="bicubic", antialias=True)
+    return torch.cat([scale(chunk.float()).round().clamp(0, 255).to(torch.uint8) for chunk in pixels.split(2048)])
 
 
 def normalised(pixels: Tensor, statistics: Statistics) -> Tensor:
@@ -130,8 +120,7 @@ def statistics_of(chunks: Iterable[Tensor]) -> Statistics:
 
 
 def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part) -> Data:
-    """A data set of images in memory; validation is taken from ``train``. Labels without a name and parts of different
-    sizes are refused."""
+    """A data set of images in memory; labels without a name and parts of different sizes are refused."""
     (pixels, labels), dataset = train, f"--dataset {options.dataset}"
     if not len(test[1]):
         raise UserError(f"{dataset}: the test part holds no images")
@@ -143,22 +132,16 @@ def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part
         sizes = " and ".join(times(found.shape[2:]) for found in (pixels, test[0]))
         raise UserError(f"{dataset}: training and test images are {sizes} pixels; give --image-size")
     # of the whole training part, also where --limit takes less of it: the input stays the same
-    whole, _ = (torch.from_numpy(index) for index in held_out(labels.numpy(), None))
+    whole = torch.from_numpy(held_out(labels, None)[0])
     statistics = statistics_of(pixels[index] for index in whole.split(2048))
-    kept, validation = (torch.from_numpy(index) for index in held_out(labels.numpy(), options.limit))
-    parts = {"train": (pixels[kept], labels[kept]), "validation": (pixels[validation], labels[validation])}
-    read = partial(normalised, statistics=statistics)
-    splits = {name: Indexed(*part, read) for name, part in (parts | {"test": test}).items()}
+    splits = indexed(train, test, partial(normalised, statistics=statistics), options.limit, mixed=False)
     shape = DataShape(pixels.shape[1], pixels.shape[-1], len(names))
     return Data(options.dataset, shape, tuple(names), *statistics, splits, resized=options.image_size is not None)
 
 
 def read_image(path: Path, description: dict[str, Any]) -> Tensor:
-    """One image file as a normalised tensor ``(channels, size, size)``.
-
-    Args:
-        path: any of :data:`FORMATS`.
-        description: a run's ``data.json``: channels, image_size, mean, std; with ``resized`` any size is taken.
+    """One image file as a normalised tensor ``(channels, size, size)``, after a run's ``data.json``: its channels,
+    image_size, mean and std; with ``resized`` a file of any size is taken.
 
     Raises:
         UserError: no such file, not an image, or another size than the model's.

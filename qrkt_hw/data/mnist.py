@@ -6,7 +6,6 @@ and sets no bound on their size.
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import math
 import zlib
@@ -17,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import TensorDataset
 
-from qrkt_hw.data.base import Data, DataShape, located, places
+from qrkt_hw.data.base import Data, DataShape, located, places, stratified, unzipped
 from qrkt_hw.data.images import Part, in_memory, resized, times
 from qrkt_hw.data.parquet import read_parts
-from qrkt_hw.data.splits import stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
@@ -36,13 +34,12 @@ def load(options: DataConfig) -> Data:
 
     def find() -> tuple[Part, Part] | None:
         for folder in looked:
-            parts = [
+            train, test = (
                 (_file(folder, f"{part}-images-idx3-ubyte"), _file(folder, f"{part}-labels-idx1-ubyte"))
                 for part in ("train", "t10k")
-            ]
-            if any(path.is_file() for pair in parts for path in pair):
-                train, test = (_read_pair(*pair, options.image_size) for pair in parts)
-                return train, test
+            )
+            if any(path.is_file() for path in (*train, *test)):
+                return _read_pair(*train, options.image_size), _read_pair(*test, options.image_size)
         return read_parts(looked, ["image", "img"], ["label"], 1, options.image_size)
 
     def download() -> None:
@@ -68,27 +65,26 @@ def _read_pair(images: Path, labels: Path, size: int | None) -> Part:
         raise UserError(f"{labels} is damaged: {len(found)} labels for {len(pixels)} images")
     if pixels.shape[1] != pixels.shape[2] or not pixels.size:
         raise UserError(f"{images} holds an array of {times(pixels.shape)}; images with two equal sides are read")
-    return resized(torch.from_numpy(pixels).unsqueeze(1), size), torch.from_numpy(found.astype(np.int64))
+    return resized(torch.from_numpy(pixels).unsqueeze(1), size), found.astype(np.int64)
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     """The array of an IDX file of unsigned bytes, plain or gzip; no more is unpacked than its head promises."""
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            handle = gzip.GzipFile(fileobj=raw) if packed else raw
+            handle = unzipped(raw)
             # magic: two zeros, 8 for unsigned bytes, the number of dimensions; then each dimension, big-endian
             head = handle.read(4 + 4 * dimensions)
             if head[:4] != bytes([0, 0, 8, dimensions]) or len(head) < 4 + 4 * dimensions:
                 raise UserError(f"{path} is damaged: it is not an IDX file of bytes in {dimensions} dimensions")
             shape = tuple(int.from_bytes(head[k : k + 4], "big") for k in range(4, len(head), 4))
-            if math.prod(shape) > LARGEST:
+            size = math.prod(shape)
+            if size > LARGEST:
                 raise UserError(f"{path} promises an array of {times(shape)}; at most 1 GiB is read")
-            content = handle.read(math.prod(shape) + 1)  # one more than there may be; at the end stands the checksum
+            content = handle.read(size + 1)  # one more than there may be; at the end stands the checksum
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} is damaged: it cannot be unpacked") from error
-    if len(content) != math.prod(shape):
+    if len(content) != size:
         raise UserError(f"{path} is damaged: its bytes are not the promised array of {times(shape)}")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
@@ -113,7 +109,7 @@ def load_digits(options: DataConfig) -> Data:
     """scikit-learn's digits, pixel values 0..16 mapped to [0, 1], then normalised by the training part."""
     pixels, digits = read_digits()
     images, labels = torch.from_numpy(pixels / 16.0).float().unsqueeze(1), torch.from_numpy(digits)
-    indices = {name: torch.from_numpy(index) for name, index in split_indices(digits).items()}
+    indices = split_indices(digits)
     mean, std = images[indices["train"]].mean().item(), images[indices["train"]].std().item()
     indices["train"] = indices["train"][: options.limit]
     splits = {name: TensorDataset((images[index] - mean) / std, labels[index]) for name, index in indices.items()}

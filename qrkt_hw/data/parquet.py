@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from qrkt_hw.data.images import Part, Statistics, decoded, normalised
 from qrkt_hw.errors import UserError
 
 MOST_ROWS = 10**8
-# encoded samples held for shuffling: about 110 MB of ImageNet
-WINDOW = 1_000
+WINDOW = 1_000  # encoded samples held for shuffling: about 110 MB of ImageNet
 Sample = tuple[bytes, int, str]  # an encoded image, its label, and what to call it in an error
+Place = tuple[Any, int, Iterator[Sample]]  # the epoch that is being read, its next batch, and the samples from there
+START: Place = (None, 0, iter(()))
 
 
 def files(folders: Sequence[Path], split: str) -> list[str]:
@@ -70,10 +71,10 @@ def _opened(file: str) -> tuple[int, Any]:
 def column(file: str, wanted: Sequence[str]) -> str:
     """The first of the wanted columns that the file has."""
     names = _opened(file)[1].names
-    for name in wanted:
-        if name in names:
-            return name
-    raise UserError(f"{file} has no column {' or '.join(wanted)}; there are {', '.join(names)}")
+    found = next((name for name in wanted if name in names), None)
+    if found is None:
+        raise UserError(f"{file} has no column {' or '.join(wanted)}; there are {', '.join(names)}")
+    return found
 
 
 def class_names(file: str, labels: Sequence[str], unnamed: Sequence[str]) -> tuple[str, ...]:
@@ -105,29 +106,24 @@ def read_parts(
 ) -> tuple[Part, Part] | None:
     """All training and all test images of the files in these folders; None where one of the parts has no file.
 
-    Args:
-        folders: to look in.
-        images, labels: names the columns may have.
-        channels: 1 or 3.
-        size: scale to this; None keeps the size, which must then be the same for all.
+    ``images`` and ``labels`` are names the columns may have. Images are scaled to ``size``; None keeps theirs, which
+    must then be the same for all.
     """
     train, test = (files(folders, part) for part in ("train", "test"))
     if not (train and test):
         return None
 
     def read(part: list[str]) -> Part:
-        pixels: list[Tensor] = []
-        found: list[int] = []
+        pixels, found = list[Tensor](), list[int]()
         for file in part:
-            columns = column(file, images), column(file, labels)
-            for content, label, name in samples(file, columns):
+            for content, label, name in samples(file, (column(file, images), column(file, labels))):
                 pixels.append(decoded(content, name, channels, size))
                 found.append(label)
                 if pixels[-1].shape != pixels[0].shape or pixels[0].shape[1] != pixels[0].shape[2]:
                     raise UserError(f"{name} is an image of another size, or not square; give --image-size")
         if not pixels:
             raise UserError(f"{part[0]} holds no rows")
-        return torch.stack(pixels), torch.tensor(found, dtype=torch.int64)
+        return torch.stack(pixels), np.array(found, dtype=np.int64)
 
     return read(train), read(test)
 
@@ -152,16 +148,13 @@ class Shard:
 
 @dataclass
 class Stream(Dataset[Any]):
-    """Batches of images in a fixed order for ``(seed, epoch)``, whichever process asks for them.
-
-    Files are shuffled as wholes, rows within a window.
+    """Batches of images in a fixed order for ``(seed, epoch)``, whichever process asks for them. Files are shuffled as
+    wholes, rows within a window.
 
     Attributes:
-        shards: the files.
-        split: ``train``, ``validation`` or ``all`` of their rows.
+        split: ``train``, ``validation`` or ``all`` of the rows of the shards.
         columns: names of the image and label columns.
         size: images are scaled and cropped to this.
-        statistics: mean and deviation of the training part.
         classes: number of classes, to refuse other labels.
         limit: only the first samples in file order.
     """
@@ -173,14 +166,11 @@ class Stream(Dataset[Any]):
     statistics: Statistics
     classes: int
     limit: int | None = None
-
-    def __post_init__(self) -> None:
-        # the epoch that is being read, its next batch, and the samples from there
-        self._place: tuple[Any, int, Iterator[Sample]] = (None, 0, iter(()))
+    _place: Place = field(default=START, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # where a reader stands is its own affair, and no file handle goes to another process
-        return {**self.__dict__, "_place": (None, 0, iter(()))}
+        return {**self.__dict__, "_place": START}
 
     def __len__(self) -> int:
         count = sum(int(shard.members(self.split).sum()) for shard in self.shards)
@@ -211,10 +201,10 @@ class Stream(Dataset[Any]):
         for sample in self._rows(shards):
             if len(window) < WINDOW:
                 window.append(sample)
-                continue
-            place = int(random.integers(WINDOW))
-            yield window[place]
-            window[place] = sample
+            else:
+                place = int(random.integers(WINDOW))
+                yield window[place]
+                window[place] = sample
         for place in random.permutation(len(window)):
             yield window[place]
 

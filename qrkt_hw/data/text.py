@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from qrkt_hw.data import parquet
-from qrkt_hw.data.base import Data, DataShape, Indexed, located, places, regular
-from qrkt_hw.data.splits import held_out, mixed
+from qrkt_hw.data.base import Data, DataShape, held_out, indexed, located, places, regular
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
@@ -23,7 +22,7 @@ NAMES = ("neg", "pos")
 SOURCE = "https://huggingface.co/datasets/stanfordnlp/imdb"
 # reviews of one film and class follow each other: drawn one by one, most of validation's would have kin in training
 RUN = 250
-Part = tuple[list[str], np.ndarray]
+Part = tuple[np.ndarray, np.ndarray]  # texts, labels
 _MARKUP = re.compile(r"<[^<>]{1,40}>")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[!?.,;:()\"]")
 
@@ -46,8 +45,7 @@ def vocabulary_of(texts: Iterable[str], size: int, *, pairs: bool = False) -> tu
     ``pairs``, pairs of neighbours are counted among them."""
     counts: Counter[str] = Counter()
     for text in texts:
-        found = words(text)
-        counts.update(with_pairs(found) if pairs else found)
+        counts.update(with_pairs(words(text)) if pairs else words(text))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return (PADDING, UNKNOWN, *(word for word, _ in ranked[: size - 2]))
 
@@ -55,15 +53,9 @@ def vocabulary_of(texts: Iterable[str], size: int, *, pairs: bool = False) -> tu
 def encode(
     texts: Sequence[str], vocabulary: Sequence[str], length: int, *, unique: bool = False, pairs: bool = False
 ) -> Tensor:
-    """Token ids ``(texts, length)``, int32: 0 pads, 1 is an unknown word; a text without any word is one unknown.
-
-    Args:
-        texts: of any length.
-        vocabulary: the words and pairs of words, an id its place.
-        length: tokens of a text that are kept.
-        unique: keep each id once, where it first appears; ``length`` then counts these.
-        pairs: pairs of neighbouring words are tokens too, behind their second word, where the vocabulary has them.
-    """
+    """Token ids ``(texts, length)``, int32, places in the vocabulary: 0 pads, 1 is an unknown word; a text without any
+    word is one unknown. ``unique`` keeps each id once, where it first appears; ``length`` then counts these. With
+    ``pairs``, pairs of neighbours are tokens too, behind their second word, where the vocabulary has them."""
     place = {word: k for k, word in enumerate(vocabulary)}
     ids = np.zeros((len(texts), length), dtype=np.int32)
     for k, text in enumerate(texts):
@@ -95,49 +87,45 @@ def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
         import datasets
 
         train, test = (datasets.load_dataset("stanfordnlp/imdb", split=split) for split in ("train", "test"))
-        return (list(train["text"]), np.array(train["label"])), (list(test["text"]), np.array(test["label"]))
+        return _arrays(train["text"], train["label"]), _arrays(test["text"], test["label"])
 
     what = "train-*.parquet and test-*.parquet, or aclImdb,"
     train, test = located(options, looked, what, SOURCE, find, download)
     if not len(test[1]):
         raise UserError(f"--dataset imdb: no test texts in {looked[0]}")
-    texts, labels = train
     if not vocabulary:
-        whole, _ = held_out(labels, None, RUN)
-        vocabulary = vocabulary_of((texts[k] for k in whole), options.vocabulary, pairs=options.word_pairs)
-    kept, validation = held_out(labels, options.limit, RUN)
-
-    def split(part: Part, index: np.ndarray) -> Indexed:
-        reading = {"unique": options.unique_words, "pairs": options.word_pairs}
-        ids = encode([part[0][k] for k in index], vocabulary, options.text_length, **reading)
-        return Indexed(ids, torch.from_numpy(part[1][index]), trimmed)
-
-    splits = {
-        "train": split(train, kept),
-        "validation": split(train, validation[mixed(len(validation))]),
-        "test": split(test, mixed(len(test[1]))),
-    }
+        whole = train[0][held_out(train[1], None, RUN)[0]]
+        vocabulary = vocabulary_of(whole, options.vocabulary, pairs=options.word_pairs)
+    splits = indexed(train, test, trimmed, options.limit, RUN)
+    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+    for part in splits.values():
+        part.inputs = encode(part.inputs, vocabulary, options.text_length, **reading)
     shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
     return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
 
 
 def _part(looked: list[Path], split: str) -> Part | None:
-    rows: list[tuple[str, int]] = []
+    texts, labels = list[str](), list[int]()
     folders = [folder / "aclImdb" / split for folder in looked if (folder / "aclImdb" / split).is_dir()]
     if folders:
-        for file in sorted(folders[0].glob("neg/*.txt")) + sorted(folders[0].glob("pos/*.txt")):
+        for file in (file for name in NAMES for file in sorted(folders[0].glob(f"{name}/*.txt"))):
             try:
-                rows.append((regular(file).read_text(encoding="utf-8"), NAMES.index(file.parent.name)))
+                texts.append(regular(file).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
                 raise UserError(f"{file} is damaged: it is not text") from error
-        if not rows:
+            labels.append(NAMES.index(file.parent.name))
+        if not texts:
             raise UserError(f"--dataset imdb: {folders[0]} holds no pos/*.txt and neg/*.txt")
-    elif files := parquet.files(looked, split):
-        for path in files:
-            for k, row in enumerate(parquet.rows(path, ["text", "label"])):
-                if not isinstance(row["text"], str) or row["label"] not in (0, 1):
-                    raise UserError(f"{path} is damaged: row {k} is no text with label 0 or 1")
-                rows.append((row["text"], row["label"]))
-    else:
-        return None
-    return [text for text, _ in rows], np.array([label for _, label in rows], dtype=np.int64)
+        return _arrays(texts, labels)
+    files = parquet.files(looked, split)
+    for path in files:
+        for k, row in enumerate(parquet.rows(path, ["text", "label"])):
+            if not isinstance(row["text"], str) or row["label"] not in (0, 1):
+                raise UserError(f"{path} is damaged: row {k} is no text with label 0 or 1")
+            texts.append(row["text"])
+            labels.append(row["label"])
+    return _arrays(texts, labels) if files else None
+
+
+def _arrays(texts: Sequence[str], labels: Sequence[int]) -> Part:
+    return np.array(texts, dtype=object), np.array(labels, dtype=np.int64)

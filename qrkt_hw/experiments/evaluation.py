@@ -30,7 +30,7 @@ from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.generation import draw, gan_of, noise
-from qrkt_hw.plots.images import save_grid
+from qrkt_hw.plots.charts import save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import check_writable, replace_with, write_json
 

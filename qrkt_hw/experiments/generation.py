@@ -13,7 +13,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.gan import Gan
-from qrkt_hw.plots.images import picture, to_bytes
+from qrkt_hw.plots.charts import picture, to_bytes
 from qrkt_hw.runs import RunFolder
 
 BATCH = 250

@@ -1,4 +1,7 @@
-"""Charts of recorded numbers, drawn without a display."""
+"""Charts of recorded numbers, drawn without a display; grids and animations of images.
+
+Matplotlib is imported when a chart is drawn: it would delay the first step of a training.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
+
+from qrkt_hw.runs.atomic import replace_with
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
@@ -17,11 +23,14 @@ RED, PALE = "#e53e3e", "#cbd5e0"
 COLOURS = [BLUE, ORANGE, "#2f855a", "#805ad5", "#b83280", GREY, "#d69e2e", "#319795"]
 SHADES = ["#bee3f8", "#90cdf4", "#63b3ed", "#c6f6d5", "#9ae6b4", "#e9d8fd", "#d6bcfa", "#fefcbf"]
 History = Sequence[Mapping[str, float]]  # one row per epoch
+LEAST = 24  # pixels that a small image is enlarged to
 WORST = 0.05  # error from which a qubit or a pair of qubits is marked
 
 
 def new(columns: int = 1, rows: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Figure, Any]:
     """A figure and its axes; ``width`` and ``height`` in inches of each panel."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
@@ -43,32 +52,31 @@ def tidy(axes: Any, x: str, y: str, whole: bool = False) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
 
 
-def _pair_over_epochs(axes: Any, history: History, lines: Mapping[str, str]) -> None:
-    for (key, label), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
-        axes.plot([row["epoch"] for row in history], [row[key] for row in history], color=colour, label=label)
+def _over_epochs(history: History, panels: Mapping[str, Mapping[str, str]], path: Path, best: int | None) -> Path:
+    """Two panels of two lines each; ``panels`` gives the label of each metric for the name of an axis."""
+    figure, both = new(columns=2)
+    for axes, (name, lines) in zip(both, panels.items(), strict=True):
+        for (key, label), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
+            axes.plot([row["epoch"] for row in history], [row[key] for row in history], color=colour, label=label)
+        if best is not None:
+            axes.axvline(best, color=GREY, linestyle=":", label=f"best epoch ({best})")
+        tidy(axes, "epoch", name, whole=best is not None)
+        axes.legend(frameon=False)
+    return save(figure, path)
 
 
 def plot_curves(history: History, best_epoch: int, path: Path) -> Path:
     """Training and validation loss, and validation AUROC and accuracy, over epochs."""
-    figure, (left, right) = new(columns=2)
-    _pair_over_epochs(left, history, {"train_loss": "training (with dropout)", "val_loss": "validation"})
-    _pair_over_epochs(right, history, {"val_auroc": "AUROC, one-vs-rest", "val_accuracy": "accuracy"})
-    for axes, name in ((left, "cross-entropy"), (right, "validation")):
-        axes.axvline(best_epoch, color=GREY, linestyle=":", label=f"best epoch ({best_epoch})")
-        tidy(axes, "epoch", name, whole=True)
-        axes.legend(frameon=False)
-    return save(figure, path)
+    losses = {"train_loss": "training (with dropout)", "val_loss": "validation"}
+    scores = {"val_auroc": "AUROC, one-vs-rest", "val_accuracy": "accuracy"}
+    return _over_epochs(history, {"cross-entropy": losses, "validation": scores}, path, best_epoch)
 
 
 def plot_losses(history: History, path: Path) -> Path:
     """Both losses of a GAN, and the scores of real and generated images, over epochs."""
-    figure, (left, right) = new(columns=2)
-    _pair_over_epochs(left, history, {"generator_loss": "generator", "discriminator_loss": "discriminator"})
-    _pair_over_epochs(right, history, {"real_score": "real images", "fake_score": "generated images"})
-    for axes, name in ((left, "loss, without penalty"), (right, "mean score")):
-        tidy(axes, "epoch", name)
-        axes.legend(frameon=False)
-    return save(figure, path)
+    losses = {"generator_loss": "generator", "discriminator_loss": "discriminator"}
+    scores = {"real_score": "real images", "fake_score": "generated images"}
+    return _over_epochs(history, {"loss, without penalty": losses, "mean score": scores}, path, None)
 
 
 def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> Path:
@@ -91,11 +99,9 @@ def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path
 
 
 def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Path) -> list[Path]:
-    """Means of the runs of each group: ``loss.png`` and ``auroc.png``, or of GANs one for each network's loss.
-
-    Each is drawn over epochs, wall time and function evaluations, for the epochs that all runs of a group have; bands
-    are one standard deviation.
-    """
+    """Means of the runs of each group: ``loss.png`` and ``auroc.png``, or of GANs one for each network's loss; over
+    epochs, wall time and function evaluations, for the epochs that all runs of a group have. Bands are one standard
+    deviation."""
     files = []
     quantities = {"val_loss": "validation loss", "val_auroc": "validation AUROC"}
     if "generator_loss" in groups[0][1][0][0]:
@@ -141,13 +147,8 @@ def plot_study(trials: Sequence[Mapping[str, Any]], importances: Mapping[str, fl
 
 
 def plot_analysis(name: str, rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Expressibility, entangling capability and gradient variance over qubits or layers.
-
-    Args:
-        name: of the template.
-        rows: ``qubits, layers, expressibility, entangling, gradient_variance`` each.
-        path: PNG file.
-    """
+    """Expressibility, entangling capability and gradient variance of a template over qubits or layers. Each row has
+    ``qubits, layers, expressibility, entangling, gradient_variance``."""
     figure, panels = new(columns=3, width=4.6, height=3.8)
     qubits, layers = ({row[key] for row in rows} for key in ("qubits", "layers"))
     over, other = ("qubits", "layers") if len(qubits) >= len(layers) else ("layers", "qubits")
@@ -210,29 +211,22 @@ def plot_layout(
     """A circuit on a chip: which qubits it uses, how good they are, and where more replicas fit.
 
     Args:
-        title: above the picture.
         positions: of every qubit, in the plane.
         edges: pairs of coupled qubits with the error of their gate.
         readout: error of reading every qubit.
-        used: qubits of the circuit.
-        joined: pairs the circuit couples.
+        used, joined: qubits of the circuit, and pairs it couples.
         replicas: qubits of further replicas of the circuit.
-        path: PNG file.
     """
     xs, ys = zip(*positions, strict=True)
     wide = max(xs) - min(xs) + 2
     figure, axes = new(width=max(6.5, 0.52 * wide), height=max(4.2, 0.5 * (max(ys) - min(ys) + 2)))
     thick = {frozenset(pair) for pair in joined}
     for a, b, error in edges:
-        line = {"color": PALE, "linewidth": 2}
-        if {a, b} in thick:
-            line = {"color": ORANGE, "linewidth": 5}
-        elif error > WORST:
-            line = {"color": RED, "linewidth": 2, "linestyle": ":"}
+        bad = {"color": RED, "linestyle": ":"} if error > WORST else {"color": PALE}
+        line = {"color": ORANGE, "linewidth": 5} if {a, b} in thick else {"linewidth": 2, **bad}
         axes.plot([xs[a], xs[b]], [ys[a], ys[b]], zorder=1, **line)
-    colours = {q: SHADES[k % len(SHADES)] for k, replica in enumerate(replicas) for q in replica} | dict.fromkeys(
-        used, ORANGE
-    )
+    colours = {q: SHADES[k % len(SHADES)] for k, replica in enumerate(replicas) for q in replica}
+    colours |= dict.fromkeys(used, ORANGE)
     for qubit, (x, y) in enumerate(positions):
         rim = {"edgecolor": RED, "linewidth": 1.8} if readout[qubit] > WORST else {"edgecolor": GREY, "linewidth": 0.8}
         axes.scatter([x], [y], s=210, color=colours.get(qubit, "white"), zorder=2, clip_on=False, **rim)
@@ -250,3 +244,43 @@ def plot_layout(
     axes.set_aspect("equal")
     axes.axis("off")
     return save(figure, path)
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Images ``(count, channels, size, size)`` in [-1, 1] as bytes ``(count, size, size, channels)``."""
+    pixels = ((images.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return pixels.permute(0, 2, 3, 1).numpy()
+
+
+def picture(image: np.ndarray) -> Image.Image:
+    """Of bytes ``(height, width, 1 or 3)``."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
+    """Images row by row, small ones enlarged without smoothing."""
+    tiles = to_bytes(images)
+    count, size, _, channels = tiles.shape
+    factor, rows = max(1, -(-LEAST // size)), -(-count // columns)
+    step = size * factor + gap
+    canvas = np.full((rows * step + gap, columns * step + gap, channels), 90, np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = gap + k // columns * step, gap + k % columns * step
+        canvas[top : top + step - gap, left : left + step - gap] = tile.repeat(factor, 0).repeat(factor, 1)
+    return picture(canvas)
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> Path:
+    """Write :func:`grid` as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_with(path, lambda target: grid(images, columns).save(target, format="PNG"))
+    return path
+
+
+def save_animation(frames: Sequence[Path], path: Path, milliseconds: int = 250) -> Path:
+    """The pictures of some files one after another, as an animated GIF; the last stays for two seconds."""
+    pictures = [Image.open(frame).convert("P") for frame in frames]
+    times = [milliseconds] * (len(pictures) - 1) + [2000]
+    options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
+    replace_with(path, lambda target: pictures[0].save(target, format="GIF", **options))
+    return path

@@ -12,7 +12,7 @@ from torch import nn
 
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.budget import PLAN, Budget, prices
-from qrkt_hw.backends.device.pipeline import DeviceBackend
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError

@@ -57,9 +57,6 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     A parameter is in the cone where the derivative at random points is not zero, which holds with probability one for a
     function that moves. Pauli propagation finds the derivatives where the strings stay few; else a statevector does for
     few qubits, and the causal cone (every parameter of a gate that can reach the observable) bounds them for many.
-
-    Raises:
-        ValueError: the template cannot be lowered.
     """
     derived = derive(template)
     program = lower(derived.template)
@@ -70,13 +67,10 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     found: list[Cone] = []
     for place, observable in enumerate(template.observables):
         propagated = propagate(program, observable, points, LARGEST_SUM, LARGEST_WORK / len(template.observables))
-        if propagated is None and program.num_qubits <= LARGEST_STATE and work <= LARGEST_WORK:
+        gradients, strings = (propagated[0][:, 1:], propagated[1]) if propagated else (None, 0)
+        if gradients is None and program.num_qubits <= LARGEST_STATE and work <= LARGEST_WORK:
             by_state = jacobian(derived.template, points) if by_state is None else by_state
-            gradients, strings = by_state[:, place], 0
-        elif propagated is not None:
-            gradients, strings = propagated[0][:, 1:], propagated[1]
-        else:
-            gradients, strings = None, 0
+            gradients = by_state[:, place]
         if gradients is not None:
             by_parameter = gradients if chain is None else np.einsum("ps,psk->pk", gradients, chain)
             moves = (np.abs(by_parameter) > TOLERANCE).any(axis=0)
@@ -122,13 +116,9 @@ class Measures:
 
 
 def measure(template: CircuitTemplate, *, pairs: int = PAIRS, samples: int = 200, seed: int = 0) -> Measures:
-    """All figures of a template.
+    """All figures of a template of at most about 14 qubits, over random parameters.
 
-    Args:
-        template: of at most about 14 qubits.
-        pairs: of states for the expressibility; their states also give the entangling capability.
-        samples: parameter sets for the variance of the gradient.
-        seed: of the parameters.
+    ``pairs`` of states give the expressibility and the entangling capability, ``samples`` the variance of the gradient.
     """
     fidelities, entanglement = [], []
     for left, right in zip(_states(template, pairs, seed), _states(template, pairs, seed + 1), strict=True):
@@ -178,12 +168,9 @@ def jacobian(template: CircuitTemplate, parameters: NDArray[np.float64]) -> NDAr
     inputs, weights = (t.requires_grad_() for t in _tensors(template, parameters))
     with torch.enable_grad():
         values = simulator(template, torch.complex128, "adjoint")(inputs, weights)[0]
-    rows = []
-    for place in range(template.num_outputs):
-        total = values[:, place].sum()
-        found = torch.autograd.grad(total, (inputs, weights), retain_graph=True)
-        rows.append(torch.cat([found[0][0], found[1]], dim=1))
-    return torch.stack(rows, dim=1).numpy()
+    totals = (values[:, place].sum() for place in range(template.num_outputs))
+    found = [torch.autograd.grad(total, (inputs, weights), retain_graph=True) for total in totals]
+    return torch.stack([torch.cat([by_input[0], by_weight], dim=1) for by_input, by_weight in found], dim=1).numpy()
 
 
 def divergence_from_haar(fidelities: NDArray[np.float64], num_qubits: int, bins: int = BINS) -> float:
@@ -235,9 +222,8 @@ def _draw(template: CircuitTemplate, count: int, seed: int) -> NDArray[np.float6
     """Parameters of the derived template, ``(count, parameters)``; the template's own are uniform in [0, 2 pi)."""
     found = derive(template).values(_uniform(template, count, seed))
     if not np.isfinite(found).all():
-        raise ValueError(
-            f"template {template.name!r}: an angle has no value somewhere in [0, 2 pi), where it is measured"
-        )
+        what = "an angle has no value somewhere in [0, 2 pi), where it is measured"
+        raise ValueError(f"template {template.name!r}: {what}")
     return found
 
 

@@ -22,11 +22,7 @@ REMOVED_METHODS = ("gatewise", "fused")  # of earlier versions; they read as ``a
 
 
 def cheapest(template: CircuitTemplate) -> type[Propagated] | type[Statevector] | None:
-    """The method that evaluates a template fastest; None where none can.
-
-    Raises:
-        ValueError: the template cannot be lowered.
-    """
+    """The method that evaluates a template fastest; None where none can."""
     fitting = [m for m in METHODS.values() if m.supports(template)]
     return min(fitting, key=lambda m: m.cost(template), default=None)
 
@@ -34,22 +30,14 @@ def cheapest(template: CircuitTemplate) -> type[Propagated] | type[Statevector] 
 class Simulator:
     """Expectation values of a template's observables, exact and differentiable to any order.
 
-    Args:
-        template: the circuit.
-        dtype: ``torch.complex64`` or ``torch.complex128``.
-        method: ``pauli`` (Pauli propagation), ``adjoint`` (statevector), or ``auto`` for the faster.
-
-    Raises:
-        UserError: unknown method, one that cannot evaluate this template, or a template that cannot be lowered.
-        ValueError: another dtype.
+    ``method`` is ``pauli`` (Pauli propagation), ``adjoint`` (statevector), or ``auto`` for the faster. Raises UserError
+    for an unknown method, one that cannot evaluate this template, or a template that cannot be lowered.
     """
 
     def __init__(self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto") -> None:
         if dtype not in REAL:
             raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
-        self.template = template
-        self.dtype = dtype
-        self.real_dtype = REAL[dtype]
+        self.template, self.dtype, self.real_dtype = template, dtype, REAL[dtype]
         try:
             lower(template)
         except ValueError as error:
@@ -57,19 +45,16 @@ class Simulator:
         if method in REMOVED_METHODS:
             warnings.warn(f"simulation method {method!r} no longer exists; method 'auto' is used", stacklevel=2)
             method = "auto"
-        if method == "auto":
-            chosen = cheapest(template)
-            if chosen is None:
-                raise UserError(
-                    f"ansatz {template.name!r} on {template.num_qubits} qubits has no exact method: statevectors go to "
-                    "28 qubits, and its observables depend on too much for propagation; take fewer qubits or layers"
-                )
-        elif method in METHODS:
-            chosen = METHODS[method]
-            if not chosen.supports(template):
-                raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}")
-        else:
+        if method != "auto" and method not in METHODS:
             raise UserError(f"no simulation method {method!r}; there are auto, {', '.join(METHODS)}")
+        chosen = cheapest(template) if method == "auto" else METHODS[method]
+        if chosen is None:
+            raise UserError(
+                f"ansatz {template.name!r} on {template.num_qubits} qubits has no exact method: statevectors go to 28 "
+                "qubits, and its observables depend on too much for propagation; take fewer qubits or layers"
+            )
+        if not chosen.supports(template):
+            raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}")
         self.method = chosen.name
         self._needs = memory.Needs(template, chosen.name, self.real_dtype)
         self._evaluate = chosen(template, dtype)
@@ -78,17 +63,10 @@ class Simulator:
         return self  # never changed, and shared by all layers of its template
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        """Values ``(..., groups, observables)``, real.
+        """Values ``(..., groups, observables)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``.
 
-        Args:
-            inputs: ``(..., groups, inputs)``.
-            weights: ``(groups, weights)``: one weight set for each group.
-
-        Under ``torch.func`` and in dispatch modes plain operations of torch do the same, more slowly.
-
-        Raises:
-            ValueError: shapes that do not fit the template or each other, complex numbers, or two devices.
-            UserError: the call would take more memory than there is.
+        Under ``torch.func`` and in dispatch modes plain operations of torch do the same, more slowly. Raises UserError
+        where the call would take more memory than there is, ValueError for tensors that do not fit.
         """
         self._check(inputs, weights)
         if inputs.numel() >= self._needs.unchecked or not inputs.numel():

@@ -15,13 +15,8 @@ from qrkt_hw.compiler import Derived, evaluate
 def derived_values(derived: Derived, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """What ``derived.template`` takes, from what ``derived.source`` takes; differentiable any number of times.
 
-    Args:
-        inputs: ``(..., groups, inputs)``.
-        weights: ``(groups, weights)``.
-
-    Returns:
-        ``(..., groups, inputs)`` and ``(groups, weights)`` of ``derived.template``; the same tensors where its angles
-        were linear as they were.
+    Inputs are ``(..., groups, inputs)``, weights ``(groups, weights)``; the same
+    tensors where the angles were linear as they were.
     """
     if derived.trivial:
         return inputs, weights
@@ -54,7 +49,7 @@ def derived_jacobian(derived: Derived, parameters: NDArray[np.float64]) -> NDArr
     with torch.enable_grad():
         for formula in (*derived.inputs, *derived.weights):
             value = columns[0].detach() * 0 + evaluate(formula, columns, torch)
-            found = [torch.zeros_like(c) for c in columns]
+            found: Sequence[Tensor] = [torch.zeros_like(c) for c in columns]
             if value.requires_grad:  # or an expression in which all parameters cancel
                 found = torch.autograd.grad(value.sum(), columns, allow_unused=True, materialize_grads=True)
             rows.append(torch.stack(list(found), dim=-1))

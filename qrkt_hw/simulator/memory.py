@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,15 +43,7 @@ class Need(NamedTuple):
 
 
 def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bool, compiled: bool) -> Need:
-    """What an evaluation by a method takes.
-
-    Args:
-        template: the circuit.
-        method: ``pauli`` or ``adjoint``.
-        real: precision.
-        gradient: whether a backward pass follows.
-        compiled: by the native kernels, where they take the circuit.
-    """
+    """What an evaluation by ``pauli`` or ``adjoint`` takes, ``compiled`` where native kernels take the circuit."""
     number = torch.finfo(real).bits // 8
     if method == "adjoint":
         size = 2.0**template.num_qubits
@@ -76,14 +69,7 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
 
 
 class Needs:
-    """What calls of a simulator take.
-
-    Args:
-        template, method, real: see :func:`need`.
-
-    Raises:
-        UserError: its tables alone do not fit.
-    """
+    """What calls of a simulator take; UserError where its tables alone do not fit."""
 
     def __init__(self, template: CircuitTemplate, method: str, real: torch.dtype) -> None:
         self._template, self._method, self._real = template, method, real
@@ -97,17 +83,9 @@ class Needs:
         self.unchecked = max(0.0, SMALL - fixed) / max(most, 1.0) * max(template.num_inputs, 1)
 
     def check(self, inputs: Tensor, weights: Tensor) -> None:
-        """Refuse a call that would take more memory than there is.
-
-        Args:
-            inputs, weights: ``(..., groups, inputs)`` and ``(groups, weights)``.
-
-        Raises:
-            UserError: it does not fit; says what would.
-        """
+        """Refuse a call that would take more memory than there is, and say what would fit."""
         gradient = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
-        variant = gradient, inputs.is_cpu
-        batch, groups = math.prod(inputs.shape[:-2]), weights.shape[0]
+        variant, batch, groups = (gradient, inputs.is_cpu), math.prod(inputs.shape[:-2]), weights.shape[0]
         one = self._needs[variant]
         needed = one.of(batch, groups)
         if needed < SMALL or needed <= (free := SHARE * available(inputs.device)):
@@ -120,7 +98,7 @@ class Needs:
             f"{what} fits" for what, m, real in changed if self._variants(m, real)[variant].of(batch, groups) <= free
         ]
         if one.of(1, groups) <= free:
-            fitting = _largest(lambda samples: one.of(samples, groups) <= free, batch)
+            fitting = bisect(range(1, batch), free, key=lambda samples: one.of(samples, groups))
             ways.insert(0, f"a batch of {fitting} fits")
         self._refuse(batch, needed, free, ways)
 
@@ -137,25 +115,13 @@ class Needs:
 
 
 def check_aer(name: str, method: str, qubits: int) -> None:
-    """Refuse a circuit whose state does not fit into memory in Aer's simulation method.
-
-    Raises:
-        UserError: it does not fit.
-    """
+    """Refuse a circuit whose state does not fit into memory in Aer's simulation method."""
     exponent = _EXPONENTS.get(method)
     if exponent is None:  # memory follows from the circuit
         return
     needed = math.ldexp(16.0, min(exponent * qubits, 1000))
     if needed >= SMALL and needed > (free := SHARE * available(torch.device("cpu"))):
         _refuse(f"backend {name!r} with method {method!r} on {qubits} qubits", needed, free, [], qubits, exponent)
-
-
-def _largest(fits: Callable[[int], bool], too_many: int) -> int:
-    low, high = 1, too_many
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
 
 
 def _refuse(what: str, needed: float, free: float, ways: Sequence[str], qubits: int, exponent: int = 1) -> None:

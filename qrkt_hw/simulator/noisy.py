@@ -88,31 +88,13 @@ def unitary_transfer(matrix: NDArray[np.complex128]) -> NDArray[np.float64]:
     return transfer_matrix(np.kron(matrix.conj(), matrix).astype(np.complex128))
 
 
-def rotation_action(
-    pauli: str, qubits: tuple[int, ...], num_qubits: int
-) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Under ``exp(-i angle/2 P)``: ``r'[Q] = (1 - anti[Q] (1 - cos)) r[Q] + sin sign[Q] r[Q ^ flip]``.
-
-    Returns:
-        ``flip``, ``anti`` (1 where Q anticommutes with P, else 0) and ``sign``, both ``(4^n,)``.
-    """
-    index = np.arange(4**num_qubits)
-    flip, phase = 0, np.full(len(index), 1j)
-    for letter, qubit in zip(pauli, qubits, strict=True):
-        code = LETTERS.index(letter)
-        flip |= code << (2 * qubit)
-        phase = phase * _PHASES[code, (index >> (2 * qubit)) & 3]
-    # i P Q is Hermitian exactly where P and Q anticommute
-    sign = np.round(phase.real)
-    return flip, np.abs(sign), sign
-
-
 class PauliSteps(Tables):
-    """Applies steps to vectors ``(groups, 4^n, batch)``; or, ``backwards``, their adjoints in reverse."""
+    """Applies steps to vectors ``(groups, 4^n, batch)``; or, ``backwards``, their adjoints in reverse.
 
-    def __init__(
-        self, steps: Sequence[Channel | Rotation], program: Program, real: torch.dtype, backwards: bool
-    ) -> None:
+    Under ``exp(-i angle/2 P)``: ``r'[Q] = (1 - anti[Q] (1 - cos)) r[Q] + sin sign[Q] r[Q ^ flip]``.
+    """
+
+    def __init__(self, steps: Sequence[NoisyStep], program: Program, real: torch.dtype, backwards: bool) -> None:
         super().__init__()
         self.num_qubits = program.num_qubits
         self.steps = list(reversed(steps)) if backwards else list(steps)
@@ -124,8 +106,13 @@ class PauliSteps(Tables):
             if isinstance(step, Channel):
                 self.add(f"matrix{place}", step.transfer.T if backwards else step.transfer, real)
                 continue
-            flip, anti, sign = rotation_action(step.pauli, step.qubits, self.num_qubits)
-            self.add(f"anti{place}", anti[:, None], real)
+            flip, phase = 0, np.full(len(index), 1j)
+            for letter, qubit in zip(step.pauli, step.qubits, strict=True):
+                code = LETTERS.index(letter)
+                flip |= code << (2 * qubit)
+                phase = phase * _PHASES[code, (index >> (2 * qubit)) & 3]
+            sign = np.round(phase.real)  # i P Q is Hermitian exactly where P and Q anticommute
+            self.add(f"anti{place}", np.abs(sign)[:, None], real)
             self.add(f"sign{place}", (-sign if backwards else sign)[:, None], real)
             self.add(f"flip{place}", index ^ flip, torch.long)
 
@@ -148,24 +135,17 @@ class PauliSteps(Tables):
 
 @dataclass(frozen=True, eq=False)
 class NoisyCircuit:
-    """A noisy circuit and what is read at its end.
+    """A noisy circuit from ``|0...0>`` and what is read at its end: row k is ``sum_Q effects[Q, k] tr(Q rho)``."""
 
-    Attributes:
-        steps: in the order of time.
-        num_qubits: all qubits, routing helpers included; each starts in ``|0>``.
-        effects: real ``(4^n, rows)``: the value of row k is ``sum_Q effects[Q, k] tr(Q rho)``.
-    """
-
-    steps: tuple[NoisyStep, ...]
-    num_qubits: int
-    effects: NDArray[np.float64]
+    steps: tuple[NoisyStep, ...]  # in the order of time
+    num_qubits: int  # routing helpers included
+    effects: NDArray[np.float64]  # (4^n, rows)
 
 
 class PropagatedCache:
     """Propagated observables by circuit and weights; those that were not used for longest go first. Safe in threads.
 
-    Args:
-        limit: numbers that all of them together may hold.
+    All together hold at most ``limit`` numbers.
     """
 
     def __init__(self, limit: int = KEPT) -> None:
@@ -177,12 +157,10 @@ class PropagatedCache:
         return PropagatedCache, (self.limit,)  # a copy or a pickle begins empty
 
     def get(self, key: Hashable) -> Tensor | None:
-        """What is kept under the key; None where nothing is."""
         with self._lock:
-            found = self._tensors.get(key)
-            if found is not None:
+            if key in self._tensors:
                 self._tensors.move_to_end(key)
-            return found
+            return self._tensors.get(key)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Keep a tensor, unless it is larger than the limit by itself."""
@@ -247,9 +225,8 @@ class PropagatedRows(Tables):
         tables = self.on(inputs.device)
         effects = tables["effects"]
         propagated = self._propagated(effects, weights)
-        per_sample = (
-            effects.shape[0] if self.middle else effects.shape[1] * 4 ** (self.num_qubits - self.num_qubits // 2)
-        )
+        rows, high = effects.shape[1], self.num_qubits - self.num_qubits // 2
+        per_sample = effects.shape[0] if self.middle else rows * 4**high
         chunk = max(1, CHUNK // (per_sample * max(1, weights.shape[0])))
         if torch.is_grad_enabled() or len(inputs) <= chunk:
             return self._meet(inputs, weights, propagated)
@@ -260,8 +237,7 @@ class PropagatedRows(Tables):
         if self.kept is None or torch.is_grad_enabled():
             return self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
         key = (self.number, weights.device, weights.shape, weights.cpu().numpy().tobytes())
-        found = self.kept.get(key)
-        if found is None:
+        if (found := self.kept.get(key)) is None:
             found = self.tail(effects.expand(weights.shape[0], -1, -1), None, weights)
             self.kept.put(key, found)
         return found
@@ -284,31 +260,20 @@ class PropagatedRows(Tables):
 class NoisySimulator:
     """Expectation values of a template on a noisy device, called like :class:`~qrkt_hw.simulator.Simulator`.
 
-    Args:
-        template: the circuit.
-        circuits: noisy circuits whose rows are the template's observables; their values are added.
-        dtype: ``torch.complex64`` or ``torch.complex128``; the arithmetic is real, in float32 or float64.
-        kept: where what depends on the weights alone is kept between calls without gradients; None keeps nothing.
-
-    Raises:
-        ValueError: a circuit with more than :data:`LARGEST` qubits.
+    The rows of ``circuits``, of at most :data:`LARGEST` qubits, are the template's observables; their values are added.
+    ``kept`` holds what depends on the weights alone between calls without gradients. The arithmetic is real.
     """
 
     method: ClassVar[str] = "superoperator"
 
     def __init__(
-        self,
-        template: CircuitTemplate,
-        circuits: Sequence[NoisyCircuit],
-        dtype: torch.dtype,
+        self, template: CircuitTemplate, circuits: Sequence[NoisyCircuit], dtype: torch.dtype,
         kept: PropagatedCache | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         for circuit in circuits:
             if circuit.num_qubits > LARGEST:
                 raise ValueError(f"superoperators fit {LARGEST} qubits, not {circuit.num_qubits}")
-        self.template = template
-        self.dtype = dtype
-        self.real_dtype = REAL[dtype]
+        self.template, self.dtype, self.real_dtype = template, dtype, REAL[dtype]
         shape = (template.num_inputs, template.num_weights)
         self._parts = [PropagatedRows(c, *shape, self.real_dtype, kept) for c in circuits]
 
@@ -329,13 +294,11 @@ def _heads(steps: Sequence[NoisyStep], program: Program) -> tuple[dict[int, list
             leading[step.qubits[0]].append(place)
         else:
             closed.update(step.qubits)
-    heads: dict[int, list[NoisyStep]] = {}
-    taken: set[int] = set()
-    for qubit, places in leading.items():
-        data = [i for i, p in enumerate(places) if program.uses_inputs(steps[p])]  # type: ignore[arg-type]
-        if data:
-            heads[qubit] = [steps[p] for p in places[: data[-1] + 1]]
-            taken.update(places[: data[-1] + 1])
+    for places in leading.values():
+        end = max((i + 1 for i, p in enumerate(places) if program.uses_inputs(steps[p])), default=0)  # type: ignore[arg-type]
+        del places[end:]
+    heads = {qubit: [steps[p] for p in places] for qubit, places in leading.items() if places}
+    taken = {p for places in leading.values() for p in places}
     return heads, [s for place, s in enumerate(steps) if place not in taken]
 
 

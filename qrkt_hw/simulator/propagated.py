@@ -55,21 +55,13 @@ def uses_weights(e: Expansion, template: CircuitTemplate) -> bool:
 
 
 class Layout(NamedTuple):
-    """An expansion with its coefficients numbered.
+    """An expansion with its coefficients numbered."""
 
-    Attributes:
-        rows: each a sum of monomials of the data; the second number is a place in ``monomials``.
-        monomials: of the data.
-        readout: each output a sum of strings.
-        parts: (position, constant, monomial of the weights): a coefficient is the sum of those at its position.
-        positions: how many coefficients.
-    """
-
-    rows: list[Sum]
-    monomials: list[Monomial]
-    readout: list[Sum]
-    parts: list[tuple[int, float, Monomial]]
-    positions: int
+    rows: list[Sum]  # each a sum of monomials
+    monomials: list[Monomial]  # of the data
+    readout: list[Sum]  # each output a sum of strings
+    parts: list[tuple[int, float, Monomial]]  # (position, constant, monomial of weights); coefficients are their sums
+    positions: int  # how many coefficients
 
 
 def layout(e: Expansion, outputs: int) -> Layout:
@@ -119,9 +111,8 @@ class Propagated:
         self.kernel: ops.PropagatedKernel | None = None
         if native.library() is not None and not uses_weights(e, template):
             sizes = (template.num_inputs, template.num_weights, template.num_outputs)
-            self.kernel = ops.PropagatedKernel(
-                sizes, real, self.reference, held.positions, _coefficients(e, held, template), _tape(e, held, template)
-            )
+            plans = _coefficients(e, held, template), _tape(e, held, template)
+            self.kernel = ops.PropagatedKernel(sizes, real, self.reference, held.positions, *plans)
 
     @staticmethod
     def supports(template: CircuitTemplate) -> bool:
@@ -213,28 +204,19 @@ def _waves(monomial: Monomial, angles: Sequence[int]) -> list[int]:
     return [1 + angles.index(f // 2) + len(angles) * (f % 2) for f in monomial]
 
 
-def _coefficients(
-    e: Expansion, held: Layout, template: CircuitTemplate
-) -> tuple[list[Affine], tuple[int | Sequence[float], ...]]:
+def _coefficients(e: Expansion, held: Layout, template: CircuitTemplate) -> ops.Plan:
     """Angles and fields of the kernel's ``Coefficients``."""
     used = sorted({f // 2 for *_, m in held.parts for f in m})
-    place = {a: k for k, a in enumerate(used)}
-    angles = [
-        Affine(tuple((i - template.num_inputs, c) for i, c in e.angles[a].terms), e.angles[a].offset) for a in used
-    ]
+    shift, place = template.num_inputs, {a: k for k, a in enumerate(used)}
+    angles = [Affine(tuple((i - shift, c) for i, c in a.terms), a.offset) for a in (e.angles[a] for a in used)]
     starts = np.cumsum([0, *(len(m) for *_, m in held.parts)]).tolist()
     factors = [2 * place[f // 2] + f % 2 for *_, m in held.parts for f in m]
     positions, constants = [p for p, *_ in held.parts], [float(c) for _, c, _ in held.parts]
     return angles, (len(held.parts), held.positions, template.num_weights, positions, starts, factors, constants)
 
 
-def _tape(
-    e: Expansion, held: Layout, template: CircuitTemplate
-) -> tuple[list[Affine], tuple[int | Sequence[int], ...]]:
-    """Angles and fields of the kernel's ``Tape``: one, the cosines, the sines, then products and sums of those.
-
-    Equal products and sums are made once.
-    """
+def _tape(e: Expansion, held: Layout, template: CircuitTemplate) -> ops.Plan:
+    """Angles and fields of the kernel's ``Tape``: one, the cosines, the sines, products and sums, each once."""
     data = _data(e)
     left: list[int] = []
     right: list[int] = []

@@ -40,10 +40,8 @@ class Statevector:
         self.torch = TorchStatevector(found, template.num_qubits, sizes, dtype)
         self.kernel: ops.StatevectorKernel | None = None
         if native.library() is not None and template.num_qubits <= LARGEST_NATIVE:
-            self.kernel = ops.StatevectorKernel(
-                sizes, real, self.torch.reference, template.num_qubits, self.torch.parameters,
-                _fields(found, self.torch.parameters, template),
-            )  # fmt: skip
+            circuit = self.torch.parameters, _fields(found, self.torch.parameters, template)
+            self.kernel = ops.StatevectorKernel(sizes, real, self.torch.reference, template.num_qubits, circuit)
 
     @staticmethod
     def supports(template: CircuitTemplate) -> bool:
@@ -71,16 +69,9 @@ class Statevector:
 
 
 class TorchStatevector(Tables):
-    """The same by torch's operations, on any device: states ``(groups, 2^n, batch)``.
+    """The same by torch's operations, on any device: states ``(groups, 2^n, batch)``."""
 
-    Args:
-        circuit: rotations and matrices, and what is read behind them.
-        num_qubits: of the circuit.
-        sizes: numbers of inputs, weights and observables.
-        dtype: of the states.
-    """
-
-    def __init__(self, circuit: Absorbed, num_qubits: int, sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def __init__(self, circuit: Absorbed, num_qubits: int, sizes: ops.Sizes, dtype: torch.dtype) -> None:
         super().__init__()
         self.steps, self.num_qubits, self.num_outputs, self.dtype = circuit.steps, num_qubits, sizes[2], dtype
         self.real = torch.zeros((), dtype=dtype).real.dtype
@@ -111,11 +102,10 @@ class TorchStatevector(Tables):
             return self.read(state), (state if keep else None)
 
     def backward(
-        self, inputs: Tensor, weights: Tensor, saved: Tensor, cotangent: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]
+    ) -> ops.Pair:
         with torch.no_grad():
-            cosines, sines = self._waves(inputs, weights)
-            state = saved
+            state, (cosines, sines) = kept, self._waves(inputs, weights)
             with torch.enable_grad():  # lambda: half the gradient by the real part and by the imaginary part
                 leaf = torch.view_as_real(state.detach()).clone().requires_grad_()
                 value = self.read(torch.view_as_complex(leaf))
@@ -135,9 +125,8 @@ class TorchStatevector(Tables):
     def state(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Final states ``(groups, 2^n, batch)``, qubit 0 least significant."""
         cosines, sines = self._waves(inputs, weights)
-        state = torch.zeros(
-            weights.shape[0], 2**self.num_qubits, inputs.shape[0], dtype=self.dtype, device=inputs.device
-        )
+        shape = weights.shape[0], 2**self.num_qubits, inputs.shape[0]
+        state = torch.zeros(shape, dtype=self.dtype, device=inputs.device)
         state[:, 0] = 1
         for k in range(len(self.steps)):
             state = self._step(k, state, cosines, sines, 1)

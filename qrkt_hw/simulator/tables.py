@@ -49,13 +49,7 @@ def ordinary_tensors() -> Iterator[None]:
 
 
 class Angles(Tables):
-    """Rotation angles of parameters: ``inputs @ to_inputs + weights @ to_weights + offset``.
-
-    Args:
-        angles: affine functions of inputs, then weights.
-        num_inputs, num_weights: how many there are of each.
-        real: precision.
-    """
+    """Rotation angles of parameters: ``inputs @ to_inputs + weights @ to_weights + offset``."""
 
     def __init__(self, angles: Sequence[Affine], num_inputs: int, num_weights: int, real: torch.dtype) -> None:
         super().__init__()
@@ -94,16 +88,8 @@ def vjp(
     """The vector-Jacobian product of a function in plain operations; differentiable again where torch asks for that.
 
     The function is given tensors of their own: one may itself depend on another (inputs of a later Runge-Kutta stage on
-    the weights of an earlier one, which are the same), and that path belongs to other nodes.
-
-    Args:
-        function: of ``tensors``, in operations that autograd can follow.
-        tensors: its arguments; None stays None.
-        needs: of which of them the gradient is wanted.
-        cotangents: one for each tensor that the function gives.
-
-    Returns:
-        The gradients, each like its tensor; None where there is none to give.
+    the weights of an earlier one, which are the same), and that path belongs to other nodes. ``needs`` says of which
+    tensors the gradient is wanted; the others, and those that are None, get None.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():

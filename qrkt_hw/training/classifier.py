@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
-from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import field_evaluations
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
@@ -19,61 +18,35 @@ from qrkt_hw.runs.config import Config
 from qrkt_hw.training.loop import Record, Task
 
 EVALUATION_BATCH = 256
-# amplitudes in one projection of a batch below which waking a second thread costs more than it brings
-WORTH_SHARING = 200_000
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor on the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up from 0, cosine decay to 0.
-
-    A function of the step, unlike torch's ``SequentialLR``: nothing to keep and restore.
-    """
+    """Factor on the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up from 0, cosine decay to 0. A
+    function of the step, unlike torch's ``SequentialLR``: nothing to keep and restore."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def threads_for(options: Config, data: Data) -> int:
-    """1 where the largest tensors of a step are small, else torch's default."""
-    growth = 2**options.circuit.qubits / options.circuit.qubits if options.model.projection != "classical" else 1
-    amplitudes = (
-        options.data.batch_size * data.shape.tokens(getattr(options.model, "patch", 1)) * options.model.hidden * growth
-    )
-    return 1 if amplitudes < WORTH_SHARING else torch.get_num_threads()
-
-
 class ClassifierTask(Task):
-    """AdamW with warm-up and cosine decay; the epoch of the highest validation AUROC is kept.
+    """AdamW with warm-up and cosine decay; the epoch of the highest validation AUROC is kept. The model gives logits
+    ``(batch, classes)``."""
 
-    Args:
-        options, data: as of :class:`Task`.
-        model: ``(batch, ...)`` to logits ``(batch, classes)``.
-    """
+    shown = "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}"
 
     def __init__(self, options: Config, data: Data, model: nn.Module) -> None:
+        rate, decay = options.training.learning_rate, options.training.weight_decay
         # many small tensors: one fused update takes a tenth of the time of one after another
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=options.training.learning_rate,
-            weight_decay=options.training.weight_decay,
-            fused=True,
-        )
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
         super().__init__(options, data, model, model, [(model, optimizer)])
         (self.learner,) = self.learners
         self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
         self.evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
 
-    @property
-    def kept(self) -> nn.Module:
-        return self.model if self.averaged is None else self.averaged.module
-
-    def updates(self, steps: int) -> list[int]:
-        return [steps]
-
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
-        self._losses: list[Tensor] = []
+        self._losses = list[Tensor]()
 
     def _rate(self, step: int) -> float:
         return self.learner.peak * warmup_cosine(step, self.options.training.warmup_steps, self.total_steps)
@@ -90,14 +63,11 @@ class ClassifierTask(Task):
         loss = self.fabric.all_reduce(torch.stack(self._losses).mean()).item()
         found = classification_metrics(*logits_of(self.kept, map(self.fabric.to_device, self.validation)))
         if not (math.isfinite(loss) and math.isfinite(found["loss"])):
-            raise UserError(
-                f"--learning-rate: training diverged in epoch {epoch} (training loss {loss}, validation loss "
-                f"{found['loss']}); try a lower rate or --clip"
-            )
+            raise self.diverged(epoch, f"training loss {loss}, validation loss {found['loss']}")
         return {
             "train_loss": loss,
             **{f"val_{name}": value for name, value in found.items()},
-            **{f"gradient_norm_{name}": value for name, value in self.learner.gradient_norms().items()},
+            **self.learner.gradient_norms(),
             "learning_rate": self._rate(epoch * len(self.batches)),
             "field_evaluations": epoch * self.evaluations,
         }
@@ -111,9 +81,6 @@ class ClassifierTask(Task):
         record.best, record.best_epoch = score, last["epoch"]
         return True
 
-    def shown(self, metrics: dict[str, float]) -> str:
-        return "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}".format(**metrics)
-
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
 
@@ -125,5 +92,5 @@ class ClassifierTask(Task):
             if split == "test":
                 plot_confusion(logits.argmax(-1), labels, self.data.class_names, run.plots / "confusion.png")
         plot_curves(record.history, record.best_epoch, run.plots / "curves.png")
-        evaluations = field_evaluations(self.model)
-        return {**found, "field_evaluations_per_forward": evaluations, "best_epoch": record.best_epoch}
+        found["field_evaluations_per_forward"] = field_evaluations(self.model)
+        return found | {"best_epoch": record.best_epoch}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,13 +30,13 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.sections import TWICE
-from qrkt_hw.training import classifier, gan
-from qrkt_hw.training.checkpoint import resume_from
 from qrkt_hw.training.classifier import ClassifierTask
 from qrkt_hw.training.gan import GanTask
-from qrkt_hw.training.loop import Record, Task, peak_memory, train
+from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_from, train
 
-AfterEpoch = Callable[[int, dict[str, float]], None]
+# features of a batch of a GAN, amplitudes in one projection of another batch, below which waking a second thread costs
+# more than it brings
+FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
 SAMPLES = 4  # that a training is estimated from
 LONG = 20.0  # seconds after which one sample, with all that is prepared once, has to do
 
@@ -45,17 +45,16 @@ def start(
     options: Config,
     out: Path | None,
     console: Console,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: AfterEpoch = None,
     data: Data | None = None,
     budget: Budget | None = None,
 ) -> RunFolder:
     """Train from scratch; returns the run.
 
     Args:
-        options: of the run.
+        options, console: of the run, and where its progress is shown.
         out: its folder; None makes a new one under ``runs/``.
-        console: for progress.
-        after_epoch: is told number and metrics of each epoch.
+        after_epoch: is called when an epoch is kept.
         data: the options' data set, where it is loaded already.
         budget: limits of QPU time and money on a device.
 
@@ -67,7 +66,9 @@ def start(
     data = data or load_data(options.data)
     backend = backends.make(options.backend, options.training.seed, console)
     budget = Budget.of(backend, budget)
-    options = options.with_circuits(begun(options))
+    source = options.circuits  # of the run that the options come from
+    circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
+    options = options.with_circuits(lambda: circuits)
     model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
     run = RunFolder.create(options, data.describe(), out)
     try:
@@ -76,13 +77,6 @@ def start(
     except Exception:  # not Ctrl-C: such a run is resumed from its start
         run.discard_untrained()
         raise
-
-
-def begun(options: Config) -> Callable[[], Circuits]:
-    """The circuits of a new run with these options: those of the run that the options come from, or fresh ones."""
-    source = options.circuits
-    circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
-    return lambda: circuits
 
 
 def resume(
@@ -96,8 +90,7 @@ def resume(
     """Resume a run from its last whole epoch, with its own configuration.
 
     Args:
-        run: the run.
-        console: for progress.
+        run, console: the run, and where its progress is shown.
         resubmit: send again what is held on a device.
         replan: let go of the plan that is pinned for a device.
         budget: limits of QPU time and money, with what was billed before.
@@ -128,11 +121,7 @@ def _activity(options: Config) -> dict[str, Any]:
 
 
 def check_accelerator(options: Config) -> None:
-    """Refuse a GPU that is not there.
-
-    Raises:
-        UserError: --accelerator cuda where torch sees none.
-    """
+    """Refuse a GPU that torch does not see."""
     if options.training.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("--accelerator: cuda is not available to torch here; take --accelerator cpu")
 
@@ -150,28 +139,29 @@ def fresh_model(options: Config, data: Data, backend: Backend) -> nn.Module:
     model = build_model(options, data.shape, backend)
     if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
-    if not isinstance(model, Gan) or backend.differentiable:
-        return model
-    loss = options.gan.loss
-    if loss in TWICE and options.gan.penalty and quantum_layers(model.discriminator):
-        raise UserError(
-            f"--loss: {loss} differentiates the discriminator's circuits twice, which {backend.name} does not "
-            "allow; take --loss hinge, or --backend exact"
-        )
+    if isinstance(model, Gan) and not backend.differentiable:
+        loss = options.gan.loss
+        if loss in TWICE and options.gan.penalty and quantum_layers(model.discriminator):
+            twice = f"{loss} differentiates the discriminator's circuits twice, which {backend.name} does not allow"
+            raise UserError(f"--loss: {twice}; take --loss hinge, or --backend exact")
     return model
 
 
 def make_task(options: Config, data: Data, model: nn.Module) -> Task:
-    """What trains this model."""
     return GanTask(options, data, model) if isinstance(model, Gan) else ClassifierTask(options, data, model)
 
 
 @contextmanager
 def threads(options: Config, data: Data) -> Iterator[None]:
-    """torch's CPU threads of a training with these options."""
-    before = torch.get_num_threads()
-    fitting = gan.threads_for(options) if options.model.kind == "gan" else classifier.threads_for(options, data)
-    torch.set_num_threads(options.training.threads or fitting)
+    """torch's CPU threads of a training with these options; 1 unless given where a step's largest tensors are small."""
+    before, m, qubits = torch.get_num_threads(), options.model, options.circuit.qubits
+    if m.kind == "gan":
+        small = options.data.batch_size * max(options.gan.generator_hidden, m.hidden) < FEW_FEATURES
+    else:
+        growth = 2**qubits / qubits if m.projection != "classical" else 1
+        tokens = options.data.batch_size * data.shape.tokens(getattr(m, "patch", 1))
+        small = tokens * m.hidden * growth < FEW_AMPLITUDES
+    torch.set_num_threads(options.training.threads or (1 if small else before))
     try:
         yield
     finally:
@@ -185,16 +175,15 @@ def _fit(
     model: nn.Module,
     console: Console,
     backend: Backend,
-    after_epoch: AfterEpoch | None = None,
+    after_epoch: AfterEpoch = None,
 ) -> RunFolder:
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path may hold brackets
     with threads(options, data):
-        # a path may hold brackets, and must stay one line
-        console.print(f"run {run.path}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"run {run.path}", **plain)
         lines = summarize(model, data.shape, backend.shots)
         if not run.checkpoint.is_file():
             lines += estimate(options, data, model, backend)
-        for line in lines:
-            console.print(line, highlight=False, soft_wrap=True)
+        console.print("\n".join(lines), **plain)
         write_json(run.path / "backend.json", backend.about())
         task = make_task(options, data, model)
         record = resume_from(run, task, backend)
@@ -203,7 +192,7 @@ def _fit(
         except KeyboardInterrupt:
             billed = command("train", run.path, {"backend": options.backend.name})
             how = billed if backend.bills else f"qrkt-hw train --resume {run.path}"
-            console.print(f"resume with: {how}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"resume with: {how}", **plain)
             raise
         _conclude(run, task, record, backend)
     return run
@@ -214,45 +203,36 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
     started = time.perf_counter()
     model = task.model.cpu()
     weights = load_weights(model, run.model)
-    results = task.results(record, run)
-    write_json(
-        run.results,
-        {
-            **results,
-            "parameters": count_parameters(model),
-            "qubits": largest_circuit(model),
-            "summed_qubits": summed_qubits(model),
-            "weights_sha256": sha256(weights),
-            "data_sha256": run.data_sha256(),
-            "peak_memory_mb": round(peak_memory(), 1),
-            "train_seconds": round(record.train_seconds, 3),
-            "cpu_seconds": round(record.cpu_seconds, 3),
-            "evaluation_seconds": round(time.perf_counter() - started, 3),
-            "seed": task.options.training.seed,
-            "backend": backend.name,
-            # what it counted, where torch cannot see through it
-            "backend_details": {**backend.about(), **({} if backend.differentiable else asdict(backend.counters))},
-        },
-    )
+    results = task.results(record, run) | {
+        "parameters": count_parameters(model),
+        "qubits": largest_circuit(model),
+        "summed_qubits": summed_qubits(model),
+        "weights_sha256": sha256(weights),
+        "data_sha256": run.data_sha256(),
+        "peak_memory_mb": round(peak_memory(), 1),
+        "train_seconds": round(record.train_seconds, 3),
+        "cpu_seconds": round(record.cpu_seconds, 3),
+        "evaluation_seconds": round(time.perf_counter() - started, 3),
+        "seed": task.options.training.seed,
+        "backend": backend.name,
+        # what it counted, where torch cannot see through it
+        "backend_details": backend.about() | ({} if backend.differentiable else asdict(backend.counters)),
+    }
+    write_json(run.results, results)
 
 
 def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) -> list[str]:
     """A line on the circuits and the time of a training; none where torch differentiates the circuits, or where trying
-    costs money.
-
-    The model takes a step on one sample and then on a few. Its weights, the run's random numbers and what the backend
-    counts stay as they are.
-    """
+    costs money. The model takes a step on one sample and then on a few, and nothing of it or of the run changes."""
     if backend.differentiable or backend.bills or not quantum_layers(model):
         return []
     before = backend.state()
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
-        few = 1
-        step, forward, circuits = _measured(model, data, backend, few)
-        if step < LONG and sizes["train"] > 1:
-            few = min(SAMPLES, sizes["train"])
+        for few in sorted({1, min(SAMPLES, sizes["train"])}):
             step, forward, circuits = _measured(model, data, backend, few)
+            if step >= LONG:
+                break
     model.zero_grad()
     backend.restore(before)
     checked = 0 if isinstance(model, Gan) else sizes["validation"]
@@ -267,10 +247,8 @@ def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) ->
 
 
 def seconds_per_step(options: Config, data: Data, steps: int = 16) -> float:
-    """CPU time of a training step of a fresh model, measured over ``steps`` after as many to warm up.
-
-    Of a GAN both sides and the penalties count in their proportion. torch's random numbers stay as they are.
-    """
+    """CPU time of a training step of a fresh model, measured over ``steps`` after as many to warm up. Of a GAN both
+    sides and the penalties count in their proportion. torch's random numbers stay as they are."""
     with torch.random.fork_rng(devices=[]), threads(options, data):
         task = make_task(options, data, build_model(options, data.shape))
         task.start_epoch(1)

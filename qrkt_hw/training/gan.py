@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +16,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qrkt_hw.data import Data
-from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import count_parameters
-from qrkt_hw.models.gan import Gan, Generator
-from qrkt_hw.plots.images import save_animation, save_grid
+from qrkt_hw.models.gan import Gan
+from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
 from qrkt_hw.training.loop import Record, Task
 
-# features of a batch below which waking a second thread costs more than it brings
-WORTH_SHARING = 16_384
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
@@ -33,43 +30,29 @@ COLUMNS, ROWS = 8, 8  # of a grid of samples
 Score = Callable[[Tensor], Tensor]
 
 
-def threads_for(options: Config) -> int:
-    """1 where the largest tensors of a step are small, else torch's default."""
-    widest = options.data.batch_size * max(options.gan.generator_hidden, options.model.hidden)
-    return 1 if widest < WORTH_SHARING else torch.get_num_threads()
-
-
 class GanTask(Task):
     """Adam on each side: every step is one of the discriminator, every ``critic_steps``-th one also of the generator.
-
-    Args:
-        options, data: as of :class:`Task`.
-        model: both sides; they see the normalised data as pixels in [-1, 1].
-    """
+    Both sides of the model see the normalised data as pixels in [-1, 1]."""
 
     model: Gan
+    shown = "generator {generator_loss:.3f}  discriminator {discriminator_loss:.3f}  scores "
+    shown += "{real_score:+.2f} {fake_score:+.2f}"
 
     def __init__(self, options: Config, data: Data, model: Gan) -> None:
-        o = options
-        sides = (
-            (model.generator, o.gan.generator_learning_rate or o.training.learning_rate),
-            (model.discriminator, o.gan.discriminator_learning_rate or o.training.learning_rate),
-        )
-        betas, decay = (o.gan.beta1, o.gan.beta2), o.training.weight_decay
-        adam: dict[str, Any] = {"betas": betas, "weight_decay": decay, "fused": True}
-        pairs = [(side, torch.optim.Adam(side.parameters(), lr=rate, **adam)) for side, rate in sides]
+        o, t = options.gan, options.training
+        rates = {model.generator: o.generator_learning_rate, model.discriminator: o.discriminator_learning_rate}
+        adam: dict[str, Any] = {"betas": (o.beta1, o.beta2), "weight_decay": t.weight_decay, "fused": True}
+        pairs = [(m, torch.optim.Adam(m.parameters(), lr=own or t.learning_rate, **adam)) for m, own in rates.items()]
         super().__init__(options, data, model, model.generator, pairs)
         self.generator, self.discriminator = self.learners
         weight = model.generator.enter.weight
         self.like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.mean, self.std = (torch.tensor(v, device=weight.device).view(-1, 1, 1) for v in (data.mean, data.std))
-        self.every = o.gan.samples_every or max(1, o.training.epochs // 20)
+        self.every = o.samples_every or max(1, t.epochs // 20)
 
     @property
     def kept(self) -> Gan:
-        if self.averaged is None:
-            return self.model
-        return Gan(cast(Generator, self.averaged.module), self.model.discriminator)
+        return self.model if self.averaged is None else Gan(self.averaged.module, self.model.discriminator)  # type: ignore[arg-type]
 
     def updates(self, steps: int) -> list[int]:
         return [steps // self.options.gan.critic_steps, steps]
@@ -77,55 +60,50 @@ class GanTask(Task):
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
         self._generator_loss = torch.zeros((), device=self.like["device"])
-        self._measured: list[Tensor] = []
+        self._measured = list[Tensor]()
 
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
-        o = self.options
-        left = 1 - number / self.total_steps if o.gan.rate_decay == "linear" else 1.0
-        warm = min(1.0, (number + 1) / (o.training.warmup_steps + 1))
+        o = self.options.gan
+        left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
+        warm = min(1.0, (number + 1) / (self.options.training.warmup_steps + 1))
         real = ((batch[0] * self.std + self.mean) * 2 - 1).to(self.like["dtype"])
-        due = (number + 1) % o.gan.critic_steps == 0
+        due = (number + 1) % o.critic_steps == 0
         with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
             fake = self.generator(torch.randn(len(real), self.model.latent, **self.like))
         self._rate, rate = (learner.peak * left * warm for learner in self.learners)
-        losses = self._discriminator_step(real, fake.detach(), rate, number % o.gan.penalty_every == 0)
+        losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
         if due:
             self._generator_loss = self._generator_step(fake, self._rate)
         self._measured.append(torch.stack([self._generator_loss, *losses]))
 
     def _discriminator_step(self, real: Tensor, fake: Tensor, rate: float, penalised: bool) -> list[Tensor]:
-        o = self.options
-        real, fake = diff_augment(real, o.gan.diffaugment), diff_augment(fake, o.gan.diffaugment)
+        o = self.options.gan
+        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
         on_real, on_fake = self.discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
-        loss = discriminator_loss(o.gan.loss, on_real, on_fake)
-        extra = penalty(o.gan, self.discriminator, real, fake) if penalised else loss.new_zeros(())
-        self.discriminator.update(loss + o.gan.penalty_every * extra, rate)
+        loss = discriminator_loss(o.loss, on_real, on_fake)
+        extra = penalty(o, self.discriminator, real, fake) if penalised else loss.new_zeros(())
+        self.discriminator.update(loss + o.penalty_every * extra, rate)
         return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
     def _generator_step(self, fake: Tensor, rate: float) -> Tensor:
-        o = self.options
-        self._discriminator_learns(False)
-        loss = generator_loss(o.gan.loss, self.discriminator(diff_augment(fake, o.gan.diffaugment)))
+        o = self.options.gan
+        for weight in self.discriminator.parameters:
+            weight.requires_grad_(False)
+        loss = generator_loss(o.loss, self.discriminator(diff_augment(fake, o.diffaugment)))
         self.generator.update(loss, rate)
-        self._discriminator_learns(True)
+        for weight in self.discriminator.parameters:
+            weight.requires_grad_(True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model.generator)
         return loss.detach()
-
-    def _discriminator_learns(self, yes: bool) -> None:
-        for weight in self.discriminator.parameters:
-            weight.requires_grad_(yes)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         means = self.fabric.all_reduce(torch.stack(self._measured).mean(0)).tolist()
         metrics = dict(zip(MEASURED, means, strict=True))
         for name, learner in zip(self.model.sides, self.learners, strict=True):
-            metrics.update({f"gradient_norm_{name}_{k}": v for k, v in learner.gradient_norms().items()})
+            metrics |= learner.gradient_norms(f"{name}_")
         if not all(map(math.isfinite, metrics.values())):
-            raise UserError(
-                f"--learning-rate: training diverged in epoch {epoch} (losses {metrics['generator_loss']} and "
-                f"{metrics['discriminator_loss']}); try a lower rate or --clip"
-            )
+            raise self.diverged(epoch, "losses {generator_loss} and {discriminator_loss}".format(**metrics))
         return {**metrics, "learning_rate": self._rate}
 
     def keep(self, record: Record, run: RunFolder) -> bool:
@@ -135,18 +113,12 @@ class GanTask(Task):
         if due or epoch == 1:
             kept = self.kept
             was = kept.training
+            noise = torch.randn(COLUMNS * ROWS, kept.latent, generator=torch.Generator().manual_seed(0))
             with torch.no_grad():
-                noise = fixed_noise(COLUMNS * ROWS, kept.latent, seed=0)
                 images = kept.eval()(noise.to(self.like["device"]))
             kept.train(was)
             save_grid(images, run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
         return due
-
-    def shown(self, metrics: dict[str, float]) -> str:
-        return (
-            "generator {generator_loss:.3f}  discriminator {discriminator_loss:.3f}  "
-            "scores {real_score:+.2f} {fake_score:+.2f}"
-        ).format(**metrics)
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
@@ -157,11 +129,6 @@ class GanTask(Task):
         losses = {k: v for k, v in record.history[-1].items() if k.endswith(("loss", "score", "penalty"))}
         sides = {name: count_parameters(side) for name, side in self.model.sides.items()}
         return {"parameters_of": sides, "losses": losses, "epochs": record.best_epoch}
-
-
-def fixed_noise(count: int, latent: int, seed: int) -> Tensor:
-    """``(count, latent)``, standard normal, the same wherever it is asked for."""
-    return torch.randn(count, latent, generator=torch.Generator().manual_seed(seed))
 
 
 def generator_loss(loss: str, fake: Tensor) -> Tensor:
@@ -191,8 +158,7 @@ def penalty(options: GanConfig, score: Score, real: Tensor, fake: Tensor) -> Ten
     count = min(len(real), len(fake))
     between = torch.rand(count, 1, 1, 1, dtype=real.dtype, device=real.device)
     points = between * real[:count] + (1 - between) * fake[:count]
-    norms = _gradients(score, points).flatten(1).norm(dim=1)
-    phi = options.penalty_target
+    norms, phi = _gradients(score, points).flatten(1).norm(dim=1), options.penalty_target
     return options.penalty / phi**2 * (norms - phi).square().mean()
 
 

@@ -8,15 +8,18 @@ import math
 import resource
 import sys
 import time
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -25,25 +28,23 @@ from torch.optim.swa_utils import AveragedModel
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
+from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import named_blocks
-from qrkt_hw.models.weights import save_weights
+from qrkt_hw.models.weights import read_weights, save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
 from qrkt_hw.runs.config import Config
-from qrkt_hw.training.progress import TrainingProgress
 
 NORMS_EVERY = 10  # updates between two measurements of the gradients; enough for a mean
 
 
-class Learner:
-    """A network with its optimizer.
+Pairs = Sequence[tuple[nn.Module, Optimizer]]
+AfterEpoch = Callable[[int, dict[str, float]], None] | None  # is told number and metrics of an epoch
 
-    Args:
-        fabric: places both on the device.
-        network: what learns.
-        optimizer: of its parameters; the learning rate it was made with is the peak of the schedule.
-        clip: gradient norm at which gradients are clipped.
-    """
+
+class Learner:
+    """A network with its optimizer, both on Fabric's device. The learning rate that the optimizer was made with is the
+    peak of the schedule; ``clip`` is the gradient norm at which gradients are clipped."""
 
     def __init__(self, fabric: Fabric, network: nn.Module, optimizer: Optimizer, clip: float) -> None:
         self.fabric, self.clip, self.peak = fabric, clip, optimizer.param_groups[0]["lr"]
@@ -62,23 +63,19 @@ class Learner:
         """One step down the gradient of ``loss`` with this learning rate."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        if self.updates % NORMS_EVERY == 0:  # before clipping
-            self._norms.append(_norms(self.blocks.values()))
+        if self.blocks and self.updates % NORMS_EVERY == 0:  # before clipping
+            gradients = [[p.grad for p in b.parameters() if p.grad is not None] for b in self.blocks.values()]
+            norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
+            self._norms.append(torch.stack(norms).detach())
         self.updates += 1
         clip_grad_norm_(self.parameters, self.clip, foreach=True)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
 
-    def gradient_norms(self) -> dict[str, float]:
-        """Mean Euclidean norm of the gradients of each block in this epoch; 0 without an update."""
+    def gradient_norms(self, side: str = "") -> dict[str, float]:
+        """Metrics: mean Euclidean norm of the gradients of each block in this epoch; 0 without an update."""
         means = torch.stack(self._norms).mean(0).tolist() if self._norms else [0.0] * len(self.blocks)
-        return dict(zip(self.blocks, means, strict=True))
-
-
-def _norms(blocks: Any) -> Tensor:
-    gradients = [[p.grad for p in block.parameters() if p.grad is not None] for block in blocks]
-    norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
-    return torch.stack(norms).detach() if norms else torch.zeros(0)
+        return {f"gradient_norm_{side}{name}": mean for name, mean in zip(self.blocks, means, strict=True)}
 
 
 @dataclass
@@ -99,30 +96,18 @@ class Record:
 
 
 class Task(ABC):
-    """What a step does with a batch, and what becomes of an epoch.
+    """What a step does with a batch, and what becomes of an epoch. ``averaged`` is the part of the model whose moving
+    average is validated and kept; ``pairs`` are the model's networks, each with its optimizer."""
 
-    Args:
-        options: of the run.
-        data: to train on.
-        model: everything that is trained.
-        averaged: the part of it whose moving average is validated and kept.
-        optimizers: the networks of the model and how each one is optimised.
-    """
+    shown: str  # an epoch's metrics in a few words: a format
 
-    def __init__(
-        self,
-        options: Config,
-        data: Data,
-        model: nn.Module,
-        averaged: nn.Module,
-        optimizers: Sequence[tuple[nn.Module, Optimizer]],
-    ) -> None:
+    def __init__(self, options: Config, data: Data, model: nn.Module, averaged: nn.Module, pairs: Pairs) -> None:
         self.options, self.data, self.model = options, data, model
         self.fabric = Fabric(accelerator=options.training.accelerator, devices=1)
         d = options.data
         self.batches = loader(data.splits["train"], d.batch_size, options.training.seed, d.workers, d.augment)
         self.total_steps = options.training.epochs * len(self.batches)
-        self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in optimizers]
+        self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
         self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
         self.modules = nn.ModuleDict({"model": model})  # what a checkpoint holds
         if self.averaged is not None:
@@ -142,13 +127,17 @@ class Task(ABC):
             learner.start_epoch()
 
     @property
-    @abstractmethod
     def kept(self) -> nn.Module:
         """The model that is validated and kept: averaged where weights are averaged."""
+        return self.model if self.averaged is None else self.averaged.module
 
-    @abstractmethod
+    def diverged(self, epoch: int, found: str) -> UserError:
+        advice = "try a lower rate or --clip"
+        return UserError(f"--learning-rate: training diverged in epoch {epoch} ({found}); {advice}")
+
     def updates(self, steps: int) -> list[int]:
         """How often each learner was updated in the first ``steps`` steps of the training."""
+        return [steps]
 
     @abstractmethod
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
@@ -156,42 +145,53 @@ class Task(ABC):
 
     @abstractmethod
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """The epoch's metrics.
-
-        Raises:
-            UserError: the training diverged.
-        """
+        """The epoch's metrics; a UserError where the training diverged."""
 
     @abstractmethod
     def keep(self, record: Record, run: RunFolder) -> bool:
         """Whether the weights of the record's last epoch are kept; what else the task keeps is written here."""
 
     @abstractmethod
-    def shown(self, metrics: dict[str, float]) -> str:
-        """An epoch's metrics in a few words."""
-
-    @abstractmethod
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         """The task's own part of ``results.json``; ``model`` holds the kept weights. Figures are drawn here."""
 
 
+class TrainingProgress:
+    """A live bar on a terminal, a line now and then elsewhere: steps of the whole training, the last epoch's metrics
+    and the time left. A context manager; ``done`` epochs lie behind a resumed run."""
+
+    def __init__(self, console: Console, epochs: int, batches: int, done: int) -> None:
+        self.console, self.epochs = console, epochs
+        epoch, metrics = TextColumn("[bold]epoch {task.fields[epoch]}"), TextColumn("{task.fields[metrics]}")
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        columns = epoch, BarColumn(bar_width=None), MofNCompleteColumn(), metrics, *times
+        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        reached: dict[str, Any] = {"total": epochs * batches, "completed": done * batches}
+        self.task = self.bar.add_task("train", **reached, epoch=done + 1, metrics="")
+
+    def __enter__(self) -> TrainingProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def step(self) -> None:
+        self.bar.advance(self.task)
+
+    def end_epoch(self, epoch: int, metrics: str) -> None:
+        self.bar.update(self.task, epoch=min(epoch + 1, self.epochs), metrics=metrics)
+        every = max(1, self.epochs // 10)
+        if not self.console.is_terminal and (epoch % every == 0 or epoch in (1, self.epochs)):
+            self.console.print(f"epoch {epoch}/{self.epochs}  {metrics}", highlight=False)
+
+
 def train(
-    task: Task,
-    run: RunFolder,
-    record: Record,
-    backend: Backend,
-    console: Console,
-    after_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    task: Task, run: RunFolder, record: Record, backend: Backend, console: Console, after_epoch: AfterEpoch = None
 ) -> None:
     """Train the epochs that ``record`` lacks. A process that is killed at any moment loses the current epoch only.
 
-    Args:
-        task: what is trained.
-        run: what is kept of it.
-        record: is continued.
-        backend: where the circuits run; its counters and random numbers go into the checkpoints.
-        console: for progress.
-        after_epoch: is told number and metrics of an epoch when its checkpoint is written.
+    The backend's counters and random numbers go into the checkpoints; ``after_epoch`` is called when one is written.
     """
     epochs, batches, done = task.options.training.epochs, task.batches, len(record.history)
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
@@ -209,17 +209,15 @@ def train(
             record.history.append({"epoch": epoch, **metrics, **measured, "cpu_seconds": record.cpu_seconds})
             logger.log_metrics(metrics, epoch * len(batches))
             _keep(task, run, record, backend)
-            progress.end_epoch(epoch, task.shown(metrics))
+            progress.end_epoch(epoch, task.shown.format(**metrics))
             if after_epoch is not None:
                 after_epoch(epoch, metrics)
     logger.finalize("success")
 
 
 def _keep(task: Task, run: RunFolder, record: Record, backend: Backend) -> None:
-    """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint.
-
-    A run that is killed anywhere between repeats the epoch and writes the same files again.
-    """
+    """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint. A run that is killed
+    anywhere between repeats the epoch and writes the same files again."""
     _write_metrics(run, record)
     if task.keep(record, run):
         run.results.unlink(missing_ok=True)  # of another model: of a run that is resumed after its end
@@ -239,6 +237,79 @@ def _write_metrics(run: RunFolder, record: Record) -> None:
     writer.writeheader()
     writer.writerows(record.history)
     write_text(run.metrics, text.getvalue())
+
+
+def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
+    """Continue from the run's checkpoint, also of an earlier release: fills ``task`` and ``backend``; a fresh record
+    where there is none.
+
+    Raises:
+        UserError: it cannot be read, is not one of ours, or does not belong to the run's configuration.
+    """
+    if not run.checkpoint.is_file():
+        return Record()
+    try:
+        content = _read(run.checkpoint)
+        fits = _layout(content["state_dict"]) == _layout(task.modules.state_dict())
+        if fits:
+            record = _record(content["record"])
+            moments = list(_moments(task, content["optimizer_states"], len(record.history)))
+            if not all(bool(t.isfinite().all()) for t in (*content["state_dict"].values(), *moments)):
+                raise ValueError("it holds values that are not finite numbers")
+            task.modules.load_state_dict(content["state_dict"])
+            for learner, kept in zip(task.learners, content["optimizer_states"], strict=True):
+                learner.optimizer.load_state_dict(kept)
+            backend.restore(content["record"]["backend"])
+    except Exception as error:  # torch raises many kinds for a file that is not whole
+        why = str(error) if type(error) in (ValueError, UserError) else type(error).__name__
+        raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
+    if not fits:
+        raise UserError(f"{run.checkpoint} does not fit {run.config}: was the configuration changed since?")
+    if run.model.is_file():
+        read_weights(task.model, run.model, run.weights_sha256())
+    done, epochs = len(record.history), task.options.training.epochs
+    if done > epochs:
+        raise UserError(f"{run.config}: epochs is {epochs}, but {run.checkpoint} holds {done}")
+    return record
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()  # torch does not compare the checksums
+    if damaged is not None:
+        raise ValueError(f"its part {damaged} is not what was written")
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    if "record" not in content:  # Lightning's Trainer, of earlier releases, kept it as the state of a callback
+        content["record"] = content["callbacks"]["Recorder"]
+    return content
+
+
+def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+
+
+def _record(kept: dict[str, Any]) -> Record:
+    area, loss = map(float, kept["best"])
+    seconds = float(kept["train_seconds"]), float(kept["cpu_seconds"])
+    record = Record(list(kept["history"]), (area, loss), int(kept["best_epoch"]), *seconds)
+    numbers = [row["epoch"] for row in record.history]
+    if not numbers or numbers != list(range(1, len(numbers) + 1)) or {type(n) for n in numbers} != {int}:
+        raise ValueError("its epochs are not those of a training")
+    return record
+
+
+def _moments(task: Task, states: list[dict[str, Any]], epochs: int) -> Iterator[Tensor]:
+    """All moments of the optimizers; a ValueError where they are not of so many epochs of the task."""
+    expected = task.updates(epochs * len(task.batches))
+    for learner, updates, kept in zip(task.learners, expected, states, strict=True):
+        moments = kept["state"]
+        if bool(moments) != bool(updates) or any(int(state["step"]) != updates for state in moments.values()):
+            raise ValueError("its optimizers have not taken the steps of its epochs")
+        for place, state in moments.items():
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state[name].shape != learner.parameters[place].shape:
+                    raise ValueError("its optimizers are not those of this run")
+                yield state[name]
 
 
 def peak_memory() -> float:

@@ -8,8 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from qrkt_hw.data import load_data
+from qrkt_hw.data.base import stratified
 from qrkt_hw.data.mnist import read_digits, split_indices
-from qrkt_hw.data.splits import stratified
 from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qrkt_hw.data import load_data
-from qrkt_hw.data.splits import held_out
+from qrkt_hw.data.base import held_out
 from qrkt_hw.data.text import encode, vocabulary_of, with_pairs
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import Config

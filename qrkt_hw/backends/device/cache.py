@@ -1,7 +1,5 @@
 """Results worth keeping between calls, as files in the user's cache folder, named by what they depend on."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -38,17 +36,12 @@ def store(path: Path, data: bytes) -> None:
 
 
 def remember(kind: str, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The value kept under ``kind`` and ``key``, else a new one.
-
-    A damaged file is made anew, whatever is damaged in it: it holds a checksum of its value.
-    """
+    """The value kept under ``kind`` and ``key``, else a new one, as where the file's checksum does not hold."""
     path = cache_folder() / kind / f"{key}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(kept, dict) and isinstance(kept.get("value"), dict) and kept.get("sha256") == _sum(kept["value"]):
             return kept["value"]
-    except (OSError, ValueError, RecursionError):
-        pass
     value = json.loads(json.dumps(compute()))  # the same whether it is new or kept
     store(path, json.dumps({"sha256": _sum(value), "value": value}).encode())
     return value

@@ -2,12 +2,10 @@
 
 An activity is one inference or training on one device. Its submissions go through the states
 
-``planned -> submitting -> submitted -> done``, or ``failed`` (the service refused it, or it failed there), or ``held``:
-sent, and neither an answer came nor could the job be found by its tag. A held submission is adopted or sent again only
-on the user's word. Every change is on disk before the next step is taken (SQLite, synchronous).
+``planned -> submitting -> submitted -> done``, or ``failed`` (refused by the service, or failed there), or ``held``:
+sent, without an answer, and not found by its tag; it is adopted or sent again only on the user's word. Every change is
+on disk before the next step is taken (SQLite, synchronous).
 """
-
-from __future__ import annotations
 
 import fcntl
 import io
@@ -18,7 +16,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -63,59 +61,32 @@ class _Row(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True)
 
 
-class Activity(_Row):
-    """One inference or training on a device.
-
-    Attributes:
-        id: in the journal.
-        name: unique in the world; makes tags.
-        kind: ``infer``, ``train`` or ``generate``.
-        device: where.
-        arguments: what it was started with.
-        finished: whether it came to its end.
-        created: seconds since 1970.
-    """
-
-    id: int
-    name: Text
-    kind: Text
-    device: Text
-    arguments: dict[str, Any]
-    finished: Annotated[bool, Field(strict=False)]
-    created: Moment
+class Activity(_Row):  # one inference or training on a device
+    id: int  # in the journal
+    name: Text  # unique in the world; makes tags
+    kind: Text  # ``infer``, ``train`` or ``generate``
+    device: Text  # where
+    arguments: dict[str, Any]  # what it was started with
+    finished: Annotated[bool, Field(strict=False)]  # whether it came to its end
+    created: Moment  # seconds since 1970
 
 
 class Submission(_Row):
-    """One job, or the intention of one.
+    """One job, or the intention of one."""
 
-    Attributes:
-        id: in the journal.
-        activity: it belongs to.
-        tag: under which the job is found.
-        state: see the module.
-        job: the service's id, once known.
-        session: of the service, where there is one.
-        device: where.
-        keys: content hashes of the PUBs in it, in order.
-        executions: circuits x shots.
-        estimated, billed: QPU seconds; None before the bill.
-        remark: what went wrong.
-        created, changed: seconds since 1970.
-    """
-
-    id: int
-    activity: int
-    tag: Text
-    state: State
-    job: Text | None
-    session: Text | None
-    device: Text
-    keys: Annotated[tuple[str, ...], Field(strict=False)]
-    executions: Annotated[int, Field(ge=0)]
-    estimated: Amount
+    id: int  # in the journal
+    activity: int  # it belongs to
+    tag: Text  # under which the job is found
+    state: State  # see the module
+    job: Text | None  # the service's id, once known
+    session: Text | None  # of the service, where there is one
+    device: Text  # where
+    keys: Annotated[tuple[str, ...], Field(strict=False)]  # content hashes of the PUBs in it, in order
+    executions: Annotated[int, Field(ge=0)]  # circuits x shots
+    estimated: Amount  # QPU seconds; None before the bill
     billed: Amount | None
-    remark: Annotated[str, AfterValidator(_text)]
-    created: Moment
+    remark: Annotated[str, AfterValidator(_text)]  # what went wrong
+    created: Moment  # seconds since 1970
     changed: Moment
 
 
@@ -123,20 +94,16 @@ Row = TypeVar("Row", bound=_Row)
 
 
 class Journal:
-    """The journal of a run.
+    """The journal of a run, in a file or, without a path, in memory; one process writes, and others may read.
 
-    Args:
-        path: its file; None keeps it in memory.
-        write: be the only process that writes; others may read.
-
-    Raises:
-        UserError: another process is writing, or the file is damaged or cannot be written.
+    Raises UserError: another process is writing, or the file is damaged or cannot be written.
     """
+
+    _handle: Any = None
+    _base: Any = None
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
         self.path = path
-        self._handle: Any = None
-        self._base: Any = None
         if path is not None and write:
             self._lock(path)
         try:
@@ -151,14 +118,13 @@ class Journal:
             self._base.execute("select count(*) from submissions").fetchone()
             if not write:
                 self._base.execute("pragma query_only = on")
-        except _DAMAGE as error:
+        except (*_DAMAGE, UserError) as error:
             self.close()
+            if isinstance(error, UserError):
+                raise
             if write and "readonly" in str(error):
                 raise UserError(f"run: {path} cannot be written") from error
             raise UserError(f"{path} is damaged: it is not a journal ({error})") from error
-        except UserError:
-            self.close()
-            raise
 
     def _lock(self, path: Path) -> None:
         try:
@@ -171,17 +137,15 @@ class Journal:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._handle.close()
-            raise UserError(
-                f"run: {path.parent} is locked by another process that is running on a device; wait for it, or stop it"
-            ) from error
+            what = f"{path.parent} is locked by another process that is running on a device"
+            raise UserError(f"run: {what}; wait for it, or stop it") from error
 
     def close(self) -> None:
-        """Let others write."""
         for one in (self._base, self._handle):
             if one is not None:
                 one.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -197,29 +161,21 @@ class Journal:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
 
     def _read(self, kind: type[Row], what: str, row: Any, holds: bool = True) -> Row:
-        """A row that is what qrkt-hw writes."""
         try:
             if not holds:
                 raise ValueError("of no activity")
-            values = {key: row[key] for key in row.keys()}  # noqa: SIM118 (a row iterates over its values)
             listed = "arguments" if kind is Activity else "keys"
-            return kind.model_validate({**values, listed: json.loads(values[listed])})
+            return kind.model_validate({**dict(row), listed: json.loads(row[listed])})
         except (ValidationError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self.path} is damaged: {what} {row['id']} is not what qrkt-hw writes") from error
 
-    # activities ------------------------------------------------------------------------------------------------------
     def start(self, kind: str, device: str, arguments: dict[str, Any]) -> Activity:
-        """A new activity."""
-        self._do(
-            "insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)",
-            (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time()),
-        )
+        values = (uuid.uuid4().hex[:12], kind, device, json.dumps(arguments, sort_keys=True, default=str), time.time())
+        self._do("insert into activities (name, kind, device, arguments, created) values (?, ?, ?, ?, ?)", values)
         return self.activities()[-1]
 
     def activities(self) -> list[Activity]:
-        """All, oldest first."""
-        columns = "id, name, kind, device, arguments, finished, created"
-        rows = self._do(f"select {columns} from activities order by id")
+        rows = self._do("select id, name, kind, device, arguments, finished, created from activities order by id")
         return [self._read(Activity, "activity", row) for row in rows]
 
     def unfinished(self, kind: str) -> Activity | None:
@@ -228,25 +184,20 @@ class Journal:
         return own[-1] if own and not own[-1].finished else None
 
     def finish(self, activity: Activity) -> None:
-        """It came to its end; what it submitted stays listed."""
         self._do("update activities set finished = 1 where id = ?", (activity.id,))
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
-        """Pin layouts and circuits; None lets them go."""
         self._do("update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id))
 
     def plan(self, activity: Activity) -> tuple[bytes | None, str | None]:
-        """What :meth:`keep_plan` pinned, and the calibration it was made with."""
         ((plan, calibrated),) = self._do("select plan, calibrated from activities where id = ?", (activity.id,))
         if not isinstance(plan, bytes | None) or not isinstance(calibrated, str | None):
             raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
         return plan, calibrated
 
-    # submissions -----------------------------------------------------------------------------------------------------
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
     ) -> Submission:
-        """Write down a submission before anything is sent."""
         now = time.time()
         tag = f"qrkt-job-{activity.name}-{uuid.uuid4().hex[:16]}"
         self._do(
@@ -257,17 +208,15 @@ class Journal:
         return self._read(Submission, "job", self._do("select * from submissions where tag = ?", (tag,))[0])
 
     def submission(self, identity: int) -> Submission:
-        """By its id."""
         return self._read(Submission, "job", self._do("select * from submissions where id = ?", (identity,))[0])
 
     def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
         """Of one activity or all, in the order they were intended."""
         known = [row["id"] for row in self._do("select id from activities")]
         rows = self._do("select * from submissions order by id")
-        return [
-            one for one in (self._read(Submission, "job", row, row["activity"] in known) for row in rows)
-            if (activity is None or one.activity == activity.id) and (states is None or one.state in states)
-        ]  # fmt: skip
+        every = [self._read(Submission, "job", row, row["activity"] in known) for row in rows]
+        own = [one for one in every if activity is None or one.activity == activity.id]
+        return [one for one in own if states is None or one.state in states]
 
     def mark(
         self,
@@ -279,7 +228,6 @@ class Journal:
         billed: float | None = None,
         remark: str | None = None,
     ) -> Submission:
-        """Go to another state; what is not named stays."""
         self._do(
             "update submissions set state = ?, job = coalesce(?, job), session = coalesce(?, session), "
             "billed = coalesce(?, billed), remark = coalesce(?, remark), changed = ? where id = ?",
@@ -292,26 +240,17 @@ class Journal:
         self._do("begin immediate")
         try:
             for key, outcome in zip(submission.keys, outcomes, strict=True):
-                self._do(
-                    "insert or replace into outcomes values (?, ?, ?, ?)",
-                    (submission.activity, key, submission.id, packed(outcome)),
-                )
-            self._do(
-                "update submissions set state = 'done', billed = ?, changed = ? where id = ?",
-                (billed, time.time(), submission.id),
-            )
+                values = (submission.activity, key, submission.id, packed(outcome))
+                self._do("insert or replace into outcomes values (?, ?, ?, ?)", values)
+            found = self.mark(submission, "done", billed=billed)
         except BaseException:
             self._do("rollback")
             raise
         self._do("commit")
-        return self.submission(submission.id)
+        return found
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
-        """Raw results of a PUB; None where there are none yet.
-
-        Raises:
-            UserError: what is there is damaged.
-        """
+        """Raw results of a PUB; None where there are none yet. Raises UserError: what is there is damaged."""
         rows = self._do("select data from outcomes where activity = ? and key = ?", (activity.id, key))
         try:
             return unpacked(rows[0]["data"]) if rows else None
@@ -319,7 +258,6 @@ class Journal:
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
 
     def billed(self, activity: Activity) -> float:
-        """QPU seconds of an activity so far."""
         return self.totals(activity)[0]
 
     def totals(self, activity: Activity) -> tuple[float, float, int]:
@@ -331,15 +269,13 @@ class Journal:
 def packed(outcome: dict[str, BitArray]) -> bytes:
     """Bits of every register as compressed npz, without pickle."""
     file = io.BytesIO()
-    arrays = {}
-    for name, bits in outcome.items():
-        arrays[f"{name}.array"], arrays[f"{name}.bits"] = bits.array, np.int64(bits.num_bits)
-    np.savez_compressed(file, **arrays)
+    arrays: dict[str, Any] = {f"{name}.array": bits.array for name, bits in outcome.items()}
+    sizes: dict[str, Any] = {f"{name}.bits": np.int64(bits.num_bits) for name, bits in outcome.items()}
+    np.savez_compressed(file, **arrays, **sizes)
     return file.getvalue()
 
 
 def unpacked(data: bytes) -> dict[str, BitArray]:
-    """What :func:`packed` packed."""
     with np.load(io.BytesIO(data), allow_pickle=False) as file:
         names = [name.removesuffix(".array") for name in file.files if name.endswith(".array")]
         return {name: BitArray(file[f"{name}.array"], int(file[f"{name}.bits"])) for name in names}

@@ -1,13 +1,10 @@
 """Where disjoint replicas of a transpiled circuit fit on a chip, ranked by their errors.
 
-A replica is the same ISA circuit on other qubits: the pairs it couples must be coupled there, in the direction its
-gates need. Dead couplings and qubits that are read badly are never used, replicas much worse than the best are dropped,
-and of what is left as many disjoint ones as possible are taken: first every layout is listed (:func:`embeddings`), then
-disjoint ones are chosen (:func:`choose`). Efforts are counted in steps, not in seconds, so that the same chip gives the
-same layout on every machine.
+A replica is the same ISA circuit on other qubits, coupled there as its gates need. Every layout is listed
+(:func:`embeddings`), those on dead couplings, on badly read qubits or much worse than the best are dropped, and of the
+others as many disjoint ones as possible are taken (:func:`choose`). Efforts are counted in steps, not in seconds, so
+that the same chip gives the same layout on every machine.
 """
-
-from __future__ import annotations
 
 import math
 from collections import Counter
@@ -34,52 +31,31 @@ STEPS = 700  # of the local search
 WORK = 3e8  # its products in all: fewer steps where there are many sets
 SYMMETRIC = ("cz", "swap", "rzz", "rxx", "ryy", "iswap")  # the same with its qubits exchanged
 
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+Places = NDArray[np.int64]  # rows of qubits
+
 
 @dataclass(frozen=True)
-class Replica:
-    """One place for a circuit.
-
-    Attributes:
-        physical: the device's qubits, in the order of the circuit's own active qubits, ascending.
-        success: estimated success probability there.
-    """
-
-    physical: tuple[int, ...]
-    success: float
+class Replica:  # one place for a circuit
+    physical: tuple[int, ...]  # the device's qubits, in the order of the circuit's own active qubits, ascending
+    success: float  # estimated success probability there
 
 
-@dataclass(frozen=True, eq=False)
 class Chip:
-    """A device as arrays.
+    """A device's target as arrays."""
 
-    Attributes:
-        size: qubits.
-        coupled: ``(size, size)``: where a two-qubit gate exists in either direction.
-        couplings: ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate there.
-        reading: ``(size,)``: the same of the measurement.
-        distances: ``(size, size)`` in couplings.
-    """
-
-    size: int
-    coupled: NDArray[np.bool_]
-    couplings: NDArray[np.float64]
-    reading: NDArray[np.float64]
-    distances: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, target: Any) -> Chip:
-        """The chip behind a target."""
-        size = target.num_qubits
-        costs = np.full((size, size), np.inf)
+    def __init__(self, target: Any) -> None:
+        size = self.size = target.num_qubits
+        # ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate in either direction, and where there is one
+        self.couplings = np.full((size, size), np.inf)
         for name in target.operation_names:
-            for qubits in target[name] or {}:
-                if qubits is not None and len(qubits) == 2:
-                    a, b = qubits
-                    costs[a, b] = costs[b, a] = min(costs[a, b], failure(target, name, qubits))
-        coupled = np.isfinite(costs)
-        reading = np.array([failure(target, "measure", [q]) for q in range(size)])
-        distances = shortest_path(coupled.astype(float), directed=False, unweighted=True)
-        return cls(size, coupled, costs, reading, distances)
+            for a, b in (qubits for qubits in target[name] or {} if qubits is not None and len(qubits) == 2):
+                cost = min(self.couplings[a, b], failure(target, name, (a, b)))
+                self.couplings[a, b] = self.couplings[b, a] = cost
+        self.coupled = np.isfinite(self.couplings)
+        self.reading = np.array([failure(target, "measure", [q]) for q in range(size)])  # the same of the measurement
+        self.distances = shortest_path(self.coupled.astype(float), directed=False, unweighted=True)  # in couplings
 
 
 def place_replicas(
@@ -87,23 +63,18 @@ def place_replicas(
 ) -> list[Replica]:
     """Disjoint replicas of an ISA circuit on its device, best first; the circuit's own place need not be among them.
 
-    Args:
-        isa: transpiled to ``target``; measurements count where it has them.
-        target: the device.
-        min_fidelity: the share of the best replica's ESP that a replica needs. 0 asks for the capacity: nothing is left
-            out, dead couplings and bad readout neither.
-        spacing: couplings between two replicas that stay unused: 0 lets them touch, 1 keeps a coupling from joining
-            two, 2 keeps a qubit between them.
+    ``min_fidelity`` is the share of the best replica's ESP that a replica needs. 0 asks for the capacity: nothing is
+    left out, dead couplings and bad readout neither. ``spacing`` is how many couplings between two replicas stay
+    unused: 0 lets them touch, 1 keeps a coupling from joining two, 2 keeps a qubit between them.
     """
     active = active_qubits(isa)
     if not active:
         return []
-    chip = Chip.of(target)
+    chip = Chip(target)
     place = {qubit: k for k, qubit in enumerate(active)}
-    allowed, usable = chip.coupled, np.ones(chip.size, dtype=bool)
-    if min_fidelity > 0:
-        allowed = chip.coupled & (chip.couplings < -math.log1p(-DEAD))
-        usable = chip.reading < -math.log1p(-UNREADABLE)
+    everything = min_fidelity <= 0
+    allowed = chip.coupled & (everything | (chip.couplings < -math.log1p(-DEAD)))
+    usable = everything | (chip.reading < -math.log1p(-UNREADABLE))
     maps = embeddings(len(active), [(place[a], place[b]) for a, b in couplings(isa)], allowed, usable)
     costs = _costs(isa, place, maps, target)
     maps, costs = _cheapest_of_each_set(maps[np.isfinite(costs)], costs[np.isfinite(costs)])
@@ -122,11 +93,7 @@ def place_replicas(
 
 
 def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]:
-    """The order of qubits in which the device has a gate; symmetric gates may be turned round.
-
-    Raises:
-        ValueError: the device has no such gate there.
-    """
+    """The order in which the device has a gate; symmetric gates may be turned round. Raises ValueError: it has none."""
     entries = target[name] if name in target.operation_names else {}
     if entries is None or None in (entries or {}) or qubits in entries:
         return qubits
@@ -135,20 +102,18 @@ def directed(target: Any, name: str, qubits: tuple[int, ...]) -> tuple[int, ...]
     raise ValueError(f"no {name} on qubits {qubits}")
 
 
-def _costs(isa: QuantumCircuit, place: dict[int, int], maps: NDArray[np.int64], target: Any) -> NDArray[np.float64]:
+def _costs(isa: QuantumCircuit, place: dict[int, int], maps: Places, target: Any) -> Floats:
     """``-log(ESP)`` of every layout; infinite where a gate does not exist."""
     gates = [i for i in isa.data if i.operation.name not in IGNORED]
     counts = Counter((i.operation.name, tuple(place[q] for q in qubits_of(isa, i))) for i in gates)
-    tables: dict[tuple[str, int], NDArray[np.float64]] = {}
+    tables = {(name, width): _table(name, width, target) for name, width in {(n, len(own)) for n, own in counts}}
     total = np.zeros(len(maps))
     for (name, own), count in counts.items():
-        if (name, len(own)) not in tables:
-            tables[name, len(own)] = _table(name, len(own), target)
         total += count * tables[name, len(own)][tuple(maps[:, k] for k in own)]
     return total
 
 
-def _table(name: str, width: int, target: Any) -> NDArray[np.float64]:
+def _table(name: str, width: int, target: Any) -> Floats:
     """``-log(1 - error)`` of a gate on all qubits of a device, one axis for each qubit it takes."""
     entries = target[name]
     if not entries or None in entries:
@@ -161,9 +126,7 @@ def _table(name: str, width: int, target: Any) -> NDArray[np.float64]:
     return table
 
 
-def _cheapest_of_each_set(
-    maps: NDArray[np.int64], costs: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _cheapest_of_each_set(maps: Places, costs: Floats) -> tuple[Places, Floats]:
     """Of layouts on the same qubits the best; all by ascending cost."""
     order = np.argsort(costs, kind="stable")
     maps, costs = maps[order], costs[order]
@@ -176,29 +139,18 @@ def _cheapest_of_each_set(
     return maps[first], costs[first]
 
 
-# every layout of a circuit's couplings -------------------------------------------------------------------------------
-def embeddings(
-    width: int, pairs: Sequence[tuple[int, int]], allowed: NDArray[np.bool_], usable: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def embeddings(width: int, pairs: Sequence[tuple[int, int]], allowed: Mask, usable: Mask) -> Places:
     """``(layouts, width)``: the chip's qubit for each of the circuit's.
 
     The circuit's qubits are placed one after another, each beside one that is placed already; all partial layouts are
     rows of one array. Where they become too many, an even random share is continued, so that what is found covers the
-    chip.
-
-    Args:
-        width: qubits of the circuit.
-        pairs: which of them are coupled, each once.
-        allowed: ``(qubits, qubits)``, symmetric: where the chip has a coupling that may be used.
-        usable: ``(qubits,)``: which of the chip's qubits may be used.
+    chip. ``pairs`` are those of the circuit's ``width`` qubits that are coupled, each once; ``allowed`` ``(qubits,
+    qubits)``, symmetric, are the chip's couplings that may be used, ``usable`` ``(qubits,)`` its qubits.
     """
     if width == 0:
         return np.zeros((0, 0), dtype=np.int64)
     rng = np.random.default_rng(11)
-    near: list[set[int]] = [set() for _ in range(width)]
-    for a, b in pairs:
-        near[a].add(b)
-        near[b].add(a)
+    near = [{b for pair in pairs if a in pair for b in pair if b != a} for a in range(width)]
     reach = allowed & usable[:, None] & usable[None, :]
     degrees = reach.sum(1)
     neighbours = np.full((len(reach), max(1, int(degrees.max(initial=0)))), -1, dtype=np.int64)
@@ -207,10 +159,8 @@ def embeddings(
     rows = np.full((1, width), -1, dtype=np.int64)
     for vertex in _order(near):
         placed = [other for other in near[vertex] if rows.size and rows[0, other] >= 0]
-        if placed:
-            options = neighbours[rows[:, placed[0]]]
-        else:
-            options = np.broadcast_to(np.flatnonzero(usable), (len(rows), int(usable.sum())))
+        every = np.broadcast_to(np.flatnonzero(usable), (len(rows), int(usable.sum())))
+        options = neighbours[rows[:, placed[0]]] if placed else every
         which, column = np.nonzero(options >= 0)
         choice = options[which, column]
         fits = (rows[which] != choice[:, None]).all(1) & (degrees[choice] >= len(near[vertex]))
@@ -238,51 +188,43 @@ def _order(near: Sequence[set[int]]) -> list[int]:
     return order
 
 
-# as many disjoint sets as possible -----------------------------------------------------------------------------------
-def choose(
-    member: NDArray[np.bool_], worth: NDArray[np.float64], distances: NDArray[np.float64], spacing: int = 0
-) -> list[int]:
+def choose(member: Mask, worth: Floats, distances: Floats, spacing: int = 0) -> list[int]:
     """Rows of disjoint sets, ascending: as many as possible, and among as many the best (weighted set packing).
 
     Few sets are chosen exactly, by an integer programme (HiGHS, through SciPy). Many are chosen greedily, and then by
     an iterated local search: a set that is not taken is forced in, those it excludes go, what fits again is filled in,
     and the result is kept unless it is worse (Andrade, Resende and Werneck, J. Heuristics 18, 525, 2012).
 
-    Args:
-        member: ``(sets, qubits)``: which qubits a set holds; all hold equally many.
-        worth: ``(sets,)`` in [0, 1]: decides between choices of equally many.
-        distances: ``(qubits, qubits)`` on the chip, in couplings.
-        spacing: sets exclude each other up to this distance; 0: where they share a qubit.
+    ``member`` ``(sets, qubits)`` says which qubits a set holds, and all hold equally many; ``worth`` ``(sets,)`` in
+    [0, 1] decides between choices of equally many. Sets exclude each other where their qubits have at most ``spacing``
+    couplings between them by ``distances`` ``(qubits, qubits)``; 0: where they share a qubit.
     """
     if not len(member):
         return []
-    near = (distances <= spacing).astype(np.float32)
-    search = _Search(member, worth, near, (distances == 1).astype(np.float32))
+    near = distances <= spacing
+    search = _Search(member, worth, near.astype(np.float32), (distances == 1).astype(np.float32))
     gain = 1.0 + worth / (10.0 * len(distances))  # one set more always counts more than better ones
     starts = [search.fill([], bend) for bend in (0.0, 0.05, 0.3, 2.0)] + [search.sweep()]
     chosen = max(starts, key=lambda rows: float(gain[rows].sum()))
     if len(member) > EXACT:
         return sorted(search.improve(chosen, gain))
-    pairs = [(int(a), int(b)) for a, b in zip(*np.nonzero(np.triu(near, 1)), strict=True)]
-    exact = _exact(member, gain, pairs)
+    exact = solved(-gain, [at_most_one(member, near)], node_limit=100, mip_rel_gap=1e-4) or []
     return sorted(exact if gain[exact].sum() > gain[chosen].sum() else chosen)
 
 
 class _Search:
     """Sets, the qubits they hold, those they forbid to others, and those beside them."""
 
-    def __init__(
-        self, member: NDArray[np.bool_], worth: NDArray[np.float64], near: NDArray[np.float32], beside: NDArray
-    ) -> None:
+    def __init__(self, member: Mask, worth: Floats, near: NDArray, beside: NDArray) -> None:
         held = member.astype(np.float32)
         self.worth = worth
         self.qubits = np.nonzero(member)[1].reshape(len(member), -1)  # (sets, qubits of each), ascending
         self.touch = held @ near > 0
         self.rim = ((held @ beside > 0) & ~member).astype(np.float32)
         self.bound = int(member.any(0).sum()) // self.qubits.shape[1]
-        self._excluded: dict[int, NDArray[np.bool_]] = {}
+        self._excluded: dict[int, Mask] = {}
 
-    def excluded(self, row: int) -> NDArray[np.bool_]:
+    def excluded(self, row: int) -> Mask:
         """``(sets,)``: which sets a set excludes, itself among them."""
         if row not in self._excluded:
             if len(self._excluded) > 2000:  # of 12,000 bytes each at most
@@ -315,7 +257,7 @@ class _Search:
             rows = rows[~self.touch[rows[0]][self.qubits[rows]].any(1)]
         return chosen
 
-    def improve(self, chosen: list[int], gain: NDArray[np.float64]) -> list[int]:
+    def improve(self, chosen: list[int], gain: Floats) -> list[int]:
         """Local search; stops where as many sets are taken as there are qubits for."""
         rng = np.random.default_rng(5)
         best = current = chosen
@@ -325,9 +267,8 @@ class _Search:
             # how many of the chosen each set would push out; those that push out one or two lead on
             loss = np.array([self.excluded(row) for row in current]).sum(0)
             loss[current] = 0
-            pool = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
-            if not len(pool):
-                pool = np.flatnonzero(loss > 0)
+            few = np.flatnonzero((loss > 0) & (loss <= (1 if rng.random() < 0.7 else 2)))
+            pool = few if len(few) else np.flatnonzero(loss > 0)
             if not len(pool):
                 break
             row = int(rng.choice(pool))
@@ -340,14 +281,14 @@ class _Search:
         return best
 
 
-def _exact(member: NDArray[np.bool_], gain: NDArray[np.float64], pairs: list[tuple[int, int]]) -> list[int]:
-    """Of the sets that hold a qubit, or either of two qubits within the spacing, one at most."""
-    rows = [member[:, q] for q in range(member.shape[1])] + [member[:, a] | member[:, b] for a, b in pairs]
-    found = milp(
-        -gain,
-        integrality=np.ones(len(gain)),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1),
-        options={"node_limit": 100, "mip_rel_gap": 1e-4},
-    )
-    return [] if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]
+def at_most_one(member: Mask, near: Mask) -> LinearConstraint:
+    """Of the sets that hold a qubit, or either of two qubits that are near each other, one at most."""
+    pairs = zip(*np.nonzero(np.triu(near, 1)), strict=True)
+    rows = [*member.T, *(member[:, a] | member[:, b] for a, b in pairs)]
+    return LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1)
+
+
+def solved(costs: Floats, constraints: list[LinearConstraint], **options: float) -> list[int] | None:
+    """The cheapest choice that meets the constraints, ascending; None where there is none."""
+    found = milp(costs, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraints, options=options)
+    return None if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]

@@ -5,8 +5,6 @@ calibration itself, past journal and budget; here it is two ordinary PUBs, which
 packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,19 +16,14 @@ from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
 
+Floats = NDArray[np.float64]
 CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 
 @dataclass(frozen=True, eq=False)
-class Basis:
-    """One way of measuring all qubits.
-
-    Attributes:
-        letters: per qubit ``X``, ``Y`` or ``Z``, qubit 0 first.
-        terms: ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``.
-    """
-
-    letters: tuple[str, ...]
+class Basis:  # one way of measuring all qubits
+    letters: tuple[str, ...]  # per qubit ``X``, ``Y`` or ``Z``, qubit 0 first
+    # ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``
     terms: tuple[tuple[int, float, int], ...]
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:
@@ -63,15 +56,13 @@ def bases(template: CircuitTemplate) -> tuple[Basis, ...]:
         for label, qubits, coefficient in operator.to_sparse_list():
             wanted = dict(zip(qubits, label, strict=True))
             fits = (one for one in found if all(one[0].get(q, letter) == letter for q, letter in wanted.items()))
-            basis = next(fits, None)
-            if basis is None:
-                basis = ({}, [])
-                found.append(basis)
-            basis[0].update(wanted)
-            basis[1].append((row, float(coefficient.real), sum(1 << q for q in qubits)))
-    return tuple(
-        Basis(tuple(letters.get(q, "Z") for q in range(template.num_qubits)), tuple(terms)) for letters, terms in found
-    )
+            letters, terms = next(fits, None) or ({}, [])
+            if not terms:
+                found.append((letters, terms))
+            letters.update(wanted)
+            terms.append((row, float(coefficient.real), sum(1 << q for q in qubits)))
+    every = range(template.num_qubits)
+    return tuple(Basis(tuple(letters.get(q, "Z") for q in every), tuple(terms)) for letters, terms in found)
 
 
 def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -97,18 +88,12 @@ class Readout:
         self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
         self._ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
-    def knows(self, qubits: Sequence[int]) -> bool:
-        """Whether all of them are calibrated."""
-        return all(self.matrices[q] is not None for q in qubits)
+    @property
+    def known(self) -> set[int]:
+        return {q for q, matrix in enumerate(self.matrices) if matrix is not None}
 
     def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
-        """Take over a calibration circuit in which all qubits were prepared in ``state``.
-
-        Args:
-            state: 0 or 1.
-            qubits: of the device.
-            ones: for each how often it was read as 1.
-        """
+        """Take over how often qubits of the device were read as 1 where all of them were prepared in ``state``."""
         for qubit, share in zip(qubits, ones, strict=True):
             self._ones[qubit, state] = float(share)
             zero, one = self._ones.get((qubit, 0)), self._ones.get((qubit, 1))

@@ -1,19 +1,21 @@
-"""Many parameter sets on one chip: replicas of a circuit side by side in packed circuits, and values from their counts.
+"""The way of every circuit to a device that samples: replicas side by side in packed circuits, values from counts.
 
 The calls of a circuit batch are pooled by circuit group, which is a circuit in one measurement basis. Their parameter
 sets are dealt to the replicas, execution after execution; every slot of a packed circuit has parameters and a classical
 register of its own. The plan, which is where every circuit lies, is made once and can be kept as bytes.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io
 import json
 import struct
-from collections.abc import Sequence
-from typing import Any
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,46 +23,37 @@ from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
-from qrkt_hw.backends.base import Call
+from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.device.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Readout, bases
-from qrkt_hw.backends.device.pubs import PUB, Allocation, CircuitGroup, Packed, PackedCircuit, Slot, allocate, structure
-from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, qubits_of, transpiled
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
+from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
+from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
 Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
+Counted = Sequence[Sequence[Counts]]  # by PUB and slot
 Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
 
 
 class Packer:
-    """Plans and packs circuits for a device, and makes values of what was counted.
-
-    Args:
-        target: of the device.
-        device: its name.
-        level: optimisation level of the transpiler.
-        shots: of each circuit.
-        pack: run replicas side by side; otherwise one circuit at a time, where the transpiler puts it.
-        spacing, min_fidelity: see :func:`qrkt_hw.backends.device.layout.place_replicas`.
-        options: what changes the result; becomes part of every PUB.
-        mitigation: correct readout by mthree.
-    """
+    """Plans and packs circuits for a device, and makes values of what was counted."""
 
     def __init__(
         self,
-        target: Any,
+        target: Any,  # of the device
         *,
-        device: str,
-        level: int,
-        shots: int,
-        pack: bool = True,
-        spacing: int = 0,
+        device: str,  # its name
+        level: int,  # of optimisation by the transpiler
+        shots: int,  # of each circuit
+        pack: bool = True,  # run replicas side by side; else one circuit at a time, where the transpiler puts it
+        spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        options: dict[str, Any] | None = None,
-        mitigation: bool = False,
+        options: dict[str, Any] | None = None,  # what changes the result; becomes part of every PUB
+        mitigation: bool = False,  # correct readout by mthree
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
         self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
@@ -68,32 +61,30 @@ class Packer:
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
-        self._allocations: dict[tuple[tuple[str, int], ...], list[Allocation]] = {}
+        self._allocations: dict[tuple[tuple[str, int], ...], list[Any]] = {}
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
-    # the plan --------------------------------------------------------------------------------------------------------
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
-        """Where a template lies when measured in a basis; planned once.
-
-        Raises:
-            UserError: the template has more qubits than the device, or a kept plan does not fit it.
-        """
+        """Where a template lies in a basis; planned once. Raises UserError: no room, or a kept plan is unfit."""
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
-            written = structure(basis.rotated(template.circuit)).hex()
-            self._keys[template, basis] = digest(written, names, self.level)
+            self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
         key = self._keys[template, basis]
         if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
         group = self.groups[key]
-        circuit = group.placed.circuit
-        if len(group.placed.measured) != template.num_qubits or not {p.name for p in circuit.parameters} <= set(names):
-            raise UserError(
-                f"the plan that was kept does not fit ansatz {template.name!r}; --resume --replan makes a new one"
-            )
-        group.template, group.basis = template, basis
+        if group.template is None:
+            circuit, own = group.placed.circuit, {p.name: p for p in template.parameters}
+            present = {p.name for p in circuit.parameters}
+            if len(group.placed.measured) != template.num_qubits or not present <= set(own):
+                unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
+                raise UserError(f"{unfit}; --resume --replan makes a new one")
+            foreign = {p: own[p.name] for p in circuit.parameters if p != own[p.name]}  # of a kept plan
+            if foreign:
+                group.placed = replace(group.placed, circuit=circuit.assign_parameters(foreign))
+            group.template, group.basis = template, basis
         return group
 
     def replicas(self, isa: QuantumCircuit) -> list[Replica]:
@@ -114,7 +105,6 @@ class Packer:
         return [Replica(tuple(physical), success) for physical, success in kept["copies"]] or [own]
 
     def plan(self, templates: Sequence[CircuitTemplate]) -> None:
-        """Pin the layouts of templates."""
         for template in templates:
             for basis in bases(template):
                 self.group(template, basis)
@@ -128,18 +118,13 @@ class Packer:
         ]  # fmt: skip
         text = json.dumps(head).encode()
         file = io.BytesIO()
-        file.write(struct.pack("<Q", len(text)) + text)
         if groups:
             qpy.dump([g.placed.circuit for g in groups], file)
-        plan = file.getvalue()
+        plan = struct.pack("<Q", len(text)) + text + file.getvalue()
         return SEALED + hashlib.sha256(plan).digest() + plan
 
-    def from_bytes(self, data: bytes) -> Packer:
-        """This packer, with the plan that :meth:`to_bytes` gave.
-
-        Raises:
-            ValueError: the plan is damaged, or is not one for this device.
-        """
+    def from_bytes(self, data: bytes) -> Self:
+        """This packer with the plan of :meth:`to_bytes`. Raises ValueError: it is damaged, or another device's."""
         if data.startswith(SEALED):
             seal, data = data[len(SEALED) : len(SEALED) + 32], data[len(SEALED) + 32 :]
             if hashlib.sha256(data).digest() != seal:
@@ -155,7 +140,6 @@ class Packer:
         return self
 
     def _read(self, one: dict[str, Any], circuit: QuantumCircuit) -> CircuitGroup:
-        """A circuit of a plan with its places, each of which must be one on this device."""
         placed = PlacedCircuit(circuit, tuple(one["physical"]), tuple(one["measured"]))
         replicas = tuple(Replica(tuple(physical), float(success)) for physical, success in one["copies"])
         width, chip = circuit.num_qubits, range(self.target.num_qubits)
@@ -171,12 +155,10 @@ class Packer:
                 directed(self.target, name, tuple(physical[q] for q in qubits_of(circuit, instruction)))
         return CircuitGroup(str(one["key"]), placed, replicas)
 
-    def planner(self, shots: int | None = None, pack: bool | None = None) -> Packer:
+    def planner(self, shots: int | None = None, pack: bool | None = None) -> Self:
         """A packer of the same plan that has learnt nothing of readout: what it learns leaves this one as it is.
 
-        Args:
-            shots: others than this one's.
-            pack: other than this one; then the plan is its own too.
+        ``shots`` and ``pack`` may differ from this one's; where ``pack`` does, the plan is its own too.
         """
         other = copy.copy(self)
         other.shots = self.shots if shots is None else shots
@@ -185,9 +167,7 @@ class Packer:
             other.packs, other.groups, other._allocations, other._circuits = pack, {}, {}, {}
         return other
 
-    # packing ---------------------------------------------------------------------------------------------------------
     def _pooled(self, calls: Sequence[Call]) -> Pool:
-        """For each circuit group the calls that need it."""
         found: Pool = {}
         filled: dict[str, int] = {}
         for place, call in enumerate(calls):
@@ -201,13 +181,14 @@ class Packer:
         """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
         pool = self._pooled(calls)
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
-        if tuple(counts.items()) not in self._allocations:
-            near = Chip.of(self.target).distances <= self.spacing if self.spacing else None
+        asked = tuple(counts.items())
+        if asked not in self._allocations:
+            near = Chip(self.target).distances <= self.spacing if self.spacing else None
             replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
-            self._allocations[tuple(counts.items())] = allocate(counts, replicas, near)
+            self._allocations[asked] = allocate(counts, replicas, near)
         found: list[Packed] = []
         calibrated: set[int] = set()
-        for one in self._allocations[tuple(counts.items())]:
+        for one in self._allocations[asked]:
             slots = []
             beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
             turn = dict.fromkeys(counts, 0)
@@ -215,11 +196,11 @@ class Packer:
                 group = self.groups[str(group_key)]
                 physical = group.replicas[place].physical
                 samples = np.arange(one.executions) * beside[group.key] + turn[group.key]
-                turn[group.key] += 1
                 samples = np.where(samples < counts[group.key], samples, -1)
-                slots.append(Slot(group, physical, group.placed.moved(physical).read(), samples))
+                turn[group.key] += 1
+                slots.append(Slot(group, physical, tuple(physical[q] for q in group.placed.measured), samples))
             used = {q for slot in slots for q in slot.read}
-            if self.readout is not None and not (self.readout.knows(sorted(used)) or used <= calibrated):
+            if self.readout is not None and not (used <= self.readout.known or used <= calibrated):
                 calibrated |= used
                 found += [
                     Packed(self._packed(slots, state), tuple(slots), 1, CALIBRATION_SHOTS,
@@ -275,17 +256,8 @@ class Packer:
         self._circuits[key] = PackedCircuit(circuit, float(circuit.estimate_duration(self.target)))
         return self._circuits[key]
 
-    # values ----------------------------------------------------------------------------------------------------------
-    def decode(
-        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]]
-    ) -> list[NDArray[np.float64]]:
-        """Expectation values ``(..., observables)`` of every call.
-
-        Args:
-            calls: that were packed.
-            pubs: what :meth:`pack` made of them.
-            counts: for each PUB what was counted in each of its slots.
-        """
+    def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
+        """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
                 assert self.readout is not None
@@ -294,9 +266,7 @@ class Packer:
         self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
         return self._values(calls, pubs, counts, self.readout)
 
-    def _values(
-        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Sequence[Sequence[Counts]], readout: Readout | None
-    ) -> list[NDArray[np.float64]]:
+    def _values(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, readout: Any) -> list[Floats]:
         pool = self._pooled(calls)
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for pub, found in zip(pubs, counts, strict=True):
@@ -308,30 +278,81 @@ class Packer:
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
                         values = self._expectations(part, basis, call.template.num_outputs, slot.read, readout)
                         total[place][slot.samples[rows] - start] += values
-        return [
-            values.reshape(*call.values.shape[:-1], call.template.num_outputs)
-            for call, values in zip(calls, total, strict=True)
-        ]
+        return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
 
-    def _expectations(
-        self, outcome: Counts, basis: Basis, outputs: int, read: Sequence[int], readout: Readout | None
-    ) -> NDArray[np.float64]:
+    def _expectations(self, outcome: Counts, basis: Basis, outputs: int, read: Any, readout: Readout | None) -> Floats:
         if readout is None and isinstance(outcome, np.ndarray):
             # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
             return outcome @ basis.signs(outputs).T
-        counts: Sequence[dict[int, Any]]
-        if isinstance(outcome, list):
-            counts = outcome
-        else:
+        counts: Any = outcome
+        if isinstance(outcome, np.ndarray):
             counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
         weighted = counts if readout is None else readout.corrected(counts, read)
         values = np.zeros((len(weighted), outputs))
         for row, one in enumerate(weighted):
-            every = sum(one.values())
             for output, coefficient, mask in basis.terms:
                 signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
-                values[row, output] += coefficient * signed / every
+                values[row, output] += coefficient * signed / sum(one.values())
         return values
+
+
+class DeviceBackend(Backend):
+    """A backend that transpiles, packs, samples and bills; a provider writes :meth:`submit` alone."""
+
+    device: Any  # Qiskit's backend: target, calibration, repetition delay
+    packer: Packer  # plans and packs circuits for it
+    _budget: Budget | None = None
+    job_limits = JobLimits()  # what one job may hold
+    estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
+
+    @property
+    def num_qubits(self) -> int:
+        return int(self.device.target.num_qubits)
+
+    @property
+    def default_rep_delay(self) -> float:
+        """Seconds between two executions."""
+        return float(getattr(self.device, "default_rep_delay", None) or DEFAULT_DELAY)
+
+    def calibrated(self) -> str | None:
+        return calibration_date(self.device)
+
+    def circuits_for(self, template: CircuitTemplate) -> int:
+        return len(bases(template))
+
+    def pack(self, calls: Sequence[Call]) -> list[PUB]:
+        """PUBs of packed circuits. Raises UserError: a circuit is too large for the device."""
+        for call in calls:
+            if call.template.num_qubits > self.num_qubits:
+                way = f"ansatz {call.template.name!r} takes {call.template.num_qubits}"
+                raise UserError(f"--backend: {self.device.name} has {self.num_qubits} qubits; {way}")
+        return self.packer.pack(calls)
+
+    @contextmanager
+    def open(self, journal: Any = None, budget: Any = None, progress: Any = None) -> Iterator[Backend]:
+        before, self._budget = self._budget, Budget.of(self, budget)
+        try:
+            with super().open(journal, budget, progress) as held:
+                yield held
+        finally:
+            self._budget = before
+
+    @abstractmethod
+    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+        """What is counted in every slot of every PUB."""
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        """See :meth:`Backend.run`. Raises UserError: a circuit is too large for the device, or what submit meets."""
+        started = time.perf_counter()
+        asked = [call for call in calls if call.samples]
+        pubs = self.pack(asked)
+        executions = self.counters.executions
+        self.begin_round(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
+        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
+        found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
+        self.counters.seconds += time.perf_counter() - started
+        shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
+        return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]
 
 
 def counts_of(bits: Any) -> Counts:
@@ -349,7 +370,6 @@ def counts_of(bits: Any) -> Counts:
 
 
 def _distinct(places: Sequence[int], within: range) -> bool:
-    """Different integers of a range."""
     return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
 
 

@@ -1,7 +1,5 @@
 """PUBs of packed circuits: which replicas run side by side, their content hash, and what goes as one job."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -9,60 +7,48 @@ import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from scipy.optimize import Bounds, LinearConstraint, milp
+from qiskit.circuit.library import get_standard_gate_name_mapping
+from scipy.optimize import LinearConstraint
 
 from qrkt_hw.backends.device.budget import JOB_SECONDS, LARGEST_JOB
+from qrkt_hw.backends.device.layout import at_most_one, solved
 from qrkt_hw.backends.device.transpile import PlacedCircuit
 
 Key = TypeVar("Key", bound=Hashable)
 TRIES = 24  # numbers of executions tried for an allocation of all circuit groups together
 
 
-# allocation ----------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Allocation:
-    """Replicas that run side by side.
-
-    Attributes:
-        executions: how often the chip runs, shots aside.
-        replicas: ``(circuit group, place in that group's list of replicas)``, in the order of their registers.
-    """
-
-    executions: int
+class Allocation:  # replicas that run side by side
+    executions: int  # how often the chip runs, shots aside
+    # ``(circuit group, place in that group's list of replicas)``, in the order of their registers
     replicas: tuple[tuple[Hashable, int], ...]
 
 
 def allocate(
     counts: Mapping[Key, int], replicas: Mapping[Key, Sequence[tuple[int, ...]]], near: NDArray[np.bool_] | None = None
 ) -> list[Allocation]:
-    """As few executions as the replicas allow.
+    """As few executions as the replicas allow: one allocation a group, or, where that saves executions, one for all.
 
-    Args:
-        counts: for each circuit group how many parameter sets it is run for.
-        replicas: for each circuit group the qubits of its disjoint replicas, best first.
-        near: ``(qubits, qubits)``: which qubits may not be used by two replicas at once, the diagonal included; None:
-            only the same.
-
-    Returns:
-        One allocation a group, or, where that saves executions, one for all: then replicas of different groups stand
-        side by side on the chip.
+    ``counts`` has for each circuit group how many parameter sets it is run for, ``replicas`` the qubits of its disjoint
+    replicas, best first; ``near`` ``(qubits, qubits)`` says which qubits may not be used by two replicas at once, the
+    diagonal included (None: only the same).
     """
     groups = [group for group, count in counts.items() if count]
     apart = []
     for group in groups:
         executions = -(-counts[group] // len(replicas[group]))
-        used = -(-counts[group] // executions)
-        apart.append(Allocation(executions, tuple((group, place) for place in range(used))))
+        apart.append(Allocation(executions, tuple((group, k) for k in range(-(-counts[group] // executions)))))
     total = sum(one.executions for one in apart)
     if len(groups) < 2 or total < 2:
         return apart
-    low = max(one.executions for one in apart)
-    low = max(low, -(-sum(counts[g] * 1000 // len(replicas[g]) for g in groups) // 1000))
+    least = -(-sum(counts[g] * 1000 // len(replicas[g]) for g in groups) // 1000)
+    low = max(least, *(one.executions for one in apart))
     for executions in list(range(low, total))[:TRIES]:
         found = _together({group: -(-counts[group] // executions) for group in groups}, replicas, near)
         if found is not None:
@@ -75,45 +61,26 @@ def _together(
 ) -> list[tuple[Hashable, int]] | None:
     """So many replicas of each group, none in another's way, better ones first; None where they do not fit."""
     listed = [(group, place) for group in wanted for place in range(len(replicas[group]))]
-    size = 1 + max(q for group in wanted for physical in replicas[group] for q in physical)
-    size = size if near is None else len(near)
-    held = np.zeros((len(listed), size), dtype=bool)
+    if near is None:
+        near = np.eye(1 + max(q for group in wanted for physical in replicas[group] for q in physical), dtype=bool)
+    held = np.zeros((len(listed), len(near)), dtype=bool)
     for row, (group, place) in enumerate(listed):
         held[row, list(replicas[group][place])] = True
-    cliques = [held[:, q] for q in range(size)]
-    if near is not None:
-        cliques += [held[:, a] | held[:, b] for a, b in zip(*np.nonzero(np.triu(near, 1)), strict=True)]
     groups = np.array([[of == group for of, _ in listed] for group in wanted], dtype=float)
-    exactly = np.array(list(wanted.values()), dtype=float)
-    found = milp(
-        np.array([1.0 + 0.01 * place for _, place in listed]),
-        integrality=np.ones(len(listed)),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(np.array(cliques, dtype=float), -np.inf, 1),
-            LinearConstraint(groups, exactly, exactly),
-        ],
-        options={"node_limit": 200},
-    )
-    return None if found.x is None else [listed[row] for row in np.flatnonzero(found.x > 0.5)]
+    exactly = LinearConstraint(groups, *[np.array(list(wanted.values()), dtype=float)] * 2)
+    costs = np.array([1.0 + 0.01 * place for _, place in listed])
+    chosen = solved(costs, [at_most_one(held, near), exactly], node_limit=200)
+    return None if chosen is None else [listed[row] for row in chosen]
 
 
-# PUBs ----------------------------------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class CircuitGroup:
-    """A circuit in one measurement basis, and its replicas on the chip.
+    """A circuit in one measurement basis, and its replicas on the chip."""
 
-    Attributes:
-        key: a hash of the circuit as written and the basis.
-        placed: on the qubits the transpiler chose.
-        replicas: disjoint, best first, each ``(qubits of the device, ESP)``.
-        template, basis: those that were asked for last; None where the group is read from a kept plan.
-    """
-
-    key: str
-    placed: PlacedCircuit
-    replicas: tuple[Any, ...]
-    template: Any = None
+    key: str  # a hash of the circuit as written and the basis
+    placed: PlacedCircuit  # on the qubits the transpiler chose
+    replicas: tuple[Any, ...]  # disjoint, best first, each ``(qubits of the device, ESP)``
+    template: Any = None  # those that were asked for first; None where the group is read from a kept plan
     basis: Any = None
 
     def columns(self) -> list[int]:
@@ -123,20 +90,11 @@ class CircuitGroup:
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
-    """A replica within a packed circuit.
-
-    Attributes:
-        group: what runs there.
-        physical: the device's qubits behind the circuit's.
-        read: the device's qubits that are measured, in the order of the template's.
-        samples: ``(executions,)``: which parameter set of the group runs there; -1 where the slot idles.
-    """
-
-    group: CircuitGroup
-    physical: tuple[int, ...]
-    read: tuple[int, ...]
-    samples: NDArray[np.intp]
+class Slot:  # a replica within a packed circuit
+    group: CircuitGroup  # what runs there
+    physical: tuple[int, ...]  # the device's qubits behind the circuit's
+    read: tuple[int, ...]  # the device's qubits that are measured, in the order of the template's
+    samples: NDArray[np.intp]  # ``(executions,)``: which parameter set of the group runs there; -1 where the slot idles
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,28 +106,19 @@ class PackedCircuit:
 
     @cached_property  # packed circuits are long and asked for in every circuit batch
     def structure(self) -> bytes:
-        """See :func:`structure`."""
         return structure(self.circuit)
 
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Executions of one packed circuit, without its parameters: what a plan counts.
+    """Executions of one packed circuit, without its parameters: what a plan counts."""
 
-    Attributes:
-        packed: the circuit.
-        slots: what runs where.
-        rows: executions of the chip, shots aside.
-        shots: of each.
-        tag: what it is for.
-        calibration: the state in which a calibration of readout prepares all qubits; None for a circuit of the model.
-    """
-
-    packed: PackedCircuit
-    slots: tuple[Slot, ...]
-    rows: int
-    shots: int
-    tag: str
+    packed: PackedCircuit  # the circuit
+    slots: tuple[Slot, ...]  # what runs where
+    rows: int  # executions of the chip, shots aside
+    shots: int  # of each
+    tag: str  # what it is for
+    # the state in which a calibration of readout prepares all qubits; None for a circuit of the model
     calibration: int | None = None
 
     @property
@@ -178,27 +127,32 @@ class Packed:
 
     @property
     def executions(self) -> int:
-        """Rows times shots."""
         return self.rows * self.shots
 
     def seconds(self, rep_delay: float) -> float:
         """QPU seconds without the overhead of a job: (delay + duration of the packed circuit) x executions."""
         return (rep_delay + self.packed.duration) * self.executions
 
+    @cached_property
+    def row_bytes(self) -> float:  # base64 of its parameters, roughly
+        return 8 * self.circuit.num_parameters * 4 / 3
+
+    @cached_property
+    def circuit_bytes(self) -> float:  # roughly
+        return 120.0 * len(self.circuit.data)
+
+    def part(self, start: int, stop: int) -> Self:
+        return self if stop - start == self.rows else replace(self, rows=stop - start)
+
 
 @dataclass(frozen=True, eq=False)
 class PUB(Packed):
-    """A packed circuit with its parameters, as a primitive takes it.
+    """A packed circuit with its parameters, as a primitive takes it."""
 
-    Attributes:
-        values: float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``.
-        device: where.
-        options: what changes the result, such as twirling.
-    """
-
+    # float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``
     values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
-    device: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
+    device: str = ""  # where
+    options: dict[str, Any] = field(default_factory=dict)  # what changes the result, such as twirling
 
     @cached_property  # asked for several times a circuit batch
     def key(self) -> str:
@@ -207,6 +161,10 @@ class PUB(Packed):
         digest.update(self.packed.structure)
         digest.update(np.ascontiguousarray(self.values, dtype=np.float64).tobytes())
         return digest.hexdigest()
+
+    def part(self, start: int, stop: int) -> Self:
+        part = super().part(start, stop)
+        return part if part is self else replace(part, values=self.values[start:stop])
 
     def parameters(self, place: int) -> NDArray[np.float64]:
         """Parameter sets ``(busy rows, parameters of the template)`` of a slot; 0 for those the transpiler dropped."""
@@ -218,21 +176,27 @@ class PUB(Packed):
 
 
 def structure(circuit: QuantumCircuit) -> bytes:
-    """SHA-256 of gates, wires and angles; parameters count by their order, not by their names."""
+    """SHA-256 of gates, wires and angles: parameters count by their order, an own gate by what it does."""
     digest = hashlib.sha256()
     names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
     longest_first = sorted(names, key=len, reverse=True)
-    pattern = re.compile("|".join(re.escape(name) for name in longest_first)) if names else None
+    pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # which fits nothing
     for instruction in circuit.data:
         where = [circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
-        angles = [str(p) for p in instruction.operation.params]
-        if pattern is not None:
-            angles = [pattern.sub(lambda found: names[found.group()], angle) for angle in angles]
-        digest.update(f"{instruction.operation.name}{where}{angles}".encode())
+        gate = instruction.operation
+        angles = [pattern.sub(lambda found: names[found.group()], str(p)) for p in gate.params]
+        digest.update(f"{gate.name}{where}{angles}".encode())
+        if gate.name not in get_standard_gate_name_mapping():
+            for matrix in (p for p in gate.params if isinstance(p, np.ndarray)):  # which is printed with few digits
+                digest.update(matrix.tobytes())
+            if gate.definition is not None:
+                digest.update(structure(gate.definition))
     return digest.digest()
 
 
-# jobs ----------------------------------------------------------------------------------------------------------------
+AnyPUB = TypeVar("AnyPUB", bound=Packed)
+
+
 @dataclass(frozen=True)
 class JobLimits:
     """What one job of the service may hold: executions, bytes of input (of 50 MB), QPU seconds (of 3 hours)."""
@@ -242,64 +206,35 @@ class JobLimits:
     seconds: float = 0.9 * 3 * 3600  # an estimate may be short
 
 
-@dataclass(frozen=True)
-class Load:
-    """A PUB as a job carries it.
-
-    Attributes:
-        rows: parameter sets.
-        shots: of each.
-        numbers: in each parameter set.
-        instructions: of the circuit.
-        row_seconds: QPU seconds of a row by estimate.
-    """
-
-    rows: int
-    shots: int
-    numbers: int
-    instructions: int
-    row_seconds: float
-
-    @classmethod
-    def of(cls, pub: Packed, rep_delay: float) -> Load:
-        """The load of a PUB."""
-        each = pub.seconds(rep_delay) / max(1, pub.rows)
-        return cls(pub.rows, pub.shots, pub.circuit.num_parameters, len(pub.circuit.data), each)
-
-    def fits(self, limits: JobLimits, others: Sequence[Load] = ()) -> bool:
-        """Whether it goes as one job with others; in a job all shots are equal."""
-        every = [*others, self]
-        # bytes, roughly: base64 of the numbers, and the circuit
-        size = sum(8 * one.numbers * 4 / 3 * one.rows + 120.0 * one.instructions for one in every)
-        return (
-            len({one.shots for one in every}) == 1
-            and sum(one.rows * one.shots for one in every) <= limits.executions
-            and size <= limits.size
-            and sum(one.rows * one.row_seconds for one in every) <= limits.seconds
-        )
-
-    def parts(self, limits: JobLimits) -> list[slice]:
-        """Its rows in portions that each fit a job; one portion where there are none."""
-        most = [limits.executions / self.shots]
-        if self.numbers:
-            most.append((limits.size - 120.0 * self.instructions) / (8 * self.numbers * 4 / 3))
-        if self.row_seconds > 0:
-            most.append(limits.seconds / self.row_seconds)
-        step = max(1, math.floor(min(most)))
-        return [slice(start, min(self.rows, start + step)) for start in range(0, max(1, self.rows), step)]
+def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
+    """Whether they go as one job, in which all shots are equal."""
+    size = sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs)
+    seconds, executions = sum(pub.seconds(rep_delay) for pub in pubs), sum(pub.executions for pub in pubs)
+    within = executions <= limits.executions and size <= limits.size and seconds <= limits.seconds
+    return within and len({pub.shots for pub in pubs}) == 1
 
 
-def together(loads: Sequence[Load], limits: JobLimits) -> list[list[int]]:
-    """Which loads go as one job: those of equal shots, in order, as many as fit."""
-    groups: list[list[int]] = []
-    for place, load in enumerate(loads):
-        fitting = next((group for group in groups if load.fits(limits, [loads[k] for k in group])), None)
-        groups.append([place]) if fitting is None else fitting.append(place)
+def parts(pub: AnyPUB, limits: JobLimits, rep_delay: float) -> list[AnyPUB]:
+    """A PUB in portions of its rows that each fit a job; one portion where there are no rows."""
+    most = [limits.executions / pub.shots]
+    if pub.row_bytes:
+        most.append((limits.size - pub.circuit_bytes) / pub.row_bytes)
+    if pub.rows and pub.seconds(rep_delay) > 0:
+        most.append(limits.seconds / (pub.seconds(rep_delay) / pub.rows))
+    step = max(1, math.floor(min(most)))
+    return [pub.part(start, min(pub.rows, start + step)) for start in range(0, max(1, pub.rows), step)]
+
+
+def together(pubs: Sequence[AnyPUB], limits: JobLimits, rep_delay: float) -> list[list[AnyPUB]]:
+    """Which PUBs go as one job: those of equal shots, in order, as many as fit."""
+    groups: list[list[AnyPUB]] = []
+    for pub in pubs:
+        fitting = next((group for group in groups if fits([*group, pub], limits, rep_delay)), None)
+        groups.append([pub]) if fitting is None else fitting.append(pub)
     return groups
 
 
 def jobs_of(pubs: Sequence[Packed], rep_delay: float, limits: JobLimits) -> list[float]:
-    """QPU seconds of every job that a circuit batch takes, the overhead of a job included."""
-    loads = [Load.of(pub, rep_delay) for pub in pubs]
-    cut = [replace(load, rows=part.stop - part.start) for load in loads for part in load.parts(limits)]
-    return [JOB_SECONDS + sum(cut[k].rows * cut[k].row_seconds for k in group) for group in together(cut, limits)]
+    cut = [part for pub in pubs for part in parts(pub, limits, rep_delay)]
+    jobs = together(cut, limits, rep_delay)
+    return [JOB_SECONDS + sum(pub.seconds(rep_delay) for pub in job) for job in jobs]

@@ -1,13 +1,11 @@
 """Templates in a device's gates: measured, on the qubits the transpiler chooses, and judged by the calibration."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 from qiskit.circuit import ClassicalRegister, QuantumCircuit
 
@@ -20,7 +18,6 @@ WORST = 1 - 1e-9  # an error of 1 marks a broken gate; its logarithm must stay f
 IGNORED = ("barrier", "delay")
 
 
-# fake backends -------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=1)
 def _provider() -> Any:
     from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
@@ -30,22 +27,15 @@ def _provider() -> Any:
 
 @lru_cache(maxsize=1)
 def fake_names() -> tuple[str, ...]:
-    """Names of all fake backends, such as ``fake_torino``; sorted."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return tuple(sorted(backend.name for backend in _provider().backends()))
 
 
 @lru_cache(maxsize=16)
 def fake_device(name: str) -> Any:
-    """The fake backend of that name, a Qiskit BackendV2 with target and calibration; nothing is downloaded.
-
-    Raises:
-        UserError: no such fake backend.
-    """
+    """The fake backend of that name, a Qiskit BackendV2; nothing is downloaded. Raises UserError: there is none."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some warn of themselves when any is looked up
+        with warnings.catch_warnings(action="ignore"):  # some warn of themselves when any is looked up
             return _provider().backend(name)
     except Exception as error:
         raise UserError(f"no fake backend {name!r}; there are {', '.join(fake_names())}") from error
@@ -58,38 +48,22 @@ def calibration_date(device: Any) -> str | None:
     return None if date is None else date.isoformat()
 
 
-# transpiled circuits -------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class PlacedCircuit:
-    """An ISA circuit on its active qubits only, without its measurements.
+    """An ISA circuit on its active qubits only, without its measurements."""
 
-    Attributes:
-        circuit: on ``len(physical)`` qubits, in the device's gates.
-        physical: the device's qubit behind each, ascending.
-        measured: for every qubit of the template the qubit of ``circuit`` that carries it at the end.
-    """
+    circuit: QuantumCircuit  # on ``len(physical)`` qubits, in the device's gates
+    physical: tuple[int, ...]  # the device's qubit behind each, ascending
+    measured: tuple[int, ...]  # for every qubit of the template the qubit of ``circuit`` that carries it at the end
 
-    circuit: QuantumCircuit
-    physical: tuple[int, ...]
-    measured: tuple[int, ...]
-
-    def moved(self, physical: tuple[int, ...]) -> PlacedCircuit:
-        """The same circuit on other qubits."""
-        return PlacedCircuit(self.circuit, physical, self.measured)
-
-    def read(self) -> tuple[int, ...]:
-        """The device's qubit on which each qubit of the template is measured."""
-        return tuple(self.physical[q] for q in self.measured)
+    def moved(self, physical: tuple[int, ...]) -> Self:
+        return replace(self, physical=physical)
 
 
 def transpiled(
     template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
 ) -> QuantumCircuit:
-    """The ISA circuit of a template that measures every qubit in a basis, by Qiskit's preset pass manager.
-
-    Raises:
-        UserError: the template has more qubits than the device.
-    """
+    """The ISA circuit of a template that measures all qubits in a basis. Raises UserError: the device is too small."""
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
     if template.num_qubits > target.num_qubits:
@@ -103,7 +77,6 @@ def transpiled(
 
 
 def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
-    """Indices of the qubits an instruction acts on."""
     return tuple(circuit.find_bit(q).index for q in instruction.qubits)
 
 
@@ -126,7 +99,6 @@ def couplings(isa: QuantumCircuit) -> list[tuple[int, int]]:
 
 
 def cut(isa: QuantumCircuit) -> PlacedCircuit:
-    """A measured ISA circuit on its active qubits."""
     read = read_from(isa)
     active = active_qubits(isa)
     place = {q: k for k, q in enumerate(active)}
@@ -137,17 +109,12 @@ def cut(isa: QuantumCircuit) -> PlacedCircuit:
     return PlacedCircuit(small, active, tuple(place[q] for q in read))
 
 
-# estimated success probability ---------------------------------------------------------------------------------------
 def failure(target: Any, name: str, qubits: Sequence[int]) -> float:
     """``-log(1 - error)`` of a gate or measurement on physical qubits; 0 where the calibration says nothing."""
     if name in IGNORED or name not in target.operation_names:
         return 0.0
-    properties = target[name]
-    entry = None if properties is None else properties.get(tuple(qubits))
-    error = getattr(entry, "error", None)
-    if error is None or math.isnan(error):
-        return 0.0
-    return -math.log1p(-min(max(error, 0.0), WORST))
+    error = getattr((target[name] or {}).get(tuple(qubits)), "error", None)
+    return 0.0 if error is None or math.isnan(error) else -math.log1p(-min(max(error, 0.0), WORST))
 
 
 def success(isa: QuantumCircuit, target: Any) -> float:
@@ -156,13 +123,7 @@ def success(isa: QuantumCircuit, target: Any) -> float:
 
 
 def cone_success(isa: QuantumCircuit, target: Any, outputs: Sequence[Sequence[int]]) -> list[float]:
-    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from.
-
-    Args:
-        isa: transpiled, measured or not.
-        target: the device.
-        outputs: for every observable the physical qubits on which it is measured.
-    """
+    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from."""
     gates = [i for i in reversed(isa.data) if i.operation.name not in (*IGNORED, "measure")]
     steps = [(qubits_of(isa, i), failure(target, i.operation.name, qubits_of(isa, i))) for i in gates]
     found = []

@@ -1,9 +1,4 @@
-"""The IBM Quantum account: signed in, its plan, its devices, and what the service's many errors mean.
-
-Nothing of the account is ever stored or shown.
-"""
-
-from __future__ import annotations
+"""The IBM Quantum account, signed in, and what the service's errors mean. Nothing of it is ever stored or shown."""
 
 import json
 import os
@@ -11,16 +6,15 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from requests import Session
-from requests.adapters import HTTPAdapter
-from urllib3.util.retry import Retry
+import requests
+import urllib3
 
 from qrkt_hw.errors import UserError
 
-# errors --------------------------------------------------------------------------------------------------------------
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
 STATUS: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
@@ -33,22 +27,18 @@ ADVICE: dict[Kind, str] = {
     "server": "IBM Quantum has trouble of its own (HTTP STATUS); resume later with --resume",
     "no_sessions": "the account's plan has no sessions; use --mode batch",
 }
-SESSION_CODES = ("1217", "1216")
-NO_SESSION_CODE = "1352"
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it, outermost first."""
-    seen: set[int] = set()
+    seen: list[BaseException] = []
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None and not any(current is one for one in seen):
+        seen.append(current)
         yield current
         current = current.__cause__ or current.__context__
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status an error came with."""
     for one in chain(error):
         status = getattr(one, "status_code", None) or getattr(getattr(one, "response", None), "status_code", None)
         if isinstance(status, int) and status > 0:
@@ -61,14 +51,11 @@ def status_of(error: BaseException) -> int | None:
 
 def classify(error: BaseException) -> Kind:
     """What to make of an error of the client."""
-    import requests
-    import urllib3
-
     text = " ".join(str(one) for one in chain(error))
     status = status_of(error)
-    if NO_SESSION_CODE in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
+    if "1352" in re.findall(r"\b\d{4}\b", text) and "session" in text.lower():
         return "no_sessions"
-    if "session is closed" in text.lower() or ("session" in text.lower() and any(c in text for c in SESSION_CODES)):
+    if "session is closed" in text.lower() or ("session" in text.lower() and ("1217" in text or "1216" in text)):
         return "session"
     if status in STATUS:
         return STATUS[status]
@@ -95,7 +82,6 @@ def explain(error: BaseException, doing: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What the service itself says, without the client's wrapping."""
     text = " ".join(str(error).split())
     found = re.search(r'"message":\s*"([^"]+)"', text.replace('\\"', '"'))
     return (found.group(1) if found else text.strip("'\"")).rstrip(".")[:300]
@@ -104,23 +90,18 @@ def reason(error: BaseException) -> str:
 def secrets() -> list[str]:
     """Every API key that could be met: of the environment and of the saved accounts."""
     found = [os.environ.get("QISKIT_IBM_TOKEN", "")]
-    try:
-        path = Path(os.environ.get("QISKIT_IBM_CONFIG") or account_file())
-        saved: Any = json.loads(path.read_text(encoding="utf-8"))
-        found += [str(entry.get("token", "")) for entry in saved.values() if isinstance(entry, dict)]
-    except (OSError, ValueError, AttributeError):
-        pass
+    saved = saved_accounts(os.environ.get("QISKIT_IBM_CONFIG"))
+    for entry in saved.values() if isinstance(saved, dict) else ():
+        found += [str(entry.get("token", ""))] if isinstance(entry, dict) else []
     return [secret for secret in found if len(secret) >= 4]
 
 
 def redacted(text: str) -> str:
-    """The text without keys and bearer tokens."""
     for secret in secrets():
         text = text.replace(secret, "***")
     return re.sub(r"(?i)(bearer|apikey)\s+[A-Za-z0-9._~+/=-]+", r"\1 ***", text)
 
 
-# the account ---------------------------------------------------------------------------------------------------------
 RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its snapshot)
 HOW = (
     "get an API key at https://quantum.cloud.ibm.com and save it once in Python with "
@@ -129,19 +110,16 @@ HOW = (
 T = TypeVar("T")
 
 
-def account_file() -> Path:
-    """Where the client keeps accounts."""
-    return Path.home() / ".qiskit" / "qiskit-ibm.json"
+def saved_accounts(other: str | None = None) -> Any:
+    """What the client keeps in its file of accounts, or in another; None where there is none."""
+    with suppress(OSError, ValueError):
+        return json.loads(Path(other or Path.home() / ".qiskit" / "qiskit-ibm.json").read_text(encoding="utf-8"))
+    return None
 
 
 def account_there() -> bool:
     """Whether an account is in the environment or saved. Asks no network."""
-    if os.environ.get("QISKIT_IBM_TOKEN"):
-        return True
-    try:
-        return bool(json.loads(account_file().read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return False
+    return bool(os.environ.get("QISKIT_IBM_TOKEN") or saved_accounts())
 
 
 def retired(name: str) -> str | None:
@@ -149,10 +127,8 @@ def retired(name: str) -> str | None:
     if name not in RETIRED:
         return None
     date, snapshot = RETIRED[name]
-    return (
-        f"{name} was retired by IBM on {date}; its noise lives on in the snapshot --backend {snapshot}, which runs on "
-        "this machine, and --backend ibm_least_busy takes a live device"
-    )
+    way = f"its noise lives on in the snapshot --backend {snapshot}, which runs on this machine"
+    return f"{name} was retired by IBM on {date}; {way}, and --backend ibm_least_busy takes a live device"
 
 
 def unavailable(name: str) -> str | None:
@@ -162,7 +138,7 @@ def unavailable(name: str) -> str | None:
     return None if account_there() else f"no IBM Quantum account is found here; {HOW}"
 
 
-class Careful(HTTPAdapter):
+class Careful(requests.adapters.HTTPAdapter):
     """Read time-outs where the client has none, and no second POST after an answer of the server.
 
     The client sends a POST again after a 5xx; a job that was accepted then exists, and is billed, twice. Here only
@@ -171,12 +147,9 @@ class Careful(HTTPAdapter):
 
     def __init__(self, read_timeout: float) -> None:
         self.read_timeout = read_timeout
-        super().__init__(
-            max_retries=Retry(
-                total=3, connect=2, read=2, status=2, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504, 520),
-                allowed_methods=frozenset({"GET", "HEAD", "OPTIONS"}), raise_on_status=False,
-            )
-        )  # fmt: skip
+        again: Any = {"status_forcelist": (500, 502, 503, 504, 520), "allowed_methods": {"GET", "HEAD", "OPTIONS"}}
+        retry = urllib3.Retry(total=3, connect=2, read=2, status=2, backoff_factor=0.3, raise_on_status=False, **again)
+        super().__init__(max_retries=retry)
 
     def send(self, request: Any, stream: bool = False, timeout: Any = None, *args: Any, **kwargs: Any) -> Any:
         connect = timeout[0] if isinstance(timeout, tuple) else 10.0
@@ -188,14 +161,13 @@ class Careful(HTTPAdapter):
 def mount(service: Any, read_timeout: float) -> None:
     """Let every connection of the client be :class:`Careful`.
 
-    Raises:
-        UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
-            would keep it from sending a job twice.
+    Raises UserError: the client keeps its connections elsewhere than the versions this was written for, so that nothing
+    would keep it from sending a job twice.
     """
     clients = getattr(service, "_api_clients", None)
     every = [*(clients.values() if isinstance(clients, dict) else [None]), getattr(service, "_active_api_client", None)]
     for session in (getattr(client, "_session", None) for client in every):
-        if not isinstance(session, Session) or not session.adapters:
+        if not isinstance(session, requests.Session) or not session.adapters:
             raise UserError(
                 "--backend: this version of qiskit-ibm-runtime keeps its connections where qrkt-hw does not find them, "
                 "so a job could be sent and billed twice; install a version that qrkt-hw's pyproject.toml allows"
@@ -208,13 +180,9 @@ def mount(service: Any, read_timeout: float) -> None:
 class Account:
     """The account, signed in; signs in anew when its token has run out.
 
-    Args:
-        instance: name or CRN; None takes the account's own, or lets the client choose.
-        read_timeout: seconds after which an answer is given up.
-        patience: seconds for which trouble of the network is retried.
-
-    Raises:
-        UserError: no account, no network, a wrong key, or an instance without access.
+    ``instance`` is a name or CRN; None takes the account's own, or lets the client choose. An answer is given up after
+    ``read_timeout`` seconds, trouble of the network is retried for ``patience`` seconds. Raises UserError: no account,
+    no network, a wrong key, or an instance without access.
     """
 
     def __init__(self, instance: str | None = None, read_timeout: float = 60.0, patience: float = 120.0) -> None:
@@ -226,14 +194,12 @@ class Account:
         self.connect()
 
     def connect(self) -> None:
-        """Sign in."""
         from qiskit_ibm_runtime import QiskitRuntimeService
 
         deadline, pause = time.monotonic() + min(self.patience, 20.0), 0.5
         while True:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with warnings.catch_warnings(action="ignore"):
                     self.service = QiskitRuntimeService(**({"instance": self.instance} if self.instance else {}))
                 break
             except Exception as error:
@@ -245,24 +211,15 @@ class Account:
         self.guard()
 
     def guard(self) -> None:
-        """Make sure that no connection sends a job twice; the client opens new ones as it looks for devices and jobs.
-
-        Raises:
-            UserError: see :func:`mount`.
-        """
+        """:func:`mount`, again: the client opens new connections as it looks for devices and jobs."""
         mount(self.service, self.read_timeout)
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
-        """The answer to a question that may be asked again: with back-off, and after signing in anew.
-
-        Raises:
-            UserError: no answer within ``patience``, or one that no repetition mends.
-        """
+        """The answer, with back-off and after signing in anew. Raises UserError: none within ``patience``."""
         deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
         while True:
             try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
+                with warnings.catch_warnings(action="ignore"):
                     return question()
             except UserError:
                 raise
@@ -286,20 +243,11 @@ class Account:
 
     @property
     def seconds_left(self) -> float | None:
-        """QPU seconds the plan still holds; None where it does not say."""
         usage = self.ask(lambda: self.service.usage(), "asking for the seconds left")
         return usage.get("usage_remaining_seconds")
 
-    def names(self) -> list[str]:
-        """The devices of the account."""
-        return sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
-
-    def device(self, name: str, min_qubits: int | None = None) -> Any:
-        """A device by name; ``least_busy`` for the one with the shortest queue.
-
-        Raises:
-            UserError: retired, unknown, or none is online.
-        """
+    def device(self, name: str) -> Any:
+        """A device by name, or the ``least_busy``. Raises UserError: it is retired or unknown, or none is online."""
         gone = retired(name)
         if gone is not None:
             raise UserError(f"--backend: {gone}")
@@ -307,9 +255,7 @@ class Account:
 
         def find() -> Any:
             try:
-                if name == "least_busy":
-                    return self.service.least_busy(min_num_qubits=min_qubits)
-                return self.service.backend(name)
+                return self.service.least_busy() if name == "least_busy" else self.service.backend(name)
             except QiskitBackendNotFoundError as error:
                 if any(status_of(one) for one in chain(error)) and classify(error) != "other":
                     raise
@@ -319,16 +265,15 @@ class Account:
         if found is None and name == "least_busy":
             raise UserError("--backend: no device of the account is online; see qrkt-hw backends list --remote")
         if found is None:
-            raise UserError(
-                f"--backend: the account has no device {name!r}; it has {', '.join(self.names()) or 'none'} (one "
-                "that IBM retired is listed no more); --backend ibm_least_busy takes the one with the shortest queue"
-            )
+            names = sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
+            there = f"it has {', '.join(names) or 'none'} (one that IBM retired is listed no more)"
+            way = "--backend ibm_least_busy takes the one with the shortest queue"
+            raise UserError(f"--backend: the account has no device {name!r}; {there}; {way}")
         return found
 
 
 def _why_no_account(error: BaseException, instance: str | None) -> str:
-    text = " ".join(str(one) for one in chain(error))
-    kind = classify(error)
+    text, kind = " ".join(str(one) for one in chain(error)), classify(error)
     if "does not have access to the instance" in text or "not a valid instance" in text or kind == "forbidden":
         named = f" {instance!r}" if instance else ""
         return f"the account has no access to the instance{named}; --instance names another (by name or CRN)"

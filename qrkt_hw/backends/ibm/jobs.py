@@ -1,7 +1,5 @@
 """From PUBs to jobs of the service and back: journalled, throttled, searched for when an answer is lost."""
 
-from __future__ import annotations
-
 import math
 import time
 import warnings
@@ -16,7 +14,7 @@ from qiskit.primitives import BitArray
 
 from qrkt_hw.backends.device.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
-from qrkt_hw.backends.device.pubs import PUB, Load, together
+from qrkt_hw.backends.device.pubs import PUB, parts, together
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
 
@@ -31,16 +29,14 @@ class Pending:
     pubs: list[PUB]
     job: Any = None
     generation: int = -1
+    again: int = 0  # times it was sent again
 
 
 class Jobs:
-    """Submits PUBs and brings back their outcomes.
+    """Submits PUBs of the IBM backend, whose account is None in the client's local testing mode, and gets outcomes.
 
-    Args:
-        backend: the IBM backend: its account (None in the client's local testing mode), device, mode and options.
-        journal, activity: where everything is written down.
-        budget: admits and is charged; None for no limit.
-        resubmit: send again what is held.
+    Everything is written down in ``journal`` under ``activity``; ``budget`` (None: no limit) admits and is charged;
+    ``resubmit`` sends again what is held.
     """
 
     def __init__(
@@ -53,21 +49,17 @@ class Jobs:
         self.sent: deque[float] = deque()
         self.notices: list[str] = []
 
-    # a circuit batch --------------------------------------------------------------------------------------------------
     def outcomes(self, pubs: Sequence[PUB]) -> list[dict[str, BitArray]]:
         """Raw outcomes of PUBs, in order: kept ones, those of jobs under way, and new ones.
 
-        Raises:
-            UserError: the budget, the account or the service ends it; what came back is kept.
+        Raises UserError: the budget, the account or the service ends it; what came back is kept.
         """
-        cut = [self._parts(pub) for pub in pubs]
-        keys = {part.key: part for parts in cut for part in parts}
+        cut = [parts(pub, self.limits, self.rep_delay) for pub in pubs]
+        keys = {part.key: part for own in cut for part in own}
         missing = [pub for pub in keys.values() if self._kept(pub) is None]
         pending = self._adopted(missing)
-        under_way = {key for p in pending for key in p.submission.keys}
-        new = [pub for pub in missing if pub.key not in under_way]
-        groups = together([Load.of(pub, self.rep_delay) for pub in new], self.limits)
-        fresh = [self._intend([new[k] for k in group]) for group in groups]
+        new = [pub for pub in missing if not any(pub.key in one.submission.keys for one in pending)]
+        fresh = [self._intend(group) for group in together(new, self.limits, self.rep_delay)]
         try:
             for one in fresh:
                 self.budget.admit(one.submission.estimated)
@@ -80,29 +72,15 @@ class Jobs:
             raise
         self._await(pending)
         self._look_for_copies(fresh)
-        found = []
-        for parts in cut:
-            own = [outcome for outcome in (self._kept(part) for part in parts) if outcome is not None]
-            assert len(own) == len(parts)
-            found.append(_joined(own))
-        return found
+        return [_joined([self._kept(part) for part in own]) for own in cut]
 
     def _kept(self, pub: PUB) -> dict[str, BitArray] | None:
-        """The outcome in the journal; None where there is none yet."""
         outcome = self.journal.outcome(self.activity, pub.key)
         if outcome is not None:
             _check(pub, outcome, f"{self.journal.path} is damaged: the result of {pub.key[:12]}")
         return outcome
 
-    def _parts(self, pub: PUB) -> list[PUB]:
-        """The PUB, or portions of its rows that each fit into a job."""
-        cut = Load.of(pub, self.rep_delay).parts(self.limits)
-        if len(cut) == 1:
-            return [pub]
-        return [replace(pub, values=pub.values[part], rows=part.stop - part.start) for part in cut]
-
     def _intend(self, pubs: list[PUB]) -> Pending:
-        """Write down a submission of these PUBs."""
         estimated = JOB_SECONDS + sum(pub.seconds(self.rep_delay) for pub in pubs)
         keys = [pub.key for pub in pubs]
         # one that was intended and never sent needs no second line
@@ -112,9 +90,7 @@ class Jobs:
         executions = sum(pub.executions for pub in pubs)
         return Pending(self.journal.intend(self.activity, self.place.name, keys, executions, estimated), pubs)
 
-    # what is known from before -------------------------------------------------------------------------------------
     def _adopted(self, pubs: Sequence[PUB]) -> list[Pending]:
-        """Jobs of an earlier process that hold some of these PUBs."""
         by_key = {pub.key: pub for pub in pubs}
         found = []
         for submission in self.journal.submissions(self.activity, ["submitting", "submitted", "held"]):
@@ -128,13 +104,13 @@ class Jobs:
                     self.journal.mark(submission, "failed", remark="sent again by --resubmit")
                     continue
                 else:
-                    submission = self.journal.mark(submission, "held")
-                    raise UserError(self._held(submission))
+                    raise self._hold(submission)
             found.append(Pending(submission, [by_key[k] for k in submission.keys if k in by_key]))
         return found
 
-    def _held(self, submission: Submission) -> str:
-        return (
+    def _hold(self, submission: Submission, remark: str | None = None) -> UserError:
+        self.journal.mark(submission, "held", remark=remark)
+        return UserError(
             f"a job for {self.place.name} ({submission.executions:,} executions, about {submission.estimated:.0f} QPU "
             f"seconds) was sent, no answer came, and the service does not find it by its tag {submission.tag}: it is "
             "held, and not sent again by itself; qrkt-hw jobs adopt RUN looks for it later, and --resume --resubmit "
@@ -142,19 +118,12 @@ class Jobs:
         )
 
     def _search(self, submission: Submission, grace: float) -> str | None:
-        """The id of the job with the submission's tag, searched for during ``grace`` seconds.
-
-        Raises:
-            UserError: the service cannot be asked.
-        """
-        account = self.account
-        if account is None:
+        """The id of the job with the submission's tag, searched for during ``grace`` seconds."""
+        if self.account is None:
             return None
         deadline, pause = time.monotonic() + grace, 0.3
         while True:
-            jobs = account.ask(
-                lambda: account.service.jobs(job_tags=[submission.tag], limit=5), "searching for a job by its tag"
-            )
+            jobs = self._tagged(submission.tag, 5, "searching for a job by its tag")
             if jobs:
                 return str(sorted(jobs, key=lambda j: str(j.creation_date))[0].job_id())
             if time.monotonic() >= deadline:
@@ -163,13 +132,8 @@ class Jobs:
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, 10.0)
 
-    # sending -------------------------------------------------------------------------------------------------------
     def _send(self, one: Pending) -> None:
-        """Submit; on return the job's id is in the journal.
-
-        Raises:
-            UserError: refused, or held because no answer came and no job is found.
-        """
+        """Submit; on return the job's id is in the journal. Raises UserError: refused, or held as no job is found."""
         account, submission = self.account, one.submission
         pause, deadline = 0.5, time.monotonic() + (account.patience if account else 0.0)
         renewed = 0
@@ -184,14 +148,13 @@ class Jobs:
                 raise
             except Exception as error:
                 kind = classify(error)
-                if kind == "session" and renewed < 3:
+                if renewed < 3 and (kind == "session" or (kind == "unauthorized" and account is not None)):
                     renewed += 1
-                    self.place.renew()
-                    self.notices.append(f"{self.place.mode} was closed by the service; a new one was opened")
-                    continue
-                if kind == "unauthorized" and account is not None and renewed < 3:
-                    renewed += 1
-                    account.connect()
+                    if kind == "session":
+                        self.place.renew()
+                        self.notices.append(f"{self.place.mode} was closed by the service; a new one was opened")
+                    else:
+                        account.connect()
                     continue
                 if kind in ("unreachable", "busy") and time.monotonic() + pause < deadline:
                     self.tell(f"{self.place.describe()}: waiting to submit ({kind})")
@@ -201,8 +164,7 @@ class Jobs:
                 if kind in ("lost", "server"):
                     found = self._search(submission, self.entry.grace)
                     if found is None:
-                        submission = self.journal.mark(submission, "held", remark="no answer to the submission")
-                        raise UserError(self._held(submission)) from None
+                        raise self._hold(submission, "no answer to the submission") from None
                     self.notices.append(f"the answer to a submission was lost; job {found} was found by its tag")
                     one.submission = self.journal.mark(submission, "submitted", job=found, remark="found by its tag")
                     return
@@ -222,8 +184,7 @@ class Jobs:
         sampler.options.environment.job_tags = ["qrkt-hw", f"qrkt-run-{self.activity.name}", submission.tag]
         if self.budget.left is not None:  # the budget's rest as the service's own limit
             sampler.options.max_execution_time = max(1, math.ceil(self.budget.left))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             return sampler.run([(pub.circuit, pub.values) for pub in pubs], shots=pubs[0].shots)
 
     def _throttle(self) -> None:
@@ -237,12 +198,9 @@ class Jobs:
             self.sent.popleft()
         self.sent.append(time.monotonic())
 
-    # waiting -------------------------------------------------------------------------------------------------------
     def _await(self, pending: Sequence[Pending], give_up: float | None = None) -> None:
-        """Until all are done and written down."""
         started, pause = time.monotonic(), 0.2
         open_ = list(pending)
-        tries: dict[str, int] = {}
         while open_:
             for one in list(open_):
                 state, why, code = self._state(one)
@@ -251,15 +209,12 @@ class Jobs:
                     open_.remove(one)
                 elif state in ("ERROR", "CANCELLED"):
                     open_.remove(one)
-                    again = self._ended_badly(one, state, why, code, tries)
-                    if again is not None:
-                        open_.append(again)
+                    open_.append(self._ended_badly(one, state, why, code))
             waited = time.monotonic() - started
             if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
-                raise UserError(
-                    f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s; it goes on "
-                    "there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
-                )
+                what = f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s"
+                way = "it goes on there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
+                raise UserError(f"{what}; {way}")
             if open_:
                 time.sleep(pause)
                 pause = min(1.3 * pause, 10.0)
@@ -274,28 +229,23 @@ class Jobs:
             status = str(job.status())
             if status in ("ERROR", "CANCELLED"):
                 return status, str(job.error_message() or ""), getattr(job, "_reason_code", None)
-            if status in ("QUEUED", "INITIALIZING"):
-                position = job.metrics().get("position_in_queue")
-                self._tell(one, "queued" if position is None else f"queued, position {position}")
-            elif status == "RUNNING":
-                self._tell(one, "running")
+            state = {"QUEUED": "queued", "INITIALIZING": "queued", "RUNNING": "running"}.get(status)
+            if state is not None:
+                position = job.metrics().get("position_in_queue") if state == "queued" else None
+                state += "" if position is None else f", position {position}"
+                age = time.time() - one.submission.created
+                self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
             return status, "", None
 
         return account.ask(look, f"asking for job {one.submission.job}")
 
     def _job(self, one: Pending) -> Any:
-        """The client's job, over the connection in use."""
         account = self.account
         if account is not None and (one.job is None or one.generation != account.generation):
             one.job, one.generation = account.service.job(one.submission.job), account.generation
         return one.job
 
-    def _tell(self, one: Pending, state: str) -> None:
-        age = time.time() - one.submission.created
-        self.tell(f"{self.place.describe()}: job {one.submission.job} {state}, {age:.0f} s")
-
     def _bring_in(self, one: Pending) -> None:
-        """Download, check, write down, charge."""
         if self.account is None:
             result, billed = one.job.result(), 0.0
         else:
@@ -316,10 +266,8 @@ class Jobs:
         assert self.account is not None
         deadline = time.monotonic() + 10
         while True:
-            metrics = self.account.ask(
-                lambda: self._job(one).metrics(), f"asking for the bill of job {one.submission.job}"
-            )
-            usage = metrics.get("usage", {})
+            doing = f"asking for the bill of job {one.submission.job}"
+            usage = self.account.ask(lambda: self._job(one).metrics(), doing).get("usage", {})
             seconds = usage.get("qpu_charge_time_seconds")
             if usage.get("status") != "pending" and seconds is not None:
                 return float(seconds)
@@ -328,79 +276,60 @@ class Jobs:
                 return one.submission.estimated
             time.sleep(0.5)
 
-    def _ended_badly(
-        self, one: Pending, state: str, why: str, code: int | None, tries: dict[str, int]
-    ) -> Pending | None:
+    def _ended_badly(self, one: Pending, state: str, why: str, code: int | None) -> Pending:
         """Write it down; a new submission where the failure is the service's own, else an error."""
         why = redacted(" ".join(why.split()))[:200]
         billed = self._bill(one)
         self.budget.charge(billed)
         job, where = one.submission.job, self.place.name
         self.journal.mark(one.submission, "failed", billed=billed, remark=why or state.lower())
-        closed = state == "CANCELLED" and (code in (1217,) or not self.place.accepting())
-        key = one.submission.keys[0]
-        if (closed or (state == "ERROR" and code is not None and code >= 8000)) and tries.get(key, 0) < AGAIN:
-            tries[key] = tries.get(key, 0) + 1
+        closed = state == "CANCELLED" and (code == 1217 or not self.place.accepting())
+        if (closed or (state == "ERROR" and code is not None and code >= 8000)) and one.again < AGAIN:
             if closed:
                 self.place.renew()
             reason_given = f"was cancelled with its {self.place.mode}" if closed else f"failed on the service ({why})"
             self.notices.append(f"job {job} {reason_given}, {billed:.1f} s billed; its circuits were sent again")
-            again = self._intend(one.pubs)
+            again = replace(self._intend(one.pubs), again=one.again + 1)
             self.budget.admit(again.submission.estimated)
             self._send(again)
             return again
         if code == 1305:
-            raise UserError(
-                f"job {job} on {where} was stopped by the service at its time limit ({billed:.0f} QPU seconds billed); "
-                "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
-            )
-        if state == "CANCELLED":
-            raise UserError(f"job {job} on {where} was cancelled; --resume sends its circuits again")
-        raise UserError(f"job {job} failed on {where}: {why or 'no reason given'}; --resume sends its circuits again")
+            what = f"was stopped by the service at its time limit ({billed:.0f} QPU seconds billed)"
+            way = "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
+            raise UserError(f"job {job} on {where} {what}; {way}")
+        failed = f"failed on {where}: {why or 'no reason given'}"
+        ended = f"on {where} was cancelled" if state == "CANCELLED" else failed
+        raise UserError(f"job {job} {ended}; --resume sends its circuits again")
 
-    # afterwards ----------------------------------------------------------------------------------------------------
+    def _tagged(self, tag: str, most: int, doing: str) -> list[Any]:
+        return self.account.ask(lambda: self.account.service.jobs(job_tags=[tag], limit=most), doing)
+
     def _look_for_copies(self, fresh: Sequence[Pending]) -> None:
         """Jobs with our tags that we do not know of: cancelled, and told."""
-        account = self.account
-        if account is None or not fresh:
+        if self.account is None or not fresh:
             return
         known = {s.job for s in self.journal.submissions(self.activity)}
-        tag = f"qrkt-run-{self.activity.name}"
-        jobs = account.ask(lambda: account.service.jobs(job_tags=[tag], limit=20), "looking for copies of jobs")
-        for job in jobs:
-            if str(job.job_id()) not in known:
-                with suppress(Exception):
-                    job.cancel()
-                self.notices.append(
-                    f"the service holds job {job.job_id()}, a copy of a submission of ours; it was told to cancel it, "
-                    "and may bill it"
-                )
+        jobs = self._tagged(f"qrkt-run-{self.activity.name}", 20, "looking for copies of jobs")
+        for job in (job for job in jobs if str(job.job_id()) not in known):
+            with suppress(Exception):
+                job.cancel()
+            way = "it was told to cancel it, and may bill it"
+            self.notices.append(f"the service holds job {job.job_id()}, a copy of a submission of ours; {way}")
 
 
-def _joined(outcomes: Sequence[dict[str, BitArray]]) -> dict[str, BitArray]:
-    if len(outcomes) == 1:
-        return outcomes[0]
-    return {
-        name: BitArray(np.concatenate([o[name].array for o in outcomes]), bits.num_bits)
-        for name, bits in outcomes[0].items()
-    }
+def _joined(outcomes: Sequence[dict[str, BitArray] | None]) -> dict[str, BitArray]:
+    own = [outcome for outcome in outcomes if outcome is not None]
+    assert len(own) == len(outcomes)
+    sizes = {name: bits.num_bits for name, bits in own[0].items()}
+    return {name: BitArray(np.concatenate([one[name].array for one in own]), size) for name, size in sizes.items()}
 
 
 def _check(pub: PUB, outcome: dict[str, BitArray], where: str) -> None:
-    """A result must be of the shape that was asked for.
-
-    Raises:
-        UserError: it is not; nothing of it is used.
-    """
+    """A result must be of the shape that was asked for. Raises UserError: it is not; nothing of it is used."""
     for register in pub.circuit.cregs:
         bits = outcome.get(register.name)
         # twirling rounds shots up to whole randomizations
-        twirled = any(pub.options.get(key) for key in ("twirl_gates", "twirl_measure"))
-        if (
-            bits is None
-            or bits.shape != (len(pub.values),)
-            or bits.num_bits != len(register)
-            or bits.num_shots < pub.shots
-            or (bits.num_shots > pub.shots and not twirled)
-        ):
+        most = math.inf if pub.options.get("twirl_gates") or pub.options.get("twirl_measure") else pub.shots
+        shape = None if bits is None else (bits.shape, bits.num_bits)
+        if bits is None or shape != ((len(pub.values),), len(register)) or not pub.shots <= bits.num_shots <= most:
             raise UserError(f"{where} for register {register.name} is not what was asked for; not used")

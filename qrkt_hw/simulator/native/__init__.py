@@ -25,8 +25,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from qrkt_hw.compiler.program import Affine
 
 VERSION = 6
-_P, _I = ctypes.c_void_p, ctypes.c_int32
-_L = ctypes.c_int64
+_P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # arguments after the plan
 _SIGNATURES: dict[str, list[Any]] = {
     "coefficients_forward": [_P, _L, _P],
@@ -58,12 +57,7 @@ def library() -> dict[str, Any] | None:
 def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any]:
     """The routines of a loaded library for a generation of vectors; by default the widest this machine has.
 
-    Args:
-        found: the library.
-        generation: 1 for what every processor of this kind has, on x86 2 for AVX2 and 3 for AVX-512.
-
-    Raises:
-        AttributeError: left over from another build.
+    Generation 1 is what every processor of this kind has; on x86, 2 is AVX2 and 3 AVX-512.
     """
     found.qrkt_version.restype = found.qrkt_generation.restype = ctypes.c_int64
     if found.qrkt_version() != VERSION:
@@ -109,8 +103,7 @@ def traced(*tensors: Tensor) -> bool:
 def numbers(tensor: Tensor, shape: tuple[int, ...], real: torch.dtype, name: str) -> Tensor:
     """The tensor, its numbers in memory as they read (a negative view is resolved); any strides.
 
-    Raises:
-        ValueError: another shape, precision or device than the routine takes; it would read or write foreign memory.
+    With another shape, precision or device the routine would read or write foreign memory: that is a ValueError.
     """
     if tensor.shape != shape or tensor.dtype != real or not tensor.is_cpu:
         found = f"{tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}"
@@ -125,21 +118,16 @@ _transforms_active = torch._C._are_functorch_transforms_active
 
 
 class Routine:
-    """A pair of forward and backward routines in one precision, bound to a C structure of angles, numbers and arrays.
+    """A pair of forward and backward routines in one precision, bound to a C structure of angles, then ``fields``.
 
-    Args:
-        name: of the routines, without ``_forward`` and ``_backward``.
-        real: precision.
-        angles: the structure's first member.
-        fields: its others, in order. Sequences of floats become float64 arrays, all others int32 arrays.
+    Sequences of floats become float64 arrays, all others int32 arrays.
     """
 
     def __init__(self, name: str, real: torch.dtype, angles: Sequence[Affine], *fields: int | ArrayLike) -> None:
         found = library()
         assert found is not None
         suffix = "f32" if real == torch.float32 else "f64"
-        self._forward = found[f"{name}_forward_{suffix}"]
-        self._backward = found[f"{name}_backward_{suffix}"]
+        self._forward, self._backward = found[f"{name}_forward_{suffix}"], found[f"{name}_backward_{suffix}"]
         starts = np.cumsum([0, *(len(a.terms) for a in angles)])
         terms = [term for a in angles for term in a.terms]
         factors, offsets = [float(f) for _, f in terms] or [0.0], [float(a.offset) for a in angles] or [0.0]
@@ -171,5 +159,4 @@ def _array(values: ArrayLike) -> NDArray:
 
 
 def address(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers lie; None for none."""
     return None if tensor is None else tensor.data_ptr()

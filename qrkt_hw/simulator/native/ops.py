@@ -14,6 +14,9 @@ from qrkt_hw.simulator import native
 from qrkt_hw.simulator.tables import vjp
 
 Reference = Callable[[Tensor, Tensor], Tensor]
+Pair = tuple[Tensor | None, Tensor | None]
+Sizes = tuple[int, int, int]  # numbers of inputs, weights and observables
+Plan = tuple[Sequence[Affine], Sequence[Any]]  # angles, and the other fields of a structure in ``kernels.c``
 _Strides = ctypes.c_int64 * 3
 
 
@@ -22,17 +25,12 @@ class Differentiable(Protocol):
 
     def reference(self, inputs: Tensor, weights: Tensor, /) -> Tensor:
         """The same in operations that autograd can follow."""
-        ...
 
     def forward(self, inputs: Tensor, weights: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         """Values ``(batch, groups, observables)`` and, to ``keep``, what :meth:`backward` needs besides the inputs."""
-        ...
 
-    def backward(
-        self, inputs: Tensor, weights: Tensor, saved: Tensor, cotangent: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def backward(self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]) -> Pair:
         """The gradients of inputs and weights, where needed."""
-        ...
 
 
 def evaluate(function: Differentiable, inputs: Tensor, weights: Tensor) -> Tensor:
@@ -62,15 +60,9 @@ class _Node(torch.autograd.Function):
 
 
 class _Kernel:
-    """Sizes of a circuit, and tensors as its kernel reads them; hooks on saved tensors may give back others.
+    """Sizes of a circuit, and tensors as its kernel reads them; hooks on saved tensors may give back others."""
 
-    Args:
-        sizes: numbers of inputs, weights and observables.
-        real: precision.
-        reference: the same in plain operations of torch.
-    """
-
-    def __init__(self, sizes: tuple[int, int, int], real: torch.dtype, reference: Reference) -> None:
+    def __init__(self, sizes: Sizes, real: torch.dtype, reference: Reference) -> None:
         self.num_inputs, self.num_weights, self.num_outputs = sizes
         self.real, self.reference = real, reference
 
@@ -85,23 +77,10 @@ class _Kernel:
 
 
 class PropagatedKernel(_Kernel):
-    """Propagated observables: coefficients once for each weight set, then a tape for each sample.
-
-    Args:
-        sizes, real, reference: see :class:`_Kernel`.
-        positions: how many coefficients.
-        coefficients: angles of the weights, and the fields of ``Coefficients`` in ``kernels.c``.
-        tape: angles of the inputs, and the fields of ``Tape``.
-    """
+    """Propagated observables: coefficients once for each weight set, then a tape for each sample."""
 
     def __init__(
-        self,
-        sizes: tuple[int, int, int],
-        real: torch.dtype,
-        reference: Reference,
-        positions: int,
-        coefficients: tuple[Sequence[Affine], Sequence[Any]],
-        tape: tuple[Sequence[Affine], Sequence[Any]],
+        self, sizes: Sizes, real: torch.dtype, reference: Reference, positions: int, coefficients: Plan, tape: Plan
     ) -> None:
         super().__init__(sizes, real, reference)
         self.positions = positions
@@ -119,13 +98,11 @@ class PropagatedKernel(_Kernel):
         )
         return values, coefficients
 
-    def backward(
-        self, inputs: Tensor, weights: Tensor, saved: Tensor, cotangent: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def backward(self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]) -> Pair:
         inputs, weights = self.arguments(inputs, weights)
         batch, groups = inputs.shape[0], inputs.shape[1]
         cotangent = self.cotangent(cotangent, inputs)
-        coefficients = native.numbers(saved, (groups, self.positions), self.real, "coefficients").contiguous()
+        coefficients = native.numbers(kept, (groups, self.positions), self.real, "coefficients").contiguous()
         grad_inputs = inputs.new_zeros(inputs.shape) if needs[0] else None
         grad_coefficients = torch.empty_like(coefficients) if needs[1] else None
         self._tape.backward(
@@ -140,27 +117,12 @@ class PropagatedKernel(_Kernel):
 
 
 class StatevectorKernel(_Kernel):
-    """Expectation values in a statevector, differentiated by the adjoint method.
+    """Expectation values in a statevector, differentiated by the adjoint method."""
 
-    Args:
-        sizes, real, reference: see :class:`_Kernel`.
-        num_qubits: of the circuit.
-        angles: of its rotations.
-        fields: those of ``Circuit`` in ``kernels.c``.
-    """
-
-    def __init__(
-        self,
-        sizes: tuple[int, int, int],
-        real: torch.dtype,
-        reference: Reference,
-        num_qubits: int,
-        angles: Sequence[Affine],
-        fields: Sequence[Any],
-    ) -> None:
+    def __init__(self, sizes: Sizes, real: torch.dtype, reference: Reference, num_qubits: int, circuit: Plan) -> None:
         super().__init__(sizes, real, reference)
         self.amplitudes = 2**num_qubits
-        self._circuit = native.Routine("circuit", real, angles, *fields)
+        self._circuit = native.Routine("circuit", real, circuit[0], *circuit[1])
 
     def forward(self, inputs: Tensor, weights: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
         inputs, weights = self.arguments(inputs, weights)
@@ -173,13 +135,11 @@ class StatevectorKernel(_Kernel):
         )  # fmt: skip
         return values, states
 
-    def backward(
-        self, inputs: Tensor, weights: Tensor, saved: Tensor, cotangent: Tensor, needs: Sequence[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def backward(self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]) -> Pair:
         inputs, weights = self.arguments(inputs, weights)
         batch, groups = inputs.shape[0], inputs.shape[1]
         cotangent = self.cotangent(cotangent, inputs)
-        states = native.numbers(saved, (self._saved(batch, groups),), self.real, "the states").contiguous()
+        states = native.numbers(kept, (self._saved(batch, groups),), self.real, "the states").contiguous()
         grad_inputs = inputs.new_zeros(inputs.shape) if needs[0] else None
         grad_weights = torch.empty_like(weights) if needs[1] else None
         self._circuit.backward(

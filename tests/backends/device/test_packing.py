@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from qiskit.circuit import ParameterVector, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate
@@ -113,3 +114,24 @@ def _basis(template):
     from qrkt_hw.backends.device.measurement import bases
 
     return bases(template)
+
+
+def _with_block(angle: float) -> CircuitTemplate:
+    x, circuit, inner = ParameterVector("x", 2), QuantumCircuit(2), QuantumCircuit(1, name="block")
+    inner.rx(angle, 0)
+    circuit.ry(x[0], 0)
+    circuit.append(inner.to_gate(), [0])
+    circuit.cx(0, 1)
+    circuit.ry(x[1], 1)
+    return CircuitTemplate("mine", circuit, x, ())
+
+
+@pytest.mark.parametrize("other", [0.1, 2.0])
+def test_templates_built_twice_share_a_group_and_others_of_the_same_names_do_not(other):
+    """Gates that only share a name must not share values; equal templates with parameters of their own may."""
+    calls = [Call(_with_block(angle), np.array([[0.3, 0.2]])) for angle in (0.1, other)]
+    sampled, exact = resolve("fake_manila", shots=20_000).run(calls), resolve("exact").run(calls)
+    assert np.abs(np.array(sampled) - np.array(exact)).max() < 0.12
+    groups = resolve("fake_manila", shots=100).packer
+    groups.plan([call.template for call in calls])
+    assert len(groups.groups) == (1 if other == 0.1 else 2)
