@@ -20,7 +20,7 @@ _MARKS = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "problem": ("!!", 
 
 
 class Finding(NamedTuple):
-    """What one check saw: the state (a ``warning`` works, but not everything), of what, and the command that helps."""
+    """What one check saw, and the command that helps; with a ``warning`` not everything works."""
 
     state: Literal["ok", "warning", "problem"]
     subject: str

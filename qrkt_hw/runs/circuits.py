@@ -45,17 +45,7 @@ class _Data(BaseModel):
 
 
 class Description(_Data):
-    """A template in ``circuits.json``.
-
-    Attributes:
-        file, sha256: the QPY file and the hash of its bytes.
-        qubits, layers: what the model asked the ansatz for.
-        name, topology, reference, num_qubits: of the template.
-        inputs, weights: names of the circuit's parameters, in the order of their roles.
-        observables: for each value its Pauli strings (qubit 0 last, as in Qiskit) and their coefficients.
-        encoding: how features become inputs; ``angle``: they are the parameters.
-        fingerprint: of gates, roles and observables; see :func:`fingerprint`.
-    """
+    """A template in ``circuits.json``; ``qubits`` and ``layers`` are what the model asked the ansatz for."""
 
     file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}\.qpy$")]
     sha256: Sha
@@ -63,9 +53,9 @@ class Description(_Data):
     layers: int = Field(ge=1, le=10_000)
     name: str
     num_qubits: int = Field(ge=1, le=10_000)
-    inputs: list[str]
+    inputs: list[str]  # names of the circuit's parameters, in the order of their roles
     weights: list[str]
-    observables: list[list[tuple[str, float]]] = Field(min_length=1)
+    observables: list[list[tuple[str, float]]] = Field(min_length=1)  # for each value Pauli strings and coefficients
     topology: str
     reference: str
     encoding: Literal["angle"]
@@ -137,23 +127,15 @@ class Circuits:
     kept circuits it is the kept one, and none other is made. Of an old run without, a registered ansatz is built by its
     name, and a user's file is imported only where ``trusted``.
 
-    Attributes:
-        ansatz: the run's, as in ``config.yaml``.
-        run: the run, for messages.
-        begun: it is a new run; what is asked for is kept.
-        trusted: a user's file may be imported.
-        kept: by qubits and layers; None for an old run.
-        source: of a user's ansatz.
-        asked: what was asked for, to be written.
     """
 
-    ansatz: str
-    run: Path | None = None
+    ansatz: str  # the run's, as in config.yaml
+    run: Path | None = None  # for messages
     begun: bool = False
     trusted: bool = False
-    kept: dict[tuple[int, int], Kept] | None = None
-    source: Source | None = None
-    asked: dict[tuple[int, int], Kept] = field(default_factory=dict)
+    kept: dict[tuple[int, int], Kept] | None = None  # by qubits and layers; None for an old run
+    source: Source | None = None  # of a user's ansatz
+    asked: dict[tuple[int, int], Kept] = field(default_factory=dict)  # to be written
 
     def __call__(self, ansatz: str, qubits: int, layers: int) -> CircuitTemplate:
         """The template of that size."""

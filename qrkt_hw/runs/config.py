@@ -151,7 +151,7 @@ class Config(BaseModel):
     def check_sizes(self) -> None:
         """Make sure that the sizes of a transformer fit each other; they need no data for that."""
         model, qubits = self.model, self.circuit.qubits
-        if not model.final_norm and getattr(model, "decoder_blocks", False):
+        if not model.final_norm and getattr(model, "decoder_blocks", None):
             raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
         if model.pool_maps > 1 and model.pool != "weighted":
             raise UserError(f"--pool-maps: {model.pool_maps} sums need --pool weighted; --pool is {model.pool}")
@@ -179,8 +179,9 @@ def flattened(values: dict[str, Any]) -> dict[str, Any]:
         if section in SECTIONS and isinstance(inner, dict):
             found = {}
             for name, value in inner.items():
-                key = _ALONE.get((section, name), str(name))
-                found[key if KEYS.get(key, ())[:2] == (section, name) else f"{section}.{name}"] = value
+                key = _ALONE.get((section, str(name)), str(name))
+                place = KEYS[key][:2] if key in KEYS else None
+                found[key if place == (section, name) else f"{section}.{name}"] = value
         twice = [key for key in found if key in flat]
         if twice:
             raise ValueError(f"{twice[0]} is given twice, by itself and in its section")

@@ -11,19 +11,19 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qrkt_hw
-from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
 
@@ -36,29 +36,23 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+Count = Annotated[int, Field(gt=0, le=10_000_000)]
+Number = Annotated[float, Field(gt=-1e30, lt=1e30)]
+Names = Annotated[list[str], Field(min_length=1)]
 
 
-def _count(value: Any) -> bool:
-    return isinstance(value, int) and _number(value) and 0 < value <= 10_000_000
+class _Description(BaseModel):
+    """What data.json must hold under a key, where it holds the key."""
 
+    model_config = ConfigDict(strict=True)
 
-def _names(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
-
-
-# what data.json must hold under a key, where it holds the key
-_IMAGES_ONLY = ("channels", "image_size", "mean", "std")
-_DESCRIPTION: dict[str, Callable[[Any], bool]] = {
-    "channels": _count,
-    "image_size": _count,
-    "class_names": _names,
-    "mean": lambda v: isinstance(v, list) and all(map(_number, v)),
-    "std": lambda v: isinstance(v, list) and all(_number(x) and x > 0 for x in v),
-    "vocabulary": lambda v: v == [] or _names(v),
-    "length": _count,
-}
+    channels: Count = 1
+    image_size: Count = 1
+    class_names: Names = [""]
+    mean: list[Number] = []
+    std: list[Annotated[Number, Field(gt=0)]] = []
+    vocabulary: list[str] = []
+    length: Count = 1
 
 
 class RunFolder:
@@ -136,7 +130,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        values, text = read_yaml(self.config, f"{self.config} is damaged:")
+        values, text = read_yaml(self.config, f"{self.config} is damaged: it")
         # what was cut off at its end would read as another configuration
         if not text.endswith("\n...\n" if is_nested(values) else "\n"):
             raise UserError(f"{self.config} is damaged: its end is missing")
@@ -166,9 +160,11 @@ class RunFolder:
         if missing:
             raise UserError(f"{damaged} lacks {', '.join(sorted(missing))}")
         text = bool(value.get("vocabulary"))
-        for key, wanted in _DESCRIPTION.items():
-            if key in value and not (text and key in _IMAGES_ONLY) and not wanted(value[key]):
-                raise UserError(f"{damaged}s {key} is {str(value[key])[:40]!r}")
+        images_only = ("channels", "image_size", "mean", "std") if text else ()
+        try:
+            _Description.model_validate({key: given for key, given in value.items() if key not in images_only})
+        except ValidationError as error:
+            raise UserError(f"{self.data} is damaged: {sentence(error)}") from error
         if text and "length" not in value:
             raise UserError(f"{damaged} has a vocabulary and lacks length")
         for key in () if text else ("mean", "std"):
@@ -295,7 +291,7 @@ def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
         raise UserError(f"{named} is nested too deeply") from error
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
         mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else f": {str(error).partition(';')[0]}"
+        where = f" (line {mark.line + 1})" if mark else f": {str(error).splitlines()[0].partition(';')[0]}"
         raise UserError(f"{named} is not YAML{where}") from error
     if values is None:
         return {}, text

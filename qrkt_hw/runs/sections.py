@@ -18,6 +18,11 @@ Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]
 Rule = Literal["rk1", "rk2", "rk3", "rk4", "rk4-enhanced"]
 
 
+def key(default: Any, text: str, **bounds: Any) -> Any:
+    """A key with its default and its line of help."""
+    return Field(default, description=text, **bounds)
+
+
 class Section(BaseModel):
     """A section; a key that it does not hold is refused."""
 
@@ -36,24 +41,24 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images or texts, and how many."""
 
-    dataset: str = Field(
-        "digits", description="digits, mnist, cifar10, cifar100, imagenet, imdb, or folder:PATH (one folder per class)"
+    dataset: str = key(
+        "digits", "digits, mnist, cifar10, cifar100, imagenet, imdb, or folder:PATH (one folder per class)"
     )
-    data_dir: Path | None = Field(None, description="folder with the data set's files [default: data]")
-    download: bool = Field(False, description="fetch the data set into the data folder where it is missing")
-    limit: int | None = Field(None, ge=1, description="use only this many training samples")
-    batch_size: int = Field(64, ge=1, description="samples in a batch")
-    image_size: int | None = Field(
-        None, ge=1, description="scale and crop images to this side [default: their own; 64 for folders and imagenet]"
+    data_dir: Path | None = key(None, "folder with the data set's files [default: data]")
+    download: bool = key(False, "fetch the data set into the data folder where it is missing")
+    limit: int | None = key(None, "use only this many training samples", ge=1)
+    batch_size: int = key(64, "samples in a batch", ge=1)
+    image_size: int | None = key(
+        None, "scale and crop images to this side [default: their own; folder, imagenet: 64]", ge=1
     )
-    augment: Literal["none", "flip", "crop", "crop-flip", "shift"] = Field(
-        "none", description="augmentation of training images; shift: by up to a sixteenth, the edge repeated"
+    augment: Literal["none", "flip", "crop", "crop-flip", "shift"] = key(
+        "none", "augmentation of training images; shift: by up to a sixteenth, the edge repeated"
     )
-    text_length: int = Field(512, ge=1, le=65_536, description="tokens of a text that are read")
-    vocabulary: int = Field(20_000, ge=3, description="size of the vocabulary, padding and unknown included")
-    unique_words: bool = Field(False, description="read each word of a text once, in the order of first appearance")
-    word_pairs: bool = Field(False, description="frequent pairs of neighbouring words are tokens too")
-    workers: int = Field(0, ge=0, le=256, description="processes that prepare batches")
+    text_length: int = key(512, "tokens of a text that are read", ge=1, le=65_536)
+    vocabulary: int = key(20_000, "size of the vocabulary, padding and unknown included", ge=3)
+    unique_words: bool = key(False, "read each word of a text once, in the order of first appearance")
+    word_pairs: bool = key(False, "frequent pairs of neighbouring words are tokens too")
+    workers: int = key(0, "processes that prepare batches", ge=0, le=256)
 
     def check_name(self) -> None:
         """Make sure that there is a data set of this name."""
@@ -68,31 +73,26 @@ class DataConfig(Section):
 class TransformerConfig(Section):
     """What every kind of model has."""
 
-    kind: Literal["vit", "text", "gan"] = Field(
-        "vit", description="kind of model; text for a text data set, gan to generate images"
+    kind: Literal["vit", "text", "gan"] = key("vit", "kind of model; text for a text data set, gan to generate images")
+    projection: Projection = key("quantum", "where circuits stand: everywhere, nowhere, or one of both")
+    hidden: int = key(32, "width of the tokens", ge=1, le=16_384)
+    heads: int = key(4, "attention heads", ge=1, le=1024)
+    mlp: int = key(16, "width of the MLP's hidden layer", ge=1, le=16_384)
+    rk: Rule = key("rk2", "Runge-Kutta method")
+    share_stages: bool = key(True, "all stages of a Runge-Kutta block use the same weights")
+    field_norms: Literal[0, 1, 2] = key(
+        1, "LayerNorms of a Runge-Kutta block: none, one before F, or one each for attention and MLP"
     )
-    projection: Projection = Field("quantum", description="where circuits stand: everywhere, nowhere, or one of both")
-    hidden: int = Field(32, ge=1, le=16_384, description="width of the tokens")
-    heads: int = Field(4, ge=1, le=1024, description="attention heads")
-    mlp: int = Field(16, ge=1, le=16_384, description="width of the MLP's hidden layer")
-    rk: Rule = Field("rk2", description="Runge-Kutta method")
-    share_stages: bool = Field(True, description="all stages of a Runge-Kutta block use the same weights")
-    field_norms: Literal[0, 1, 2] = Field(
-        1, description="LayerNorms of a Runge-Kutta block: none, one before F, or one each before attention and MLP"
+    positions: Literal["learned", "axial", "sincos", "none"] = key(
+        "learned", "position embedding; axial: learned, a row's and a column's added"
     )
-    positions: Literal["learned", "axial", "sincos", "none"] = Field(
-        "learned", description="position embedding; axial: learned, a row's and a column's added"
-    )
-    pool: Literal["mean", "class", "weighted"] = Field(
+    pool: Literal["mean", "class", "weighted"] = key(
         "mean",
-        description="what the head reads: the mean of the tokens, a class token, or sums with a learned weight for "
-        "each position and feature",
+        "what the head reads: the tokens' mean, a class token, or sums with learned weights per position and feature",
     )
-    pool_maps: int = Field(1, ge=1, le=1024, description="sums that --pool weighted makes")
-    final_norm: bool = Field(
-        True, description="LayerNorm of the tokens before the pool; without it, embeddings stay unnormalised"
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout")
+    pool_maps: int = key(1, "sums that --pool weighted makes", ge=1, le=1024)
+    final_norm: bool = key(True, "LayerNorm of the tokens before the pool; without it, embeddings stay unnormalised")
+    dropout: float = key(0.1, "dropout", ge=0, lt=1)
 
     @property
     def quantum_attention(self) -> bool:
@@ -106,13 +106,11 @@ class TransformerConfig(Section):
 class ClassifierConfig(TransformerConfig):
     """What both kinds of classifier have."""
 
-    encoder_blocks: int = Field(0, ge=0, le=256, description="pre-norm transformer blocks in front")
-    rk_blocks: int = Field(3, ge=0, le=256, description="Runge-Kutta blocks")
-    decoder_blocks: int = Field(
-        0, ge=0, le=256, description="decoder blocks behind, on a second embedding of the input"
-    )
-    cross_attention: Literal["full", "output"] = Field(
-        "full", description="projections of the decoder's cross-attention: all four, or the output's only"
+    encoder_blocks: int = key(0, "pre-norm transformer blocks in front", ge=0, le=256)
+    rk_blocks: int = key(3, "Runge-Kutta blocks", ge=0, le=256)
+    decoder_blocks: int = key(0, "decoder blocks behind, on a second embedding of the input", ge=0, le=256)
+    cross_attention: Literal["full", "output"] = key(
+        "full", "projections of the decoder's cross-attention: all four, or the output's only"
     )
 
     @property
@@ -125,63 +123,55 @@ class VitConfig(ClassifierConfig):
     """A vision transformer."""
 
     kind: Literal["vit"] = "vit"
-    patch: int = Field(4, ge=1, description="pixels along a side of a patch")
+    patch: int = key(4, "pixels along a side of a patch", ge=1)
 
 
 class TextConfig(ClassifierConfig):
     """A transformer that classifies texts."""
 
     kind: Literal["text"] = "text"
-    embedding_scale: float = Field(
-        1.0, gt=0, description="deviation of the embeddings before training; rare words keep much of it"
-    )
-    token_dropout: float = Field(0.0, ge=0, lt=1, description="word dropout: share of words, in training only")
+    embedding_scale: float = key(1.0, "deviation of the embeddings before training; rare words keep it", gt=0)
+    token_dropout: float = key(0.0, "word dropout: share of words, in training only", ge=0, lt=1)
 
 
 class GanConfig(TransformerConfig):
     """A generator, a vision transformer as discriminator, and the losses that train them."""
 
     kind: Literal["gan"] = "gan"
-    patch: int = Field(4, ge=1, description="pixels along a side of a patch")
-    latent: int = Field(64, ge=1, le=65_536, description="size of the noise")
-    generator_hidden: int = Field(64, ge=1, le=16_384, description="width of the generator's first tokens")
-    generator_stages: int = Field(
-        2, ge=1, le=8, description="stages of the generator; between two, tokens double a side, width shrinks by 4"
+    patch: int = key(4, "pixels along a side of a patch", ge=1)
+    latent: int = key(64, "size of the noise", ge=1, le=65_536)
+    generator_hidden: int = key(64, "width of the generator's first tokens", ge=1, le=16_384)
+    generator_stages: int = key(
+        2, "stages of the generator; between two, tokens double a side, width shrinks by 4", ge=1, le=8
     )
-    generator_patch: int = Field(1, ge=1, le=64, description="pixels along a side that a last token draws")
-    generator_blocks: str = Field("0", description="pre-norm blocks of each stage, such as 5,4,0; or one number")
-    generator_rk_blocks: str = Field("1", description="Runge-Kutta blocks of each stage, such as 0,0,1")
-    generator_rk: Rule | None = Field(None, description="Runge-Kutta method of the generator [default: --rk]")
-    generator_heads: int | None = Field(None, ge=1, description="heads of the generator [default: --heads]")
-    generator_mlp_ratio: float = Field(1.0, gt=0, le=16, description="MLP over token width in the generator")
-    generator_output: Literal["tanh", "linear"] = Field("tanh", description="how pixels end in [-1, 1]")
-    generator_projection: Projection | None = Field(
-        None, description="where circuits stand in the generator [default: --projection]"
+    generator_patch: int = key(1, "pixels along a side that a last token draws", ge=1, le=64)
+    generator_blocks: str = key("0", "pre-norm blocks of each stage, such as 5,4,0; or one number")
+    generator_rk_blocks: str = key("1", "Runge-Kutta blocks of each stage, such as 0,0,1")
+    generator_rk: Rule | None = key(None, "Runge-Kutta method of the generator [default: --rk]")
+    generator_heads: int | None = key(None, "heads of the generator [default: --heads]", ge=1)
+    generator_mlp_ratio: float = key(1.0, "MLP over token width in the generator", gt=0, le=16)
+    generator_output: Literal["tanh", "linear"] = key("tanh", "how pixels end in [-1, 1]")
+    generator_projection: Projection | None = key(None, "where circuits stand in the generator [default: --projection]")
+    discriminator_blocks: int = key(0, "pre-norm blocks of the discriminator", ge=0, le=256)
+    discriminator_rk_blocks: int = key(2, "Runge-Kutta blocks of the discriminator", ge=0, le=256)
+    discriminator_rk: Rule | None = key(None, "its Runge-Kutta method [default: --rk]")
+    discriminator_projection: Projection | None = key(
+        None, "where circuits stand in the discriminator [default: --projection]"
     )
-    discriminator_blocks: int = Field(0, ge=0, le=256, description="pre-norm blocks of the discriminator")
-    discriminator_rk_blocks: int = Field(2, ge=0, le=256, description="Runge-Kutta blocks of the discriminator")
-    discriminator_rk: Rule | None = Field(None, description="its Runge-Kutta method [default: --rk]")
-    discriminator_projection: Projection | None = Field(
-        None, description="where circuits stand in the discriminator [default: --projection]"
+    loss: Literal["wgangp-eps", "hinge", "nonsaturating-r1"] = key(
+        "nonsaturating-r1", "the two losses and their gradient penalty"
     )
-    loss: Literal["wgangp-eps", "hinge", "nonsaturating-r1"] = Field(
-        "nonsaturating-r1", description="the two losses and their gradient penalty"
-    )
-    penalty: float = Field(10.0, ge=0, description="weight of the gradient penalty (for R1 its gamma)")
-    penalty_target: float = Field(1.0, gt=0, description="phi, the gradient norm that wgangp-eps asks for")
-    penalty_every: int = Field(1, ge=1, description="penalty in every n-th step, n times as strong")
-    critic_steps: int = Field(1, ge=1, description="steps of the discriminator for each of the generator")
-    diffaugment: str = Field(
-        "translation", description="DiffAugment of real and fake images: color,translation,cutout or none"
-    )
-    generator_learning_rate: float | None = Field(None, gt=0, description="[default: --learning-rate]")
-    discriminator_learning_rate: float | None = Field(None, gt=0, description="[default: --learning-rate]")
-    beta1: float = Field(0.0, ge=0, lt=1, description="Adam's first decay")
-    beta2: float = Field(0.99, ge=0, lt=1, description="Adam's second decay")
-    rate_decay: Literal["linear", "none"] = Field("linear", description="learning rates fall to 0, or stay")
-    samples_every: int | None = Field(
-        None, ge=1, description="epochs between two sample grids [default: a twentieth of all]"
-    )
+    penalty: float = key(10.0, "weight of the gradient penalty (for R1 its gamma)", ge=0)
+    penalty_target: float = key(1.0, "phi, the gradient norm that wgangp-eps asks for", gt=0)
+    penalty_every: int = key(1, "penalty in every n-th step, n times as strong", ge=1)
+    critic_steps: int = key(1, "steps of the discriminator for each of the generator", ge=1)
+    diffaugment: str = key("translation", "DiffAugment of real and fake images: color,translation,cutout or none")
+    generator_learning_rate: float | None = key(None, "[default: --learning-rate]", gt=0)
+    discriminator_learning_rate: float | None = key(None, "[default: --learning-rate]", gt=0)
+    beta1: float = key(0.0, "Adam's first decay", ge=0, lt=1)
+    beta2: float = key(0.99, "Adam's second decay", ge=0, lt=1)
+    rate_decay: Literal["linear", "none"] = key("linear", "learning rates fall to 0, or stay")
+    samples_every: int | None = key(None, "epochs between two sample grids [default: a twentieth of all]", ge=1)
 
     @field_validator("generator_blocks", "generator_rk_blocks", mode="before")
     @classmethod
@@ -212,78 +202,64 @@ class GanConfig(TransformerConfig):
 class CircuitConfig(Section):
     """The circuits of a model and what is put around them."""
 
-    ansatz: str = Field("ry_rz_ring", description="circuit template: a name, or path/to/file.py:function")
-    qubits: int = Field(4, ge=1, le=28, description="qubits per group of features")
-    layers: int = Field(1, ge=1, le=64, description="layers of the ansatz")
-    mlp_qubits: int | None = Field(
-        None, ge=1, le=28, description="qubits per group in the MLP [default: min(qubits, mlp)]"
-    )
-    initial_angles: Literal["uniform", "conditioned"] = Field(
+    ansatz: str = key("ry_rz_ring", "circuit template: a name, or path/to/file.py:function")
+    qubits: int = key(4, "qubits per group of features", ge=1, le=28)
+    layers: int = key(1, "layers of the ansatz", ge=1, le=64)
+    mlp_qubits: int | None = key(None, "qubits per group in the MLP [default: min(qubits, mlp)]", ge=1, le=28)
+    initial_angles: Literal["uniform", "conditioned"] = key(
         "uniform",
-        description="angles before training: drawn from [-pi, pi], or moved from there to a mean input-output Jacobian "
-        "near the identity",
+        "angles before training: drawn from [-pi, pi], or moved from there to a mean Jacobian near the identity",
     )
-    input_scale: bool = Field(False, description="a learned scale per feature before each circuit")
-    output_scale: bool = Field(True, description="a learned scale per feature after each circuit")
-    output_bias: bool = Field(False, description="a learned bias per feature after each circuit")
-    dtype: Literal["complex64", "complex128"] = Field("complex64", description="precision of the simulator")
+    input_scale: bool = key(False, "a learned scale per feature before each circuit")
+    output_scale: bool = key(True, "a learned scale per feature after each circuit")
+    output_bias: bool = key(False, "a learned bias per feature after each circuit")
+    dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
 
 
 class TrainingConfig(Section):
     """Optimiser and schedule."""
 
-    epochs: int = Field(30, ge=1, description="passes over the training samples")
-    learning_rate: float = Field(0.02, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.1, ge=0, description="weight decay of AdamW")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up; cosine decay follows")
-    clip: float = Field(1.0, gt=0, description="gradient norm at which gradients are clipped")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="label smoothing of the cross-entropy")
-    ema: float = Field(
-        0.99, ge=0, lt=1, description="decay per step of the averaged weights that are validated and kept; 0: none"
+    epochs: int = key(30, "passes over the training samples", ge=1)
+    learning_rate: float = key(0.02, "peak learning rate of AdamW", gt=0)
+    weight_decay: float = key(0.1, "weight decay of AdamW", ge=0)
+    warmup_steps: int = key(100, "steps of linear warm-up; cosine decay follows", ge=0)
+    clip: float = key(1.0, "gradient norm at which gradients are clipped", gt=0)
+    label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)
+    ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
+    accelerator: Literal["cpu", "cuda"] = key("cpu", "where the training runs")
+    threads: int | None = key(
+        None, "CPU threads of torch [default: 1 for small batches, else all cores]", ge=1, le=1024
     )
-    accelerator: Literal["cpu", "cuda"] = Field("cpu", description="where the training runs")
-    threads: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="CPU threads of torch [default: 1 where a batch is too small to share, else all cores]",
-    )
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="seed of weights, batches and dropout")
+    seed: int = key(42, "seed of weights, batches and dropout", ge=0, le=2**32 - 1)
 
 
 class BackendConfig(Section):
     """Where the circuits run."""
 
-    name: str = Field("exact", description="backend by its name in backends.yaml (qrkt-hw backends list)")
-    shots: int | None = Field(
-        None, ge=0, le=10_000_000, description="samples per circuit, 0 for exact values [default: the backend's]"
+    name: str = key("exact", "backend by its name in backends.yaml (qrkt-hw backends list)")
+    shots: int | None = key(
+        None, "samples per circuit, 0 for exact values [default: the backend's]", ge=0, le=10_000_000
     )
-    gradient: Literal["adjoint", "parameter_shift", "spsa"] | None = Field(
-        None, description="how circuits are differentiated [default: the backend's]"
+    gradient: Literal["adjoint", "parameter_shift", "spsa"] | None = key(
+        None, "how circuits are differentiated [default: the backend's]"
     )
-    strict_backend: bool = Field(False, description="refuse a backend that is not available instead of its fallback")
-    pack: bool | None = Field(
-        None, description="run replicas of a circuit side by side [default: the backend's, where it is on]"
+    strict_backend: bool = key(False, "refuse a backend that is not available instead of its fallback")
+    pack: bool | None = key(None, "run replicas of a circuit side by side [default: the backend's, where it is on]")
+    spacing: int | None = key(None, "buffer qubits between two replicas, against crosstalk", ge=0, le=3)
+    min_fidelity: float | None = key(
+        None, "share of the best replica's ESP (estimated success probability) to reach", ge=0, le=1
     )
-    spacing: int | None = Field(None, ge=0, le=3, description="buffer qubits between two replicas, against crosstalk")
-    min_fidelity: float | None = Field(
-        None, ge=0, le=1, description="share of the best replica's estimated success probability that a replica needs"
+    mitigation: Literal["none", "mthree"] | None = key(None, "correction of readout errors [default: the backend's]")
+    mode: Literal["job", "batch", "session", "auto"] | None = key(
+        None, "IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
     )
-    mitigation: Literal["none", "mthree"] | None = Field(
-        None, description="correction of readout errors [default: the backend's]"
-    )
-    mode: Literal["job", "batch", "session", "auto"] | None = Field(
-        None, description="IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
-    )
-    instance: str | None = Field(None, description="IBM: instance by name or CRN [default: the account's own]")
-    max_time: int | None = Field(None, ge=1, description="IBM: seconds after which the service ends a session or batch")
-    dynamical_decoupling: bool | None = Field(None, description="IBM: echo pulses on idle qubits")
-    twirl_gates: bool | None = Field(None, description="IBM: Pauli twirling of two-qubit gates")
-    twirl_measure: bool | None = Field(None, description="IBM: twirling of measurements")
-    rep_delay: float | None = Field(
-        None, ge=0, le=1, description="IBM: seconds between two executions [default: the device's]"
-    )
-    backends_file: Path | None = Field(None, description="a backends.yaml over all others")
+    instance: str | None = key(None, "IBM: instance by name or CRN [default: the account's own]")
+    max_time: int | None = key(None, "IBM: seconds after which the service ends a session or batch", ge=1)
+    dynamical_decoupling: bool | None = key(None, "IBM: echo pulses on idle qubits")
+    twirl_gates: bool | None = key(None, "IBM: Pauli twirling of two-qubit gates")
+    twirl_measure: bool | None = key(None, "IBM: twirling of measurements")
+    rep_delay: float | None = key(None, "IBM: seconds between two executions [default: the device's]", ge=0, le=1)
+    backends_file: Path | None = key(None, "a backends.yaml over all others")
 
 
 MODELS: dict[str, type[TransformerConfig]] = {"vit": VitConfig, "text": TextConfig, "gan": GanConfig}
