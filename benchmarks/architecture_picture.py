@@ -26,10 +26,10 @@ HOLDS = {
     "plots": "pictures",
     "runs": "config, run folder, kept circuits",
     "backends": "exact, Aer; devices: pack, submit, decode",
-    "simulator": "Pauli propagation, statevector, noise; native kernels",
-    "circuits": "one short file per ansatz",
-    "compiler": "program, propagation, light cones, shift rules",
-    "ansatz": "CircuitTemplate, encodings, registry",
+    "simulator": "Pauli propagation, statevector, noise; kernels",
+    "circuits": "one short file per ansatz; the registry",
+    "compiler": "program, propagation, shift rules",
+    "ansatz": "CircuitTemplate and encodings",
     "errors": "UserError",
 }
 COLOURS = {"commands": "#8c8c8c", "experiments": "#b07aa1", "training": "#b07aa1", "resources": "#b07aa1"}
