@@ -27,7 +27,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from model_step import THESIS
 from timing import save
 from torch import nn
 
@@ -38,6 +37,9 @@ from qrkt_hw.runs.config import Config
 from qrkt_hw.simulator import Simulator
 
 LARGEST = 2**28  # amplitudes of a batch
+
+
+THESIS = dict(ansatz="qrkt", qubits=6, layers=1, hidden=6, heads=2, mlp=3, patch=14, rk_blocks=3, rk="rk4")
 
 
 def milliseconds(run: Callable[[], object], device: torch.device, warm: int = 3, repeats: int = 10) -> float:
