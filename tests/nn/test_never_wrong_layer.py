@@ -186,7 +186,7 @@ def test_values_follow_input_and_weight(kind, of_input, of_weight):
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
 def test_fabric_precisions(precision):
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     expected = layer()(X)
