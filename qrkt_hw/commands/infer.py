@@ -170,7 +170,7 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
         ("classified alike", f"{record['agreement']:.4f}   {_interval(record['agreement_interval'])}"),
         ("right there only", f"{here}, right exactly only {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
         ("sampling", shots),
-        ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions, {record['rounds']} rounds"),
+        ("circuit batches", f"{record['rounds']}: {record['circuits']:,} circuits, {record['executions']:,} executions"),
         ("wall time", f"{record['wall_seconds']:.1f} s"),
         ("device", f"{there.get('device', there['name'])} ({there['kind']})"),
         ("calibrated", there.get("calibrated") or "no calibration: noiseless"),
