@@ -37,9 +37,7 @@ def uninterrupted(service, folder):
 
 @pytest.fixture(scope="module")
 def long_uninterrupted(service, folder):
-    status, text = forked(
-        ["train", *MODEL, "--rk", "rk4", "--out", "long"], folder
-    )  # eight batches an inference
+    status, text = forked(["train", *MODEL, "--rk", "rk4", "--out", "long"], folder)  # eight batches an inference
     assert status == 0, text
     return undisturbed("long", service, folder)
 

@@ -1,4 +1,4 @@
-"""The devices the service poses as: the runtime's fake backends' configuration and calibration, as the API sends them."""
+"""The devices the service poses as: configuration and calibration of the runtime's fake backends, as sent."""
 
 from __future__ import annotations
 
