@@ -71,7 +71,7 @@ def test_wide_circuits_are_in_the_gates_of_the_device():
         validate_isa_circuits([work.circuit for work in works], fake_device(device).target)
 
 
-def test_snapshot_counts_wide_executions_and_no_pack_every_circuit():
+def test_a_fake_backend_counts_packed_executions_and_no_pack_every_circuit():
     one = [call(build("brickwork", 4, 1), 34, np.random.default_rng(7))]
     counted = {}
     for pack in (True, False):
