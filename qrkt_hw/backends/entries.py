@@ -194,7 +194,7 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qrkt-hw" / "backends.yaml"
 
 
-def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
+def layers(named: Path | str | None = None) -> dict[str, tuple[Entry, str]]:
     """All entries with the file each comes from; one that says what the layer below says counts as that layer's.
 
     The file ``named`` is over all others. Raises UserError: a file that cannot be read or is wrong; an entry that would
@@ -202,6 +202,7 @@ def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
     """
     shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
     merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
+    named = None if named is None else Path(named)
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
     for path in (config_file(), CWD if _reads_working_folder else None, named):
