@@ -69,7 +69,11 @@ class Packer:
         """Where a template lies in a basis; planned once. Raises UserError: no room, or a kept plan is unfit."""
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
-            self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
+            circuit = basis.rotated(template.circuit)
+            # gates alone do not say how many qubits are idle
+            idle = template.num_qubits > len({q for i in circuit.data for q in i.qubits})
+            width = [template.num_qubits] if idle else []
+            self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
