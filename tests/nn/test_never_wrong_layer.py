@@ -263,8 +263,8 @@ def test_whoever_uses_a_template_first_leaves_ordinary_constants(kind):
                 QuantumLayer(4, ansatz=template, method=method)
         made = QuantumLayer(4, ansatz=template, method=method, initial_weights=torch.zeros(template.num_weights))
         x = X[:, :4].clone().requires_grad_()
-        (slope,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
-        slope.square().sum().backward()
+        (gradient,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
         circuits.build.cache_clear()
         fresh = QuantumLayer(4, ansatz=circuits.build(ansatz, 4, 1), method=method, initial_weights=made.weight)
         torch.testing.assert_close(made(x), fresh(x))
@@ -290,8 +290,8 @@ def test_second_derivatives_of_a_circuit_that_depends_on_no_parameter(method):
     template = CircuitTemplate("constant", circuit, x, w, ("XI",))
     made = QuantumLayer(1, ansatz=template, method=method)
     y = torch.randn(3, 1, requires_grad=True)
-    slopes = torch.autograd.grad(made(y).sum(), (y, made.weight), create_graph=True, allow_unused=True)
-    assert all(slope is None or slope.abs().max() < 1e-6 for slope in slopes)
+    gradients = torch.autograd.grad(made(y).sum(), (y, made.weight), create_graph=True, allow_unused=True)
+    assert all(gradient is None or gradient.abs().max() < 1e-6 for gradient in gradients)
     assert math.isclose(made(y).mean().item(), 1, abs_tol=1e-6)
 
 

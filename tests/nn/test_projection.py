@@ -115,12 +115,12 @@ def test_scales_inside_the_call_equal_scales_around_it():
             strict=True,
         ):
             torch.testing.assert_close(a, b)
-        (slope,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             sum(v.sum() for v in project_together([(m, x) for m in modules])), x, create_graph=True
         )
-        again = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
-        (slope,) = torch.autograd.grad(sum(v.sum() for v in wanted), x, create_graph=True)
-        expected = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        again = torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(sum(v.sum() for v in wanted), x, create_graph=True)
+        expected = torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True, materialize_grads=True)
         for a, b in zip(again, expected, strict=True):
             torch.testing.assert_close(a, b)
 
