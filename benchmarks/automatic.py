@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # processor time of one thread: other programs hardly disturb it
+    torch.set_num_threads(1)  # CPU time of one thread: other programs hardly disturb it
     rows = []
     for number in range(options.first, options.first + options.templates):
         template = random_template(np.random.default_rng(number))

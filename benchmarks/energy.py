@@ -1,8 +1,8 @@
-"""Processor seconds of one epoch: each quantum model and its classical twins, one after the other in one run.
+"""CPU seconds of one epoch: each quantum model and its classical baselines, one after the other in one run.
 
     python benchmarks/energy.py --data-dir DIR [--repeats 2]     # results/energy.json; docs/results.md shows it
 
-Energy is taken to be in proportion to processor time. Each training is a process of its own on one thread; validation
+Energy is taken to be in proportion to CPU time. Each training is a process of its own on one thread; validation
 is part of the epoch, start-up and the inference at the end are not. The least of the repeats counts.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 RESULT = Path(__file__).parents[1] / "results" / "energy.json"
 CLASSICAL = ("--projection", "classical")
-# model: flags of the quantum side, of the twin of equal shape, and where it differs that of equal parameters
+# model: flags of the quantum side, of the size-matched baseline, and where it differs the parameter-matched one
 SIDES: dict[str, tuple[tuple[str, ...], ...]] = {
     "thesis MNIST, order 1": (("--preset", "thesis-mnist-qrk1"), ("--preset", "thesis-mnist-rk1")),
     "thesis MNIST, order 4": (("--preset", "thesis-mnist-qrk4"), ("--preset", "thesis-mnist-rk4")),
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def epoch(flags: tuple[str, ...], data_dir: Path) -> float:
-    """Processor seconds of one epoch with validation."""
+    """CPU seconds of one epoch with validation."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "qrkt_hw", "train", *flags, "--epochs", "1", "--out", f"{folder}/run"]
         command += ["--data-dir", str(data_dir.absolute())]

@@ -1,4 +1,4 @@
-"""Time of a training step of the QRKT-GAN at the thesis' dimensions (384, 96, 24) beside its classical twin.
+"""Time of a training step of the QRKT-GAN at the thesis' dimensions (384, 96, 24) beside its classical baseline.
 
 One qrkt layer in groups of 4 qubits, 3 channels of 32x32 pixels, wgangp-eps with its penalty in every step. A step is
 one of the discriminator and one of the generator.
@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     options = merge(given.preset, None, {"batch_size": given.batch})
     # one after the other in turns, so that what else the machine does falls on both
-    steps = {"quantum": stepper(options), "classical twin": stepper(options.without_circuits())}
+    steps = {"quantum": stepper(options), "classical baseline": stepper(options.without_circuits())}
     wall: dict[str, list[float]] = {name: [] for name in steps}
     busy: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(given.steps + 1):
@@ -69,8 +69,8 @@ def main() -> None:
     for name in steps:
         w, b = statistics.median(wall[name]), statistics.median(busy[name])
         print(f"{name:16}{w * 1e3:9.0f} ms wall {b * 1e3:9.0f} ms processor")
-    ratio = [statistics.median(t["quantum"]) / statistics.median(t["classical twin"]) for t in (wall, busy)]
-    print(f"quantum over twin: {ratio[0]:.2f} (wall), {ratio[1]:.2f} (processor)")
+    ratio = [statistics.median(t["quantum"]) / statistics.median(t["classical baseline"]) for t in (wall, busy)]
+    print(f"quantum : baseline: {ratio[0]:.2f} (wall), {ratio[1]:.2f} (CPU)")
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def template() -> CircuitTemplate:
 
 
 def timed(function, repeats: int) -> tuple[float, float, object]:
-    """Median wall and processor seconds of as many repeats for either side, and the last value.
+    """Median wall and CPU seconds of as many repeats for either side, and the last value.
 
-    Processor time counts all threads of this process and does not move with what else the machine is doing.
+    CPU time counts all threads of this process and does not move with what else the machine is doing.
     """
     walls, processors, value = [], [], None
     for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""Processor time and memory of a layer step over qubits, layers, batch and groups; JSON and a figure.
+"""CPU time and memory of a layer step over qubits, layers, batch and groups; JSON and a figure.
 
 python benchmarks/scaling.py --figure docs/images/scaling.png
 """
@@ -69,7 +69,7 @@ def draw(rows: list[dict], file: Path) -> None:
                 if "samples" in axis:  # less than a decade, where a logarithmic axis has no readable ticks
                     axes[row][column].set_xscale("linear")
         axes[1][column].set_xlabel(axis)
-    axes[0][0].set_ylabel("processor time of a step (ms)")
+    axes[0][0].set_ylabel("CPU time of a step (ms)")
     axes[1][0].set_ylabel("kept for the backward pass (MB)")
     axes[0][0].legend()
     figure.savefig(file, dpi=110)
@@ -87,7 +87,7 @@ def main() -> None:
             for value in values:
                 if value > 20 and changed == "qubits" and ansatz != "qrkt":
                     continue
-                # data that enter twice take a statevector; with one layer every template here is pulled back
+                # data that enter twice take a statevector; with one layer Pauli propagation serves every template here
                 point = BASE | ({"layers": 2} if ansatz == "reuploading" else {}) | others | {changed: value}
                 found = measure(ansatz, **point)
                 if found is not None:

@@ -3,7 +3,7 @@
     python benchmarks/start_up.py [--repeats 3] [--threads 1]
 
 Each repeat is a new process that trains the default model on 64 digits; the first warms the disk and is left out. The
-medians are seconds since the process was started (interpreter included) and its processor time.
+medians are seconds since the process was started (interpreter included) and its CPU time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def launch(threads: int) -> dict[str, list[float]]:
-    """Stage -> seconds since the start and processor seconds, of one new process."""
+    """Stage -> seconds since the start and CPU seconds, of one new process."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     started = time.time()
     done = subprocess.run(

@@ -14,7 +14,7 @@ SIZES = {"A": (4, 1, 64), "B": (6, 1, 260), "C": (6, 3, 260), "D": (8, 2, 256), 
 
 
 def median_ms(make: Callable[[], object], run: Callable[[object], object], repeats: int = 40) -> dict[str, float]:
-    """Milliseconds of ``run`` on fresh arguments: the first call, median, minimum; median processor time."""
+    """Milliseconds of ``run`` on fresh arguments: the first call, median, minimum; median CPU time."""
     argument = make()
     started = time.perf_counter()
     run(argument)

@@ -13,7 +13,7 @@ __all__ = ["QuantumLayer", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch and qiskit load when first needed, so that `qrkt-hw --help` answers in a blink
+    # torch and qiskit load when first needed, so that `qrkt-hw --help` answers instantly
     if name in _LAZY:
         import importlib
 

@@ -33,3 +33,10 @@ def refused(result: SimpleNamespace, *words: str) -> None:
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in complaint[0], complaint[0]
+
+
+def trained(folder: Path, *options: object, out: str = "run") -> Path:
+    """A run that ``qrkt-hw train`` leaves in the folder."""
+    done = qrkt("train", *options, "--out", out, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / out

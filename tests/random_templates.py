@@ -24,6 +24,16 @@ GATES = {
 }
 
 
+def circuit_and_vectors() -> tuple[QuantumCircuit, ParameterVector, ParameterVector]:
+    """Two qubits, two inputs and one weight."""
+    x, w = ParameterVector("x", 2), ParameterVector("w", 1)
+    circuit = QuantumCircuit(2)
+    circuit.ry(x[0], 0)
+    circuit.ry(x[1], 1)
+    circuit.rx(w[0], 0)
+    return circuit, x, w
+
+
 def random_template(
     rng: np.random.Generator,
     num_qubits: int | None = None,

@@ -133,8 +133,8 @@ class Backend(ABC):
         """How many circuits one parameter set takes: one per measurement basis."""
         return 1
 
-    def begin_round(self, circuits: int, tags: Sequence[str]) -> None:
-        """Count a round and tell whoever watches what is being waited for."""
+    def begin_batch(self, circuits: int, tags: Sequence[str]) -> None:
+        """Count a circuit batch and tell whoever watches what is waited for."""
         self.counters.rounds += 1
         self.counters.circuits += circuits
         self.counters.executions += circuits * (self.shots or 0)
@@ -152,7 +152,7 @@ class LocalBackend(Backend):  # evaluates call after call on this machine and co
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         started = time.perf_counter()
         circuits = sum(call.samples * self.circuits_for(call.template) for call in calls)
-        self.begin_round(circuits, [call.tag for call in calls])
+        self.begin_batch(circuits, [call.tag for call in calls])
         values = []
         for call in calls:
             shape = (*call.values.shape[:-1], call.template.num_outputs)

@@ -243,7 +243,7 @@ def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
     while True:
         entry, where = entries[chain[-1]]
         following = getattr(entry, "fallback", None)
-        # a snapshot needs no entry; a wrong name is refused when it is made
+        # a fake backend needs no entry; a wrong name is refused when it is made
         if following is None or (following not in entries and following.startswith("fake_")):
             return
         wrong = None

@@ -52,7 +52,7 @@ def resolve(
     strict: bool = False,  # refuse where the fallback would have to serve
     file: Path | None = None,  # another ``backends.yaml`` over all others
     seed: int | None = None,  # of the samples where the entry has none
-    device: dict[str, Any] | None = None,  # keys of the entry of a device, of IBM or a snapshot, instead of its own
+    device: dict[str, Any] | None = None,  # keys of the entry of a device, of IBM or a fake backend, instead of its own
 ) -> Backend:
     """A new backend by its entry.
 
@@ -76,7 +76,7 @@ def resolve(
     if name != asked:
         why = f"{asked} cannot be used here: {first}."
         backend.fell_back_from = asked
-        backend.notice = f"{why} Running on {name} instead; qrkt-hw doctor says what mends it."
+        backend.notice = f"{why} Running on {name} instead; qrkt-hw doctor says what fixes it."
         warnings.warn(backend.notice, BackendWarning, stacklevel=2)
     return backend
 
@@ -304,7 +304,7 @@ def _activity(
         sent = journal.submissions(activity, SENT)
         if sent and not restart:
             what = f"run: on {activity.device} an unfinished {NAMES[kind]} of {run.path} has {len(sent)} jobs"
-            way = "the same command with --resume goes on with it without paying again, --restart begins anew"
+            way = "the same command with --resume continues it without paying again, --restart starts anew"
             raise UserError(f"{what}; {way}")
         journal.finish(activity)
         activity = None
@@ -330,7 +330,7 @@ def _check_resumed(run: Any, kind: str, asked: dict[str, Any], how: dict[str, bo
     """Refuse flags that are not those of what was stopped: a run's journal never decides what is paid."""
     resume, needs = how.get("resume"), next((key for key in ("resubmit", "replan") if how.get(key)), None)
     if resume and how.get("restart"):
-        raise UserError("--restart begins anew and --resume goes on; leave one of them out")
+        raise UserError("--restart starts anew and --resume continues; leave one of them out")
     if needs is not None and not resume:
         raise UserError(f"--{needs} goes with --resume")
     if not resume or kind == "train":
@@ -345,7 +345,7 @@ def _check_resumed(run: Any, kind: str, asked: dict[str, Any], how: dict[str, bo
         raise UserError(f"--resume: no {NAMES[kind]} of {run.path} on a device was stopped half-way")
     if not same(activity.arguments, asked):
         way = f"the {NAMES[kind]} that was stopped was asked for by: {command(kind, run.path, activity.arguments)}"
-        raise UserError(f"--resume goes on with what its flags say, as it is billed on {activity.device}; {way}")
+        raise UserError(f"--resume takes its flags from the command line, as it is billed on {activity.device}; {way}")
 
 
 def command(kind: str, run: Any, arguments: dict[str, Any]) -> str:

@@ -90,7 +90,7 @@ def check(name: str, shots: int | None, strict_backend: bool, backends_file: Pat
     error = float(np.abs(seen - ideal).max())
     allowed = 5 / math.sqrt(backend.shots) if backend.shots else 1e-6
     noisy = "calibrated" in backend.about()
-    verdict = "as it should be" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
-    echo(f"{'difference':14} {error:.1e} ({verdict})")
+    finding = "as expected" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
+    echo(f"{'difference':14} {error:.1e} ({finding})")
     if error > allowed and not noisy:
         raise UserError(f"backend {name!r} is off by {error:.1e} where {allowed:.1e} is allowed; run qrkt-hw doctor")

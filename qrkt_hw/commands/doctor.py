@@ -42,7 +42,7 @@ def doctor() -> None:
         if finding.remedy:
             echo(f"    {'':22} -> {finding.remedy}")
     problems = sum(finding.state == "problem" for finding in findings)
-    echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "nothing is broken")
+    echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "no problem found")
     if problems:
         sys.exit(1)
 

@@ -41,7 +41,7 @@ def train(
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
         if given:
-            raise UserError(f"--resume goes on with the run's own options; leave out {flag(given[0])}")
+            raise UserError(f"--resume uses the run's own options; leave out {flag(given[0])}")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
         if program:

@@ -216,17 +216,17 @@ def affine(value: ParameterExpression | float, index: dict[Parameter, int], gate
     terms = []
     for parameter in value.parameters:
         try:
-            slope = value.gradient(parameter)
+            factor = value.gradient(parameter)
         except Exception as error:  # sign(x), for one, has no derivative in Qiskit
             raise refused from error
-        if isinstance(slope, ParameterExpression):
-            if slope.parameters:
+        if isinstance(factor, ParameterExpression):
+            if factor.parameters:
                 raise refused
-            slope = slope.numeric()
-        terms.append((index[parameter], _real(slope, value, gate)))
+            factor = factor.numeric()
+        terms.append((index[parameter], _real(factor, value, gate)))
     draws = _point(len(index))
     point = {p: float(draws[index[p]]) for p in value.parameters}
-    moved = sum(slope * draws[i] for i, slope in terms)
+    moved = sum(factor * draws[i] for i, factor in terms)
     try:
         offset = _at(value, dict.fromkeys(point, 0.0), gate)
     except NotLinear:  # such as x + 1/x - 1/x
@@ -290,7 +290,7 @@ def _product(steps: Iterable[Step], qubits: tuple[int, ...], values: Sequence[fl
     circuit = QuantumCircuit(len(qubits))
     for step in steps:
         if isinstance(step, Rotation):
-            angle = step.angle.offset + sum(values[i] * slope for i, slope in step.angle.terms)
+            angle = step.angle.offset + sum(values[i] * factor for i, factor in step.angle.terms)
             matrix = Rotation(step.pauli, step.qubits, Affine(offset=angle)).matrix()
         else:
             matrix = step.matrix

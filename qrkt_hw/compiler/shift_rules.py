@@ -37,13 +37,13 @@ class Split:
 
     Attributes:
         template: all its parameters are inputs, one per slot; same gates and observables as the original.
-        slopes: ``(slots, inputs + weights)``: how each angle depends on the original's parameters.
-        offsets: ``(slots,)``: ``angles = values @ slopes.T + offsets``.
+        jacobian: ``(slots, inputs + weights)``: how each angle depends on the original's parameters.
+        offsets: ``(slots,)``: ``angles = values @ jacobian.T + offsets``.
         rules: the shift rule of each slot.
     """
 
     template: CircuitTemplate
-    slopes: NDArray[np.float64]
+    jacobian: NDArray[np.float64]
     offsets: NDArray[np.float64]
     rules: tuple[Rule, ...]
 
@@ -54,17 +54,17 @@ def split(template: CircuitTemplate) -> Split:
     program = lower(template)
     circuit = QuantumCircuit(template.num_qubits)
     slots: list[Parameter] = []
-    slopes, offsets, rules = [], [], []
+    jacobian, offsets, rules = [], [], []
     size = len(template.parameters)
     index = {parameter: i for i, parameter in enumerate(template.parameters)}
 
     def slot(terms: Sequence[tuple[int, float]], offset: float, rule: Rule) -> Parameter:
         row = np.zeros(size)
-        for i, slope in terms:
-            row[i] += slope
+        for i, factor in terms:
+            row[i] += factor
         parameter = Parameter(f"angle_{len(slots):04d}")
         slots.append(parameter)
-        slopes.append(row)
+        jacobian.append(row)
         offsets.append(offset)
         rules.append(rule)
         return parameter
@@ -93,7 +93,7 @@ def split(template: CircuitTemplate) -> Split:
                     circuit.append(_rotation(step.pauli, angle), step.qubits)
     name = f"{template.name} (angles)"
     copy = replace(template, name=name, circuit=circuit, inputs=tuple(slots), weights=(), source=None)
-    return Split(copy, np.array(slopes).reshape(len(slots), size), np.array(offsets), tuple(rules))
+    return Split(copy, np.array(jacobian).reshape(len(slots), size), np.array(offsets), tuple(rules))
 
 
 @lru_cache(maxsize=64)
@@ -129,7 +129,7 @@ def _gate_rules(name: str) -> list[Rule]:
 
 
 def _frequencies(rotations: list[tuple[Rotation, float]], one_generator: bool) -> tuple[float, ...]:
-    """Frequencies of expectation values in an angle that turns several rotations, each by its factor.
+    """Frequencies of expectation values in an angle that enters several rotations, each with its factor.
 
     Where nothing stands between commuting rotations they are one generator, and its level spacings are all there is.
     """

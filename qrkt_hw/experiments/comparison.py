@@ -99,7 +99,7 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     found: dict[str, Group] = {}
     for place, (run, own) in enumerate(zip(runs, options, strict=True)):
         if not run.results.is_file():
-            raise UserError(f"run: {run.path} is not finished; go on with: qrkt-hw train --resume {run.path}")
+            raise UserError(f"run: {run.path} is not finished; resume with: qrkt-hw train --resume {run.path}")
         name = ", ".join(f"{key}={own[key]}" for key in differing if key in own) or run.path.name
         label = labels[place] if labels else name
         key = label if labels else repr(sorted(own.items()))

@@ -62,7 +62,7 @@ def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
     """``model`` with the weights of the run, in evaluation mode; raises as :func:`load`."""
     if not folder.model.is_file():
         raise UserError(
-            f"run: {folder.path} has no trained model yet; go on with: qrkt-hw train --resume {folder.path}"
+            f"run: {folder.path} has no trained model yet; resume with: qrkt-hw train --resume {folder.path}"
         )
     load_weights(model, folder.model, folder.weights_sha256())
     return model.eval()

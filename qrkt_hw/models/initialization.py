@@ -20,7 +20,7 @@ from qrkt_hw.simulator import simulator
 SAMPLES = 256
 SIGNAL_SAMPLES = 4096
 STEPS = 150
-RATE = 0.1  # of Adam; angles turn by up to this much a step
+RATE = 0.1  # of Adam; angles change by up to this much a step
 LARGEST = 12  # qubits
 AMPLITUDES = 2**16  # of all circuits of a step, for one sample
 FLOOR = 1e-6  # keeps the determinant of a circuit that ignores some direction finite

@@ -47,7 +47,7 @@ class ParameterShift:
     def calls(self, call: Call, wanted: Wanted) -> list[Call]:
         """One call with all shifted angles ``(..., evaluations, slots)``; none where no derivative is wanted."""
         parts = split(call.template)
-        angles, units = call.values @ parts.slopes.T + parts.offsets, np.eye(len(parts.rules))
+        angles, units = call.values @ parts.jacobian.T + parts.offsets, np.eye(len(parts.rules))
         steps = [
             sign * shift * units[slot]
             for slot in self._slots(call, wanted)
@@ -63,12 +63,12 @@ class ParameterShift:
         if not slots:
             return np.zeros((*call.values.shape[:-1], call.template.num_outputs, call.values.shape[-1]))
         columns = wanted.columns(call)
-        chain = np.concatenate([np.outer(parts.rules[s].coefficients, parts.slopes[s] * columns) for s in slots])
+        chain = np.concatenate([np.outer(parts.rules[s].coefficients, parts.jacobian[s] * columns) for s in slots])
         return np.einsum("...ko,kp->...op", values[0][..., 0::2, :] - values[0][..., 1::2, :], chain, optimize=True)
 
     def _slots(self, call: Call, wanted: Wanted) -> list[int]:
         used = wanted.columns(call) > 0
-        return [s for s, row in enumerate(split(call.template).slopes) if row[used].any()]
+        return [s for s, row in enumerate(split(call.template).jacobian) if row[used].any()]
 
 
 class SPSA:
@@ -103,9 +103,9 @@ class SPSA:
 
     def jacobian(self, call: Call, wanted: Wanted, values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
         """``(..., observables, inputs + weights)``: unbiased up to terms of order ``size^2``."""
-        slope = (values[0][0] - values[0][1]) / (2 * self.size)
+        derivative = (values[0][0] - values[0][1]) / (2 * self.size)
         signs = self.direction(call) * wanted.columns(call)
-        return slope[..., :, None] * signs[..., None, :]  # 1/sign is the sign
+        return derivative[..., :, None] * signs[..., None, :]  # 1/sign is the sign
 
 
 class Adjoint:

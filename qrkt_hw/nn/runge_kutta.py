@@ -95,7 +95,7 @@ class RungeKuttaBlock(nn.Module):
 
 
 def _combine(y: Tensor, stages: Sequence[Tensor], weights: Sequence[float], step: float) -> Tensor:
-    for slope, weight in zip(stages, weights, strict=True):
+    for stage, weight in zip(stages, weights, strict=True):
         if weight:
-            y = torch.add(y, slope, alpha=step * weight)
+            y = torch.add(y, stage, alpha=step * weight)
     return y

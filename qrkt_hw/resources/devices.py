@@ -1,4 +1,4 @@
-"""Circuits on a device: transpiled, judged by the calibration, priced and drawn."""
+"""Circuits on a device: transpiled, rated by the calibration, priced and drawn."""
 
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -131,8 +131,8 @@ def test_inference_prints_the_report(tmp_path, capsys):
     capsys.readouterr()
     assert run("infer", out, "--backend", "fake_miami", "--shots", 128, "--limit", 10) == 0
     seen = capsys.readouterr()
-    for part in ("accuracy there", "exact, same images", "95 % interval", "128 shots", "executions", "4 rounds",
-                 "wall time", "fake_miami", "2026-04-17"):  # fmt: skip
+    for part in ("accuracy there", "exact, same images", "95 % interval", "128 shots", "executions",
+                 "circuit batches     4\n", "wall time", "fake_miami", "2026-04-17"):  # fmt: skip
         assert part in seen.out
     assert "circuit batch 1 of 4: waiting for" in seen.err
 

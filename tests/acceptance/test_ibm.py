@@ -64,7 +64,7 @@ def test_fifty_images_equal_exact_within_shot_noise_and_cost_what_was_estimated(
     assert record["executions"] == report["executions"] and not report["twice"]
     assert details["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
     assert details["billed_seconds"] == pytest.approx(details["estimated_seconds"], rel=0.01)
-    # what the dry run said: to the last round, job, circuit and execution
+    # what the dry run said: to the last circuit batch, job, circuit and execution
     assert plan["rounds"] == record["rounds"] and plan["jobs"] == len(report["jobs"])
     assert plan["circuits"] == record["circuits"] and plan["executions"] == report["executions"]
     assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
@@ -172,7 +172,7 @@ def test_the_clients_local_testing_mode(home):
     backend = resolve("local_fez", file=home / "backends.yaml")
     seen = backend.run([Call(template, rows)])[0]
     exact = resolve("exact").run([Call(template, rows)])[0]
-    assert np.abs(seen - exact).max() < 5 / np.sqrt(400) + 0.1  # shot noise and the snapshot's noise
+    assert np.abs(seen - exact).max() < 5 / np.sqrt(400) + 0.1  # shot noise and the fake backend's noise
     assert backend.about()["plan"] == "local testing mode"
 
 

@@ -1,4 +1,4 @@
-"""Mitigation, guard, budget and limits of a job by way of the service, not only on a snapshot."""
+"""Mitigation, spacing, budget and limits of a job through the service, not only on a fake backend."""
 
 import json
 
@@ -144,7 +144,7 @@ def test_a_budget_stops_between_two_rounds_and_keeps_what_came_back(fez, service
             np.testing.assert_array_equal(backend.run([first])[0], alone)
             backend.run([second])
         assert len(service.report()["executed"]) == 1
-        with backend.open(journal=journal, activity=activity):  # the first round is not paid for again
+        with backend.open(journal=journal, activity=activity):  # the first circuit batch is not paid for again
             np.testing.assert_array_equal(backend.run([first])[0], alone)
         assert len(service.report()["executed"]) == 1
 

@@ -37,7 +37,7 @@ def uninterrupted(service, folder):
 
 @pytest.fixture(scope="module")
 def long_uninterrupted(service, folder):
-    status, text = forked(["train", *MODEL, "--rk", "rk4", "--out", "long"], folder)  # eight rounds an inference
+    status, text = forked(["train", *MODEL, "--rk", "rk4", "--out", "long"], folder)  # eight batches an inference
     assert status == 0, text
     return undisturbed("long", service, folder)
 
@@ -58,7 +58,7 @@ def inferred(folder, run="run"):
 
 
 def nth(moment, kill):
-    """How often the moment is passed before it kills, so that eight kills fit into eight rounds and each gets on."""
+    """How often the moment is passed before it kills, so that eight kills fit into eight batches and each gets on."""
     if moment in ("accepted, not answered", "answered, not written", "running"):
         return 1  # the next process adopts the job and comes to the next one
     return 1 if kill == 0 else 2 if moment == "downloading" else 1 + kill % 2
@@ -194,7 +194,7 @@ def test_a_device_calibrated_anew_between_kill_and_resume(moment, service, folde
     results, counts = uninterrupted
     wanted = sorted(e["content"] for e in counts["executed"])
     service.reset()
-    nth = 2 if moment != "running" else 1  # the second round is planned on the old calibration too
+    nth = 2 if moment != "running" else 1  # the second circuit batch is planned on the old calibration too
     status, _ = killed(service, INFER, folder, moment, nth)
     assert status == -9
     service.control("recalibrate", backend="ibm_fez")

@@ -65,7 +65,7 @@ def calls(seed, rows=6):
 
 
 def evaluate(backend, journal, kind="infer", **how):
-    """Two rounds, journalled; an unfinished activity goes on."""
+    """Two circuit batches, journalled; an unfinished activity goes on."""
     activity = journal.unfinished(kind) or journal.start(kind, "ibm_fez", {})
     with backend.open(journal=journal, activity=activity, **how):
         found = [backend.run(calls(seed)) for seed in (1, 2)]

@@ -73,10 +73,10 @@ def test_propagated_values_and_gradients_are_those_of_the_simulator():
         values = simulator(template, torch.complex128)(inputs[None], weights)[0, 0]
         for output, observable in enumerate(template.observables):
             propagated, _ = propagate(lower(template), observable, point, limit=10**6, work=2e8)
-            slopes = torch.autograd.grad(
+            gradients = torch.autograd.grad(
                 values[output], (inputs, weights), retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            expected = torch.cat([values[output].reshape(1, 1).detach(), *slopes], dim=1)
+            expected = torch.cat([values[output].reshape(1, 1).detach(), *gradients], dim=1)
             assert np.abs(propagated - expected.numpy()).max() < 1e-12
 
 

@@ -5,7 +5,7 @@ import pytest
 from qrkt_hw.experiments import evaluation
 from qrkt_hw.models.factory import quantum_layers
 from qrkt_hw.models.transformer import Transformer
-from tests.command_line import qrkt
+from tests.command_line import qrkt, trained
 
 pytestmark = pytest.mark.acceptance
 SMALL = ["--hidden", 4, "--heads", 1, "--mlp", 4, "--rk", "rk1", "--epochs", 1, "--limit", 4]
@@ -37,18 +37,12 @@ def test_train_builds_once(more, built, tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    done = qrkt("train", *SMALL, "--patch", 8, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return trained(tmp_path_factory.mktemp("trained"), *SMALL, "--patch", 8)
 
 
 @pytest.fixture(scope="module")
 def gan(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gan")
-    done = qrkt("train", *SMALL, *GAN, "--out", "gan", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "gan"
+    return trained(tmp_path_factory.mktemp("gan"), *SMALL, *GAN, out="gan")
 
 
 @pytest.mark.parametrize(

@@ -71,21 +71,21 @@ def test_gradients_equal_finite_differences(number):
         def loss(x, w, evaluate=evaluate):
             return (evaluate(x, w) * cotangent).sum()
 
-        by_x, by_w = torch.autograd.grad(loss(x, w), (x, w))
+        grad_x, grad_w = torch.autograd.grad(loss(x, w), (x, w))
         numeric_x = central_differences(lambda t: loss(t, w.detach()), x.detach())
         numeric_w = central_differences(lambda t: loss(x.detach(), t), w.detach())
-        assert (by_x - numeric_x).abs().max() < 1e-6, method
-        assert (by_w - numeric_w).abs().max() < 1e-6, method
+        assert (grad_x - numeric_x).abs().max() < 1e-6, method
+        assert (grad_w - numeric_w).abs().max() < 1e-6, method
 
 
 def central_differences(function, point, step=1e-5):
-    slopes = torch.zeros_like(point)
+    gradients = torch.zeros_like(point)
     for k in range(point.numel()):
         move = torch.zeros(point.numel(), dtype=point.dtype)
         move[k] = step
         move = move.reshape(point.shape)
-        slopes.view(-1)[k] = (function(point + move) - function(point - move)) / (2 * step)
-    return slopes
+        gradients.view(-1)[k] = (function(point + move) - function(point - move)) / (2 * step)
+    return gradients
 
 
 @pytest.mark.parametrize("number", range(6))

@@ -97,7 +97,7 @@ def test_flags_win_over_the_entry(tmp_path):
     assert (from_options(options).shots, from_options(options).gradient) == (None, "parameter_shift")
 
 
-def test_a_snapshot_needs_no_entry_and_a_wrong_one_is_refused():
+def test_a_fake_backend_needs_no_entry_and_a_wrong_one_is_refused():
     assert resolve("fake_lima").target.num_qubits == 5
     with pytest.raises(UserError, match="fake_nowhere"):
         resolve("fake_nowhere")

@@ -230,7 +230,7 @@ def test_a_damaged_result_is_made_anew(damage, tmp_path, monkeypatch):
     file = tmp_path / "qrkt-hw" / "copies" / "key.json"
     file.write_text(damage(file.read_text()))
     assert remember("copies", "key", lambda: value) == value
-    assert remember("copies", "key", dict) == value  # and was mended
+    assert remember("copies", "key", dict) == value  # and was repaired
 
 
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):

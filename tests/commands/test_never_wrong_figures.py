@@ -26,17 +26,14 @@ from qrkt_hw.experiments.inference import on_backend
 from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
-from tests.command_line import qrkt, refused
+from tests.command_line import qrkt, refused, trained
 
 SMALL = ["--hidden", 4, "--heads", 1, "--mlp", 4, "--rk", "rk1", "--rk-blocks", 1, "--patch", 8, "--epochs", 1]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    done = qrkt("train", *SMALL, "--limit", 20, "--out", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return trained(tmp_path_factory.mktemp("trained"), *SMALL, "--limit", 20)
 
 
 def test_an_interval_has_a_width_where_all_or_none_are_right():

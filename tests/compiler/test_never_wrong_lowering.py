@@ -329,8 +329,8 @@ def test_derived_inputs_are_qiskits_numbers_and_their_slopes_finite_differences(
         )
         step = 1e-6 * np.eye(4)
         numeric = (derived.values(point + step) - derived.values(point - step)) / 2e-6
-        slopes = derived_jacobian(derived, point)
-        np.testing.assert_allclose(slopes, numeric.T, atol=1e-5 * (1 + np.abs(slopes).max()))
+        gradients = derived_jacobian(derived, point)
+        np.testing.assert_allclose(gradients, numeric.T, atol=1e-5 * (1 + np.abs(gradients).max()))
         assert derive(derived.template).trivial
 
 
@@ -343,8 +343,8 @@ def test_the_zz_feature_map_has_one_derived_input_for_each_pair(feature_map):
     assert derived.template.num_weights == template.num_weights == 6
     for cone in cones(template):  # in the author's inputs, not in derived ones
         assert cone.exact and cone.inputs == (0, 1, 2)
-    slopes = gradients(template, samples=2)
-    assert slopes.shape == (2, 3, 6) and np.abs(slopes).max() > 1e-3
+    found = gradients(template, samples=2)
+    assert found.shape == (2, 3, 6) and np.abs(found).max() > 1e-3
 
 
 def test_cancelling_expressions_do_not_count_as_dependence():

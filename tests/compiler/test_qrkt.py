@@ -14,9 +14,9 @@ def gates(template):
 
 def test_gates_and_order_for_three_qubits():
     encoding = [("ry", (j,)) for j in range(3)]
-    turns = [(name, (j,)) for j in range(3) for name in ("rx", "rz")]
+    rotations = [(name, (j,)) for j in range(3) for name in ("rx", "rz")]
     ring = [step for j in range(3) for step in (("h", (j,)), ("cx", (j, (j + 1) % 3)))]
-    assert gates(build("qrkt", 3, 2)) == encoding + 2 * (turns + ring)
+    assert gates(build("qrkt", 3, 2)) == encoding + 2 * (rotations + ring)
 
 
 def test_two_qubits_have_one_cnot_and_no_hadamard():

@@ -1,10 +1,11 @@
 """Finding templates by name, and refusing what is none."""
 
 import pytest
-from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit import Parameter
 
 from qrkt_hw.circuits import CircuitTemplate, _factories, build, names, register
 from qrkt_hw.errors import UserError
+from tests.random_templates import circuit_and_vectors
 
 
 @pytest.fixture
@@ -65,15 +66,6 @@ def test_a_file_may_hold_dataclasses(tmp_path):
         "def make(n, layers): return build('qrkt', n, Settings().layers)\n"
     )
     assert build(f"{tmp_path}/mine.py:make", 3, 1).num_weights == 6
-
-
-def circuit_and_vectors():
-    x, w = ParameterVector("x", 2), ParameterVector("w", 1)
-    circuit = QuantumCircuit(2)
-    circuit.ry(x[0], 0)
-    circuit.ry(x[1], 1)
-    circuit.rx(w[0], 0)
-    return circuit, x, w
 
 
 def test_templates_that_do_not_fit_their_circuit_are_refused():

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8787, help="0 takes a free one [8787]")
     parser.add_argument("--plan", choices=sorted(INSTANCES), default="premium", help="of the account [premium]")
     parser.add_argument("--key", default="loopback-api-key", help="the API key that is accepted")
-    parser.add_argument("--noisy", action="store_true", help="run circuits with the noise of the device's snapshot")
+    parser.add_argument("--noisy", action="store_true", help="run circuits with the noise of the device's fake backend")
     parser.add_argument("--queue-seconds", type=float, default=0.0, help="how long a job waits [0]")
     parser.add_argument("--run-seconds", type=float, default=0.0, help="how long a job runs at least [0]")
     parser.add_argument("--devices", nargs="*", choices=sorted(devices.FOLDERS), default=list(devices.FOLDERS))

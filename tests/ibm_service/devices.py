@@ -1,4 +1,4 @@
-"""The devices the service poses as: configuration and calibration of the runtime's snapshots, as the API sends them."""
+"""The devices the service poses as: configuration and calibration of the runtime's fake backends, as sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-# what is posed as -> folder of the snapshot; lagos is small enough that many a circuit does not fit
+# what is posed as -> folder of the fake backend; lagos is small enough that many a circuit does not fit
 FOLDERS = {
     "ibm_fez": "fez", "ibm_kingston": "kingston", "ibm_miami": "miami", "ibm_marrakesh": "marrakesh",
     "ibm_lagos": "lagos",
@@ -23,8 +23,8 @@ def _read(name: str, kind: str) -> dict[str, Any]:
     return json.loads((folder / f"{kind}_{FOLDERS[name]}.json").read_text(encoding="utf-8"))
 
 
-def snapshot(name: str) -> str:
-    """The snapshot's own name, such as ``fake_fez``."""
+def fake_name(name: str) -> str:
+    """The fake backend's own name, such as ``fake_fez``."""
     return f"fake_{FOLDERS[name]}"
 
 
@@ -50,10 +50,10 @@ def properties(name: str, recalibrations: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def target(name: str) -> Any:
-    """The snapshot's target: durations for the bill."""
+    """The fake backend's target: durations for the bill."""
     from qrkt_hw.backends.device.transpile import fake_device
 
-    return fake_device(snapshot(name)).target
+    return fake_device(fake_name(name)).target
 
 
 def rep_delay(name: str) -> float:

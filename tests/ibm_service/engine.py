@@ -220,18 +220,18 @@ def _matrix(operation: Any, values: NDArray[np.float64], order: dict[Any, int]) 
 
 
 def _linear(expression: ParameterExpression, order: dict[Any, int]) -> tuple[float, dict[int, float]] | str:
-    """Offset and slopes by column; the text of an expression that is not linear."""
+    """Offset and factors by column; the text of an expression that is not linear."""
     parameters = list(expression.parameters)
-    slopes = {}
+    factors = {}
     for parameter in parameters:
-        slope = expression.gradient(parameter)
-        if isinstance(slope, ParameterExpression):
-            if slope.parameters:
+        factor = expression.gradient(parameter)
+        if isinstance(factor, ParameterExpression):
+            if factor.parameters:
                 return str(expression)
-            slope = slope.numeric()
-        slopes[order[parameter]] = float(slope.real)
+            factor = factor.numeric()
+        factors[order[parameter]] = float(factor.real)
     offset = expression.bind(dict.fromkeys(parameters, 0.0))
-    return float(offset.numeric().real), dict(sorted(slopes.items()))
+    return float(offset.numeric().real), dict(sorted(factors.items()))
 
 
 def _numbers(
@@ -241,8 +241,8 @@ def _numbers(
     if isinstance(found, str):
         names = list(expression.parameters)
         return np.array([float(expression.bind({p: row[order[p]] for p in names}).numeric()) for row in values])
-    offset, slopes = found
-    return offset + sum((slope * values[:, column] for column, slope in slopes.items()), np.zeros(len(values)))
+    offset, factors = found
+    return offset + sum((factor * values[:, column] for column, factor in factors.items()), np.zeros(len(values)))
 
 
 def _superoperator(matrix: NDArray[np.complex128]) -> NDArray[np.complex128]:

@@ -89,7 +89,7 @@ class Service:
     """The state behind the API; every method is safe to call from several threads.
 
     Args:
-        noisy: run circuits with the noise of the device's snapshot.
+        noisy: run circuits with the noise of the device's fake backend.
         queue_seconds: how long a job waits before it runs.
         run_seconds: how long it runs at least.
         key: the API key that is accepted; None accepts any.
@@ -293,7 +293,7 @@ class Service:
                 if settings["noisy"]:
                     from qrkt_hw.backends.noise import device_noise
 
-                    noise = device_noise(devices.snapshot(job.backend))
+                    noise = device_noise(devices.fake_name(job.backend))
                 job.results = programs.execute(job.program, job.backend, noise)
                 time.sleep(settings["run_seconds"])
             except Exception:

@@ -49,7 +49,7 @@ def test_every_ansatz_passes_more_or_as_little(ansatz, layers):
     layer = QuantumLayer(24, ansatz=ansatz, qubits=4, layers=layers)
     before = logdet(layer)
     condition([layer])
-    assert logdet(layer) > before - 1  # deaf circuits stay where they were, but for the samples' errors
+    assert logdet(layer) > before - 1  # circuits that pass no signal stay where they were, but for the samples' errors
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -62,9 +62,9 @@ def test_a_controlled_rotation_takes_four_terms_and_two_would_be_wrong():
     assert rule.frequencies == (0.5, 1.0) and len(rule.shifts) == 2
     np.testing.assert_allclose(shifted(call, resolve("aer_cpu")), exact_jacobian(call), atol=1e-10)
     parts = split(call.template)
-    angles = call.values @ parts.slopes.T + parts.offsets
+    angles = call.values @ parts.jacobian.T + parts.offsets
     up, down = resolve("aer_cpu").run([Call(parts.template, angles + s * np.pi / 2) for s in (1, -1)])
-    two_terms = (up - down)[..., None] / 2 * parts.slopes[0, 0]
+    two_terms = (up - down)[..., None] / 2 * parts.jacobian[0, 0]
     assert np.abs(two_terms - exact_jacobian(call)).max() > 1e-2
 
 
@@ -77,16 +77,16 @@ def test_a_rule_differentiates_its_frequencies(frequencies):
     def f(x):
         return sum(p * np.cos(w * x) + q * np.sin(w * x) for w, p, q in zip(frequencies, a, b, strict=True)) + 0.3
 
-    slope = sum(w * (q * np.cos(w * 0.4) - p * np.sin(w * 0.4)) for w, p, q in zip(frequencies, a, b, strict=True))
+    derivative = sum(w * (q * np.cos(w * 0.4) - p * np.sin(w * 0.4)) for w, p, q in zip(frequencies, a, b, strict=True))
     found = sum(c * (f(0.4 + s) - f(0.4 - s)) for c, s in zip(rule.coefficients, rule.shifts, strict=True))
-    assert found == pytest.approx(slope, abs=1e-9)
+    assert found == pytest.approx(derivative, abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_split_template_is_the_same_circuit(seed):
     template = random_template(np.random.default_rng(seed), num_qubits=3)
     call, parts = call_for(template), split(template)
-    angles = call.values @ parts.slopes.T + parts.offsets
+    angles = call.values @ parts.jacobian.T + parts.offsets
     found, wanted = (resolve("exact").run([c])[0] for c in (Call(parts.template, angles), call))
     np.testing.assert_allclose(found, wanted, atol=1e-10)
 

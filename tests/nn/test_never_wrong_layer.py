@@ -263,8 +263,8 @@ def test_whoever_uses_a_template_first_leaves_ordinary_constants(kind):
                 QuantumLayer(4, ansatz=template, method=method)
         made = QuantumLayer(4, ansatz=template, method=method, initial_weights=torch.zeros(template.num_weights))
         x = X[:, :4].clone().requires_grad_()
-        (slope,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
-        slope.square().sum().backward()
+        (gradient,) = torch.autograd.grad(made(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
         circuits.build.cache_clear()
         fresh = QuantumLayer(4, ansatz=circuits.build(ansatz, 4, 1), method=method, initial_weights=made.weight)
         torch.testing.assert_close(made(x), fresh(x))
@@ -290,8 +290,8 @@ def test_second_derivatives_of_a_circuit_that_depends_on_no_parameter(method):
     template = CircuitTemplate("constant", circuit, x, w, ("XI",))
     made = QuantumLayer(1, ansatz=template, method=method)
     y = torch.randn(3, 1, requires_grad=True)
-    slopes = torch.autograd.grad(made(y).sum(), (y, made.weight), create_graph=True, allow_unused=True)
-    assert all(slope is None or slope.abs().max() < 1e-6 for slope in slopes)
+    gradients = torch.autograd.grad(made(y).sum(), (y, made.weight), create_graph=True, allow_unused=True)
+    assert all(gradient is None or gradient.abs().max() < 1e-6 for gradient in gradients)
     assert math.isclose(made(y).mean().item(), 1, abs_tol=1e-6)
 
 
@@ -314,6 +314,22 @@ def test_a_compiled_layer_computes_the_same(kind):
     made = nn.Sequential(nn.Linear(8, 8), layer(*kind))
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(made, backend="eager")(X), made(X))
+
+
+@pytest.mark.parametrize("way", ["layer", "network", "gradient"])
+def test_a_backend_given_after_a_forward_is_the_one_that_computes(way):
+    made, other = layer(), backends.registry.resolve("exact", gradient="parameter_shift")
+    values = made(X)
+    if way == "layer":
+        made.backend = other
+    elif way == "network":
+        made.neural_network.backend = other
+    else:
+        made.backend = other
+        made(X)
+        other.gradient = "adjoint"
+    torch.testing.assert_close(made(X), values)
+    assert other.counters.rounds == 1 and (made.expectation(made.dtype) is None) == (way != "gradient")
 
 
 @pytest.mark.parametrize("kind", KEPT, ids="-".join)

@@ -61,10 +61,10 @@ def test_angles_that_are_not_linear_are_exact_on_every_backend(make, where):
     np.testing.assert_allclose(network.forward(x, w), wanted, atol=1e-9)
     by_input, by_weight = network.backward(x, w)
     for row in range(3):
-        slopes = numeric(lambda v: network.forward(v, w)[0], x[row])
-        np.testing.assert_allclose(by_input[row], slopes, atol=1e-6)
-        slopes = numeric(lambda v, row=row: network.forward(x[row], v)[0], w)
-        np.testing.assert_allclose(by_weight[row], slopes, atol=1e-6)
+        gradients = numeric(lambda v: network.forward(v, w)[0], x[row])
+        np.testing.assert_allclose(by_input[row], gradients, atol=1e-6)
+        gradients = numeric(lambda v, row=row: network.forward(x[row], v)[0], w)
+        np.testing.assert_allclose(by_weight[row], gradients, atol=1e-6)
     layer = QuantumLayer(x.shape[1], ansatz=template, backend=backend, dtype=torch.complex128, initial_weights=w)
     features = torch.tensor(x, requires_grad=True)
     values = layer(features)
@@ -143,16 +143,16 @@ def test_circuits_without_inputs_or_without_weights():
             network.forward(None, [0.3, 0.4])[0], reference_values(network.template, [0.3, 0.4]), atol=1e-9
         )
         none, by_weight = network.backward(None, [0.3, 0.4])
-        slopes = numeric(lambda v, n=network: n.forward(None, v)[0], np.array([0.3, 0.4]))
+        gradients = numeric(lambda v, n=network: n.forward(None, v)[0], np.array([0.3, 0.4]))
         assert none is None
-        np.testing.assert_allclose(by_weight[0], slopes, atol=1e-6)
+        np.testing.assert_allclose(by_weight[0], gradients, atol=1e-6)
         network = TemplateNetwork(CircuitTemplate("t", circuit, w, ()), backend)
         for weights in (None, []):
             found = network.forward([[0.3, 0.4], [0.5, 0.6]], weights)
             np.testing.assert_allclose(found[1], reference_values(network.template, [0.5, 0.6]), atol=1e-9)
         by_input, none = network.backward([0.3, 0.4], None)
         assert none is None
-        np.testing.assert_allclose(by_input[0], slopes, atol=1e-6)
+        np.testing.assert_allclose(by_input[0], gradients, atol=1e-6)
         network.input_gradients = False
         assert network.backward([0.3, 0.4], None) == (None, None)
         layer = QuantumLayer(4, ansatz=network.template, backend=backend)

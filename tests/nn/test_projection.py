@@ -6,11 +6,13 @@ from torch import nn
 from torch.nn.utils import prune
 
 from qrkt_hw import QuantumLayer
+from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.attention import Attention
 from qrkt_hw.nn.blocks import FeedForward
 from qrkt_hw.nn.embeddings import ImageTokens, PatchEmbedding, sincos_positions
 from qrkt_hw.nn.quantum import QuantumProjection, project_together
+from tests.random_templates import circuit_and_vectors
 
 
 def quantum(features):
@@ -37,15 +39,7 @@ def test_projected_together_equals_projected_alone():
 
 
 def test_outputs_must_match_features():
-    from qiskit.circuit import ParameterVector, QuantumCircuit
-
-    from qrkt_hw.circuits import CircuitTemplate
-
-    x, w = ParameterVector("x", 2), ParameterVector("w", 1)
-    circuit = QuantumCircuit(2)
-    circuit.ry(x[0], 0)
-    circuit.ry(x[1], 1)
-    circuit.rx(w[0], 0)
+    circuit, x, w = circuit_and_vectors()
     with pytest.raises(UserError, match="as many observables"):
         QuantumProjection(QuantumLayer(4, CircuitTemplate("mine", circuit, x, w, ("ZZ",))))
 
@@ -115,12 +109,12 @@ def test_scales_inside_the_call_equal_scales_around_it():
             strict=True,
         ):
             torch.testing.assert_close(a, b)
-        (slope,) = torch.autograd.grad(
+        (gradient,) = torch.autograd.grad(
             sum(v.sum() for v in project_together([(m, x) for m in modules])), x, create_graph=True
         )
-        again = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
-        (slope,) = torch.autograd.grad(sum(v.sum() for v in wanted), x, create_graph=True)
-        expected = torch.autograd.grad(slope.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        again = torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        (gradient,) = torch.autograd.grad(sum(v.sum() for v in wanted), x, create_graph=True)
+        expected = torch.autograd.grad(gradient.square().sum(), parameters, allow_unused=True, materialize_grads=True)
         for a, b in zip(again, expected, strict=True):
             torch.testing.assert_close(a, b)
 

@@ -79,5 +79,5 @@ def test_published_order_of_entanglement():
 
 def test_gradient_variance_of_one_rotation():
     """d<Z>/da of RY(a) is -sin(a): mean 0 and variance 1/2."""
-    slopes = gradients(circuit_of(lambda c, a: c.ry(a[0], 0), 1, 1), 20000)
-    assert slopes.mean() == pytest.approx(0, abs=0.02) and slopes.var() == pytest.approx(0.5, abs=0.02)
+    found = gradients(circuit_of(lambda c, a: c.ry(a[0], 0), 1, 1), 20000)
+    assert found.mean() == pytest.approx(0, abs=0.02) and found.var() == pytest.approx(0.5, abs=0.02)

@@ -1,4 +1,4 @@
-"""The compiled routines give what torch gives; without them everything still works."""
+"""The native kernels give what torch gives; without them everything still works."""
 
 import ctypes
 import dataclasses
@@ -22,7 +22,7 @@ TEMPLATES = [
     circuits.build("reuploading", 3, 2),
     random_template(np.random.default_rng(3), num_qubits=3, must=["ch", "t", "ccx"]),
 ]
-needs_library = pytest.mark.skipif(native.library() is None, reason="the compiled routines were not built")
+needs_library = pytest.mark.skipif(native.library() is None, reason="the native kernels were not built")
 
 
 def copied(template):

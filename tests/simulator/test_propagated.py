@@ -72,8 +72,8 @@ def test_a_gradient_penalty_reaches_the_weights():
         x = torch.linspace(-1, 1, 12, dtype=torch.float64).view(3, 1, 4).requires_grad_()
         w = layer.weight.detach().view(1, -1).requires_grad_()
         values = evaluate(x, w)
-        (slope,) = torch.autograd.grad(values.sum(), x, create_graph=True)
-        return torch.autograd.grad((slope.norm() - 1) ** 2, w)[0]
+        (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+        return torch.autograd.grad((gradient.norm() - 1) ** 2, w)[0]
 
     ours = Simulator(layer.template, torch.complex128, "pauli")
     torch.testing.assert_close(penalty(ours), penalty(gate_by_gate(layer.template)))

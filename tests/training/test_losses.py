@@ -42,15 +42,15 @@ def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_di
     real, fake = torch.rand(2, 2, 1, 8, 8, dtype=torch.float64) * 2 - 1
 
     def value():
-        torch.manual_seed(0)  # the same points between real and drawn images
+        torch.manual_seed(0)  # the same points between real and generated images
         return penalty(options.gan, discriminator, real, fake)
 
     value().backward()
     largest = 0.0
     for name, parameter in discriminator.named_parameters():
-        slopes = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for place in {0, parameter.numel() // 2, parameter.numel() - 1}:
-            found = slopes.reshape(-1)[place].item()
+            found = gradients.reshape(-1)[place].item()
             assert found == pytest.approx(slope_of(value, parameter, place), rel=1e-5, abs=1e-7), (name, place)
             largest = max(largest, abs(found)) if "weight" in name and "layer" in name else largest
     assert largest > 1e-3  # the circuits' angles take part
@@ -79,14 +79,14 @@ def test_the_stock_connector_loses_the_second_derivative_in_silence_and_ours_has
     def second(layer: nn.Module):
         points = images.clone().requires_grad_()
         values = layer(points).sum()
-        (slopes,) = torch.autograd.grad(values, points, create_graph=True)
-        if not slopes.requires_grad:  # a constant: a penalty on it trains nothing and raises nothing
-            return slopes, None
-        return slopes, torch.autograd.grad(slopes.square().sum(), layer.weight, allow_unused=True)[0]
+        (gradients,) = torch.autograd.grad(values, points, create_graph=True)
+        if not gradients.requires_grad:  # a constant: a penalty on it trains nothing and raises nothing
+            return gradients, None
+        return gradients, torch.autograd.grad(gradients.square().sum(), layer.weight, allow_unused=True)[0]
 
-    slopes, curvature = second(ours)
-    stock_slopes, stock_curvature = second(stock)
-    torch.testing.assert_close(slopes.detach(), stock_slopes.detach().double(), rtol=1e-5, atol=1e-6)
+    gradients, curvature = second(ours)
+    stock_gradients, stock_curvature = second(stock)
+    torch.testing.assert_close(gradients.detach(), stock_gradients.detach().double(), rtol=1e-5, atol=1e-6)
     assert curvature is not None and curvature.abs().max() > 0.1
     assert stock_curvature is None or not stock_curvature.any()
 
@@ -99,11 +99,11 @@ def test_losses_fall_where_a_side_gets_better():
 
 
 def test_penalties_of_a_linear_score_have_their_formulas():
-    slope = torch.tensor([3.0, 4.0])
+    gradient = torch.tensor([3.0, 4.0])
     real, fake = torch.randn(2, 5, 2, 1, 1)
 
     def score(x):
-        return x.flatten(1) @ slope
+        return x.flatten(1) @ gradient
 
     def weigh(**o):
         return penalty(Config(model="gan", **o).gan, score, real, fake).item()

@@ -69,7 +69,11 @@ class Packer:
         """Where a template lies in a basis; planned once. Raises UserError: no room, or a kept plan is unfit."""
         names = [p.name for p in template.parameters]
         if (template, basis) not in self._keys:
-            self._keys[template, basis] = digest(structure(basis.rotated(template.circuit)).hex(), names, self.level)
+            circuit = basis.rotated(template.circuit)
+            # gates alone do not say how many qubits are idle
+            idle = template.num_qubits > len({q for i in circuit.data for q in i.qubits})
+            width = [template.num_qubits] if idle else []
+            self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
             isa = transpiled(template, basis, self.target, self.level, device=self.device)
@@ -191,13 +195,13 @@ class Packer:
         for one in self._allocations[asked]:
             slots = []
             beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
-            turn = dict.fromkeys(counts, 0)
+            dealt = dict.fromkeys(counts, 0)
             for group_key, place in one.replicas:
                 group = self.groups[str(group_key)]
                 physical = group.replicas[place].physical
-                samples = np.arange(one.executions) * beside[group.key] + turn[group.key]
+                samples = np.arange(one.executions) * beside[group.key] + dealt[group.key]
                 samples = np.where(samples < counts[group.key], samples, -1)
-                turn[group.key] += 1
+                dealt[group.key] += 1
                 slots.append(Slot(group, physical, tuple(physical[q] for q in group.placed.measured), samples))
             used = {q for slot in slots for q in slot.read}
             if self.readout is not None and not (used <= self.readout.known or used <= calibrated):
@@ -206,7 +210,7 @@ class Packer:
                     Packed(self._packed(slots, state), tuple(slots), 1, CALIBRATION_SHOTS,
                            f"calibration of readout, all {state}", state) for state in (0, 1)
                 ]  # fmt: skip
-            tags = dict.fromkeys(calls[p].tag for key in turn if turn[key] for p, _, _ in pool[key] if calls[p].tag)
+            tags = dict.fromkeys(calls[p].tag for key in dealt if dealt[key] for p, _, _ in pool[key] if calls[p].tag)
             found.append(Packed(self._packed(slots), tuple(slots), one.executions, self.shots, ", ".join(tags)))
         return found
 
@@ -347,7 +351,7 @@ class DeviceBackend(Backend):
         asked = [call for call in calls if call.samples]
         pubs = self.pack(asked)
         executions = self.counters.executions
-        self.begin_round(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
+        self.begin_batch(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
         self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
         found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
         self.counters.seconds += time.perf_counter() - started

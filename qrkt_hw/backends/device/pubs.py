@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import QuantumCircuit
+from qiskit.circuit import AnnotatedOperation, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from scipy.optimize import LinearConstraint
 
@@ -175,23 +175,37 @@ class PUB(Packed):
         return found
 
 
-def structure(circuit: QuantumCircuit) -> bytes:
-    """SHA-256 of gates, wires and angles: parameters count by their order, an own gate by what it does."""
+def structure(circuit: QuantumCircuit, names: Mapping[str, str] | None = None) -> bytes:
+    """SHA-256 of gates, wires and angles: parameters count by their order, an own gate by what it does.
+
+    ``names`` has the place of each parameter where the circuit defines a gate of another. Journals and plans keep what
+    is made of it: a circuit of standard gates must have the same digest for ever.
+    """
     digest = hashlib.sha256()
-    names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
-    longest_first = sorted(names, key=len, reverse=True)
+    if names is None:
+        names = {parameter.name: f"p{k}" for k, parameter in enumerate(circuit.parameters)}
+    places = dict(names)
+    longest_first = sorted(places, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")  # which fits nothing
     for instruction in circuit.data:
         where = [circuit.find_bit(b).index for b in (*instruction.qubits, *instruction.clbits)]
         gate = instruction.operation
-        angles = [pattern.sub(lambda found: names[found.group()], str(p)) for p in gate.params]
+        while isinstance(gate, AnnotatedOperation):
+            digest.update(repr(gate.modifiers).encode())
+            gate = gate.base_op
+        angles = [pattern.sub(lambda found: places[found.group()], str(p)) for p in gate.params]
         digest.update(f"{gate.name}{where}{angles}".encode())
-        if gate.name not in get_standard_gate_name_mapping():
+        if gate.base_class is not _standard().get(gate.name):
             for matrix in (p for p in gate.params if isinstance(p, np.ndarray)):  # which is printed with few digits
                 digest.update(matrix.tobytes())
             if gate.definition is not None:
-                digest.update(structure(gate.definition))
+                digest.update(structure(gate.definition, places))
     return digest.digest()
+
+
+@lru_cache(maxsize=1)
+def _standard() -> dict[str, type]:
+    return {name: gate.base_class for name, gate in get_standard_gate_name_mapping().items()}
 
 
 AnyPUB = TypeVar("AnyPUB", bound=Packed)

@@ -1,4 +1,4 @@
-"""Templates in a device's gates: measured, on the qubits the transpiler chooses, and judged by the calibration."""
+"""Templates in a device's gates: measured, on the qubits the transpiler chooses, and rated by the calibration."""
 
 import math
 import warnings

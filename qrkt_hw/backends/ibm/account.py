@@ -102,7 +102,7 @@ def redacted(text: str) -> str:
     return re.sub(r"(?i)(bearer|apikey)\s+[A-Za-z0-9._~+/=-]+", r"\1 ***", text)
 
 
-RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its snapshot)
+RETIRED = {"ibm_torino": ("2026-04-01", "fake_torino")}  # device -> (retired on, its fake backend)
 HOW = (
     "get an API key at https://quantum.cloud.ibm.com and save it once in Python with "
     "qiskit_ibm_runtime.QiskitRuntimeService.save_account(token=...), or set QISKIT_IBM_TOKEN"
@@ -126,8 +126,8 @@ def retired(name: str) -> str | None:
     """The sentence about a device that is no more; None for others."""
     if name not in RETIRED:
         return None
-    date, snapshot = RETIRED[name]
-    way = f"its noise lives on in the snapshot --backend {snapshot}, which runs on this machine"
+    date, fake = RETIRED[name]
+    way = f"its noise is in the fake backend --backend {fake}, which runs on this machine"
     return f"{name} was retired by IBM on {date}; {way}, and --backend ibm_least_busy takes a live device"
 
 

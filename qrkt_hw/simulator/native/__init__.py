@@ -59,7 +59,7 @@ def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any
     """
     found.qrkt_version.restype = found.qrkt_generation.restype = ctypes.c_int64
     if found.qrkt_version() != VERSION:
-        raise AttributeError("the compiled routines are of another version")
+        raise AttributeError("the native kernels are of another version")
     widest = found.qrkt_generation()
     made = {}
     for name, arguments in _SIGNATURES.items():
@@ -72,7 +72,7 @@ def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the compiled routines can take these tensors: on a CPU, and not :func:`traced`."""
+    """Whether the native kernels can take these tensors: on a CPU, and not :func:`traced`."""
     if library() is None:
         return False
     for t in tensors:

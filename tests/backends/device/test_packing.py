@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
-from qiskit.circuit import ParameterVector, QuantumCircuit
+from qiskit.circuit import AnnotatedOperation, Gate, InverseModifier, Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit.library import CXGate, PauliEvolutionGate, RXGate
 from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Call, resolve
 from qrkt_hw.backends.device.packing import Packer
+from qrkt_hw.backends.device.pubs import structure
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
 from tests.packed import component_values, pauli_template
@@ -69,7 +71,7 @@ def test_wide_circuits_are_in_the_gates_of_the_device():
         validate_isa_circuits([work.circuit for work in works], fake_device(device).target)
 
 
-def test_snapshot_counts_wide_executions_and_no_pack_every_circuit():
+def test_a_fake_backend_counts_packed_executions_and_no_pack_every_circuit():
     one = [call(build("brickwork", 4, 1), 34, np.random.default_rng(7))]
     counted = {}
     for pack in (True, False):
@@ -135,3 +137,52 @@ def test_templates_built_twice_share_a_group_and_others_of_the_same_names_do_not
     groups = resolve("fake_manila", shots=100).packer
     groups.plan([call.template for call in calls])
     assert len(groups.groups) == (1 if other == 0.1 else 2)
+
+
+class _Own(Gate):
+    """A gate of two angles that turns by one of them."""
+
+    def __init__(self, name: str, angles: list, place: int, turn: str = "rx") -> None:
+        super().__init__(name, 1, angles)
+        self.place, self.turn = place, turn
+
+    def _define(self) -> None:
+        self.definition = QuantumCircuit(1)
+        getattr(self.definition, self.turn)(self.params[self.place], 0)
+
+
+def _alone(gate) -> bytes:
+    circuit = QuantumCircuit(2)
+    circuit.append(gate, range(gate.num_qubits))
+    return structure(circuit)
+
+
+def test_gates_that_do_other_things_have_other_digests():
+    a, b = Parameter("a"), Parameter("b")
+    words = [PauliEvolutionGate(SparsePauliOp([word], [factor]), a) for word in ("XX", "XY") for factor in (0.5, 0.6)]
+    gates = [
+        RXGate(a), _Own("rx", [a], 0, "ry"), AnnotatedOperation(RXGate(a), InverseModifier()),
+        _Own("own", [a, b], 0), _Own("own", [a, b], 1), CXGate(), CXGate(ctrl_state=0), *words,
+    ]  # fmt: skip
+    assert len({_alone(gate) for gate in gates}) == len(gates)
+    assert _alone(RXGate(a, label="mine")) == _alone(RXGate(b))
+
+
+def test_digests_of_standard_gates_are_those_that_journals_and_plans_keep():
+    a, circuit = Parameter("a"), QuantumCircuit(2, 1)
+    circuit.rz(0.5 * a, 0)
+    circuit.cz(0, 1)
+    circuit.measure(1, 0)
+    assert structure(circuit).hex() == "1c388c3f7ac916ee2bcb3cd89bdc52af95f6ba31294808e53d3a72e2d4a0ef25"
+
+
+def test_templates_of_the_same_gates_and_more_idle_qubits_are_apart():
+    calls = []
+    for qubits in (3, 2):
+        x, circuit = ParameterVector("x", 1), QuantumCircuit(qubits)
+        circuit.ry(x[0], 0)
+        circuit.cx(0, 1)
+        calls.append(Call(CircuitTemplate("mine", circuit, x, ()), np.array([[0.3]])))
+    sampled, exact = resolve("fake_manila", shots=20_000).run(calls), resolve("exact").run(calls)
+    for one, other in zip(sampled, exact, strict=True):
+        assert np.abs(one - other).max() < 0.12
