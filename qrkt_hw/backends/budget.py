@@ -82,8 +82,11 @@ class Budget:
         self, qpu_seconds: float | None = None, usd: float | None = None, where: str = "--max-qpu-seconds"
     ) -> None:
         self.qpu_seconds, self.usd, self.where = qpu_seconds, usd, where
+        for name, limit in ((where, qpu_seconds), ("--max-cost", usd)):
+            if limit is not None and not limit >= 0:
+                raise UserError(f"{name}: {limit:g} is no limit; give a number above 0")
         self.billed = 0.0
-        price = prices().plans[PLAN].usd_per_second
+        price = None if usd is None else prices().plans[PLAN].usd_per_second
         by_cost = usd / price if usd is not None and price else None  # a price of 0 is no limit
         self.by_cost = by_cost is not None and (qpu_seconds is None or by_cost < qpu_seconds)
         self.limit = by_cost if self.by_cost else qpu_seconds

@@ -152,21 +152,26 @@ def working_folder() -> Iterator[None]:
         _reads_working_folder = before
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML only: no aliases (a few lines of them expand to gigabytes), no key twice."""
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML in which no key of a mapping stands twice; PyYAML alone would take the last one in silence."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key.value, str)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Loader(UniqueKeyLoader):
+    """Without aliases too: a few lines of them expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", mark)
         return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key.value, str)]
-        for place, key in enumerate(keys):
-            if any(key.value == other.value for other in keys[:place]):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} stands twice", key.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def read_entries(text: str, where: str) -> dict[str, Entry]:
@@ -194,7 +199,7 @@ def config_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "qrkt-hw" / "backends.yaml"
 
 
-def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
+def layers(named: Path | str | None = None) -> dict[str, tuple[Entry, str]]:
     """All entries with the file each comes from; one that says what the layer below says counts as that layer's.
 
     The file ``named`` is over all others. Raises UserError: a file that cannot be read or is wrong; an entry that would
@@ -202,6 +207,7 @@ def layers(named: Path | None = None) -> dict[str, tuple[Entry, str]]:
     """
     shipped = resources.files("qrkt_hw").joinpath("backends.yaml").read_text(encoding="utf-8")
     merged = {name: (entry, SHIPPED) for name, entry in read_entries(shipped, "backends.yaml").items()}
+    named = None if named is None else Path(named)
     if named is not None and not named.is_file():
         raise UserError(f"--backends-file: no file {named}")
     for path in (config_file(), CWD if _reads_working_folder else None, named):

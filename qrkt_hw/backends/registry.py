@@ -50,7 +50,7 @@ def resolve(
     shots: int | None = None,  # instead of the entry's; 0 for exact values
     gradient: Gradient | None = None,  # instead of the entry's
     strict: bool = False,  # refuse where the fallback would have to serve
-    file: Path | None = None,  # another ``backends.yaml`` over all others
+    file: Path | str | None = None,  # another ``backends.yaml`` over all others
     seed: int | None = None,  # of the samples where the entry has none
     device: dict[str, Any] | None = None,  # keys of the entry of a device, of IBM or a fake backend, instead of its own
 ) -> Backend:
@@ -322,7 +322,9 @@ def _activity(
 def same(kept: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether a journal's arguments are those asked for now; where a backend's entry stands does not matter."""
     both = [json.loads(json.dumps(one, default=str)).items() for one in (kept, asked)]
-    first, second = ({k: v for k, v in one if v not in (None, []) and k not in NOT_ASKED} for one in both)
+    first, second = (
+        {RENAMED.get(k, k): v for k, v in one if v not in (None, []) and k not in NOT_ASKED} for one in both
+    )
     return first == second
 
 

@@ -33,13 +33,20 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
+# of commands and flags, as versions before spelled them
+OLD_NAMES = {
+    "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
+    "yardsticks": "reference-scores",
+}  # fmt: skip
 
 
 @click.group(
     cls=LazyGroup,
     commands=COMMANDS,
-    aliases={"twin": "baseline"},
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: OLD_NAMES.get(word, word),
+    },
 )
 @click.version_option(package_name="qrkt-hw", prog_name="qrkt-hw")
 @click.pass_context

@@ -20,21 +20,11 @@ if TYPE_CHECKING:
 
     from qrkt_hw.runs import RunFolder
 
-# spellings of versions before
-OLD_FLAGS = {
-    "--guard": "--spacing", "--quality": "--min-fidelity", "--judge": "--reference-classifier",
-    "--yardsticks": "--reference-scores",
-}  # fmt: skip
-
 
 class Command(click.Command):
     """A command that takes no option twice, and whose help shows options in groups where they have one."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        for place, (word, before) in enumerate(zip(args, ["", *args], strict=False)):
-            name, equals, value = word.partition("=")
-            if name in OLD_FLAGS and before != "--":
-                args[place] = OLD_FLAGS[name] + equals + value
         # click would take the last of several and drop the others in silence; a shell asks for completions
         order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
         for option in order:
@@ -83,19 +73,18 @@ class LazyGroup(click.Group):
 
     Args:
         commands: name -> one line of help; its module has its name.
-        aliases: other names -> name.
     """
 
-    def __init__(self, *args: Any, commands: dict[str, str], aliases: dict[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, commands: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.known, self.aliases = commands, aliases
+        self.known = commands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.known)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        name = self.aliases.get(cmd_name, cmd_name)
-        return getattr(importlib.import_module(f"qrkt_hw.commands.{name}"), name) if name in self.known else None
+        known = cmd_name in self.known
+        return getattr(importlib.import_module(f"qrkt_hw.commands.{cmd_name}"), cmd_name) if known else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -144,7 +144,9 @@ def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[A
 def _account(journal: Any, submission: Any) -> Any:
     from qrkt_hw.backends.ibm.account import Account
 
-    instance = next(a for a in journal.activities() if a.id == submission.activity).arguments.get("instance")
+    arguments = next(a for a in journal.activities() if a.id == submission.activity).arguments
+    terms = arguments.get("terms")  # with the instance of the entry, where no flag named another
+    instance = arguments.get("instance") or (terms.get("instance") if isinstance(terms, dict) else None)
     if instance is not None and not isinstance(instance, str):
         raise UserError(f"{journal.path} is damaged: instance of activity {submission.activity} is no text")
     return Account(instance)

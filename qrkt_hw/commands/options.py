@@ -84,20 +84,18 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Confi
     """Defaults, then the preset, then the file, then the flags."""
     from qrkt_hw.experiments import presets
 
-    values: dict[str, Any] = {}
-    if preset is not None:
-        values.update(flattened(presets.load(preset)))
+    shipped = {} if preset is None else flattened(presets.load(preset))
+    own, said = {}, given(flags)
     if file is not None:
         try:
-            values.update(flattened(read_yaml(file, f"--config: {file}")[0]))
+            own = flattened(read_yaml(file, f"--config: {file}")[0])
         except ValueError as error:
             raise UserError(f"--config: {file}: {error}") from error
-    said = given(flags)
     try:
-        config = Config(**{**values, **said})
+        config = Config(**{**shipped, **own, **said})
     except ValidationError as error:
         key, text = problem(error)
-        where = flag(key) if key in said else str(file) if file is not None else f"preset {preset}"
+        where = flag(key) if key in said else f"preset {preset}" if key not in own and key in shipped else str(file)
         raise UserError(text if text.startswith(f"{where}:") else f"{where}: {text}") from error
     reason = unused(config, said)
     if reason is not None:

@@ -20,7 +20,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
-from qrkt_hw.runs.config import KEYS, Config, DataConfig, problem, unused
+from qrkt_hw.runs.config import KEYS, Config, DataConfig, flattened, problem, unused
 from qrkt_hw.runs.folder import read_json
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -52,7 +52,7 @@ class Dimension:
 def parse(text: str) -> Dimension:
     """``key=a,b,c``, ``key=low:high`` or ``key=log:low:high``."""
     key, equals, given = text.partition("=")
-    key = key.strip().removeprefix("--").replace("-", "_")
+    (key,) = flattened({key.strip().removeprefix("--").replace("-", "_"): None})  # today's name of an old one
     if not equals or not given:
         raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
     if key not in KEYS:
@@ -86,7 +86,7 @@ def check_space(options: Config, dimensions: Sequence[Dimension]) -> None:
     for chosen in itertools.islice(itertools.product(*ends.values()), 10_000):
         tried = options.replace(**dict(zip(ends, chosen, strict=True)))
         for key in ends:
-            if tried.flat()[key] != fixed[key]:
+            if tried.flat().get(key, fixed[key]) != fixed[key]:
                 reasons[key].append(unused(tried, [key]))
     for found in reasons.values():
         if found and all(found):

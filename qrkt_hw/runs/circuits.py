@@ -126,7 +126,6 @@ class Circuits:
     Of a new run (``begun``) each is built when it is first asked for, turned into data, and read back. Of a run with
     kept circuits it is the kept one, and none other is made. Of an old run without, a registered ansatz is built by its
     name, and a user's file is imported only where ``trusted``.
-
     """
 
     ansatz: str  # the run's, as in config.yaml

@@ -93,13 +93,11 @@ class Config(BaseModel):
         kind = flat["model"]
         flat = {**(GAN_DEFAULTS if kind == "gan" else {}), **flat}
         nested: dict[str, Any] = {section: {} for section in SECTIONS}
-        for name, value in flat.items():
-            key = KEYS.get(name)
-            if key is None:
-                nested[name] = value
-            elif kind in key.kinds or value != key.field.default:
-                nested[key.section][key.name] = value  # a default that is foreign to the model asks for nothing
-        return nested
+        for name, key in KEYS.items():
+            # a default that is foreign to the model asks for nothing
+            if name in flat and (kind in key.kinds or flat[name] != key.field.default):
+                nested[key.section][key.name] = flat[name]
+        return {**nested, **{name: value for name, value in flat.items() if name not in KEYS}}
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -184,7 +182,7 @@ def flattened(values: dict[str, Any]) -> dict[str, Any]:
                 found[key if place == (section, name) else f"{section}.{name}"] = value
         twice = [key for key in found if key in flat]
         if twice:
-            raise ValueError(f"{twice[0]} is given twice, by itself and in its section")
+            raise ValueError(f"{twice[0]} is given twice, also in its section or under its old name")
         flat.update(found)
     return flat
 
@@ -216,7 +214,7 @@ def problem(error: ValidationError) -> tuple[str, str]:
         readers = " or ".join(f"--model {kind}" for kind in key.kinds)
         return name, f"{flag(name)}: {first['input']} would have no effect: only {readers} reads it; leave it out"
     if first["type"].startswith("union_tag"):
-        return "model", f"model is {str(first['ctx'].get('tag', '?'))!r}: must be vit, text or gan"
+        return "model", f"model is {first['ctx'].get('tag')!r}: must be vit, text or gan"
     return name, sentence(error, name)
 
 

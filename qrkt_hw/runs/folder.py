@@ -23,6 +23,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qrkt_hw
+from qrkt_hw.backends.entries import UniqueKeyLoader
 from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
@@ -31,8 +32,8 @@ RUNS = Path("runs")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LARGEST = 256 * 1024  # bytes of a configuration
 PACKAGES = (
-    "qiskit", "qiskit-machine-learning", "qiskit-aer", "qiskit-ibm-runtime", "torch", "torchvision", "lightning",
-    "torchmetrics", "datasets", "numpy",
+    "qiskit", "qiskit-machine-learning", "qiskit-aer", "qiskit-ibm-runtime", "torch", "torchvision", "lightning-fabric",
+    "datasets", "numpy",
 )  # fmt: skip
 
 
@@ -131,8 +132,9 @@ class RunFolder:
             UserError: the file is damaged.
         """
         values, text = read_yaml(self.config, f"{self.config} is damaged: it")
-        # what was cut off at its end would read as another configuration
-        if not text.endswith("\n...\n" if is_nested(values) else "\n"):
+        # what was cut off at its end would read as another configuration; the last key of a flat one is backends_file
+        whole = text.endswith("\n...\n") if is_nested(values) else text.endswith("\n") and "backends_file" in values
+        if not whole:
             raise UserError(f"{self.config} is damaged: its end is missing")
         try:
             options = of_kept(values)
@@ -282,7 +284,7 @@ def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{named} holds more than {LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
     except OSError as error:
         raise UserError(f"{named} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -292,6 +294,8 @@ def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else f": {str(error).splitlines()[0].partition(';')[0]}"
+        if getattr(error, "problem", "").endswith("stands twice"):
+            raise UserError(f"{named}: {error.problem}{where}") from error
         raise UserError(f"{named} is not YAML{where}") from error
     if values is None:
         return {}, text

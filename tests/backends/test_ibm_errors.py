@@ -58,3 +58,9 @@ def test_keys_are_taken_out_of_texts(monkeypatch):
 def test_only_reads_are_repeated():
     retry = Careful(5.0).max_retries
     assert retry.is_retry("GET", 502) and not retry.is_retry("POST", 502)
+
+
+def test_what_the_service_says_is_shown_as_it_is():
+    said = explain(IBMRuntimeError("JOB STATUS {unknown} is none"), "asking")
+    assert said == "asking: JOB STATUS {unknown} is none"
+    assert "(HTTP 502)" in explain(wrapped(ValueError("x"), 502), "asking")

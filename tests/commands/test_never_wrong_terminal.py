@@ -168,27 +168,27 @@ def test_no_control_character_of_a_file_reaches_the_terminal(tmp_path):
 
 # a command line, and what must not be imported when it is refused
 EARLY = {
-    "train --hidden -3": ("lightning", "torch", "qiskit"),
-    "train --rk rk9": ("lightning", "torch", "qiskit"),
-    "train --preset nope": ("lightning", "torch", "qiskit"),
-    "train --config nope.yaml": ("lightning", "torch", "qiskit"),
-    "train --dataset nope": ("lightning", "torch", "qiskit"),
-    "train --backend nope": ("lightning", "torch", "qiskit"),
-    "train --heads 3": ("lightning", "torch", "qiskit"),
-    "train --patch 3": ("lightning", "torch", "qiskit"),
-    "train --latent 3": ("lightning", "torch", "qiskit"),
-    "train --resume nope": ("lightning", "torch", "qiskit"),
-    "train --ansatz nope": ("lightning", "torch"),
-    "train --ansatz nope.py:f": ("lightning", "torch"),
-    "infer nope": ("lightning", "torch", "qiskit"),
-    "generate nope": ("lightning", "torch", "qiskit"),
-    "evaluate nope": ("lightning", "torch", "qiskit"),
-    "compare nope": ("lightning", "torch", "qiskit"),
-    "twin nope": ("lightning", "torch", "qiskit"),
-    "jobs list nope": ("lightning", "torch", "qiskit"),
-    "resources --preset digits --plot x.pdf": ("lightning", "torch", "qiskit"),
-    "tune --search hidden=8,16 --preset nope": ("lightning", "torch", "qiskit"),
-    "tune --search hidden=-1,16": ("lightning", "torch", "qiskit"),
+    "train --hidden -3": ("lightning_fabric", "torch", "qiskit"),
+    "train --rk rk9": ("lightning_fabric", "torch", "qiskit"),
+    "train --preset nope": ("lightning_fabric", "torch", "qiskit"),
+    "train --config nope.yaml": ("lightning_fabric", "torch", "qiskit"),
+    "train --dataset nope": ("lightning_fabric", "torch", "qiskit"),
+    "train --backend nope": ("lightning_fabric", "torch", "qiskit"),
+    "train --heads 3": ("lightning_fabric", "torch", "qiskit"),
+    "train --patch 3": ("lightning_fabric", "torch", "qiskit"),
+    "train --latent 3": ("lightning_fabric", "torch", "qiskit"),
+    "train --resume nope": ("lightning_fabric", "torch", "qiskit"),
+    "train --ansatz nope": ("lightning_fabric", "torch"),
+    "train --ansatz nope.py:f": ("lightning_fabric", "torch"),
+    "infer nope": ("lightning_fabric", "torch", "qiskit"),
+    "generate nope": ("lightning_fabric", "torch", "qiskit"),
+    "evaluate nope": ("lightning_fabric", "torch", "qiskit"),
+    "compare nope": ("lightning_fabric", "torch", "qiskit"),
+    "twin nope": ("lightning_fabric", "torch", "qiskit"),
+    "jobs list nope": ("lightning_fabric", "torch", "qiskit"),
+    "resources --preset digits --plot x.pdf": ("lightning_fabric", "torch", "qiskit"),
+    "tune --search hidden=8,16 --preset nope": ("lightning_fabric", "torch", "qiskit"),
+    "tune --search hidden=-1,16": ("lightning_fabric", "torch", "qiskit"),
 }
 
 
@@ -198,11 +198,11 @@ def test_wrong_values_are_refused_before_anything_slow_is_imported(line, tmp_pat
         f"import sys; sys.argv = ['qrkt-hw', *{line.split()!r}]\n"
         "from qrkt_hw.commands import main\n"
         "try:\n    main()\n"
-        "finally:\n    print(*sorted({'lightning', 'torch', 'qiskit'} & set(sys.modules)))"
+        "finally:\n    print(*sorted({'lightning_fabric', 'torch', 'qiskit'} & set(sys.modules)))"
     )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     seconds = time.perf_counter() - started
     assert done.returncode == 2 and done.stderr.startswith("qrkt-hw: "), done.stderr
     assert not set(done.stdout.split()) & set(EARLY[line]), done.stdout
-    assert seconds < 15  # under a second where nothing else runs; importing Lightning alone takes 4 to 9
+    assert seconds < 15  # under a second where nothing else runs; importing Fabric alone takes 4 to 9

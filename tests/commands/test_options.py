@@ -1,5 +1,8 @@
 """Flags, YAML keys, defaults, help and validation come from one set of models."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 import yaml
@@ -8,8 +11,9 @@ from click.testing import CliRunner
 from qrkt_hw.commands.options import merge
 from qrkt_hw.commands.train import train
 from qrkt_hw.errors import UserError, flag
+from qrkt_hw.experiments import tuning
 from qrkt_hw.runs.config import KEYS, Config
-from tests.command_line import qrkt
+from tests.command_line import qrkt, refused
 
 
 def test_every_field_is_a_flag_with_its_default_in_the_help():
@@ -43,6 +47,75 @@ def test_flat_and_nested_files_are_the_same_and_a_key_stands_in_its_section_once
         file.write_text(wrong)
         with pytest.raises(UserError, match=r"c\.yaml"):
             merge(None, file, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("data: foo\ndataset: digits", "data is 'foo'"), ("data:", "data is None"), ("training: [1]", "training is list"),
+     ("model:", "model is None"), ("hidden: 8\nhidden: 16", "'hidden' stands twice"),
+     ("model: {hidden: 8}\nmodel: {heads: 2}", "'model' stands twice"),
+     ("guard: 1\nspacing: 2", "spacing is given twice"),
+     ("model: {hidden: 8, hidden: 16}", "'hidden' stands twice")],
+)  # fmt: skip
+def test_a_section_that_is_none_and_a_key_that_stands_twice_are_named(content, said, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"c\.yaml") as refusal:
+        merge(None, file, {"dataset": "mnist", "epochs": 2})
+    assert said in str(refusal.value)
+
+
+def test_a_key_that_has_no_effect_is_named_where_it_stands(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: gan")
+    with pytest.raises(UserError, match=r"^preset best-mnist: --rk-blocks"):
+        merge("best-mnist", file, {})
+    file.write_text("rk_blocks: 2")
+    with pytest.raises(UserError, match=r"c\.yaml: --rk-blocks"):
+        merge("digits", file, {"model": "gan"})
+
+
+def test_an_anchor_of_yaml_may_be_used(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("model: {hidden: &width 8, mlp: *width}")
+    assert merge(None, file, {}) == Config(hidden=8, mlp=8)
+
+
+def test_names_of_versions_before_are_read_as_todays(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("guard: 1\nquality: 0.7\nbackend: fake_torino")
+    assert merge(None, file, {}) == Config(spacing=1, min_fidelity=0.7, backend="fake_torino")
+    assert tuning.parse("guard=0,1").key == "spacing"
+    for line, now in {"train --guard 9": "--spacing", "evaluate --judge": "--reference-classifier"}.items():
+        refused(qrkt(*line.split(), cwd=tmp_path), now)
+    refused(qrkt("infer", "nope", "--text", "--judge", cwd=tmp_path), "nope")  # a value is no flag
+
+
+def test_a_search_over_a_key_of_another_model_is_no_crash():
+    tuning.check_space(Config(), [tuning.parse("latent=64")])
+    with pytest.raises(UserError, match="--latent"):
+        tuning.check_space(Config(), [tuning.parse("latent=64,32")])
+
+
+HELP = """
+import sys
+from click.testing import CliRunner
+from qrkt_hw.commands import COMMANDS, group
+def show(command, words):
+    out = CliRunner().invoke(group, [*words, "--help"]).output
+    assert out.startswith("Usage: "), out
+    for name in getattr(command, "commands", None) or ():
+        show(command.commands[name], [*words, name])
+show(None, [])
+for name in COMMANDS:
+    show(group.get_command(None, name), [name])
+print([name for name in ("torch", "qiskit", "numpy", "rich") if name in sys.modules])
+"""
+
+
+def test_help_needs_neither_torch_nor_qiskit():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
 
 
 def test_no_options_are_the_defaults_and_survive_yaml():

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,24 @@ def test_options_and_description_come_back(tmp_path):
     assert RunFolder.open(run.path).options() == options
     assert run.description() == DATA
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["run"]
+
+
+FLAT = Path(__file__).parents[2] / "results" / "best-mnist" / "seed-0"  # kept by a version before sections
+
+
+@pytest.mark.parametrize("of", [None, {}, {"model": "gan"}, {"dataset": "imdb"}])
+def test_a_configuration_that_was_cut_off_is_refused_wherever_it_was_cut(of, tmp_path):
+    run = RunFolder.create(Config(**of or {}), DATA, tmp_path / "run")
+    if of is None:
+        shutil.copyfile(FLAT / "config.yaml", run.config)
+    whole, options = run.config.read_bytes(), run.options()
+    ends = [k + 1 for k, byte in enumerate(whole) if byte == ord("\n")]
+    for cut in {0, *ends[:-1], *range(ends[-6], len(whole))}:
+        run.config.write_bytes(whole[:cut])
+        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+            run.options()
+    run.config.write_bytes(whole)
+    assert run.options() == options
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):

@@ -19,12 +19,12 @@ Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "sess
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
 STATUS: dict[int | None, Kind] = {401: "unauthorized", 403: "forbidden", 429: "busy"}
 ADVICE: dict[Kind, str] = {
-    "unreachable": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
-    "lost": "IBM Quantum cannot be reached; check the network (--resume goes on where this stopped)",
+    "unreachable": "IBM Quantum cannot be reached; check the network (--resume continues where this stopped)",
+    "lost": "IBM Quantum cannot be reached; check the network (--resume continues where this stopped)",
     "unauthorized": "IBM Quantum does not accept the API key; make a new one and save it (qrkt-hw doctor says how)",
     "forbidden": "the account has no access to this instance; --instance names another",
     "busy": "IBM Quantum asks for fewer requests; wait a minute and resume with --resume",
-    "server": "IBM Quantum has trouble of its own (HTTP STATUS); resume later with --resume",
+    "server": "IBM Quantum has trouble of its own (HTTP {status}); resume later with --resume",
     "no_sessions": "the account's plan has no sessions; use --mode batch",
 }
 
@@ -77,8 +77,10 @@ def classify(error: BaseException) -> Kind:
 
 def explain(error: BaseException, doing: str) -> str:
     """One sentence: what failed, and what to do."""
-    advice = ADVICE.get(classify(error), redacted(reason(error)))
-    return f"{doing}: {advice.replace('STATUS', str(status_of(error) or 503))}"
+    advice = ADVICE.get(classify(error))
+    if advice is None:
+        return f"{doing}: {redacted(reason(error))}"
+    return f"{doing}: {advice.format(status=status_of(error) or 503)}"
 
 
 def reason(error: BaseException) -> str:

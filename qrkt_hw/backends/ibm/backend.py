@@ -97,16 +97,18 @@ class IBMBackend(DeviceBackend):
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})
         budget = Budget.of(self, budget)
-        if self.account is not None and activity.device != self.place.name:
-            if self.entry.name != "least_busy":
+        if activity.device != self.place.name:
+            if self.account is None or self.entry.name != "least_busy":
                 what = f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}"
                 way = "name the backend it was begun on, or begin anew with --restart"
                 raise UserError(f"{what}; {way}")
             self.place = Place(self.account, self.account.device(activity.device), self.entry.mode, self.entry.max_time)
             self._use_device()
         plan, calibrated = (None, None) if replan else journal.plan(activity)
-        if plan is not None:
+        if plan is not None or replan:
             self._use_device()
+        self._kept_groups = 0  # this activity has a plan of its own, whatever was kept for another
+        if plan is not None:
             try:
                 self.packer.from_bytes(plan)
             except ValueError as error:
@@ -216,11 +218,11 @@ class Place:
             return
         status = self.account.ask(lambda: self.device.status(), f"asking for the status of {self.name}")
         if not status.operational:
-            way = "--backend ibm_least_busy takes one that is online, and --resume goes on here later"
+            way = "--backend ibm_least_busy takes one that is online, and --resume continues here later"
             raise UserError(f"--backend: {self.name} is offline; {way}")
         if status.status_msg not in ("active", "", None):
             what = f"--backend: the queue of {self.name} is closed (its status is {status.status_msg!r})"
-            way = "take another (--backend ibm_least_busy) or go on later with --resume"
+            way = "take another (--backend ibm_least_busy) or resume later with --resume"
             raise UserError(f"{what}; {way}")
         self._checked = True
 
@@ -268,7 +270,7 @@ class Place:
         self._object = None
 
     def close(self) -> None:
-        """Take no more jobs in the session; those in it go on."""
+        """Take no more jobs in the session; those in it are run."""
         if self._object is not None:
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 self._object.close()

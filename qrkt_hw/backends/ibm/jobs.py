@@ -96,6 +96,9 @@ class Jobs:
         for submission in self.journal.submissions(self.activity, ["submitting", "submitted", "held"]):
             if not set(submission.keys) & set(by_key):
                 continue
+            if self.account is None:
+                self.journal.mark(submission, "failed", remark="it ended with its process")
+                continue
             if submission.state != "submitted":
                 job = self._search(submission, self.entry.grace if submission.state == "submitting" else 1.0)
                 if job is not None:
@@ -182,7 +185,7 @@ class Jobs:
         sampler = Sampler(mode=mode)
         self.configure(sampler)
         sampler.options.environment.job_tags = ["qrkt-hw", f"qrkt-run-{self.activity.name}", submission.tag]
-        if self.budget.left is not None:  # the budget's rest as the service's own limit
+        if self.budget.left is not None and math.isfinite(self.budget.left):  # the rest as the service's own limit
             sampler.options.max_execution_time = max(1, math.ceil(self.budget.left))
         with warnings.catch_warnings(action="ignore"):
             return sampler.run([(pub.circuit, pub.values) for pub in pubs], shots=pubs[0].shots)
@@ -213,7 +216,7 @@ class Jobs:
             waited = time.monotonic() - started
             if open_ and waited > (self.entry.max_wait if give_up is None else give_up):
                 what = f"job {open_[0].submission.job} on {self.place.name} is not done after {waited:.0f} s"
-                way = "it goes on there, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
+                way = "it is not stopped, and --resume takes its result when it is (qrkt-hw jobs cancel RUN stops it)"
                 raise UserError(f"{what}; {way}")
             if open_:
                 time.sleep(pause)
@@ -295,7 +298,7 @@ class Jobs:
             return again
         if code == 1305:
             what = f"was stopped by the service at its time limit ({billed:.0f} QPU seconds billed)"
-            way = "raise --max-qpu-seconds, or use fewer shots or images, and go on with --resume"
+            way = "raise --max-qpu-seconds, or use fewer shots or images, and resume with --resume"
             raise UserError(f"job {job} on {where} {what}; {way}")
         failed = f"failed on {where}: {why or 'no reason given'}"
         ended = f"on {where} was cancelled" if state == "CANCELLED" else failed

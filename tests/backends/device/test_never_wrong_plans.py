@@ -8,7 +8,8 @@ import pytest
 from qiskit.primitives import BitArray
 
 from qrkt_hw import circuits
-from qrkt_hw.backends import Call
+from qrkt_hw.backends import Call, resolve
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.backends.device.transpile import fake_device
@@ -172,3 +173,49 @@ def test_the_command_that_goes_on_can_be_typed():
     assert told == "qrkt-hw infer 'my run' --resume --backend ibm_fez --text 'a b' --text c --no-pack"
     assert command("train", "run", {"backend": "ibm_fez"}) == "qrkt-hw train --resume run --backend ibm_fez"
     assert command("infer", "run", {"backend": "\x1b[31m"}).isprintable()
+
+
+def test_a_resume_of_a_journal_with_flags_of_versions_before():
+    assert same(
+        {"backend": "ibm_fez", "guard": 1, "quality": 0.3}, {"backend": "ibm_fez", "spacing": 1, "min_fidelity": 0.3}
+    )
+    assert not same({"guard": 1}, {"spacing": 2})
+
+
+def test_a_local_job_that_ended_with_its_process_is_run_again(tmp_path):
+    """In the client's local testing mode no service keeps jobs."""
+    (tmp_path / "backends.yaml").write_text("local: {provider: ibm, name: fake_manila, shots: 16, grace: 1}")
+    template = circuits.build("brickwork", 2, 1)
+    call = Call(template, np.zeros((1, len(template.parameters))))
+    for state in ("submitting", "submitted"):
+        backend = resolve("local", file=str(tmp_path / "backends.yaml"))
+        with Journal(tmp_path / f"{state}.sqlite") as journal:
+            activity = journal.start("infer", "fake_manila", {})
+            (pub,) = backend.pack([call])
+            stopped = journal.intend(activity, "fake_manila", [pub.key], pub.executions, 1.0)
+            journal.mark(stopped, state, job="gone")
+            with backend.open(journal=journal, activity=activity):
+                assert np.isfinite(backend.run([call])[0]).all()
+            assert [one.state for one in journal.submissions()] == ["failed", "done"]
+
+
+def test_each_activity_of_a_backend_keeps_its_plan(tmp_path):
+    (tmp_path / "backends.yaml").write_text("local: {provider: ibm, name: fake_manila, shots: 16}")
+    backend = resolve("local", file=tmp_path / "backends.yaml")
+    template = circuits.build("brickwork", 2, 1)
+    plans = []
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        for _ in range(2):
+            activity = journal.start("infer", "fake_manila", {})
+            with backend.open(journal=journal, activity=activity):
+                backend.run([Call(template, np.zeros((1, len(template.parameters))))])
+            plans.append(journal.plan(activity))
+    assert plans[0] == plans[1] != (None, None)
+
+
+@pytest.mark.parametrize("limit", [float("nan"), -1.0])
+def test_a_limit_that_is_none_is_refused(limit):
+    """No comparison with NaN holds, so it would let everything through."""
+    for keys in ({"qpu_seconds": limit}, {"usd": limit}):
+        with pytest.raises(UserError, match="is no limit"):
+            Budget(**keys)
