@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from qrkt_hw.training import fit
 SIDES = ("quantum", "size-matched", "parameter-matched")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
-Sides = dict[str, Config]
-Record = dict[str, Any]
 
 
 def train_baselines(
@@ -56,107 +55,99 @@ def train_baselines(
         )
     data = load_data(options.data)
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
-    sides = dict(zip(SIDES, (options, *matched), strict=True))
-    record: Record = {"run": str(run.path), "sides": {}}
-    compare = _gans if options.model.kind == "gan" else _classifiers
-    runs = compare(run, sides, trials, epochs, out, data, console, record)
+    baselines = _Baselines(run, dict(zip(SIDES, (options, *matched), strict=True)), data, out, console)
+    runs = baselines.gans(epochs) if options.model.kind == "gan" else baselines.classifiers(trials, epochs)
     groups = grouped(runs, SIDES)
     write_comparison(groups, out)
-    write_json(out / "baselines.json", record)
-    return groups, record
+    write_json(out / "baselines.json", baselines.record)
+    return groups, baselines.record
 
 
-def _classifiers(
-    run: RunFolder,
-    sides: Sides,
-    trials: int,
-    epochs: int | None,
-    out: Path,
-    data: Data,
-    console: Console,
-    record: Record,
-) -> list[RunFolder]:
-    chosen = []
-    record.update(epochs=epochs or run.options().training.epochs, trials=trials)
-    for side, own in sides.items():
-        finished: dict[float, RunFolder] = {}
-        for rate in rates(own.training.learning_rate, trials):
-            trial = own.replace(learning_rate=rate, epochs=record["epochs"])
-            if trial == run.options() and run.results.is_file():
-                finished[rate] = run
-                continue
-            console.print(f"{side}: learning rate {rate}", highlight=False)
-            finished[rate] = _trained(trial, _place(out, side) / f"lr-{rate}", data, console)
-        validation = {rate: read_json(found.results)["validation"] for rate, found in finished.items()}
-        best = max(finished, key=lambda rate: (validation[rate]["auroc"], -validation[rate]["loss"]))
-        chosen.append(finished[best])
-        results = read_json(finished[best].results)
-        record["sides"][side] = {
-            "chosen": str(finished[best].path),
-            "learning_rate": best,
-            "hidden": own.model.hidden,
-            "heads": own.model.heads,
-            "mlp": own.model.mlp,
-            "parameters": results["parameters"]["total"],
-            "train_seconds": results["train_seconds"],
-            "test": results["test"],
-            "validation_auroc_by_rate": {str(rate): found["auroc"] for rate, found in validation.items()},
-        }
-    return chosen
+@dataclass
+class _Baselines:
+    """A run and its baselines: trained under ``out``, and what is said of them in ``record``."""
 
+    run: RunFolder
+    sides: dict[str, Config]  # by name; the run's own first
+    data: Data
+    out: Path
+    console: Console
 
-def _gans(
-    run: RunFolder,
-    sides: Sides,
-    trials: int,
-    epochs: int | None,
-    out: Path,
-    data: Data,
-    console: Console,
-    record: Record,
-) -> list[RunFolder]:
-    own = fit.seconds_per_step(sides["quantum"], data)
-    seconds = record["seconds_per_step"] = {"quantum": own}
-    runs = {"quantum": run}
-    for side in SIDES[1:]:
-        options, place, count = sides[side], _place(out, side), epochs
-        if place.exists():
-            count = RunFolder.open(place).options().training.epochs
-        elif count is None:
-            seconds[side] = fit.seconds_per_step(options, data)
-            count = max(1, round(options.training.epochs * own / seconds[side]))
-        console.print(f"{side}: {count} epochs", highlight=False)
-        runs[side] = _trained(options.replace(epochs=count), place, data, console)
-    earlier = out / "judge.safetensors"
-    classifier = earlier if earlier.is_file() else out / "reference-classifier.safetensors"
-    reference_classifier(data, console, classifier)
-    measuring: dict[str, Any] = {"samples": SAMPLES, "seed": 0, "split": "test", "classifier": classifier}
-    for side, folder in runs.items():
-        measured = evaluate(folder, console, reference_scores=True, **measuring)
-        results = read_json(folder.results)
-        record["sides"][side] = {
-            "run": str(folder.path),
-            "epochs": results["epochs"],
-            "parameters": results["parameters"]["total"],
-            "cpu_seconds": results["cpu_seconds"],
-            **{key: measured[key] for key in ("protocol", "metrics", "reference_classifier")},
-        }
-        record["reference_scores"] = measured["reference_scores"]
-    return list(runs.values())
+    def __post_init__(self) -> None:
+        self.record: dict[str, Any] = {"run": str(self.run.path), "sides": {}}
 
+    def classifiers(self, trials: int, epochs: int | None) -> list[RunFolder]:
+        """Of each side the trial with the best validation AUROC."""
+        chosen = []
+        self.record.update(epochs=epochs or self.run.options().training.epochs, trials=trials)
+        for side, own in self.sides.items():
+            finished: dict[float, RunFolder] = {}
+            for rate in rates(own.training.learning_rate, trials):
+                trial = own.replace(learning_rate=rate, epochs=self.record["epochs"])
+                if trial == self.run.options() and self.run.results.is_file():
+                    finished[rate] = self.run
+                    continue
+                self.console.print(f"{side}: learning rate {rate}", highlight=False)
+                finished[rate] = self.trained(trial, self.place(side) / f"lr-{rate}")
+            validation = {rate: read_json(found.results)["validation"] for rate, found in finished.items()}
+            best = max(finished, key=lambda rate: (validation[rate]["auroc"], -validation[rate]["loss"]))
+            chosen.append(finished[best])
+            results = read_json(finished[best].results)
+            self.record["sides"][side] = {
+                "chosen": str(finished[best].path),
+                "learning_rate": best,
+                "hidden": own.model.hidden,
+                "heads": own.model.heads,
+                "mlp": own.model.mlp,
+                "parameters": results["parameters"]["total"],
+                "train_seconds": results["train_seconds"],
+                "test": results["test"],
+                "validation_auroc_by_rate": {str(rate): found["auroc"] for rate, found in validation.items()},
+            }
+        return chosen
 
-def _place(out: Path, side: str) -> Path:
-    earlier = out / EARLIER.get(side, side)
-    return earlier if earlier.exists() else out / side
+    def gans(self, epochs: int | None) -> list[RunFolder]:
+        """The run and the baselines that are trained for as long."""
+        own = fit.seconds_per_step(self.sides["quantum"], self.data)
+        seconds = self.record["seconds_per_step"] = {"quantum": own}
+        runs = {"quantum": self.run}
+        for side in SIDES[1:]:
+            options, place, count = self.sides[side], self.place(side), epochs
+            if place.exists():
+                count = RunFolder.open(place).options().training.epochs
+            elif count is None:
+                seconds[side] = fit.seconds_per_step(options, self.data)
+                count = max(1, round(options.training.epochs * own / seconds[side]))
+            self.console.print(f"{side}: {count} epochs", highlight=False)
+            runs[side] = self.trained(options.replace(epochs=count), place)
+        earlier = self.out / "judge.safetensors"
+        classifier = earlier if earlier.is_file() else self.out / "reference-classifier.safetensors"
+        reference_classifier(self.data, self.console, classifier)
+        measuring: dict[str, Any] = {"samples": SAMPLES, "seed": 0, "split": "test", "classifier": classifier}
+        for side, folder in runs.items():
+            measured = evaluate(folder, self.console, reference_scores=True, **measuring)
+            results = read_json(folder.results)
+            self.record["sides"][side] = {
+                "run": str(folder.path),
+                "epochs": results["epochs"],
+                "parameters": results["parameters"]["total"],
+                "cpu_seconds": results["cpu_seconds"],
+                **{key: measured[key] for key in ("protocol", "metrics", "reference_classifier")},
+            }
+            self.record["reference_scores"] = measured["reference_scores"]
+        return list(runs.values())
 
+    def place(self, side: str) -> Path:
+        earlier = self.out / EARLIER.get(side, side)
+        return earlier if earlier.exists() else self.out / side
 
-def _trained(options: Config, path: Path, data: Data, console: Console) -> RunFolder:
-    if not path.exists():
-        return fit.start(options, path, console, data=data)
-    run = RunFolder.open(path)
-    if run.options() != options:
-        raise UserError(f"--out: {path} was trained with other options; name another folder")
-    return run if run.results.is_file() else fit.resume(run, console)
+    def trained(self, options: Config, path: Path) -> RunFolder:
+        if not path.exists():
+            return fit.start(options, path, self.console, data=self.data)
+        run = RunFolder.open(path)
+        if run.options() != options:
+            raise UserError(f"--out: {path} was trained with other options; name another folder")
+        return run if run.results.is_file() else fit.resume(run, self.console)
 
 
 def default_out(run: RunFolder) -> Path:

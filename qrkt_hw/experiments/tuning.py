@@ -195,6 +195,8 @@ def tune(
         console.print(f"trial {trial.number}: {', '.join(shown)}", highlight=False)
 
         def prune(epoch: int, metrics: dict[str, float]) -> None:
+            if math.isnan(metrics["val_auroc"]):
+                raise UserError("--dataset: all validation samples are of one class, so no AUROC tells trials apart")
             trial.report(metrics["val_auroc"], epoch)
             if trial.should_prune():
                 raise optuna.TrialPruned

@@ -11,6 +11,7 @@ import time
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,9 @@ def train(
     """
     epochs, batches, done = task.options.training.epochs, task.batches, len(record.history)
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
-    with TrainingProgress(console, epochs, len(batches), done) as progress:
+    with ExitStack() as ending:
+        ending.callback(logger.finalize, "ended")  # also of a trial that is pruned: it writes what is not on disk yet
+        progress = ending.enter_context(TrainingProgress(console, epochs, len(batches), done))
         for epoch in range(done + 1, epochs + 1):
             started = time.perf_counter(), time.process_time()
             task.start_epoch(epoch)
@@ -212,7 +215,6 @@ def train(
             progress.end_epoch(epoch, task.shown.format(**metrics))
             if after_epoch is not None:
                 after_epoch(epoch, metrics)
-    logger.finalize("success")
 
 
 def _keep(task: Task, run: RunFolder, record: Record, backend: Backend) -> None:
@@ -256,7 +258,8 @@ def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
             task.modules.load_state_dict(content["state_dict"])
             for learner, kept in zip(task.learners, content["optimizer_states"], strict=True):
                 learner.optimizer.load_state_dict(kept)
-            backend.restore(content["record"]["backend"])
+            if content["record"]["backend"] is not None:
+                backend.restore(content["record"]["backend"])
     except Exception as error:  # torch raises many kinds for a file that is not whole
         why = str(error) if type(error) in (ValueError, UserError) else type(error).__name__
         raise UserError(f"{run.checkpoint} is damaged ({why}); remove it to train this run from the start") from error
@@ -277,7 +280,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise ValueError(f"its part {damaged} is not what was written")
     content = torch.load(file, map_location="cpu", weights_only=True)
     if "record" not in content:  # Lightning's Trainer, of earlier releases, kept it as the state of a callback
-        content["record"] = content["callbacks"]["Recorder"]
+        content["record"] = {"backend": None, **content["callbacks"]["Recorder"]}  # the first releases kept no backend
     return content
 
 

@@ -218,6 +218,14 @@ def tune_line(*more):
     return [str(a) for a in ("tune", "--search", "learning_rate=log:0.001:0.1", "--search", "mlp=4,8", *fixed, *more)]
 
 
+@pytest.mark.timeout(120)
+def test_tune_ends_where_no_auroc_is_defined(tmp_path):
+    images = writing.image_folder(tmp_path / "images", {"train": 8, "test": 4}, size=8)  # of validation one image
+    line = tune_line("--trials", 2, "--dataset", f"folder:{images}", "--image-size", 8)
+    found = qrkt(*line, cwd=tmp_path)
+    assert found.returncode == 2 and "one class" in found.stderr.splitlines()[-1]
+
+
 def test_tune_goes_on_and_counts_pruned_trials(tmp_path):
     first = qrkt(*tune_line("--trials", 2, "--sampler", "random"), cwd=tmp_path)
     assert first.returncode == 0, first.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
@@ -162,8 +163,22 @@ def test_a_checkpoint_of_an_earlier_release_is_resumed_and_a_damaged_one_refused
         torch.save({**earlier, **damaged}, file)
         with pytest.raises(UserError, match=r"last\.ckpt"):
             fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)
-    torch.save(earlier, file)
-    assert measured(fit.resume(RunFolder.open(tmp_path / "stopped"), QUIET)) == measured(whole)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "first")
+    first = {key: value for key, value in earlier["callbacks"]["Recorder"].items() if key != "backend"}
+    for name, kept in (("stopped", earlier), ("first", {**earlier, "callbacks": {"Recorder": first}})):
+        torch.save(kept, tmp_path / name / "last.ckpt")
+        assert measured(fit.resume(RunFolder.open(tmp_path / name), QUIET)) == measured(whole)
+
+
+def test_a_training_that_is_broken_off_leaves_its_curves_on_the_disk(images, tmp_path):
+    def stop(epoch, metrics):
+        if epoch == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        fit.start(Config.model_validate({"dataset": f"folder:{images}", **TINY}), tmp_path / "run", QUIET, stop)
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert len(curves.Scalars("val_auroc")) == 2
 
 
 def test_a_flipped_bit_in_a_checkpoint_never_passes(run, tmp_path):
