@@ -14,7 +14,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention
-from qrkt_hw.nn.blocks import DecoderBlock, EncoderBlock, FeedForward, TransformerField
+from qrkt_hw.nn.blocks import FeedForward, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
 from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
@@ -66,7 +66,7 @@ def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Mo
     _, make_attention, make_mlp = _parts(options, backend)
     blocks: list[nn.Module] = []
     for _ in range(model.encoder_blocks):
-        blocks.append(EncoderBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
+        blocks.append(TransformerBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
     tableau = TABLEAUS[model.rk]
     for _ in range(model.rk_blocks):
         norm = nn.LayerNorm(model.hidden) if model.field_norms else None
@@ -86,9 +86,12 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decod
         output_only=model.cross_attention == "output",
     )  # fmt: skip
     blocks = [
-        DecoderBlock(make_attention(), make_cross(), make_mlp(), hidden=model.hidden, dropout=model.dropout)
+        TransformerBlock(
+            attention=make_attention(), cross_attention=make_cross(), feed_forward=make_mlp(), hidden=model.hidden,
+            dropout=model.dropout,
+        )
         for _ in range(model.decoder_blocks)
-    ]
+    ]  # fmt: skip
     return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
 
 

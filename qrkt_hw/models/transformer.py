@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from qrkt_hw.nn.blocks import DecoderBlock
+from qrkt_hw.nn.blocks import TransformerBlock
 from qrkt_hw.nn.embeddings import Tokens, WeightedPool
 
 
 class Decoder(nn.Module):
     """A second embedding of the same input, decoder blocks that read the encoder's output, LayerNorm."""
 
-    def __init__(self, tokens: Tokens, blocks: Sequence[DecoderBlock], *, hidden: int) -> None:
+    def __init__(self, tokens: Tokens, blocks: Sequence[TransformerBlock], *, hidden: int) -> None:
         super().__init__()
         self.tokens = tokens
         self.blocks = nn.ModuleList(blocks)
@@ -21,7 +21,7 @@ class Decoder(nn.Module):
         """``(batch, tokens, hidden)``; ``seen (batch, others)`` is True where ``memory`` is not padding."""
         y = self.tokens(inputs)
         for block in self.blocks:
-            y = block(y, memory, seen, seen)
+            y = block(y, seen, memory, seen)
         return self.norm(y)
 
 

@@ -92,9 +92,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
 
     Over few tokens it is differentiable any number of times, in both modes; torch's fused one, which takes over where
     the attention weights would fill memory, is so once. Where a mask lets nothing be read the result is 0.
+
+    Raises:
+        ValueError: shapes, heads, a mask that is no bool ``(batch, others)``, or a dropout that do not fit.
     """
+    _check(query, key, value, heads, dropout, mask)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
-    seen = None if mask is None else mask[:, None, None, :]
+    seen = None if mask is None else mask[..., None, None, :]
     if q.shape[-2] * k.shape[-2] > FUSED:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     else:
@@ -105,3 +109,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
             weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~seen, 0.0)
         mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
     return mixed.transpose(-2, -3).flatten(-2)
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> None:
+    """Refuse what broadcasting, or a mask that is added, would take for something else."""
+    of_query, of_key = query.shape, key.shape
+    if of_query[:-2] != of_key[:-2] or of_query[-1:] != of_key[-1:] or value.shape != of_key or query.ndim < 2:
+        raise ValueError(
+            "query must be (batch, tokens, hidden), key and value (batch, others, hidden); found "
+            f"{tuple(of_query)}, {tuple(of_key)} and {tuple(value.shape)}"
+        )
+    if heads < 1 or of_query[-1] % heads:
+        raise ValueError(f"heads must divide the hidden size {of_query[-1]}; {heads} does not")
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must lie between 0 and 1, not {dropout}")
+    if mask is not None and (mask.dtype is not torch.bool or mask.shape != of_key[:-1]):
+        raise ValueError(f"mask must be a bool tensor {tuple(of_key[:-1])}, not {mask.dtype} {tuple(mask.shape)}")

@@ -33,48 +33,45 @@ class FeedForward(nn.Module):
         return self.finish(self.projection(self.enter(y)))
 
 
-class EncoderBlock(nn.Module):
-    """The pre-norm transformer block: ``y += attention(norm(y))``, then ``y += feed_forward(norm(y))``."""
+class TransformerBlock(nn.Module):
+    """The pre-norm block: ``y += attention(norm(y))``, cross-attention or none, ``y += feed_forward(norm(y))``.
 
-    def __init__(self, attention: Attention, feed_forward: FeedForward, *, hidden: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden)
-        self.attention = attention
-        self.feed_forward_norm = nn.LayerNorm(hidden)
-        self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""
-        y = y + self.dropout(self.attention(self.attention_norm(y), mask))
-        return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
-
-
-class DecoderBlock(nn.Module):
-    """A pre-norm block with cross-attention to the encoder's output between its two steps; nothing is masked ahead."""
+    Args:
+        attention, feed_forward: its steps; nothing is masked ahead.
+        hidden: width of the tokens.
+        dropout: on each step.
+        cross_attention: a step between, which reads the encoder's output; None: an encoder's block.
+    """
 
     def __init__(
         self,
         attention: Attention,
-        cross_attention: CrossAttention,
         feed_forward: FeedForward,
         *,
         hidden: int,
         dropout: float = 0.0,
+        cross_attention: CrossAttention | None = None,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden)
         self.attention = attention
-        self.cross_attention_norm = nn.LayerNorm(hidden)
+        # in this place: the state of an optimizer knows parameters by their order
+        self.cross_attention_norm = nn.LayerNorm(hidden) if cross_attention is not None else None
         self.cross_attention = cross_attention
         self.feed_forward_norm = nn.LayerNorm(hidden)
         self.feed_forward = feed_forward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, y: Tensor, memory: Tensor, mask: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-        """``memory (batch, others, hidden)``; ``mask`` of ``y`` and ``seen`` of ``memory`` are False at padding."""
+    def forward(
+        self, y: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """``(batch, tokens, hidden)``, same out; ``memory (batch, others, hidden)`` is what cross-attention reads.
+
+        ``mask`` of ``y`` and ``seen`` of ``memory`` are False at padding.
+        """
         y = y + self.dropout(self.attention(self.attention_norm(y), mask))
-        y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen))
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen))
         return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
 
 

@@ -202,7 +202,7 @@ class QuantumLayer(TorchConnector):
         self.groups = features // template.num_inputs
         self.requested_method = method
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
-        self._expectations: dict[torch.dtype, TensorFunction | None] = {}  # on this backend, by precision
+        self._expectations: dict[torch.dtype, tuple[Backend, TensorFunction | None]] = {}  # on a backend, by precision
         count = self.network.num_weights
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
@@ -240,7 +240,6 @@ class QuantumLayer(TorchConnector):
     @backend.setter
     def backend(self, backend: str | Backend) -> None:
         self.network.backend = _resolved(backend)
-        self._expectations = {}
 
     @property
     def method(self) -> str:
@@ -250,12 +249,14 @@ class QuantumLayer(TorchConnector):
 
     def expectation(self, dtype: torch.dtype) -> TensorFunction | None:
         """The circuits on tensors, in this precision; None where the backend is not differentiable."""
-        if dtype not in self._expectations:
-            differentiable = self.backend.differentiable
-            self._expectations[dtype] = (
-                self.backend.simulator(self.network.evaluated, dtype, self.requested_method) if differentiable else None
-            )
-        return self._expectations[dtype]
+        backend = self.backend
+        if not backend.differentiable:
+            return None
+        found = self._expectations.get(dtype)
+        if found is None or found[0] is not backend:  # the network, too, may be given another
+            made = backend.simulator(self.network.evaluated, dtype, self.requested_method)
+            found = self._expectations[dtype] = (backend, made)
+        return found[1]
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
@@ -343,7 +344,8 @@ class QuantumProjection(nn.Module):
         """Whether the circuits run elsewhere, and no hook waits for this module or its layer to be called."""
         if self.layer.expectation(self.layer.dtype) is not None:
             return False
-        return not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return not any(getattr(m, kind) for m in self.modules() for kind in hooks)
 
     def before(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x * self.input_scale

@@ -95,12 +95,27 @@ def test_second_derivatives_with_a_mask_and_with_one_tensor_as_key_and_value(tok
         lambda q, k, v: attend(q, k, v, 5, 0.0, None),
         lambda q, k, v: attend(q, k, v, 4, -0.1, None),
         lambda q, k, v: attend(q, k, v, 4, 1.5, None),
+        lambda q, k, v: attend(q, k, v, 0, 0.0, None),
+        lambda q, k, v: attend(q, k[:1], v[:1], 4, 0.0, None),
+        lambda q, k, v: attend(q, k[0], v[0], 4, 0.0, None),
+        lambda q, k, v: attend(q[0, 0], k[0, 0], v[0, 0], 4, 0.0, None),
+        lambda q, k, v: attend(q, k, v, 4, 0.0, k[..., 0]),
+        lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(k.shape[:2], dtype=torch.long)),
         lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(3, 6, dtype=torch.bool)),
+        lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(3, 1, dtype=torch.bool)),
+        lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(3, 5, k.shape[1], dtype=torch.bool)),
     ],
 )
-def test_what_does_not_fit_is_refused(change):
+@pytest.mark.parametrize("others", [7, 1000])
+def test_what_does_not_fit_is_refused(change, others):
     with pytest.raises((ValueError, RuntimeError)):
-        change(torch.randn(3, 5, 12), torch.randn(3, 7, 12), torch.randn(3, 7, 12))
+        change(torch.randn(3, 5, 12), torch.randn(3, others, 12), torch.randn(3, others, 12))
+
+
+@pytest.mark.parametrize("others", [7, 1000])
+def test_tokens_of_one_sample_need_no_batch(others):
+    (q, k, v), mask = example(others=others)
+    torch.testing.assert_close(attend(q[0], k[0], v[0], 4, 0.0, mask[0]), attend(q, k, v, 4, 0.0, mask)[0])
 
 
 def test_hooks_on_saved_tensors_may_change_strides_and_alignment():

@@ -316,6 +316,22 @@ def test_a_compiled_layer_computes_the_same(kind):
     torch.testing.assert_close(torch.compile(made, backend="eager")(X), made(X))
 
 
+@pytest.mark.parametrize("way", ["layer", "network", "gradient"])
+def test_a_backend_given_after_a_forward_is_the_one_that_computes(way):
+    made, other = layer(), backends.registry.resolve("exact", gradient="parameter_shift")
+    values = made(X)
+    if way == "layer":
+        made.backend = other
+    elif way == "network":
+        made.neural_network.backend = other
+    else:
+        made.backend = other
+        made(X)
+        other.gradient = "adjoint"
+    torch.testing.assert_close(made(X), values)
+    assert other.counters.rounds == 1 and (made.expectation(made.dtype) is None) == (way != "gradient")
+
+
 @pytest.mark.parametrize("kind", KEPT, ids="-".join)
 def test_forward_mode_derivatives(kind):
     made = layer(*kind).double()
