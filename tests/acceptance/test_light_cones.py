@@ -8,7 +8,7 @@ from qrkt_hw.circuits import build, names
 from qrkt_hw.compiler import lower
 from qrkt_hw.compiler.propagation import propagate
 from qrkt_hw.simulator import simulator
-from qrkt_hw.simulator.analysis import light_cone, cones
+from qrkt_hw.simulator.analysis import cones, light_cone
 from qrkt_hw.simulator.analysis import cones as find
 from tests.random_templates import random_template
 
