@@ -167,8 +167,8 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),
         (f"exact, same {kind}", f"{record['exact_accuracy']:.4f}   {_interval(record['exact_interval'])}"),
-        ("classified alike", f"{record['agreement']:.4f}   {_interval(record['agreement_interval'])}"),
-        ("right there only", f"{here}, right exactly only {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
+        ("agreement", f"{record['agreement']:.4f}   {_interval(record['agreement_interval'])}"),
+        ("correct there only", f"{here}, exactly only {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
         ("sampling", shots),
         ("circuit batches", str(record["rounds"])),
         ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions"),

@@ -140,7 +140,7 @@ def place_circuit(template: CircuitTemplate, device: Any, level: int, seed: int 
 def predicted_error(template: CircuitTemplate, output_success: Sequence[float]) -> float | None:
     """Root mean square of the error that noise is expected to make, over outputs and random parameters.
 
-    Noise draws an expectation value towards zero, so it loses about the chance of a failure in its causal cone times
+    Noise draws an expectation value towards zero, so it loses about the chance of a failure in its light cone times
     its own size. ``benchmarks/predicted_error.py`` says how well that ranks circuits. None where states are too large.
     """
     from qrkt_hw.simulator.analysis import LARGEST, typical_values

@@ -97,9 +97,9 @@ class Placed(BaseModel):
     gates: dict[str, int]
     duration: float = Field(description="seconds, measurement included")
     success: float = Field(description="estimated success probability (ESP): no gate and no readout fails")
-    output_success: list[float] = Field(description="ESP of the gates in the causal cone of each observable")
+    output_success: list[float] = Field(description="ESP of the gates in the light cone of each observable")
     predicted_error: float | None = Field(
-        description="expected root mean square error of the values: (1 - ESP of the causal cone) x typical value; null "
+        description="expected root mean square error of the values: (1 - ESP of the light cone) x typical value; null "
         "beyond 14 qubits"
     )
     copies: int = Field(description="disjoint replicas that fit the device, good or bad")

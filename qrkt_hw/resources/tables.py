@@ -147,7 +147,7 @@ def _device(device: Device, part: Logical) -> Section:
     notes = [
         f"Device: {', '.join(about)}.",
         *where,
-        "ESP: estimated success probability, of all gates and readouts; per output: within its causal cone, mean; "
+        "ESP: estimated success probability, of all gates and readouts; per output: within its light cone, mean; "
         "expected error: root mean square, of an expectation value; replicas: packed/all that fit, where those packed "
         "have at least half the ESP of the best.",
     ]

@@ -23,7 +23,7 @@ from qrkt_hw.simulator.statevector import TorchStatevector
 
 LARGEST_SUM = 2048  # Pauli strings up to which an observable is propagated
 LARGEST_STATE = 12  # qubits up to which a statevector decides instead
-# numbers touched over all observables, some seconds' worth; beyond, the causal cone bounds what they depend on
+# numbers touched over all observables, some seconds' worth; beyond, the light cone bounds what they depend on
 LARGEST_WORK = 2e8
 POINTS = 3
 TOLERANCE = 1e-13
@@ -54,7 +54,7 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
 
     A parameter is in the cone where the derivative at random points is not zero, which holds with probability one for a
     function that moves. Pauli propagation finds the derivatives where the strings stay few; else a statevector does for
-    few qubits, and the causal cone (every parameter of a gate that can reach the observable) bounds them for many.
+    few qubits, and the light cone (every parameter of a gate that can reach the observable) bounds them for many.
     """
     derived = derive(template)
     program = lower(derived.template)
@@ -73,7 +73,7 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
             by_parameter = gradients if chain is None else np.einsum("ps,psk->pk", gradients, chain)
             moves = (np.abs(by_parameter) > TOLERANCE).any(axis=0)
         else:
-            reached = causal_cone(program, observable)
+            reached = light_cone(program, observable)
             moves = reached if chain is None else (chain[:, reached] != 0).any(axis=(0, 1))
         where = np.flatnonzero(moves)
         split = np.searchsorted(where, template.num_inputs)
@@ -82,7 +82,7 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     return tuple(found)
 
 
-def causal_cone(program: Program, observable: SparsePauliOp) -> NDArray[np.bool_]:
+def light_cone(program: Program, observable: SparsePauliOp) -> NDArray[np.bool_]:
     """Parameters of gates that can reach the observable, ``(inputs + weights,)``."""
     reached = {q for _, qubits, c in observable.to_sparse_list() if c for q in qubits}
     moves = np.zeros(program.num_inputs + program.num_weights, dtype=bool)

@@ -8,7 +8,7 @@ from qrkt_hw.circuits import build, names
 from qrkt_hw.compiler import lower
 from qrkt_hw.compiler.propagation import propagate
 from qrkt_hw.simulator import simulator
-from qrkt_hw.simulator.analysis import causal_cone, cones
+from qrkt_hw.simulator.analysis import cones, light_cone
 from qrkt_hw.simulator.analysis import cones as find
 from tests.random_templates import random_template
 
@@ -59,7 +59,7 @@ def test_wide_circuits_are_bounded(name):
     check(template, tries=1)
     exact = cones(template)
     for observable, cone in zip(template.observables, exact, strict=True):
-        bound = np.flatnonzero(causal_cone(lower(template), observable))
+        bound = np.flatnonzero(light_cone(lower(template), observable))
         assert set(cone.inputs) <= set(bound.tolist())
 
 
