@@ -97,7 +97,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         self.estimated = float(state.get("estimated", 0.0))
 
     def placed(self, template: CircuitTemplate, basis: Basis) -> PlacedCircuit:
-        return self.packer.group(template, basis).placed
+        return self.packer.group(template, basis).placed.of(template)
 
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
@@ -115,7 +115,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _fits(self, template: CircuitTemplate) -> bool:
         if self.wanted == "density_matrix":
             return False
-        widest = max(len(self.placed(template, basis).physical) for basis in bases(template))
+        widest = max(len(self.packer.group(template, basis).placed.physical) for basis in bases(template))
         if widest > LARGEST and self.wanted == "superoperator":
             what = f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits"
             way = f"ansatz {template.name!r} touches {widest} of {self.device.name}; method: auto works"

@@ -14,7 +14,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -80,14 +79,11 @@ class Packer:
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
         group = self.groups[key]
         if group.template is None:
-            circuit, own = group.placed.circuit, {p.name: p for p in template.parameters}
-            present = {p.name for p in circuit.parameters}
-            if len(group.placed.measured) != template.num_qubits or not present <= set(own):
+            present = {p.name for p in group.placed.circuit.parameters}
+            if len(group.placed.measured) != template.num_qubits or not present <= set(names):
                 unfit = f"the plan that was kept does not fit ansatz {template.name!r}"
                 raise UserError(f"{unfit}; --resume --replan makes a new one")
-            foreign = {p: own[p.name] for p in circuit.parameters if p != own[p.name]}  # of a kept plan
-            if foreign:
-                group.placed = replace(group.placed, circuit=circuit.assign_parameters(foreign))
+            group.placed = group.placed.of(template)
             group.template, group.basis = template, basis
         return group
 

@@ -59,6 +59,12 @@ class PlacedCircuit:
     def moved(self, physical: tuple[int, ...]) -> Self:
         return replace(self, physical=physical)
 
+    def of(self, template: CircuitTemplate) -> Self:
+        """The same in the parameters of an equal template, which were made anew under the same names."""
+        own = {p.name: p for p in template.parameters}
+        foreign = {p: own[p.name] for p in self.circuit.parameters if p != own[p.name]}
+        return replace(self, circuit=self.circuit.assign_parameters(foreign)) if foreign else self
+
 
 def transpiled(
     template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED

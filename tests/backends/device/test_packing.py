@@ -134,6 +134,12 @@ def test_templates_built_twice_share_a_group_and_others_of_the_same_names_do_not
     calls = [Call(_with_block(angle), np.array([[0.3, 0.2]])) for angle in (0.1, other)]
     sampled, exact = resolve("fake_manila", shots=20_000).run(calls), resolve("exact").run(calls)
     assert np.abs(np.array(sampled) - np.array(exact)).max() < 0.12
+    for method in ("auto", "density_matrix"):
+        backend = resolve("fake_manila")
+        backend.wanted = method
+        one, two = backend.run(calls)
+        assert np.abs(np.array([one, two]) - np.array(exact)).max() < 0.12
+        assert (other == 0.1) == (np.abs(one - two).max() < 1e-9)
     groups = resolve("fake_manila", shots=100).packer
     groups.plan([call.template for call in calls])
     assert len(groups.groups) == (1 if other == 0.1 else 2)
