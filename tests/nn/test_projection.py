@@ -141,6 +141,10 @@ def test_hooks_on_a_layer_count_wherever_its_circuits_run():
         with torch.no_grad():
             made[0].layer.weight_orig.zero_()
         made[1].layer.register_forward_hook(lambda module, given, values: values + 1)
+        seen = []
+        made[2].register_full_backward_hook(lambda *given, seen=seen: seen.append(given))
         found = project_together([(module, x) for module in made])
+        found[2].sum().backward()
+        assert len(seen) == 1
         zero = QuantumLayer(4, qubits=2, initial_weights=torch.zeros(4))(x)
         torch.testing.assert_close(found, [zero, wanted[1] + 1, wanted[2]], atol=1e-5, rtol=0)

@@ -1,5 +1,6 @@
-/* Kernels for a CPU: propagated observables and statevectors. Plain C, no headers but the standard ones; called through ctypes (__init__.py). Every routine comes in single and double precision: the
- * parts are included once for each, see parts.h.
+/* Kernels for a CPU: propagated observables and statevectors. Plain C, no headers but the standard ones; called through
+ * ctypes (__init__.py). Every routine comes in single and double precision: the parts are included once for each, see
+ * parts.h.
  *
  * Samples go through in chunks of CH columns, so that the inner loops are vectors and all that a chunk needs stays in
  * the nearest cache. Backward passes recompute instead of remembering, so memory does not grow with the circuit.
@@ -52,6 +53,9 @@ typedef struct {
     const double *reading_factor;
     const int32_t *by_input; /* whether an angle depends on inputs */
 } Circuit;
+
+/* P psi [k] = (-i)^|x&z| (-1)^|z&k| psi[k^x] for P = i^|x&z| X^x Z^z; this is the part of (-i)^|x&z| that is not 0 */
+INLINE int phase(int32_t x, int32_t z) { return ((__builtin_popcount(x & z) + 1) & 2) ? -1 : 1; }
 
 /* what a thread keeps from call to call, and gives back when it ends */
 typedef struct {

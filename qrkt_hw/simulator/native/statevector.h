@@ -25,99 +25,59 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
     }
 }
 
-/* psi <- cos psi - i sin P psi on rows of CH columns */
-INLINE void FN(rotate)(REAL *re, REAL *im, int64_t size, int32_t x, int32_t z, int sign, const REAL *cosine,
-                     const REAL *sine) {
-    FN(row) c = ROW(cosine), signed_sine[2];
-    int y = __builtin_popcount(x & z) & 3;
-    int imaginary = y & 1;
-    /* P psi [k] = s (-i)^y (-1)^|z&k| psi[k^x] */
-    REAL s = (REAL)(sign * (imaginary ? (y == 1 ? -1 : 1) : (y == 0 ? 1 : -1)));
+/* stores cos - i sin P of the rows k (p + iu) and o = k ^ x (q + iv) of a state; t: the sine with the sign of P at k */
+INLINE void FN(rotate_pair)(REAL *re, REAL *im, int64_t k, int64_t o, int imaginary, FN(row) c, FN(row) t, FN(row) p,
+                            FN(row) q, FN(row) u, FN(row) v) {
+    if (imaginary) {
+        ROW(re + k * CH) = c * p + t * q;
+        ROW(re + o * CH) = c * q - t * p;
+        ROW(im + k * CH) = c * u + t * v;
+        ROW(im + o * CH) = c * v - t * u;
+    } else {
+        ROW(re + k * CH) = c * p + t * v;
+        ROW(im + k * CH) = c * u - t * q;
+        ROW(re + o * CH) = c * q + t * u;
+        ROW(im + o * CH) = c * v - t * p;
+    }
+}
+
+/* psi <- cos psi - i sin sign P psi on rows of CH columns. Where grad is no NULL, before that grad = Im <lambda| sign P
+ * |psi>, and lambda is rotated too. */
+INLINE void FN(rotate)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int sign,
+                       const REAL *cosine, const REAL *sine, FN(row) *grad) {
+    FN(row) c = ROW(cosine), signed_sine[2], total[2] = {{0}, {0}};
+    int imaginary = __builtin_popcount(x & z) & 1;
+    REAL s = (REAL)(sign * phase(x, z));
     signed_sine[0] = s * ROW(sine);
     signed_sine[1] = -signed_sine[0];
     if (!x) {
         for (int64_t k = 0; k < size; k++) {
-            FN(row) t = signed_sine[__builtin_parity((uint32_t)k & z)];
-            FN(row) p = ROW(re + k * CH), q = ROW(im + k * CH);
-            ROW(re + k * CH) = c * p + t * q;
-            ROW(im + k * CH) = c * q - t * p;
-        }
-        return;
-    }
-    int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
-    for (int64_t base = 0; base < size; base += 2 * top)
-        for (int64_t k = base; k < base + top; k++) {
-            int64_t o = k ^ x;
-            FN(row) t = signed_sine[__builtin_parity((uint32_t)k & z)];
-            FN(row) p = ROW(re + k * CH), q = ROW(re + o * CH), u = ROW(im + k * CH), v = ROW(im + o * CH);
-            if (imaginary) {
-                ROW(re + k * CH) = c * p + t * q;
-                ROW(re + o * CH) = c * q - t * p;
-                ROW(im + k * CH) = c * u + t * v;
-                ROW(im + o * CH) = c * v - t * u;
-            } else {
-                ROW(re + k * CH) = c * p + t * v;
-                ROW(im + k * CH) = c * u - t * q;
-                ROW(re + o * CH) = c * q + t * u;
-                ROW(im + o * CH) = c * v - t * p;
-            }
-        }
-}
-
-/* grad = Im <lambda| P |psi>, the derivative by the angle, then the rotation is undone on both */
-INLINE void FN(uncompute)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int sign,
-                          const REAL *cosine, const REAL *sine, REAL *grad) {
-    FN(row) c = ROW(cosine), signed_sine[2], total[2] = {{0}, {0}};
-    int y = __builtin_popcount(x & z) & 3;
-    int imaginary = y & 1;
-    REAL s = (REAL)(sign * (imaginary ? (y == 1 ? -1 : 1) : (y == 0 ? 1 : -1)));
-    signed_sine[1] = s * ROW(sine);
-    signed_sine[0] = -signed_sine[1];
-    if (!x) {
-        for (int64_t k = 0; k < size; k++) {
             int odd = __builtin_parity((uint32_t)k & z);
-            FN(row) t = signed_sine[odd];
-            FN(row) p = ROW(re + k * CH), q = ROW(im + k * CH), lp = ROW(lre + k * CH), lq = ROW(lim + k * CH);
-            total[odd] += lp * q - lq * p;
-            ROW(re + k * CH) = c * p + t * q;
-            ROW(im + k * CH) = c * q - t * p;
-            ROW(lre + k * CH) = c * lp + t * lq;
-            ROW(lim + k * CH) = c * lq - t * lp;
+            FN(row) t = signed_sine[odd], p = ROW(re + k * CH), u = ROW(im + k * CH);
+            ROW(re + k * CH) = c * p + t * u;
+            ROW(im + k * CH) = c * u - t * p;
+            if (!grad) continue;
+            FN(row) lp = ROW(lre + k * CH), lu = ROW(lim + k * CH);
+            total[odd] += lp * u - lu * p;
+            ROW(lre + k * CH) = c * lp + t * lu;
+            ROW(lim + k * CH) = c * lu - t * lp;
         }
-        ROW(grad) = s * (total[0] - total[1]);
-        return;
-    }
-    int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
-    for (int64_t base = 0; base < size; base += 2 * top)
-        for (int64_t k = base; k < base + top; k++) {
-            int64_t o = k ^ x;
-            int odd = __builtin_parity((uint32_t)k & z);
-            FN(row) t = signed_sine[odd];
-            FN(row) p = ROW(re + k * CH), q = ROW(re + o * CH), u = ROW(im + k * CH), v = ROW(im + o * CH);
-            FN(row) lp = ROW(lre + k * CH), lq = ROW(lre + o * CH), lu = ROW(lim + k * CH), lv = ROW(lim + o * CH);
-            if (imaginary) {
-                total[odd] += lp * q + lu * v - lq * p - lv * u;
-                ROW(re + k * CH) = c * p + t * q;
-                ROW(re + o * CH) = c * q - t * p;
-                ROW(im + k * CH) = c * u + t * v;
-                ROW(im + o * CH) = c * v - t * u;
-                ROW(lre + k * CH) = c * lp + t * lq;
-                ROW(lre + o * CH) = c * lq - t * lp;
-                ROW(lim + k * CH) = c * lu + t * lv;
-                ROW(lim + o * CH) = c * lv - t * lu;
-            } else {
-                total[odd] += lp * v - lu * q + lq * u - lv * p;
-                ROW(re + k * CH) = c * p + t * v;
-                ROW(im + k * CH) = c * u - t * q;
-                ROW(re + o * CH) = c * q + t * u;
-                ROW(im + o * CH) = c * v - t * p;
-                ROW(lre + k * CH) = c * lp + t * lv;
-                ROW(lim + k * CH) = c * lu - t * lq;
-                ROW(lre + o * CH) = c * lq + t * lu;
-                ROW(lim + o * CH) = c * lv - t * lp;
+    } else {
+        int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
+        for (int64_t base = 0; base < size; base += 2 * top)
+            for (int64_t k = base; k < base + top; k++) {
+                int64_t o = k ^ x;
+                int odd = __builtin_parity((uint32_t)k & z);
+                FN(row) t = signed_sine[odd];
+                FN(row) p = ROW(re + k * CH), q = ROW(re + o * CH), u = ROW(im + k * CH), v = ROW(im + o * CH);
+                FN(rotate_pair)(re, im, k, o, imaginary, c, t, p, q, u, v);
+                if (!grad) continue;
+                FN(row) lp = ROW(lre + k * CH), lq = ROW(lre + o * CH), lu = ROW(lim + k * CH), lv = ROW(lim + o * CH);
+                total[odd] += imaginary ? lp * q + lu * v - lq * p - lv * u : lp * v - lu * q + lq * u - lv * p;
+                FN(rotate_pair)(lre, lim, k, o, imaginary, c, t, lp, lq, lu, lv);
             }
-        }
-    ROW(grad) = s * (total[0] - total[1]);
+    }
+    if (grad) *grad = s * (total[0] - total[1]);
 }
 
 /* a matrix (real parts, then imaginary ones, row by row) on some qubits; adjoint: its conjugate transpose */
@@ -161,20 +121,20 @@ INLINE void FN(read_out)(const Circuit *p, const REAL *re, const REAL *im, int64
     for (int r = 0; r < p->readings; r++) {
         int32_t x = p->reading_x[r], z = p->reading_z[r];
         FN(row) total[2] = {{0}, {0}};
-        int y = __builtin_popcount(x & z) & 3;
+        int imaginary = __builtin_popcount(x & z) & 1;
         double sign = 1;
         if (!x) {
             for (int64_t k = 0; k < size; k++) total[__builtin_parity((uint32_t)k & z)] += ROW(plane + k * CH);
         } else {
             int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
             /* both rows of a pair give the same real part */
-            sign = 2.0 * ((y & 1) ? (y == 1 ? 1 : -1) : (y == 0 ? 1 : -1));
+            sign = imaginary ? -2.0 * phase(x, z) : 2.0 * phase(x, z);
             for (int64_t base = 0; base < size; base += 2 * top)
                 for (int64_t k = base; k < base + top; k++) {
                     const REAL *ar = re + k * CH, *ai = im + k * CH;
                     const REAL *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
                     total[__builtin_parity((uint32_t)k & z)] +=
-                        (y & 1) ? ROW(ar) * ROW(bi) - ROW(ai) * ROW(br) : ROW(ar) * ROW(br) + ROW(ai) * ROW(bi);
+                        imaginary ? ROW(ar) * ROW(bi) - ROW(ai) * ROW(br) : ROW(ar) * ROW(br) + ROW(ai) * ROW(bi);
                 }
         }
         REAL factor = (REAL)(sign * p->reading_factor[r]);
@@ -201,16 +161,15 @@ INLINE void FN(read_back)(const Circuit *p, const REAL *re, const REAL *im, int6
     for (int r = 0; r < p->readings; r++) {
         int32_t x = p->reading_x[r], z = p->reading_z[r];
         if (!x) continue;
-        int y = __builtin_popcount(x & z) & 3;
-        REAL sign = (REAL)((y & 1) ? (y == 1 ? -1 : 1) : (y == 0 ? 1 : -1));
+        int imaginary = __builtin_popcount(x & z) & 1;
         FN(row) weight[2];
-        weight[0] = sign * (REAL)p->reading_factor[r] * ROW(cotangent + p->reading_output[r] * CH);
+        weight[0] = (REAL)phase(x, z) * (REAL)p->reading_factor[r] * ROW(cotangent + p->reading_output[r] * CH);
         weight[1] = -weight[0];
         for (int64_t k = 0; k < size; k++) {
             FN(row) w = weight[__builtin_parity((uint32_t)k & z)];
             FN(row) br = ROW(re + (k ^ x) * CH), bi = ROW(im + (k ^ x) * CH);
-            ROW(lre + k * CH) += (y & 1) ? -w * bi : w * br;
-            ROW(lim + k * CH) += (y & 1) ? w * br : w * bi;
+            ROW(lre + k * CH) += imaginary ? -w * bi : w * br;
+            ROW(lim + k * CH) += imaginary ? w * br : w * bi;
         }
     }
 }
@@ -236,7 +195,7 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
                 if (p->size[k])
                     FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
                 else
-                    FN(rotate)(re, im, size, p->x[k], p->z[k], p->sign[k], c, c + CH);
+                    FN(rotate)(re, im, NULL, NULL, size, p->x[k], p->z[k], p->sign[k], c, c + CH, NULL);
             }
             FN(read_out)(p, re, im, size, room + 2 * plane, values);
             int n = batch - first < CH ? (int)(batch - first) : CH;
@@ -278,8 +237,8 @@ int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *st
                     FN(apply_matrix)(lre, lim, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
                 } else {
                     FN(row) grad;
-                    FN(uncompute)(re, im, lre, lim, size, p->x[k], p->z[k], p->sign[k], c, c + CH, (REAL *)&grad);
-                    ROW(grads + (int64_t)p->angle[k] * CH) += grad;
+                    FN(rotate)(re, im, lre, lim, size, p->x[k], p->z[k], -p->sign[k], c, c + CH, &grad);
+                    ROW(grads + (int64_t)p->angle[k] * CH) -= grad;
                 }
             }
             for (int a = 0; a < p->angles.count; a++) {
