@@ -202,7 +202,7 @@ class QuantumLayer(TorchConnector):
         self.groups = features // template.num_inputs
         self.requested_method = method
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
-        self._expectations: dict[torch.dtype, tuple[Backend, TensorFunction | None]] = {}  # on a backend, by precision
+        self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
         count = self.network.num_weights
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
@@ -250,13 +250,14 @@ class QuantumLayer(TorchConnector):
     def expectation(self, dtype: torch.dtype) -> TensorFunction | None:
         """The circuits on tensors, in this precision; None where the backend is not differentiable."""
         backend = self.backend
-        if not backend.differentiable:
-            return None
         found = self._expectations.get(dtype)
-        if found is None or found[0] is not backend:  # the network, too, may be given another
-            made = backend.simulator(self.network.evaluated, dtype, self.requested_method)
-            found = self._expectations[dtype] = (backend, made)
-        return found[1]
+        # another backend may be given to the network, another gradient to the backend
+        if found is None or found[0] is not backend or found[1] != backend.gradient:
+            made = None
+            if backend.differentiable:
+                made = backend.simulator(self.network.evaluated, dtype, self.requested_method)
+            found = self._expectations[dtype] = (backend, backend.gradient, made)
+        return found[2]
 
     def __getstate__(self) -> dict[str, Any]:
         # a copy or a pickle finds its evaluator anew: a compiled one holds addresses

@@ -213,8 +213,8 @@ def test_every_side_is_given_the_same(runs, tmp_path):
     assert qrkt("twin", runs / "c", cwd=tmp_path).returncode == 2
 
 
-def tune_line(*more):
-    fixed = ["--epochs", 2, "--limit", 80, "--rk", "rk1", "--rk-blocks", 1, "--heads", 2, "--hidden", 8]
+def tune_line(*more, epochs=2):
+    fixed = ["--epochs", epochs, "--limit", 80, "--rk", "rk1", "--rk-blocks", 1, "--heads", 2, "--hidden", 8]
     return [str(a) for a in ("tune", "--search", "learning_rate=log:0.001:0.1", "--search", "mlp=4,8", *fixed, *more)]
 
 
@@ -258,7 +258,7 @@ def test_a_grid_is_used_up(tmp_path):
 
 def test_two_processes_complete_one_study(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
-    line = tune_line("--trials", 6, "--sampler", "random", "--no-prune", "--storage", url)
+    line = tune_line("--trials", 4, "--sampler", "random", "--no-prune", "--storage", url, epochs=1)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
@@ -275,7 +275,7 @@ def test_two_processes_complete_one_study(tmp_path):
     study = optuna.load_study(study_name="qrkt-hw", storage=url)
     done = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
     # each may be inside a trial when the other finishes the last
-    assert 6 <= len(done) <= 7
+    assert 4 <= len(done) <= 5
     places = {Path(t.user_attrs["run"]).parent.name for t in done}
     assert places == {"one", "two"}
 

@@ -221,8 +221,9 @@ def test_summary_names_what_the_model_reads():
     assert summarize(build_model(Config(**options), texts), texts, None)[1].startswith("per text ")
 
 
-def test_predicted_error_ranks_circuits_by_their_true_noisy_error():
-    """Short form of benchmarks/predicted_error.py: every template on 3 and 4 qubits with one and two layers."""
+@pytest.mark.parametrize("sizes", [(3,), pytest.param((3, 4), marks=pytest.mark.slow)])
+def test_predicted_error_ranks_circuits_by_their_true_noisy_error(sizes):
+    """Short form of benchmarks/predicted_error.py: every template on few qubits with one and two layers."""
     import importlib.util
     from pathlib import Path
 
@@ -232,7 +233,7 @@ def test_predicted_error_ranks_circuits_by_their_true_noisy_error():
     spec = importlib.util.spec_from_file_location("predicted_error", path)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    templates = [build(name, qubits, layers) for name in names() for qubits in (3, 4) for layers in (1, 2)]
+    templates = [build(name, qubits, layers) for name in names() for qubits in sizes for layers in (1, 2)]
     truth = [benchmark.true_error(t, "fake_torino", 3, 20)[0] for t in templates]
     predicted = [reporter.place_circuit(t, fake_device("fake_torino"), 3).predicted_error for t in templates]
     assert spearmanr(predicted, truth).statistic > 0.8
