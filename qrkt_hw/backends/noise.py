@@ -76,20 +76,21 @@ def error_superoperator(error: Any) -> NDArray[np.complex128]:
         transfer = np.eye(len(total))
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(q).index for q in instruction.qubits)
-            channel = noisy.Channel(_transfer(instruction.operation), qubits)
-            transfer = noisy.embedded(channel, tuple(range(error.num_qubits))) @ transfer
+            transfer = _transfer(instruction.operation, qubits, error.num_qubits) @ transfer
         total += probability * transfer
     return noisy.superoperator(total)
 
 
-_KNOWN: dict[str, Floats] = {}
+_KNOWN: dict[tuple[Any, ...], Floats] = {}
 
 
-def _transfer(operation: Any) -> Floats:
-    key = operation.name + (operation.params[0] if operation.name == "pauli" else "")
+def _transfer(operation: Any, qubits: tuple[int, ...], of: int) -> Floats:
+    """The transfer matrix of an operation on some of so many qubits."""
+    key = (operation.name, operation.params[0] if operation.name == "pauli" else "", qubits, of)
     found = _KNOWN.get(key)
     if found is None:
-        found = noisy.transfer_matrix(np.asarray(SuperOp(operation).data))
+        channel = noisy.Channel(noisy.transfer_matrix(np.asarray(SuperOp(operation).data)), qubits)
+        found = noisy.embedded(channel, tuple(range(of)))
         if operation.name != "kraus":
             _KNOWN[key] = found
     return found

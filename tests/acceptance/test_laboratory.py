@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +17,7 @@ from qrkt_hw.models.factory import build_model, count_parameters, summed_qubits
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit
+from tests.acceptance.killing_jobs import finish, start
 from tests.acceptance.test_wrong_use import qrkt
 from tests.data import writing
 
@@ -259,17 +257,9 @@ def test_a_grid_is_used_up(tmp_path):
 def test_two_processes_complete_one_study(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     line = tune_line("--trials", 4, "--sampler", "random", "--no-prune", "--storage", url, epochs=1)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "qrkt_hw", *line, "--out", str(tmp_path / name)],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment, cwd=tmp_path,
-        )
-        for name in ("one", "two")
-    ]  # fmt: skip
-    for process in started:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    for process, log in [start([*line, "--out", tmp_path / name], tmp_path) for name in ("one", "two")]:
+        status, text = finish(process, log)
+        assert status == 0, text
     import optuna
 
     study = optuna.load_study(study_name="qrkt-hw", storage=url)
