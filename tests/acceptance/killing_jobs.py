@@ -16,7 +16,7 @@ from tests.ibm_service.process import Loopback
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["tests.acceptance.killing_jobs", "qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm.jobs",
-     "qrkt_hw.experiments.inference", "qrkt_hw.training.fit"]
+     "qrkt_hw.experiments.inference", "qrkt_hw.experiments.tuning", "qrkt_hw.training.fit"]
 )  # fmt: skip
 OUTSIDE = ("accepted, not answered", "running", "downloading")
 

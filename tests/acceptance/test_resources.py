@@ -56,7 +56,9 @@ def by_hand(template, device, level):
     }
 
 
-@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize(
+    "level", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3]
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_transpile_figures_are_those_of_the_preset_pass_manager(device, level):
     for name in names():

@@ -47,7 +47,7 @@ def trained(folder: Path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    finished = qrkt(*TRAIN, "--out", "run", cwd=folder)
+    finished = here(*TRAIN, "--out", "run", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return trained(folder / "run")
 

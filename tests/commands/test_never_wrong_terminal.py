@@ -93,7 +93,7 @@ def test_an_interrupt_is_one_word():
         [sys.executable, "-m", "qrkt_hw", "circuits", "analyze", "qrkt", "--qubits", "8", "--samples", "100000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(6)
+    time.sleep(3)
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130 and said == "qrkt-hw: stopped\n"

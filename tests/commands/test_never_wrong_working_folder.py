@@ -2,7 +2,7 @@
 
 from tests.command_line import qrkt
 
-SMALL = ["--epochs", 1, "--limit", 24, "--hidden", 16, "--mlp", 8, "--rk", "rk1", "--rk-blocks", 1, "--batch-size", 8]
+SMALL = ["--epochs", 1, "--limit", 24, "--hidden", 4, "--mlp", 2, "--qubits", 2, "--rk", "rk1", "--rk-blocks", 1]
 
 
 def test_train_takes_an_entry_of_the_working_folder(tmp_path):

@@ -56,7 +56,7 @@ def reference(backend, template, values):
 
 
 @pytest.mark.acceptance
-@pytest.mark.parametrize("device", ["fake_torino", "fake_miami"])
+@pytest.mark.parametrize("device", ["fake_torino", pytest.param("fake_miami", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("ansatz", circuits.names())
 def test_equals_aers_density_matrix_for_every_template(ansatz, device):
     backend = FakeBackend(device, device, method="superoperator")
