@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from tests.command_line import qrkt as here
+
 pytestmark = [pytest.mark.acceptance]
 
 
@@ -39,7 +41,8 @@ def test_five_seeds_learn_the_digits(tmp_path):
 
 
 def test_a_short_training_learns(tmp_path):
-    qrkt("train", "--epochs", 6, "--rk", "rk1", "--warmup-steps", 20, "--out", "short", cwd=tmp_path)
+    done = here("train", "--epochs", 6, "--rk", "rk1", "--warmup-steps", 20, "--out", "short", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     folder = tmp_path / "short"
     results = json.loads((folder / "results.json").read_text())
     assert results["test"]["accuracy"] > 0.6
@@ -55,7 +58,7 @@ def test_a_short_training_learns(tmp_path):
     ):  # fmt: skip
         assert (folder / name).stat().st_size > 0
     assert list((folder / "tensorboard").glob("events*"))
-    first = qrkt("infer", "short", "--ablate", "batch-mean", "--ablate", "sine", cwd=tmp_path)
+    first = here("infer", "short", "--ablate", "batch-mean", "--ablate", "sine", cwd=tmp_path).stdout
     assert first.startswith("run short") and "batch mean" in first and "sine" in first
     from qrkt_hw import load
 

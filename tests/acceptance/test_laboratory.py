@@ -254,6 +254,7 @@ def test_a_grid_is_used_up(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_processes_complete_one_study(tmp_path):
     url = f"sqlite:///{tmp_path / 'shared.db'}"
     line = tune_line("--trials", 4, "--sampler", "random", "--no-prune", "--storage", url, epochs=1)

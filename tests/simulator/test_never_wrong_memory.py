@@ -30,7 +30,7 @@ CASES = [  # ansatz, qubits, method, batch, groups, precision, gradient, native 
     ("reuploading", 8, "adjoint", 4096, 1, "complex64", True, False),
     ("ry_rz_ring", 6, "pauli", 16384, 6, "complex64", True, False),
 ]
-SHORT = [CASES[2], CASES[5], CASES[9], CASES[10]]
+SHORT = [CASES[2], CASES[5], CASES[10]]
 PEAKS = """
 import gc, json, os, re, sys
 from pathlib import Path
