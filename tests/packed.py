@@ -1,4 +1,4 @@
-"""Packed values computed exactly from the final wide circuits: taken apart into connected components, or as a whole."""
+"""Packed values computed exactly from the packed circuits: taken apart into connected components, or as a whole."""
 
 import numpy as np
 import rustworkx as rx

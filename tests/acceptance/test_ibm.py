@@ -73,7 +73,7 @@ def test_fifty_images_equal_exact_within_shot_noise_and_cost_what_was_estimated(
 
 
 def on_aer(work, model, shots):
-    """Outcome frequencies ``(executions, outcomes)`` of every copy of a wide circuit, by Aer's own noise model.
+    """Outcome frequencies ``(executions, outcomes)`` of every replica in a packed circuit, by Aer's own noise model.
 
     A copy is run on as many qubits as it has, with the errors that the model holds for its qubits of the device.
     """

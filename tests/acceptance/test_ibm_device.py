@@ -91,8 +91,8 @@ def test_a_circuit_without_parameters_is_run_for_every_row(fez, service):
 @pytest.mark.slow
 def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
     call, found = draw(40), {}
-    for guard in (0, 1):
-        backend = fez(spacing=guard)
+    for spacing in (0, 1):
+        backend = fez(spacing=spacing)
         with backend.open():
             values = backend.run([call])[0]
         assert np.abs(values - resolve("exact").run([call])[0]).max() < 5.5 / np.sqrt(256)
@@ -100,7 +100,7 @@ def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
         placed = [piece.physical for work in backend.packer.pack([call]) for piece in work.slots]
         places = sorted(set(placed))
         touching = [near[np.ix_(a, b)].min() for k, a in enumerate(places) for b in places[:k]]
-        found[guard] = (len(places), min(touching), backend.counters.executions)
+        found[spacing] = (len(places), min(touching), backend.counters.executions)
     assert found[0][1] == 1 and found[1][1] == 2 and found[1][0] < found[0][0]
     assert service.report()["executions"] == found[0][2] + found[1][2]
 

@@ -33,7 +33,7 @@ def test_analyze_prints_every_size_and_draws(tmp_path):
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_default_ansatz_at_one_layer_is_deaf_to_small_signals():
+def test_default_ansatz_at_one_layer_passes_no_small_signal():
     found = {}
     for name in ("ry_rz_ring", "brickwork"):
         arguments = ["circuits", "analyze", name, "--pairs", "50", "--samples", "5", "--json"]

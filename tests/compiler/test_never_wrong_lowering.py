@@ -311,7 +311,7 @@ def random_expression(rng, parameters, depth=3):
     return (one.sin(), one.cos(), one.arctan(), (one * 0.3).exp(), (one * one + number).log(), one.abs())[kind - 8]
 
 
-def test_derived_inputs_are_qiskits_numbers_and_their_slopes_finite_differences():
+def test_derived_inputs_are_qiskits_numbers_and_their_gradients_finite_differences():
     rng = np.random.default_rng(3)
     x, w = ParameterVector("x", 2), ParameterVector("w", 2)
     for _ in range(60):

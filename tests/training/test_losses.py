@@ -35,7 +35,7 @@ CASES = [(x, a, r) for x in ("wgangp-eps", "nonsaturating-r1") for a in ("ry_rz_
 @pytest.mark.parametrize(
     ("loss", "ansatz", "rk"), [c if c == QUICK else pytest.param(*c, marks=pytest.mark.slow) for c in CASES]
 )
-def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_differences(loss, ansatz, rk):
+def test_the_penalty_through_a_quantum_discriminator_has_the_gradient_of_finite_differences(loss, ansatz, rk):
     options = Config.model_validate({**SMALL, "loss": loss, "ansatz": ansatz, "rk": rk})
     torch.manual_seed(3)
     discriminator = build_model(options, DataShape(1, 8, 10)).discriminator
@@ -57,7 +57,7 @@ def test_the_penalty_through_a_quantum_discriminator_has_the_slopes_of_finite_di
 
 
 @pytest.mark.parametrize("ansatz", ["ry_rz_ring", "qrkt", "brickwork"])
-def test_slopes_to_be_differentiated_again_equal_plain_ones_when_stages_share_weights(ansatz):
+def test_gradients_to_be_differentiated_again_equal_plain_ones_when_stages_share_weights(ansatz):
     options = Config.model_validate({**SMALL, "ansatz": ansatz, "rk": "rk4"})
     torch.manual_seed(1)
     discriminator = build_model(options, DataShape(1, 8, 10)).discriminator

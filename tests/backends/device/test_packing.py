@@ -1,4 +1,4 @@
-"""Wide circuits, taken apart, are the circuits that were asked for."""
+"""Packed circuits, taken apart, are the circuits that were asked for."""
 
 import numpy as np
 import pytest
