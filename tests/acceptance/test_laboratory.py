@@ -44,7 +44,7 @@ def test_a_block_of_96_is_two_norms_and_a_field_of_72():
 
 
 def small_data(root: Path, dataset: str) -> Path:
-    write = {"mnist": writing.mnist, "imdb": writing.imdb}
+    write = {"mnist": writing.mnist, "imdb": writing.imdb, "imagenet": writing.imagenet_parquet}
     return write[dataset](root) if dataset in write else writing.cifar_pickles(root, dataset)
 
 
