@@ -180,7 +180,8 @@ class QiskitBackend(DeviceBackend):
 def _narrow(circuit: QuantumCircuit) -> QuantumCircuit:
     """The circuit without the idle qubits behind its last used one."""
     used = 1 + max(circuit.find_bit(q).index for instruction in circuit.data for q in instruction.qubits)
-    narrow = QuantumCircuit(used, *circuit.cregs)
+    narrow = QuantumCircuit(used)
+    narrow.add_register(*circuit.cregs)
     for one in circuit.data:
         narrow.append(one.operation, [circuit.find_bit(q).index for q in one.qubits], one.clbits)
     return narrow
