@@ -168,6 +168,8 @@ def of_qnn(qnn: Any) -> tuple[CircuitTemplate, Linear | None]:
             raise UserError("qnn: its transpiled circuit measures by itself; give SamplerQNN one without measurements")
         bits = dict(enumerate(final))
     elif circuit.num_clbits:
+        if len(read) < circuit.num_clbits:  # samplers differ in whether such bits count
+            raise UserError("qnn: not all classical bits of its circuit are measured; leave those out that are not")
         bits = {bit: read[bit] for bit in sorted(read)}
     linear, strings = _outputs(qnn, bits, virtual)
     observables = [SparsePauliOp.from_sparse_list([("Z" * len(q), q, 1.0)], circuit.num_qubits) for q in strings]

@@ -1,4 +1,4 @@
-"""Objects of Qiskit as backends: a BackendV2 of one's own, Aer with noise, samplers, estimators, and what is refused."""
+"""Objects of Qiskit as backends: a BackendV2 of one's own, Aer with noise, primitives, and what is refused."""
 
 import numpy as np
 import pytest
@@ -111,7 +111,9 @@ def test_aer_with_noise_of_ones_own_serves_and_is_not_packed():
     assert isinstance(backend, QiskitBackend) and not backend.packer.packs
 
 
-@pytest.mark.parametrize("make", [lambda: GenericBackendV2(5, seed=1, noise_info=False), lambda: AerSimulator(seed_simulator=1)])
+@pytest.mark.parametrize(
+    "make", [lambda: GenericBackendV2(5, seed=1, noise_info=False), lambda: AerSimulator(seed_simulator=1)]
+)
 def test_other_simulators_serve(make):
     found, wanted = values_of(backends.of(make(), shots=8000), build("brickwork", 3, 1))
     np.testing.assert_allclose(found, wanted, atol=0.07)
