@@ -326,6 +326,8 @@ class SamplerBackend(PrimitiveBackend):
 
     def _counts(self, bits: Any, rows: int) -> Any:
         if isinstance(bits, BitArray):
+            if self.shots is None:  # a sampler that did not say how many
+                self.counters.executions += rows * bits.num_shots
             return counts_of(bits.reshape(rows))
         if hasattr(bits, "get_probabilities"):  # qiskit-machine-learning's sampler without shots is exact
             return [{int(k, 2): p for k, p in bits.get_probabilities(row).items()} for row in range(rows)]
