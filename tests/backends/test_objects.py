@@ -8,6 +8,7 @@ from qiskit.circuit.library import CZGate, RZGate, SXGate, XGate
 from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, StatevectorEstimator, StatevectorSampler
 from qiskit.providers import BackendV2, Options
 from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import InstructionProperties, Target
 from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
@@ -128,7 +129,7 @@ def test_a_fake_backend_of_the_runtime_is_the_one_of_its_name_and_a_changed_one_
     np.testing.assert_allclose(values_of(given, template)[0], values_of(named, template)[0], atol=1e-12)
     changed = FakeManilaV2()
     changed.target.update_instruction_properties("x", (0,), InstructionProperties(error=0.5))
-    assert isinstance(backends.of(changed), QiskitBackend)
+    assert isinstance(other := backends.of(changed), QiskitBackend) and not other.packer.packs
 
 
 def primitives():
@@ -136,11 +137,11 @@ def primitives():
     line = Line(5)
     return {
         "statevector estimator": (StatevectorEstimator(), 1e-9),
-        "statevector sampler": (StatevectorSampler(default_shots=20_000, seed=1), 0.06),
+        "statevector sampler": (StatevectorSampler(default_shots=8000, seed=1), 0.08),
         "exact sampler": (QMLSampler(), 1e-9),
-        "sampler of Aer": (BackendSamplerV2(backend=aer, options={"default_shots": 20_000}), 0.06),
+        "sampler of Aer": (BackendSamplerV2(backend=aer, options={"default_shots": 8000}), 0.08),
         "estimator of Aer": (BackendEstimatorV2(backend=aer, options={"default_precision": 0.01}), 0.08),
-        "sampler of a line": (BackendSamplerV2(backend=line, options={"default_shots": 20_000}), 0.06),
+        "sampler of a line": (BackendSamplerV2(backend=line, options={"default_shots": 8000}), 0.08),
         "estimator of a line": (BackendEstimatorV2(backend=line, options={"default_precision": 0.01}), 0.08),
     }
 
@@ -174,6 +175,29 @@ def test_a_layer_trains_on_a_primitive(make):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_constant_observables():
+    circuit, x = QuantumCircuit(2), ParameterVector("x", 1)
+    circuit.ry(x[0], 0)
+    template = CircuitTemplate("c", circuit, x, (), (SparsePauliOp("II", 0.5), SparsePauliOp("ZI", 0), "ZZ"))
+    for thing in (
+        StatevectorEstimator(),
+        BackendEstimatorV2(backend=AerSimulator()),
+        StatevectorSampler(),
+        Line(),
+    ):
+        found = backends.of(thing).run([backends.Call(template, np.array([[0.0], [np.pi]]))])[0]
+        np.testing.assert_allclose(found, [[0.5, 0, 1], [0.5, 0, -1]], atol=1e-9)
+
+
+def test_ibm_devices_are_named():
+    from qiskit_ibm_runtime import IBMBackend
+
+    device = IBMBackend.__new__(IBMBackend)
+    device.name = "ibm_fez"
+    with pytest.raises(UserError, match="give its name, backend='ibm_fez'"):
+        backends.of(device)
+
+
 def test_counts_by_register():
     rows = [{"01 1": 3, "11 0": 1}, {"100": 5}, {"0x7": 2}]
     first, second = _by_register(rows, [1, 2])
@@ -190,6 +214,14 @@ class Failing(Line):
         raise ConnectionError("no route to the device")
 
 
+def without(gate):
+    device, target = Line(5), Target(num_qubits=5)
+    for name in set(device.target.operation_names) - {gate}:
+        target.add_instruction(device.target.operation_from_name(name), dict(device.target[name]))
+    device._target = target
+    return device
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -198,6 +230,8 @@ class Failing(Line):
         (lambda: AerSimulator, "a class (AerSimulator); make an object of it"),
         (lambda: StatevectorEstimator, "a class (StatevectorEstimator)"),
         (lambda: Line(target=False), "'line' has no target, so no circuit can be transpiled to it"),
+        (lambda: without("measure"), "'line' has no measure in its target"),
+        (lambda: without("cz"), "'line': a circuit cannot be transpiled to its target"),
         (lambda: Line(2), "has 2 qubits; ansatz 'qrkt' takes 3"),
         (lambda: Failing(), "'line' failed: ConnectionError: no route to the device"),
         (lambda: BackendSamplerV2(backend=Line(2)), "line has 2 qubits; ansatz 'qrkt' takes 3"),
@@ -214,6 +248,9 @@ def test_options_that_do_not_fit_are_refused():
         (StatevectorEstimator(), {"shots": 5}, "takes a precision"),
         (StatevectorSampler(), {"pack": True}, "pack goes with a BackendV2"),
         (AerSimulator(), {"pack": True}, "has no couplings"),
+        (AerSimulator(), {"shots": 0}, "shots is 0; it must be a positive whole number"),
+        (AerSimulator(), {"gradient": "none"}, "gradient is 'none'; it must be one of adjoint, parameter_shift, spsa"),
+        (AerSimulator(), {"optimization_level": 4}, "optimization_level is 4"),
         (backends.get("exact"), {"shots": 5}, "go with an object of Qiskit"),
         ("exact", {}, "'exact' is a name"),
     ):

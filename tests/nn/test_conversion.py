@@ -1,6 +1,8 @@
 """Layers of anybody's circuits and networks: roles, observables, outputs, transpiled circuits, and what is refused."""
 
+import copy
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, Quantu
 from qiskit.circuit.library import real_amplitudes, zz_feature_map
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp, Statevector
+from qiskit_machine_learning.connectors import TorchConnector
 from qiskit_machine_learning.neural_networks import EstimatorQNN, SamplerQNN
 
 from qrkt_hw import QuantumLayer
@@ -124,6 +127,27 @@ def same(qnn, batch=3, stock_gradients=True):
     for one, other in zip(network.backward(x, w), (by_input, by_weight), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
     assert network.output_shape == tuple(qnn.output_shape)
+
+
+def test_weights_of_torch_connector_load_and_copies_agree():
+    qnn = SamplerQNN(**maps(), input_gradients=True)
+    stock, layer = TorchConnector(qnn), QuantumLayer.from_qnn(qnn)
+    model = torch.nn.Sequential(layer)
+    model.load_state_dict(torch.nn.Sequential(stock).state_dict())
+    x = torch.rand(2, 2)
+    for one in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(one(x), stock(x), atol=1e-5, rtol=1e-5)
+    assert list(layer.state_dict()) == ["weight"]
+
+
+@pytest.mark.parametrize("backend", ["fake_manila", "aer_cpu"])
+def test_chances_on_other_backends(backend):
+    layer = QuantumLayer.from_qnn(SamplerQNN(**maps(), input_gradients=True), backend=backend)
+    values = layer(torch.rand(3, 2))
+    torch.testing.assert_close(values.sum(1), torch.ones(3))
+    assert (values > -1e-6).all()
+    (gradient,) = torch.autograd.grad(values.sum(), layer.weight)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
