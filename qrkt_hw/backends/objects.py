@@ -311,10 +311,14 @@ class PrimitiveBackend(Backend):
     def _values(self, sets: dict[CircuitTemplate, Floats]) -> list[Floats]:
         """``(rows, observables)`` for each template."""
 
-    def _bindings(self, template: CircuitTemplate, circuit: QuantumCircuit, rows: Floats) -> Floats:
-        """Parameter sets in the order of the circuit's own parameters."""
+    def _bound(self, template: CircuitTemplate, circuit: QuantumCircuit, rows: Floats) -> list[Floats]:
+        """Parameter sets in the order of the circuit's own parameters: those of each of its PUBs.
+
+        Without parameters each row is a PUB: Aer's primitives lose all rows but the first of an empty array.
+        """
         place = {parameter: k for k, parameter in enumerate(template.parameters)}
-        return rows[:, [place[parameter] for parameter in circuit.parameters]]
+        own = rows[:, [place[parameter] for parameter in circuit.parameters]]
+        return [own] if circuit.num_parameters else list(own)
 
 
 class SamplerBackend(PrimitiveBackend):
@@ -338,22 +342,25 @@ class SamplerBackend(PrimitiveBackend):
         return len(bases(template))
 
     def _values(self, sets: dict[CircuitTemplate, Floats]) -> list[Floats]:
-        every = [(template, basis, rows) for template, rows in sets.items() for basis in bases(template)]
-        circuits = [self.circuit(template, basis) for template, basis, _ in every]
-        pubs = [(c, self._bindings(t, c, rows)) for c, (t, _, rows) in zip(circuits, every, strict=True)]
-        results = self.primitive.run(pubs, shots=self._asks).result()
+        every = [(t, basis, self.circuit(t, basis), rows) for t, rows in sets.items() for basis in bases(t)]
+        parts = [self._bound(template, circuit, rows) for template, _, circuit, rows in every]
+        pubs = [(circuit, part) for (_, _, circuit, _), own in zip(every, parts, strict=True) for part in own]
+        results = iter(self.primitive.run(pubs, shots=self._asks).result())
         found = {template: np.zeros((len(rows), template.num_outputs)) for template, rows in sets.items()}
-        for (template, basis, rows), result in zip(every, results, strict=True):
-            found[template] += basis.values(self._counts(result.data.meas, len(rows)), template.num_outputs)
+        for (template, basis, _, _), own in zip(every, parts, strict=True):
+            values = [basis.values(self._counts(next(results).data.meas, part), template.num_outputs) for part in own]
+            found[template] += np.concatenate(values)
         return list(found.values())
 
-    def _counts(self, bits: Any, rows: int) -> Any:
+    def _counts(self, bits: Any, part: Floats) -> Any:
+        rows = len(part) if part.ndim > 1 else 1
         if isinstance(bits, BitArray):
             if self.shots is None:  # a sampler that did not say how many
                 self.counters.executions += rows * bits.num_shots
             return counts_of(bits.reshape(rows))
         if hasattr(bits, "get_probabilities"):  # qiskit-machine-learning's sampler without shots is exact
-            return [{int(k, 2): p for k, p in bits.get_probabilities(row).items()} for row in range(rows)]
+            each = [bits.get_probabilities(row) for row in range(rows)] if part.ndim > 1 else [bits.get_probabilities()]
+            return [{int(outcome, 2): p for outcome, p in one.items()} for one in each]
         raise UserError(f"backend {self.name!r} gives a {type(bits).__name__}, not the BitArray of a BaseSamplerV2")
 
 
@@ -368,10 +375,13 @@ class EstimatorBackend(PrimitiveBackend):
         for template, rows in sets.items():
             circuit = self.circuit(template)
             kept = [k for k, o in enumerate(template.observables) if o.simplify().coeffs.any()]  # 0 needs no circuit
-            if kept:
-                observables = [[template.observables[k].apply_layout(circuit.layout)] for k in kept]
-                pubs.append((circuit, observables, self._bindings(template, circuit, rows)))
-                places.append((found[template], kept))
+            observables = [template.observables[k].apply_layout(circuit.layout) for k in kept]
+            start = 0
+            for part in self._bound(template, circuit, rows) if kept else ():
+                many = len(part) if part.ndim > 1 else 1
+                pubs.append((circuit, [[o] for o in observables] if part.ndim > 1 else observables, part))
+                places.append((found[template][start : start + many], kept))
+                start += many
         results = self.primitive.run(pubs).result() if pubs else []
         for (values, kept), result in zip(places, results, strict=True):
             values[:, kept] = np.asarray(result.data.evs, dtype=np.float64).T

@@ -11,6 +11,7 @@ from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import InstructionProperties, Target
 from qiskit_aer import AerSimulator
+from qiskit_aer import primitives as aer
 from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
 from qiskit_machine_learning.primitives import QMLSampler
 
@@ -133,14 +134,16 @@ def test_a_fake_backend_of_the_runtime_is_the_one_of_its_name_and_a_changed_one_
 
 
 def primitives():
-    aer = AerSimulator(seed_simulator=3)
+    simulator = AerSimulator(seed_simulator=3)
     line = Line(5)
     return {
         "statevector estimator": (StatevectorEstimator(), 1e-9),
+        "sampler of Aer itself": (aer.SamplerV2(default_shots=8000, seed=1), 0.08),
+        "estimator of Aer itself": (aer.EstimatorV2(), 1e-6),
         "statevector sampler": (StatevectorSampler(default_shots=8000, seed=1), 0.08),
         "exact sampler": (QMLSampler(), 1e-9),
-        "sampler of Aer": (BackendSamplerV2(backend=aer, options={"default_shots": 8000}), 0.08),
-        "estimator of Aer": (BackendEstimatorV2(backend=aer, options={"default_precision": 0.01}), 0.08),
+        "sampler of Aer": (BackendSamplerV2(backend=simulator, options={"default_shots": 8000}), 0.08),
+        "estimator of Aer": (BackendEstimatorV2(backend=simulator, options={"default_precision": 0.01}), 0.08),
         "sampler of a line": (BackendSamplerV2(backend=line, options={"default_shots": 8000}), 0.08),
         "estimator of a line": (BackendEstimatorV2(backend=line, options={"default_precision": 0.01}), 0.08),
     }
@@ -187,6 +190,18 @@ def test_constant_observables():
     ):
         found = backends.of(thing).run([backends.Call(template, np.array([[0.0], [np.pi]]))])[0]
         np.testing.assert_allclose(found, [[0.5, 0, 1], [0.5, 0, -1]], atol=1e-9)
+
+
+def test_rows_of_a_circuit_without_parameters():
+    circuit = QuantumCircuit(2)
+    circuit.x(0)
+    circuit.h(1)
+    template = CircuitTemplate("fixed", circuit, (), (), ("IZ", "XI"))
+    things = {name: thing for name, (thing, _) in primitives().items()}
+    things |= {"Aer's sampler": aer.SamplerV2(), "Aer's estimator": aer.EstimatorV2(), "device": Line()}
+    for thing in things.values():
+        found = backends.of(thing).run([backends.Call(template, np.zeros((3, 0)))])[0]
+        np.testing.assert_allclose(found, [[-1, 1]] * 3, atol=1e-9)
 
 
 def test_ibm_devices_are_named():
