@@ -20,20 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
+from qiskit.exceptions import QiskitError
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases
 from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
-Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
 Counted = Sequence[Sequence[Counts]]  # by PUB and slot
 Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
 
@@ -53,10 +53,11 @@ class Packer:
         min_fidelity: float = MIN_FIDELITY,
         options: dict[str, Any] | None = None,  # what changes the result; becomes part of every PUB
         mitigation: bool = False,  # correct readout by mthree
+        runs_on: Any = None,  # the BackendV2 itself where circuits go to its ``run``
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
         self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
-        self.options = dict(options or {})
+        self.options, self.runs_on = dict(options or {}), runs_on
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
@@ -75,7 +76,7 @@ class Packer:
             self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
-            isa = transpiled(template, basis, self.target, self.level, device=self.device)
+            isa = transpiled(template, basis, self.target, self.level, device=self.device, backend=self.runs_on)
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
         group = self.groups[key]
         if group.template is None:
@@ -233,7 +234,7 @@ class Packer:
         circuit = QuantumCircuit(self.target.num_qubits)
         angles = sum(slot.group.placed.circuit.num_parameters for slot in slots)
         vector = list(ParameterVector("p", angles if calibration is None else 0))
-        if not vector and "rz" in self.target.operation_names:
+        if not vector and self.runs_on is None and "rz" in self.target.operation_names:
             # IBM's client runs a circuit without parameters once, whatever the number of rows: an angle, always 0, on
             # a qubit in its ground state keeps the rows
             circuit.rz(Parameter("none"), slots[0].read[0])
@@ -253,8 +254,16 @@ class Packer:
                     for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
                         getattr(circuit, gate)(qubit)
             circuit.measure(list(slot.read), register)
-        self._circuits[key] = PackedCircuit(circuit, float(circuit.estimate_duration(self.target)))
+        self._circuits[key] = PackedCircuit(circuit, self._duration(circuit))
         return self._circuits[key]
+
+    def _duration(self, circuit: QuantumCircuit) -> float:
+        try:
+            return float(circuit.estimate_duration(self.target))
+        except QiskitError:
+            if self.runs_on is None:
+                raise
+            return 0.0  # a target that says nothing of durations
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
@@ -281,19 +290,12 @@ class Packer:
         return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
 
     def _expectations(self, outcome: Counts, basis: Basis, outputs: int, read: Any, readout: Readout | None) -> Floats:
-        if readout is None and isinstance(outcome, np.ndarray):
-            # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
-            return outcome @ basis.signs(outputs).T
+        if readout is None:
+            return basis.values(outcome, outputs)
         counts: Any = outcome
         if isinstance(outcome, np.ndarray):
             counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
-        weighted = counts if readout is None else readout.corrected(counts, read)
-        values = np.zeros((len(weighted), outputs))
-        for row, one in enumerate(weighted):
-            for output, coefficient, mask in basis.terms:
-                signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
-                values[row, output] += coefficient * signed / sum(one.values())
-        return values
+        return basis.values(readout.corrected(counts, read), outputs)
 
 
 class DeviceBackend(Backend):

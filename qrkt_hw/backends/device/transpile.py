@@ -67,9 +67,19 @@ class PlacedCircuit:
 
 
 def transpiled(
-    template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
+    template: CircuitTemplate,
+    basis: Basis,
+    target: Any,
+    level: int,
+    *,
+    device: str = "the device",
+    seed: int = SEED,
+    backend: Any = None,
 ) -> QuantumCircuit:
-    """The ISA circuit of a template that measures all qubits in a basis. Raises UserError: the device is too small."""
+    """The ISA circuit of a template that measures all qubits in a basis; ``backend`` may bring stages of its own.
+
+    Raises UserError: the device is too small.
+    """
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
     if template.num_qubits > target.num_qubits:
@@ -79,7 +89,8 @@ def transpiled(
     circuit.add_register(register)
     circuit.barrier()  # as Qiskit's own measure_all does: what stands before a measurement is left alone
     circuit.measure(range(template.num_qubits), register)
-    return generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed).run(circuit)
+    place = {"target": target} if backend is None else {"backend": backend}
+    return generate_preset_pass_manager(optimization_level=level, seed_transpiler=seed, **place).run(circuit)
 
 
 def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
