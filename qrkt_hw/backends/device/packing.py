@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
+from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
@@ -34,8 +35,9 @@ from qrkt_hw.errors import UserError
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
 Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
-Counted = Sequence[Sequence[Counts]]  # by PUB and slot
-Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
+Counted = Sequence[Sequence[Counts | BitArray]]  # by PUB and classical register: that of a slot, or a circuit's own
+# by circuit group and shots: call, basis, the call's first parameter set there
+Pool = dict[tuple[str, int], list[tuple[int, Basis, int]]]
 
 
 class Packer:
@@ -59,6 +61,8 @@ class Packer:
         self.options = dict(options or {})
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
+        # templates in gates of the device that stay where they are, and the device's qubit behind each of theirs
+        self.pinned: dict[CircuitTemplate, tuple[int, ...]] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
         self._allocations: dict[tuple[tuple[str, int], ...], list[Any]] = {}
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
@@ -72,11 +76,14 @@ class Packer:
             # gates alone do not say how many qubits are idle
             idle = template.num_qubits > len({q for i in circuit.data for q in i.qubits})
             width = [template.num_qubits] if idle else []
+            width += self.pinned.get(template, ())
             self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
-            isa = transpiled(template, basis, self.target, self.level, device=self.device)
-            self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
+            where = self.pinned.get(template)
+            isa = transpiled(template, basis, self.target, self.level, device=self.device, where=where)
+            replicas = self.replicas(isa) if where is None else [Replica(cut(isa).physical, 0.0)]
+            self.groups[key] = CircuitGroup(key, cut(isa), tuple(replicas))
         group = self.groups[key]
         if group.template is None:
             present = {p.name for p in group.placed.circuit.parameters}
@@ -172,7 +179,7 @@ class Packer:
         filled: dict[str, int] = {}
         for place, call in enumerate(calls):
             for basis in bases(call.template) if call.samples else ():
-                key = self.group(call.template, basis).key
+                key = self.group(call.template, basis).key, call.shots or self.shots
                 found.setdefault(key, []).append((place, basis, filled.get(key, 0)))
                 filled[key] = filled.get(key, 0) + call.samples
         return found
@@ -180,6 +187,13 @@ class Packer:
     def allocate(self, calls: Sequence[Call]) -> list[Packed]:
         """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
         pool = self._pooled(calls)
+        calibrated: set[int] = set()
+        return [one for shots in dict.fromkeys(shots for _, shots in pool)
+                for one in self._allocate(calls, {k: v for (k, own), v in pool.items() if own == shots}, shots, calibrated)]
+
+    def _allocate(
+        self, calls: Sequence[Call], pool: dict[str, list[tuple[int, Basis, int]]], shots: int, calibrated: set[int]
+    ) -> list[Packed]:
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
         asked = tuple(counts.items())
         if asked not in self._allocations:
@@ -187,7 +201,6 @@ class Packer:
             replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
             self._allocations[asked] = allocate(counts, replicas, near)
         found: list[Packed] = []
-        calibrated: set[int] = set()
         for one in self._allocations[asked]:
             slots = []
             beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
@@ -207,7 +220,7 @@ class Packer:
                            f"calibration of readout, all {state}", state) for state in (0, 1)
                 ]  # fmt: skip
             tags = dict.fromkeys(calls[p].tag for key in dealt if dealt[key] for p, _, _ in pool[key] if calls[p].tag)
-            found.append(Packed(self._packed(slots), tuple(slots), one.executions, self.shots, ", ".join(tags)))
+            found.append(Packed(self._packed(slots), tuple(slots), one.executions, shots, ", ".join(tags)))
         return found
 
     def pack(self, calls: Sequence[Call]) -> list[PUB]:
@@ -219,7 +232,7 @@ class Packer:
             values = np.zeros((one.rows, one.circuit.num_parameters))
             if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
                 # an idle slot repeats the first set
-                columns = [sets[s.group.key][np.maximum(s.samples, 0)][:, s.group.columns()] for s in one.slots]
+                columns = [sets[s.group.key, one.shots][np.maximum(s.samples, 0)][:, s.group.columns()] for s in one.slots]
                 values = np.concatenate(columns, axis=1)
             more: Any = {"values": values, "device": self.device, "options": self.options}
             found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
@@ -262,7 +275,7 @@ class Packer:
             if pub.calibration is not None:
                 assert self.readout is not None
                 for slot, outcome in zip(pub.slots, found, strict=True):
-                    self.readout.learn(pub.calibration, slot.read, _ones(outcome[0], len(slot.read)))
+                    self.readout.learn(pub.calibration, slot.read, _ones(counts_of(outcome)[0], len(slot.read)))
         self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
         return self._values(calls, pubs, counts, self.readout)
 
@@ -271,29 +284,16 @@ class Packer:
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for pub, found in zip(pubs, counts, strict=True):
             for slot, outcome in zip(pub.slots, found, strict=True):
-                for place, basis, start in pool[slot.group.key] if pub.calibration is None else ():
+                outcome = counts_of(outcome)
+                for place, basis, start in pool[slot.group.key, pub.shots] if pub.calibration is None else ():
                     call = calls[place]
                     rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + call.samples))
                     if len(rows):
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
-                        values = self._expectations(part, basis, call.template.num_outputs, slot.read, readout)
+                        outputs = call.template.num_outputs
+                        values = expectations(part, basis, outputs, pub.shots, slot.read, readout)
                         total[place][slot.samples[rows] - start] += values
         return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
-
-    def _expectations(self, outcome: Counts, basis: Basis, outputs: int, read: Any, readout: Readout | None) -> Floats:
-        if readout is None and isinstance(outcome, np.ndarray):
-            # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
-            return outcome @ basis.signs(outputs).T
-        counts: Any = outcome
-        if isinstance(outcome, np.ndarray):
-            counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
-        weighted = counts if readout is None else readout.corrected(counts, read)
-        values = np.zeros((len(weighted), outputs))
-        for row, one in enumerate(weighted):
-            for output, coefficient, mask in basis.terms:
-                signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
-                values[row, output] += coefficient * signed / sum(one.values())
-        return values
 
 
 class DeviceBackend(Backend):
@@ -338,25 +338,57 @@ class DeviceBackend(Backend):
             self._budget = before
 
     @abstractmethod
-    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
-        """What is counted in every slot of every PUB."""
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
+        """What is counted in every slot of every PUB, or in every register of a circuit that is not packed."""
+
+    def execute(self, calls: Sequence[Call], whole: Sequence[PUB] = ()) -> tuple[list[PUB], Counted]:
+        """The PUBs of calls, those of ``whole`` circuits behind them, and what was counted, all submitted together."""
+        started = time.perf_counter()
+        pubs = [*self.pack(calls), *whole]
+        executions, circuits = self.counters.executions, sum(pub.rows for pub in whole)
+        circuits += sum(call.samples * self.circuits_for(call.template) for call in calls)
+        self.begin_batch(circuits, [one.tag for one in (*calls, *whole)])
+        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
+        counts = self.submit(pubs) if pubs else []
+        self.counters.seconds += time.perf_counter() - started
+        return pubs, counts
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         """See :meth:`Backend.run`. Raises UserError: a circuit is too large for the device, or what submit meets."""
-        started = time.perf_counter()
         asked = [call for call in calls if call.samples]
-        pubs = self.pack(asked)
-        executions = self.counters.executions
-        self.begin_batch(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
-        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
-        found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
-        self.counters.seconds += time.perf_counter() - started
+        found = iter(self.packer.decode(asked, *self.execute(asked)))
         shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
         return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]
 
 
-def counts_of(bits: Any) -> Counts:
-    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts."""
+def expectations(
+    outcome: Counts, basis: Basis, outputs: int, shots: int, read: Sequence[int] = (), readout: Readout | None = None
+) -> Floats:
+    """``(rows, outputs)`` of what was counted on the qubits ``read``, corrected where ``readout`` is given."""
+    if readout is None and isinstance(outcome, np.ndarray):
+        # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
+        return outcome @ basis.signs(outputs).T
+    weighted: Any = counted(outcome, shots)
+    weighted = weighted if readout is None else readout.corrected(weighted, read)
+    values = np.zeros((len(weighted), outputs))
+    for row, one in enumerate(weighted):
+        for output, coefficient, mask in basis.terms:
+            signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
+            values[row, output] += coefficient * signed / sum(one.values())
+    return values
+
+
+def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:
+    """Counts for each row, where what was counted may be a table of relative frequencies."""
+    if not isinstance(outcome, np.ndarray):
+        return outcome
+    return [{int(k): round(float(row[k]) * shots) for k in np.flatnonzero(row)} for row in outcome]
+
+
+def counts_of(bits: Counts | BitArray) -> Counts:
+    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted already, as it is."""
+    if not isinstance(bits, BitArray):
+        return bits
     read = bits.to_bool_array(order="little")
     if read.shape[-1] <= LARGEST_TABLE:
         size = 2 ** read.shape[-1]

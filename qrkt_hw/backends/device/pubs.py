@@ -147,7 +147,7 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class PUB(Packed):
-    """A packed circuit with its parameters, as a primitive takes it."""
+    """A packed circuit with its parameters, as a primitive takes it; without slots, one circuit with its own registers."""
 
     # float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``
     values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
@@ -164,7 +164,11 @@ class PUB(Packed):
 
     def part(self, start: int, stop: int) -> Self:
         part = super().part(start, stop)
-        return part if part is self else replace(part, values=self.values[start:stop])
+        if part is self:
+            return self
+        # equal rows at another place are to be executed, where the PUB says at which place of its program it is
+        options = {**self.options, "start": start} if "position" in self.options else self.options
+        return replace(part, values=self.values[start:stop], options=options)
 
     def parameters(self, place: int) -> NDArray[np.float64]:
         """Parameter sets ``(busy rows, parameters of the template)`` of a slot; 0 for those the transpiler dropped."""

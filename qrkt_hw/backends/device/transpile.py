@@ -67,9 +67,13 @@ class PlacedCircuit:
 
 
 def transpiled(
-    template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED
-) -> QuantumCircuit:
-    """The ISA circuit of a template that measures all qubits in a basis. Raises UserError: the device is too small."""
+    template: CircuitTemplate, basis: Basis, target: Any, level: int, *, device: str = "the device", seed: int = SEED,
+    where: Sequence[int] | None = None,
+) -> QuantumCircuit:  # fmt: skip
+    """The ISA circuit of a template that measures all qubits in a basis. Raises UserError: the device is too small.
+
+    A template in the device's gates already stays on the qubits ``where`` of the device, as it is.
+    """
     from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
     if template.num_qubits > target.num_qubits:
@@ -79,7 +83,9 @@ def transpiled(
     circuit.add_register(register)
     circuit.barrier()  # as Qiskit's own measure_all does: what stands before a measurement is left alone
     circuit.measure(range(template.num_qubits), register)
-    return generate_preset_pass_manager(optimization_level=level, target=target, seed_transpiler=seed).run(circuit)
+    how: dict[str, Any] = {"optimization_level": level} if where is None else {"optimization_level": 0}
+    how |= {} if where is None else {"initial_layout": list(where)}
+    return generate_preset_pass_manager(target=target, seed_transpiler=seed, **how).run(circuit)
 
 
 def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
