@@ -271,13 +271,35 @@ class Packer:
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
+        self._learn(pubs, counts)
+        self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
+        return self._values(calls, pubs, counts, self.readout)
+
+    def bits(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, seed: int) -> list[NDArray[np.bool_]]:
+        """The shots of every call, ``(samples, shots, qubits)``, of circuits that are measured in one basis.
+
+        Where what was counted does not say their order, they are in a random one. Corrected counts are shots of the
+        nearest probability distribution.
+        """
+        self._learn(pubs, counts)
+        pool, rng = self._pooled(calls), np.random.default_rng(seed)
+        shapes = [(call.samples, call.shots or self.shots, call.template.num_qubits) for call in calls]
+        shots = [np.zeros(shape, dtype=bool) for shape in shapes]
+        for pub, found in zip(pubs, counts, strict=True):
+            for slot, outcome in zip(pub.slots, found, strict=True):
+                if pub.calibration is None:
+                    read = _shots(outcome, pub.shots, slot.read, self.readout, rng)
+                    for place, _, start in pool[slot.group.key, pub.shots]:
+                        rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + calls[place].samples))
+                        shots[place][slot.samples[rows] - start] = read[rows]
+        return shots
+
+    def _learn(self, pubs: Sequence[Packed], counts: Counted) -> None:
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
                 assert self.readout is not None
                 for slot, outcome in zip(pub.slots, found, strict=True):
                     self.readout.learn(pub.calibration, slot.read, _ones(counts_of(outcome)[0], len(slot.read)))
-        self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
-        return self._values(calls, pubs, counts, self.readout)
 
     def _values(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, readout: Any) -> list[Floats]:
         pool = self._pooled(calls)
@@ -376,6 +398,30 @@ def expectations(
             signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
             values[row, output] += coefficient * signed / sum(one.values())
     return values
+
+
+def _shots(
+    outcome: Counts | BitArray, shots: int, read: Sequence[int], readout: Readout | None, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """``(rows, shots, qubits)`` of what was counted on the qubits ``read``."""
+    if isinstance(outcome, BitArray) and readout is None:
+        return outcome.to_bool_array(order="little")[:, :shots]  # twirling may take some more
+    rows = counted(counts_of(outcome), shots)
+    found = np.zeros((len(rows), shots, len(read)), dtype=bool)
+    if readout is not None:
+        rows = [_rounded(one, shots) for one in readout.nearest(rows, read)]
+    for row, one in enumerate(rows):
+        states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
+        found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
+    return found
+
+
+def _rounded(chances: dict[int, float], shots: int) -> dict[int, int]:
+    """So many shots of a distribution, those left over by rounding down to the outcomes that lost most."""
+    exact = np.array(list(chances.values())) * shots / sum(chances.values())
+    whole = np.floor(exact).astype(int)
+    whole[np.argsort(whole - exact, kind="stable")[: shots - whole.sum()]] += 1
+    return dict(zip(chances, whole.tolist(), strict=True))
 
 
 def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:

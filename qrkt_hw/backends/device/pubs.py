@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import AnnotatedOperation, QuantumCircuit
+from qiskit.circuit import AnnotatedOperation, ControlFlowOp, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from scipy.optimize import LinearConstraint
 
@@ -197,8 +197,16 @@ def structure(circuit: QuantumCircuit, names: Mapping[str, str] | None = None) -
         while isinstance(gate, AnnotatedOperation):
             digest.update(repr(gate.modifiers).encode())
             gate = gate.base_op
-        angles = [pattern.sub(lambda found: places[found.group()], str(p)) for p in gate.params]
+        blocks = [p for p in gate.params if isinstance(p, QuantumCircuit)]  # of a gate that branches or loops
+        plain = [p for p in gate.params if not isinstance(p, QuantumCircuit)]
+        angles = [pattern.sub(lambda found: places[found.group()], str(p)) for p in plain]
         digest.update(f"{gate.name}{where}{angles}".encode())
+        if isinstance(gate, ControlFlowOp):
+            labels = [labels for labels, _ in gate.cases_specifier()] if hasattr(gate, "cases_specifier") else []
+            digest.update(repr([getattr(gate, "condition", None), getattr(gate, "target", None), labels]).encode())
+            for block in blocks:
+                digest.update(structure(block, places))
+            continue
         if gate.base_class is not _standard().get(gate.name):
             for matrix in (p for p in gate.params if isinstance(p, np.ndarray)):  # which is printed with few digits
                 digest.update(matrix.tobytes())

@@ -1,0 +1,544 @@
+"""A sampler and an estimator of Qiskit's interface that run replicas side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit.circuit import QuantumCircuit
+from qiskit.exceptions import QiskitError
+from qiskit.primitives import (
+    BaseEstimatorV2,
+    BasePrimitiveJob,
+    BaseSamplerV2,
+    BitArray,
+    DataBin,
+    PrimitiveResult,
+    PubResult,
+    SamplerPubResult,
+)
+from qiskit.primitives.containers.estimator_pub import EstimatorPub
+from qiskit.primitives.containers.sampler_pub import SamplerPub
+from qiskit.providers import JobStatus
+from qiskit.quantum_info import SparsePauliOp
+
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.budget import Budget
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.measurement import bases
+from qrkt_hw.backends.device.packing import DeviceBackend, counts_of, expectations
+from qrkt_hw.backends.device.pubs import PUB
+from qrkt_hw.backends.registry import resolve
+from qrkt_hw.errors import UserError
+from qrkt_hw.primitives.circuits import PAULIS, Prepared, Term, operator, prepare, whole_circuit
+
+Floats = NDArray[np.float64]
+DEFAULT_SHOTS, DEFAULT_PRECISION = 1024, 1 / 64  # Qiskit's
+
+
+class PrimitiveError(QiskitError, UserError):
+    """What keeps a primitive from running, in one sentence."""
+
+
+class PubError(PrimitiveError, ValueError):
+    """A PUB that cannot be run as it is; nothing was sent."""
+
+
+class PackedJob(BasePrimitiveJob[PrimitiveResult, JobStatus]):
+    """A job that is done."""
+
+    def __init__(self, result: PrimitiveResult) -> None:
+        super().__init__(str(uuid.uuid4()))
+        self._result = result
+
+    def result(self) -> PrimitiveResult:
+        return self._result
+
+    def status(self) -> JobStatus:
+        return JobStatus.DONE
+
+    def done(self) -> bool:
+        return True
+
+    def running(self) -> bool:
+        return False
+
+    def cancelled(self) -> bool:
+        return False
+
+    def in_final_state(self) -> bool:
+        return True
+
+    def cancel(self) -> bool:
+        return False
+
+
+@dataclass
+class Work:
+    """What a list of PUBs takes: calls that are packed, and circuits that stay whole."""
+
+    calls: list[Call] = field(default_factory=list)
+    whole: list[PUB] = field(default_factory=list)
+    key: str = ""  # a hash of the PUBs
+
+
+class _Packed:
+    """What both primitives do: open the device, keep the journal, make work of PUBs and results of what was counted."""
+
+    kind: str
+
+    def __init__(
+        self,
+        backend: Any,
+        shots: int | None,
+        seed: int | None,
+        journal: Journal | Path | str | None,
+        budget: Budget | None,
+        progress: Callable[[str], None] | None,
+        device: dict[str, Any],
+    ) -> None:
+        self.backend, self.seed, self.progress = device_backend(backend, shots, seed, device), seed, progress
+        self.budget = Budget.of(self.backend, budget)
+        self.position = 0  # of the next run in the program
+        self._prepared: dict[bytes, Prepared] = {}
+        self._templates: dict[tuple[bytes, tuple[Term, ...]], tuple[CircuitTemplate, list[int]]] = {}
+        self._circuits: dict[tuple[bytes, Any], Any] = {}
+        self._stack, self._held, self._closed = ExitStack(), False, False
+        weakref.finalize(self, self._stack.close)
+        self.journal: Journal | None = None
+        self.activity: Any = None
+        if journal is not None:
+            path = journal if isinstance(journal, Journal) else Path(journal)
+            self.journal = path if isinstance(path, Journal) else self._stack.enter_context(Journal(path))
+            self.activity = self._begun(self.journal)
+
+    def _begun(self, journal: Journal) -> Any:
+        """The activity of this primitive in the journal. Raises PrimitiveError: it was begun otherwise."""
+        terms = {"device": self.backend.packer.device, "seed": self.seed, "options": self.backend.packer.options}
+        for activity in journal.activities():
+            if activity.kind == self.kind:
+                if activity.arguments != terms:
+                    what = f"{journal.path} was begun with {activity.arguments}, not with {terms}"
+                    raise PrimitiveError(f"{what}; begin anew with another journal")
+                return activity
+        return journal.start(self.kind, self.backend.packer.device, terms)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of session and journal; afterwards nothing is run."""
+        self._closed = True
+        self._stack.close()
+
+    def _open(self) -> None:
+        if self._held:
+            return
+        device: Any = self.backend
+        own = {"journal": self.journal, "activity": self.activity} if device.bills and self.journal is not None else {}
+        self._stack.enter_context(device.open(budget=self.budget, progress=self.progress, **own))
+        if self.budget is not None and self.journal is not None and not device.bills:
+            self.budget.charge(self.journal.answered(self.activity))
+        self._held = True
+
+    def prepared(self, circuit: QuantumCircuit, seen: dict[int, Prepared]) -> Prepared:
+        """The circuit on the device, the same object for equal circuits; ``seen`` has those of this run."""
+        if id(circuit) not in seen:
+            made = prepare(circuit, self.backend.packer)
+            seen[id(circuit)] = self._prepared.setdefault(made.key, made)
+        return seen[id(circuit)]
+
+    def _template(self, prepared: Prepared, terms: tuple[Term, ...] = ()) -> tuple[CircuitTemplate, list[int]]:
+        """What is packed, and the circuit's qubit behind each of its qubits; the same object for equal circuits."""
+        key = prepared.key, terms
+        if key not in self._templates:
+            self._templates[key] = prepared.template(self.backend.packer, terms)
+        return self._templates[key]
+
+    def _whole(self, prepared: Prepared, values: Floats, shots: int, tag: str, letters: Any = None) -> list[PUB]:
+        """PUBs of a circuit that is not packed, one for all rows, or one a row where there are no parameters."""
+        packer, key = self.backend.packer, (prepared.key, letters)
+        if key not in self._circuits:
+            self._circuits[key] = whole_circuit(prepared, packer, None if letters is None else dict(letters))
+        packed = self._circuits[key]
+        places = {parameter.name: k for k, parameter in enumerate(prepared.circuit.parameters)}
+        columns = [places[parameter.name] for parameter in packed.circuit.parameters]
+        parts = [values[:, columns]] if columns else [values[k : k + 1, columns] for k in range(len(values))]
+        return [
+            PUB(packed, (), len(part), shots, tag, values=part, device=packer.device, options={"part": k})
+            for k, part in enumerate(parts) if len(part)
+        ]  # fmt: skip
+
+    def _work(self, pubs: Sequence[Any]) -> tuple[Work, Any]:
+        """The work of PUBs, and what makes their results of what was counted. Raises ValueError: one is wrong."""
+        raise NotImplementedError
+
+    def _coerced(self, kind: Any, pubs: Iterable[Any], default: Any) -> list[Any]:
+        if self._closed:
+            what = f"{type(self).__name__} on {self.backend.packer.device} is closed"
+            raise PrimitiveError(f"{what}; make a new one, or run it inside its 'with' block")
+        found = []
+        for number, pub in enumerate(pubs):
+            try:
+                one = kind.coerce(pub, default)
+                one.validate()
+            except (ValueError, QiskitError) as error:
+                raise PubError(f"PUB {number}: {' '.join(str(error).split())}") from error
+            except TypeError as error:
+                raise TypeError(f"PUB {number}: {error}") from error
+            found.append(one)
+        return found
+
+    def planned(self, pubs: Sequence[Any]) -> tuple[Work, Any]:
+        """:meth:`_work`, checked. Raises PubError: a PUB is wrong; PrimitiveError: the device cannot run it."""
+        try:
+            work, results = self._work(pubs)
+            self.backend.packer.plan([call.template for call in work.calls])
+        except PubError:
+            raise
+        except UserError as error:
+            raise PrimitiveError(str(error)) from error
+        most = self.backend.job_limits.executions
+        for number, pub in enumerate(pubs):
+            if (shots := self._shots(pub)) > most:
+                raise PubError(f"PUB {number}: {shots:,} shots are more than a job may hold ({most:,}); take fewer")
+        return work, results
+
+    def _shots(self, pub: Any) -> int:
+        raise NotImplementedError
+
+    def _answer(self, pubs: Sequence[Any]) -> PackedJob:
+        work, results = self.planned(pubs)
+        backend, position = self.backend, self.position
+        try:
+            self._open()
+            kept = None if self.journal is None else self.journal.asked(self.activity, position, work.key)
+            before = backend.counters.executions, backend.estimated
+            if kept is None:
+                if self.seed is not None and hasattr(backend, "rng"):  # whatever was run before
+                    backend.rng = np.random.default_rng([self.seed, position])
+                arrays = results(*self._counted(work, position), position)
+            else:
+                arrays = self._restore(kept)
+            if kept is None and self.journal is not None:
+                seconds = backend.estimated - before[1]
+                self.journal.answer(self.activity, position, {**arrays, **self._learnt()}, seconds)
+        except PrimitiveError:
+            raise
+        except UserError as error:
+            raise PrimitiveError(str(error)) from error
+        self.position += 1
+        facts = {"version": 2, "device": backend.packer.device, "executions": backend.counters.executions - before[0],
+                 "from_journal": kept is not None}  # fmt: skip
+        return PackedJob(PrimitiveResult([self._result(k, pub, arrays) for k, pub in enumerate(pubs)], metadata=facts))
+
+    def _counted(self, work: Work, position: int) -> tuple[list[PUB], Any, list[Any]]:
+        """The PUBs of the calls with what was counted, then what was counted in the registers of whole circuits."""
+        packer, before = self.backend.packer, self.backend.packer.options
+        place = {"position": position}
+        try:
+            packer.options = {**before, **place}
+            whole = [replace(one, options={**packer.options, **one.options}) for one in work.whole]
+            pubs, counts = self.backend.execute(work.calls, whole)
+        finally:
+            packer.options = before
+        packed = len(pubs) - len(whole)
+        return pubs[:packed], counts[:packed], list(counts[packed:])
+
+    def _learnt(self) -> dict[str, NDArray[Any]]:
+        readout = self.backend.packer.readout
+        known = [] if readout is None else [(q, state, share) for (q, state), share in readout.ones.items()]
+        return {"readout": np.array(known, dtype=np.float64).reshape(-1, 3)}
+
+    def _restore(self, kept: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        readout = self.backend.packer.readout
+        for qubit, state, share in kept.pop("readout").tolist() if readout is not None else ():
+            readout.learn(int(state), [int(qubit)], [share])  # type: ignore[union-attr]
+        return kept
+
+    def _result(self, number: int, pub: Any, arrays: dict[str, NDArray[Any]]) -> PubResult:
+        raise NotImplementedError
+
+
+def device_backend(backend: Any, shots: int | None, seed: int | None, device: dict[str, Any]) -> DeviceBackend:
+    """The device that is meant by a name, one of our backends, or an object of Qiskit's BackendV2."""
+    if isinstance(backend, str):
+        found = resolve(backend, shots=shots, seed=seed, device=device)
+    elif isinstance(backend, Backend):
+        if device:
+            raise PrimitiveError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
+        found = backend
+    else:
+        raise TypeError(f"backend is a {type(backend).__name__}, not a name, a Backend or a BackendV2")
+    if not isinstance(found, DeviceBackend) or not found.shots:
+        way = "take a fake backend, a device of IBM, or a BackendV2"
+        raise PrimitiveError(f"backend {found.name!r} gives exact values and samples nothing; {way}")
+    return found
+
+
+class PackedSampler(_Packed, BaseSamplerV2):
+    """Qiskit's sampler on a device, with replicas of small circuits side by side.
+
+    Circuits are given as written and are transpiled once. Circuits that end with their measurements are packed;
+    others, and those that are transpiled for the device already, run where they are. A run is done when it returns.
+
+    Args:
+        backend: a name such as ``fake_torino`` or ``ibm_fez``, a Backend of this package, or a BackendV2.
+        shots: of PUBs that do not say theirs.
+        seed: of simulated shots; with a journal the same program with the same seed goes on where it stopped.
+        journal: a file (or an open Journal): a program that is started again takes finished runs from it.
+        budget: limit of QPU time or money.
+        progress: is told what is waited for.
+        device: keys of ``backends.yaml`` in place of the entry's, such as ``mitigation="mthree"`` or ``spacing=1``.
+    """
+
+    kind = "sampler"
+
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        shots: int = DEFAULT_SHOTS,
+        seed: int | None = None,
+        journal: Journal | Path | str | None = None,
+        budget: Budget | None = None,
+        progress: Callable[[str], None] | None = None,
+        **device: Any,
+    ) -> None:
+        self.shots = shots
+        super().__init__(backend, shots, seed, journal, budget, progress, device)
+
+    def run(self, pubs: Iterable[Any], *, shots: int | None = None) -> PackedJob:
+        """Run PUBs; results are in their order.
+
+        Raises PubError (a ValueError): a PUB is wrong, nothing was sent; PrimitiveError: a budget, the journal or the
+        device ends it.
+        """
+        return self._answer(self._coerced(SamplerPub, pubs, self.shots if shots is None else shots))
+
+    def _shots(self, pub: SamplerPub) -> int:
+        return int(pub.shots or 0)
+
+    def _work(self, pubs: Sequence[SamplerPub]) -> tuple[Work, Any]:
+        work, seen, digest = Work(), {}, hashlib.sha256()  # type: ignore[var-annotated]
+        packed: list[tuple[int, Prepared, int]] = []  # PUB, its circuit, its call
+        whole: list[tuple[int, slice]] = []
+        for number, pub in enumerate(pubs):
+            prepared, values = _checked(self, number, pub, seen)
+            digest.update(repr((prepared.key, pub.shots, pub.shape)).encode() + values.tobytes())
+            if not pub.circuit.cregs:
+                warnings.warn(f"PUB {number}: its circuit has no classical registers, so its result is empty")
+            if prepared.body is None:
+                start = len(work.whole)
+                work.whole += self._whole(prepared, values, pub.shots, f"PUB {number}")
+                whole.append((number, slice(start, len(work.whole))))
+            elif prepared.reads and len(values):
+                packed.append((number, prepared, len(work.calls)))
+                work.calls.append(Call(self._template(prepared)[0], prepared.values(values), f"PUB {number}", pub.shots))
+        work.key = digest.hexdigest()
+        work.whole = [replace(one, options={"part": k}) for k, one in enumerate(work.whole)]
+
+        def results(own: list[PUB], counts: Any, found: list[Any], position: int) -> dict[str, NDArray[Any]]:
+            arrays: dict[str, NDArray[Any]] = {}
+            bits = self.backend.packer.bits(work.calls, own, counts, position)
+            for number, prepared, place in packed:
+                qubits = {q: k for k, q in enumerate(self._template(prepared)[1])}
+                for k, register in enumerate(prepared.circuit.cregs):
+                    read = np.zeros((*bits[place].shape[:2], len(register)), dtype=bool)
+                    for bit, clbit in enumerate(register):
+                        qubit = prepared.reads.get(prepared.circuit.find_bit(clbit).index)
+                        if qubit is not None:
+                            read[..., bit] = bits[place][..., qubits[qubit]]
+                    arrays[f"{number}.{k}"] = BitArray.from_bool_array(read, order="little").array
+            for number, own_ones in whole:
+                parts, shots = found[own_ones], self._shots(pubs[number])
+                for k in range(len(pubs[number].circuit.cregs) if parts else 0):
+                    arrays[f"{number}.{k}"] = np.concatenate([one[k].array[:, :shots] for one in parts])
+            return arrays
+
+        return work, results
+
+    def _result(self, number: int, pub: SamplerPub, arrays: dict[str, NDArray[Any]]) -> SamplerPubResult:
+        data = {}
+        for k, register in enumerate(pub.circuit.cregs):
+            shape = (*pub.shape, self._shots(pub), -(-len(register) // 8))
+            array = arrays.get(f"{number}.{k}", np.zeros(shape, dtype=np.uint8))
+            data[register.name] = BitArray(array.reshape(shape), len(register))
+        metadata = {"shots": pub.shots, "circuit_metadata": pub.circuit.metadata}
+        return SamplerPubResult(DataBin(**data, shape=pub.shape), metadata=metadata)
+
+
+def _checked(primitive: _Packed, number: int, pub: Any, seen: dict[int, Prepared]) -> tuple[Prepared, Floats]:
+    """The circuit of a PUB, and its parameter values ``(rows, parameters)``."""
+    given = pub.parameter_values
+    try:
+        prepared = primitive.prepared(pub.circuit, seen)
+        values = given.as_array(pub.circuit.parameters).reshape(given.size, pub.circuit.num_parameters)
+    except ValueError as error:
+        raise PubError(f"PUB {number}: {error}") from error
+    if not np.isfinite(values).all():
+        raise PubError(f"PUB {number}: a parameter value is not finite")
+    return prepared, values
+
+
+@dataclass(eq=False)
+class _Row:
+    """One circuit with one parameter set, and the Pauli strings that are read from its shots."""
+
+    values: Floats
+    terms: dict[Term, None] = field(default_factory=dict)
+    pubs: set[int] = field(default_factory=set)
+    found: dict[Term, float] = field(default_factory=dict)
+
+
+class PackedEstimator(_Packed, BaseEstimatorV2):
+    """Qiskit's estimator on a device, with replicas of small circuits side by side.
+
+    Observables of all PUBs of a run are read from the same shots where circuit, parameters and precision are equal and
+    their bases fit; a Pauli string that two PUBs ask for is measured twice. ``evs`` and ``stds`` are those of
+    BackendEstimatorV2. See :class:`PackedSampler` for circuits and the other arguments.
+
+    Args:
+        precision: of PUBs that do not say theirs; ``ceil(1 / precision**2)`` shots a circuit.
+    """
+
+    kind = "estimator"
+
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        precision: float = DEFAULT_PRECISION,
+        seed: int | None = None,
+        journal: Journal | Path | str | None = None,
+        budget: Budget | None = None,
+        progress: Callable[[str], None] | None = None,
+        **device: Any,
+    ) -> None:
+        self.precision = precision
+        super().__init__(backend, math.ceil(1 / precision**2), seed, journal, budget, progress, device)
+
+    def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> PackedJob:
+        """Run PUBs; results are in their order. Raises as :meth:`PackedSampler.run`."""
+        found = self._coerced(EstimatorPub, pubs, self.precision if precision is None else precision)
+        for number, pub in enumerate(found):
+            if not pub.precision > 0:
+                raise PubError(f"PUB {number}: its precision is {pub.precision:g}; shots give a number above 0")
+        return self._answer(found)
+
+    def _shots(self, pub: EstimatorPub) -> int:
+        return math.ceil(1 / pub.precision**2)
+
+    def _work(self, pubs: Sequence[EstimatorPub]) -> tuple[Work, Any]:
+        work, seen, digest = Work(), {}, hashlib.sha256()  # type: ignore[var-annotated]
+        rows: dict[tuple[bytes, int, bytes], list[_Row]] = {}
+        asked: list[tuple[NDArray[np.intp], NDArray[Any], list[_Row]]] = []  # row and observable of each value
+        circuits: dict[bytes, Prepared] = {}
+        for number, pub in enumerate(pubs):
+            prepared, values = _checked(self, number, pub, seen)
+            circuits[prepared.key] = prepared
+            observables = _observables(pub)
+            places = np.arange(len(values)).reshape(pub.parameter_values.shape)
+            which, wanted = np.broadcast_arrays(places, observables)
+            terms: list[dict[Term, None]] = [{} for _ in values]
+            for place, one in zip(which.ravel(), wanted.ravel(), strict=True):
+                terms[place].update(dict.fromkeys(term for term in one if term))
+            own = []
+            for row, need in zip(values, terms, strict=True):
+                alike = rows.setdefault((prepared.key, self._shots(pub), row.tobytes()), [])
+                free = (one for one in alike if number not in one.pubs and not need.keys() & one.terms.keys())
+                found = next(free, None)
+                if found is None:
+                    found = _Row(row)
+                    alike.append(found)
+                found.terms.update(need)
+                found.pubs.add(number)
+                own.append(found)
+            asked.append((which, wanted, own))
+            content = prepared.key, pub.precision, pub.shape, [sorted(one.items()) for one in wanted.ravel()]
+            digest.update(repr(content).encode() + values.tobytes())
+        work.key = digest.hexdigest()
+        together: dict[tuple[bytes, int, tuple[Term, ...]], list[_Row]] = {}
+        for (key, shots, _), alike in rows.items():
+            for one in alike:
+                if one.terms:
+                    together.setdefault((key, shots, tuple(sorted(one.terms))), []).append(one)
+        called, whole = [], []
+        for (key, shots, strings), members in together.items():
+            prepared, values = circuits[key], np.array([one.values for one in members])
+            tag = "PUB " + ", ".join(map(str, sorted({n for one in members for n in one.pubs})))
+            if prepared.body is not None:
+                called.append((strings, members))
+                template = self._template(prepared, strings)[0]
+                work.calls.append(Call(template, prepared.values(values), tag, shots))
+                continue
+            support = sorted({q for term in strings for _, q in term})
+            place = {q: k for k, q in enumerate(support)}
+            operators = tuple(operator(term, place) for term in strings)
+            reading = CircuitTemplate("a basis", QuantumCircuit(len(support)), (), (), operators)
+            for basis in bases(reading):
+                letters = tuple(zip(support, basis.letters, strict=True))
+                parts = self._whole(prepared, values, shots, tag, letters)
+                whole.append((basis, strings, members, slice(len(work.whole), len(work.whole) + len(parts))))
+                work.whole += parts
+        work.whole = [replace(one, options={"part": k}) for k, one in enumerate(work.whole)]
+
+        def results(own: list[PUB], counts: Any, found: list[Any], position: int) -> dict[str, NDArray[Any]]:
+            for (strings, members), values in zip(called, self.backend.packer.decode(work.calls, own, counts), strict=True):
+                for one, row in zip(members, values, strict=True):
+                    one.found.update(zip(strings, row.tolist(), strict=True))
+            for basis, strings, members, part in whole:
+                read: list[Floats] = []
+                for pub, registers in zip(work.whole[part], found[part], strict=True):
+                    place = [register.name for register in pub.circuit.cregs].index(PAULIS)
+                    values = expectations(counts_of(registers[place]), basis, len(strings), pub.shots)
+                    read += list(values)
+                for one, row in zip(members, read, strict=True):
+                    for column in {column for column, _, _ in basis.terms}:
+                        one.found[strings[column]] = float(row[column])
+            arrays = {}
+            for number, (which, wanted, of) in enumerate(asked):
+                evs, stds = np.zeros(which.shape), np.zeros(which.shape)
+                for index in np.ndindex(which.shape):
+                    for term, weight in wanted[index].items():
+                        value = of[which[index]].found[term] if term else 1.0
+                        evs[index] += weight * value
+                        stds[index] += abs(weight) * math.sqrt(max(0.0, 1 - value**2) / self._shots(pubs[number]))
+                arrays |= {f"{number}.evs": evs, f"{number}.stds": stds}
+            return arrays
+
+        return work, results
+
+    def _result(self, number: int, pub: EstimatorPub, arrays: dict[str, NDArray[Any]]) -> PubResult:
+        evs, stds = arrays[f"{number}.evs"], arrays[f"{number}.stds"]
+        metadata = {
+            "target_precision": pub.precision, "shots": self._shots(pub), "circuit_metadata": pub.circuit.metadata,
+        }  # fmt: skip
+        return PubResult(DataBin(evs=evs, stds=stds, shape=pub.shape), metadata=metadata)
+
+
+def _observables(pub: EstimatorPub) -> NDArray[Any]:
+    """An array of the PUB's observables as weights of Pauli strings."""
+    given = pub.observables.sparse_observables_array()
+    found = np.empty(given.shape, dtype=object)
+    for index, one in np.ndenumerate(given):
+        terms: dict[Term, float] = {}
+        for letters, qubits, weight in SparsePauliOp.from_sparse_observable(one).simplify().to_sparse_list():
+            term = tuple(sorted(zip(letters, qubits, strict=True), key=lambda pair: pair[1]))
+            terms[term] = terms.get(term, 0.0) + float(weight.real)
+        found[index] = terms
+    return found
