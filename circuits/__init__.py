@@ -14,7 +14,7 @@ from pathlib import Path
 if __name__ != "qrkt_hw.circuits":
     raise ImportError("import qrkt_hw.circuits, not circuits: a second copy would be a second registry of templates")
 
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import FILES, CircuitTemplate, read_template
 from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, reuploading, rx_ring, ry_rz_ring
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
@@ -52,7 +52,8 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
     """The template ``name``; the same object for the same arguments.
 
     Args:
-        name: a registered name, or ``path/to/file.py:function`` with ``function(num_qubits, layers)``.
+        name: a registered name, ``path/to/file.py:function`` with ``function(num_qubits, layers)``, or a circuit file
+            (OpenQASM 3 or QPY), which has one size.
         num_qubits: qubits of the circuit, at least 1.
         layers: repetitions of the ansatz, at least 1.
 
@@ -99,9 +100,24 @@ def _find(name: str) -> Factory:
         return _factories[name]
     if name in _entry_points():
         return _entry_points()[name].load()
+    if Path(name).suffix in FILES:
+        return _from_circuit_file(name)
     if ":" in name:
         return _from_file(name)
-    raise UserError(f"--ansatz: no ansatz {name!r}; there are {', '.join(names())}, or path/to/file.py:function")
+    kinds = "path/to/file.py:function, or a circuit file (.qasm, .qpy)"
+    raise UserError(f"--ansatz: no ansatz {name!r}; there are {', '.join(names())}, {kinds}")
+
+
+def _from_circuit_file(name: str) -> Factory:
+    template = read_template(Path(name))
+
+    def factory(num_qubits: int, layers: int) -> CircuitTemplate:
+        if template.num_qubits != num_qubits or layers != 1:
+            asked = f"{num_qubits} qubits and {layers} layers"
+            raise UserError(f"--ansatz: {name} holds one circuit of {template.num_qubits} qubits, not of {asked}")
+        return template
+
+    return factory
 
 
 def _from_file(name: str) -> Factory:

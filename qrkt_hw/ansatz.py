@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, wraps
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from qiskit.circuit import ControlFlowOp, ControlledGate, Delay, Instruction, Parameter, ParameterVector, QuantumCircuit
 from qiskit.circuit.library import Barrier, Measure, Reset, UnitaryGate, get_standard_gate_name_mapping
 from qiskit.quantum_info import Pauli, SparsePauliOp
+
+from qrkt_hw.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -206,6 +210,72 @@ def _append_plain(circuit: QuantumCircuit, gate: Any, qubits: list[int]) -> None
     circuit.global_phase += inner.global_phase
     for instruction in inner.data:
         _append_plain(circuit, instruction.operation, [qubits[inner.find_bit(q).index] for q in instruction.qubits])
+
+
+def base_and_index(name: str) -> tuple[str, int]:
+    """``x[3]`` as ``("x", 3)``, and so ``_x_3_``, which is how OpenQASM 3 spells it; ``("a", -1)`` of ``a``."""
+    found = re.fullmatch(r"_?(.*?)(?:\[(\d+)\]|_(\d+)_?)", name)
+    return (name, -1) if found is None else (found[1], int(found[2] or found[3]))
+
+
+def by_name(circuit: QuantumCircuit, name: str) -> list[Parameter]:
+    """The parameter of that name, else those of the vector of that name, in the order of their indices."""
+    alone = [p for p in circuit.parameters if p.name == name]
+    found = [(base_and_index(p.name), p) for p in circuit.parameters]
+    return alone or [p for (base, _), p in sorted(found, key=lambda pair: pair[0]) if base == name]
+
+
+INPUTS = ("x", "in", "input", "inputs", "feature", "features")  # vectors that hold features in a file
+FILES = (".qasm", ".qasm3", ".qpy")
+
+
+def read_circuit(path: Path) -> QuantumCircuit:
+    """The circuit in a file of OpenQASM 3 (``.qasm``, ``.qasm3``) or QPY (``.qpy``).
+
+    Raises UserError: no such file, another kind of file, a damaged one, or not exactly one circuit in it.
+    """
+    from qiskit import qasm3, qpy
+
+    if path.suffix not in FILES:
+        raise UserError(f"{path} is no circuit file; there are {', '.join(FILES)}")
+    if not path.is_file():
+        raise UserError(f"no file {str(path)!r}")
+    try:
+        if path.suffix == ".qpy":
+            with path.open("rb") as file:
+                found = qpy.load(file)
+            if len(found) != 1:
+                raise ValueError(f"it holds {len(found)} circuits, not one")
+            circuit = found[0]
+        else:
+            circuit = qasm3.loads(path.read_text(encoding="utf-8"))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Qiskit's reader is no Exception
+        kind = "QPY" if path.suffix == ".qpy" else "OpenQASM 3"
+        raise UserError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(circuit, QuantumCircuit):
+        raise UserError(f"{path} holds a {type(circuit).__name__}, not a circuit")
+    return circuit
+
+
+def read_template(path: Path) -> CircuitTemplate:
+    """A template from a file: inputs are the parameters called x, input(s) or feature(s), all others weights.
+
+    Observables are Z on every qubit. Raises UserError as :func:`read_circuit`, and where no input is found.
+    """
+    circuit = read_circuit(path)
+    circuit.remove_final_measurements()
+    inputs = [p for name in INPUTS for p in by_name(circuit, name)]
+    if not inputs:
+        there = ", ".join(p.name for p in circuit.parameters) or "none"
+        raise UserError(f"{path}: no parameter is called {', '.join(INPUTS)}; there are {there}")
+    taken = set(inputs)
+    weights = sorted((p for p in circuit.parameters if p not in taken), key=lambda p: base_and_index(p.name))
+    try:
+        return CircuitTemplate(path.stem, circuit, tuple(inputs), tuple(weights), reference=path.name)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def angle_encoding(num_qubits: int, axis: str = "y", name: str = "x") -> tuple[QuantumCircuit, ParameterVector]:

@@ -247,7 +247,7 @@ def check(
 
 @contextmanager
 def open(
-    options: Any,  # where the circuits run: backend options, a name, or a backend that is made already
+    options: Any,  # where the circuits run: backend options, a name, a backend, or an object of Qiskit
     *,
     run: Any = None,  # the run folder; its ``journal.sqlite`` is used. None keeps the journal in memory
     kind: str = "run",  # ``infer``, ``train`` or ``generate``
@@ -268,8 +268,10 @@ def open(
     """
     arguments = arguments or {}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
-    if isinstance(options, Backend):
-        backend = options
+    if not isinstance(options, str) and not hasattr(options, "strict_backend"):
+        from qrkt_hw.backends.objects import of
+
+        backend = of(options)
     else:
         _check_resumed(run, kind, arguments, how)
         backend = make(options, seed, console)

@@ -103,6 +103,8 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Confi
     path, colon, function = config.circuit.ansatz.rpartition(":")
     if colon and Path(path).is_file():  # so that the run works from every folder
         return config.replace(ansatz=f"{Path(path).resolve()}:{function}")
+    if Path(config.circuit.ansatz).suffix in (".qasm", ".qasm3", ".qpy") and Path(config.circuit.ansatz).is_file():
+        return config.replace(ansatz=str(Path(config.circuit.ansatz).resolve()))
     return config
 
 

@@ -2,23 +2,26 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qiskit import QuantumCircuit
 from qiskit_machine_learning import QiskitMachineLearningError
 from qiskit_machine_learning.connectors import TorchConnector
 from qiskit_machine_learning.neural_networks import NeuralNetwork
 from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, read_circuit
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
+from qrkt_hw.nn.conversion import Linear, of_qnn, template_of
 from qrkt_hw.simulator import REAL, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
@@ -40,13 +43,21 @@ class TemplateNetwork(NeuralNetwork):
         tag: what calls are for.
         input_gradients: whether ``backward`` differentiates by the inputs; the stock ``TorchConnector`` needs it
             wherever something trainable stands before it. Without, no circuit is run for them.
+        linear: outputs as a linear function of the observables, such as chances of outcomes; None: the observables.
+            It goes with one group.
 
     Raises:
         UserError: the template cannot be evaluated.
     """
 
     def __init__(
-        self, template: CircuitTemplate, backend: Backend, groups: int = 1, tag: str = "", input_gradients: bool = True
+        self,
+        template: CircuitTemplate,
+        backend: Backend,
+        groups: int = 1,
+        tag: str = "",
+        input_gradients: bool = True,
+        linear: Linear | None = None,
     ) -> None:
         try:
             self.derived = derive(template)
@@ -54,16 +65,17 @@ class TemplateNetwork(NeuralNetwork):
             raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
         self.template = template
         self.evaluated = self.derived.template
-        self.linear = self.derived.trivial  # every angle is a linear function of the parameters
+        self.trivial = self.derived.trivial  # every angle is a linear function of the parameters
+        self.linear = linear
         self.backend = backend
         self.groups = groups
         self.tag = tag
-        self.outputs = groups * template.num_outputs
+        self.outputs = groups * template.num_outputs if linear is None else len(linear.offset)
         super().__init__(
             num_inputs=groups * template.num_inputs,
             num_weights=groups * template.num_weights,
             sparse=False,
-            output_shape=self.outputs,
+            output_shape=self.outputs if linear is None else linear.shape,
             input_gradients=input_gradients,
         )
 
@@ -72,7 +84,14 @@ class TemplateNetwork(NeuralNetwork):
 
         Differentiable any number of times; the same tensors where the template's angles are linear.
         """
-        return (inputs, weights) if self.linear else derived_values(self.derived, inputs, weights)
+        return (inputs, weights) if self.trivial else derived_values(self.derived, inputs, weights)
+
+    def outputs_of(self, values: Tensor) -> Tensor:
+        """Outputs ``(..., *output_shape)`` from expectation values ``(..., groups * observables)``."""
+        if self.linear is None:
+            return values
+        matrix, offset = (torch.from_numpy(part).to(values) for part in (self.linear.matrix, self.linear.offset))
+        return (values @ matrix.T + offset).unflatten(-1, self.linear.shape)
 
     @staticmethod
     def parameters(inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
@@ -98,7 +117,10 @@ class TemplateNetwork(NeuralNetwork):
     def _forward(self, input_data: NDArray | None, weights: NDArray | None) -> NDArray:
         values = self._values(input_data, weights)
         (found,) = self.backend.run([self.call(self.derived.values(values))])
-        return found.reshape(len(values), -1)
+        flat = found.reshape(len(values), -1)
+        if self.linear is None:
+            return flat
+        return (flat @ self.linear.matrix.T + self.linear.offset).reshape(len(values), *self.linear.shape)
 
     def _backward(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray | None, NDArray | None]:
         """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's rule.
@@ -109,7 +131,7 @@ class TemplateNetwork(NeuralNetwork):
         by_inputs, by_weights = self.input_gradients and self.num_inputs > 0, self.num_weights > 0
         if not (by_inputs or by_weights):
             return None, None
-        chain = None if self.linear else derived_jacobian(self.derived, values)
+        chain = None if self.trivial else derived_jacobian(self.derived, values)
         # a derived input may hold a weight, such as w in x * w
         inner, own_inputs = self.evaluated.num_inputs, self.template.num_inputs
         mixed = chain is not None and bool((chain[..., :inner, own_inputs:] != 0).any())
@@ -118,13 +140,15 @@ class TemplateNetwork(NeuralNetwork):
         )
         if chain is not None:
             jacobian = jacobian @ chain
+        if self.linear is not None:
+            jacobian = self.linear.matrix @ jacobian
         own = np.arange(self.groups)  # a group's outputs depend on its own inputs and weights alone
 
         def spread(part: NDArray) -> NDArray:
             samples, groups, outputs, size = part.shape
             found = np.zeros((samples, groups, outputs, groups, size))
             found[:, own, :, own] = part.swapaxes(0, 1)
-            return found.reshape(samples, groups * outputs, groups * size)
+            return found.reshape(samples, *self.output_shape, groups * size)
 
         return (
             spread(jacobian[..., :own_inputs]) if by_inputs else None,
@@ -155,10 +179,11 @@ class QuantumLayer(TorchConnector):
 
     Args:
         features: size of the last axis; a multiple of ``qubits``.
-        ansatz: name of a template, ``file.py:function``, or a template.
+        ansatz: name of a template, ``file.py:function``, a circuit file (OpenQASM 3, QPY), or a template.
         qubits: qubits of each circuit; default: all features in one circuit.
         layers: repetitions of the ansatz.
-        backend: name in ``backends.yaml`` or a Backend.
+        backend: name in ``backends.yaml``, a Backend, or one of Qiskit's ``BackendV2``, ``BaseSamplerV2`` and
+            ``BaseEstimatorV2``; :func:`qrkt_hw.backends.of` takes options for those.
         dtype: ``torch.complex64`` starts with angles in float32, ``torch.complex128`` in float64.
         method: simulation method; ``auto`` picks the cheapest.
         initial_weights: angles; default uniform in [-pi, pi] from torch's generator.
@@ -180,7 +205,7 @@ class QuantumLayer(TorchConnector):
         ansatz: str | CircuitTemplate = "qrkt",
         qubits: int | None = None,
         layers: int = 1,
-        backend: str | Backend = "exact",
+        backend: Any = "exact",
         dtype: torch.dtype = torch.complex64,
         method: str = "auto",
         initial_weights: np.ndarray | Tensor | None = None,
@@ -188,7 +213,8 @@ class QuantumLayer(TorchConnector):
         if isinstance(ansatz, str):
             ansatz = circuits.build(ansatz, qubits or features, layers)
         template = ansatz
-        if template.num_inputs == 0 or features < 1 or features % template.num_inputs:
+        alone = features == template.num_inputs == 0  # a circuit without inputs
+        if not alone and (template.num_inputs == 0 or features < 1 or features % template.num_inputs):
             raise UserError(
                 f"--qubits: {features} features cannot be split into groups of {template.num_inputs}; "
                 "the number of features must be a positive multiple"
@@ -199,7 +225,7 @@ class QuantumLayer(TorchConnector):
         nn.Module.__init__(self)
         self.features = features
         self.template = template
-        self.groups = features // template.num_inputs
+        self.groups = 1 if alone else features // template.num_inputs
         self.requested_method = method
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
         self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
@@ -213,6 +239,58 @@ class QuantumLayer(TorchConnector):
                 raise ValueError(f"initial_weights must be {count} angles ({self.groups} circuits), not {len(angles)}")
         self.weight = nn.Parameter(angles)
         simulator(self.network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
+
+    @classmethod
+    def from_circuit(
+        cls,
+        circuit: QuantumCircuit | str | Path,
+        *,
+        inputs: Any = (),
+        weights: Any = (),
+        observables: Any = None,
+        features: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """A layer of any circuit.
+
+        Args:
+            circuit: with parameters, or a file of OpenQASM 3 or QPY. Measurements at its end are dropped.
+            inputs: parameters that take features: a ``ParameterVector``, parameters, or names of either.
+            weights: those that are trained. Angles may be any differentiable expressions of both.
+            observables: one output each; Pauli strings or sums of them. Default: Z on every qubit.
+            features: a multiple of the number of inputs: one circuit for each group of them. Default: one circuit.
+            **options: ``backend``, ``dtype``, ``method``, ``initial_weights`` as the class takes them.
+
+        Raises:
+            UserError: a parameter without a role, observables of another size, a circuit that cannot be differentiated
+                exactly, or a file that cannot be read.
+        """
+        name = "circuit"
+        if isinstance(circuit, (str, Path)):
+            name, circuit = Path(circuit).stem, read_circuit(Path(circuit))
+        template = template_of(circuit, inputs, weights, observables, name)
+        return cls(template.num_inputs if features is None else features, ansatz=template, **options)
+
+    @classmethod
+    def from_qnn(cls, qnn: Any, *, backend: Any = "exact", **options: Any) -> Self:
+        """What ``TorchConnector(qnn)`` computes: the same values, gradients and shapes, and the same start for a seed.
+
+        Inputs always have gradients, whatever ``input_gradients`` says. A later ``qnn.set_interpret`` changes nothing.
+
+        Args:
+            qnn: an ``EstimatorQNN``, or a ``SamplerQNN`` that is not sparse.
+            backend: where; exact values by default, ``qnn.estimator`` or ``qnn.sampler`` for the network's own.
+            **options: ``dtype``, ``method``, ``initial_weights`` as the class takes them.
+
+        Raises:
+            UserError: another network, a sparse one, or one that cannot be kept exactly.
+        """
+        template, linear = of_qnn(qnn)
+        if options.get("initial_weights") is None:
+            options["initial_weights"] = torch.empty(template.num_weights).uniform_(-1, 1)  # as TorchConnector draws
+        layer = cls(template.num_inputs, ansatz=template, backend=backend, **options)
+        layer.network = TemplateNetwork(template, layer.backend, linear=linear)
+        return layer
 
     @property
     def neural_network(self) -> TemplateNetwork:
@@ -238,7 +316,7 @@ class QuantumLayer(TorchConnector):
         return self.network.backend
 
     @backend.setter
-    def backend(self, backend: str | Backend) -> None:
+    def backend(self, backend: Any) -> None:
         self.network.backend = _resolved(backend)
 
     @property
@@ -264,10 +342,10 @@ class QuantumLayer(TorchConnector):
         return {**self.__dict__, "_expectations": {}}
 
     def forward(self, input_data: Tensor | None = None) -> Tensor:
-        """``(..., features)`` to ``(..., groups * observables)``.
+        """``(..., features)`` to ``(..., groups * observables)``; no input for a circuit without.
 
         Raises:
-            ValueError: no input, or another number of features.
+            ValueError: no input where there are features, or another number of features.
         """
         x, weight = self.grouped(input_data)
         double = torch.float64 in (x.dtype, weight.dtype)
@@ -275,7 +353,7 @@ class QuantumLayer(TorchConnector):
         if expectation is None:
             return remote.run_batch([self.network], [x], [weight])[0]
         values = expectation(*self.network.derive(x, weight)).flatten(-2)
-        return values.to(torch.promote_types(x.dtype, weight.dtype))
+        return self.network.outputs_of(values).to(torch.promote_types(x.dtype, weight.dtype))
 
     def grouped(self, x: Any) -> tuple[Tensor, Tensor]:
         """The template's inputs ``(..., groups, inputs)`` and weights ``(groups, weights)``, checked.
@@ -283,6 +361,8 @@ class QuantumLayer(TorchConnector):
         Raises:
             ValueError: no real, dense tensor of these features, or a ``.weight`` of another shape or kind.
         """
+        if x is None and not self.features:
+            x = torch.zeros(0, dtype=self.weight.dtype, device=self.weight.device)
         if not isinstance(x, Tensor):
             raise ValueError(f"input must be a tensor (..., {self.features}), not {type(x).__name__}")
         if x.layout != torch.strided or x.is_nested or x.is_quantized:
@@ -295,7 +375,45 @@ class QuantumLayer(TorchConnector):
         if weight.shape != (count,) or not weight.is_floating_point():
             raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
         groups = self.groups
-        return x.unflatten(-1, (groups, -1)), weight.reshape(groups, count // groups)
+        return x.unflatten(-1, (groups, self.template.num_inputs)), weight.reshape(groups, count // groups)
+
+    def circuit(self, group: int = 0, inputs: Any = None) -> QuantumCircuit:
+        """The circuit of a group with its trained weights; its inputs stay parameters unless values are given.
+
+        Raises:
+            UserError: no such group.
+            ValueError: another number of inputs.
+        """
+        if not -self.groups <= group < self.groups:
+            raise UserError(f"group is {group}; the layer has {self.groups} (0 to {self.groups - 1})")
+        template = self.template
+        weights = self.weight.detach().double().cpu().reshape(self.groups, -1)[group].tolist()
+        values = dict(zip(template.weights, weights, strict=True))
+        if inputs is not None:
+            given = torch.as_tensor(inputs).detach().double().cpu().reshape(-1).tolist()
+            if len(given) != template.num_inputs:
+                raise ValueError(f"inputs must be {template.num_inputs} numbers, not {len(given)}")
+            values |= dict(zip(template.inputs, given, strict=True))
+        return template.circuit.assign_parameters(values)
+
+    def draw(self, output: str | None = None, **options: Any) -> Any:
+        """The circuit with its parameters' names, drawn by Qiskit: text, or ``mpl`` for a figure."""
+        return self.template.circuit.draw(output, **options)
+
+    def specs(self) -> dict[str, Any]:
+        """Sizes, and what runs where: of each circuit, and of the layer."""
+        circuit, backend = self.template.circuit, self.backend
+        names = [one.name for one in circuit.data if one.name != "barrier"]
+        return {
+            "ansatz": self.template.name, "features": self.features, "outputs": self.outputs, "groups": self.groups,
+            "weights": self.network.num_weights, "qubits": circuit.num_qubits,
+            "inputs_per_circuit": self.template.num_inputs, "weights_per_circuit": self.template.num_weights,
+            "observables": [[(word, float(c.real)) for word, c in o.to_list()] for o in self.template.observables],
+            "gates": len(names), "two_qubit_gates": circuit.num_nonlocal_gates(), "depth": circuit.depth(),
+            "angles_are_linear": self.network.trivial, "backend": backend.name, "kind": backend.kind,
+            "shots": backend.shots, "gradient": backend.gradient, "method": self.method,
+            "circuits_per_sample": self.groups * backend.circuits_for(self.network.evaluated),
+        }  # fmt: skip
 
     def extra_repr(self) -> str:
         return (
@@ -304,8 +422,8 @@ class QuantumLayer(TorchConnector):
         )
 
 
-def _resolved(backend: str | Backend) -> Backend:
-    return backends.get(backend) if isinstance(backend, str) else backend
+def _resolved(backend: Any) -> Backend:
+    return backends.get(backend) if isinstance(backend, str) else backends.of(backend)
 
 
 class QuantumProjection(nn.Module):

@@ -202,7 +202,10 @@ def run_batch(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
         if not tensor.isfinite().all():
             raise ValueError(f"inputs and weights of circuits on {names} must be finite numbers; NaN or inf was found")
     found = _Batch.apply(tuple(networks), *(x for x, _ in derived), *(w for _, w in derived))
-    return [v.to(torch.promote_types(x.dtype, w.dtype)) for v, x, w in zip(found, inputs, weights, strict=True)]
+    return [
+        network.outputs_of(v).to(torch.promote_types(x.dtype, w.dtype))
+        for network, v, x, w in zip(networks, found, inputs, weights, strict=True)
+    ]
 
 
 class _Batch(torch.autograd.Function):
@@ -225,7 +228,9 @@ class _Batch(torch.autograd.Function):
         values = _run([(network.backend, call) for network, call in zip(networks, calls, strict=True)])
         return tuple(
             torch.as_tensor(
-                v.reshape(*x.shape[:-2], network.outputs), dtype=torch.promote_types(x.dtype, w.dtype), device=x.device
+                v.reshape(*x.shape[:-2], network.groups * network.template.num_outputs),
+                dtype=torch.promote_types(x.dtype, w.dtype),
+                device=x.device,
             )
             for v, network, (x, w) in zip(values, networks, pairs, strict=True)
         )

@@ -155,41 +155,10 @@ def whole_circuit(prepared: Prepared, packer: Packer, letters: dict[int, str] | 
             circuit.measure(qubit, register[bit])
     if not prepared.pinned or letters is not None:
         how: Any = {"initial_layout": range(circuit.num_qubits), "optimization_level": 0} if prepared.pinned else {}
-        how = {"optimization_level": packer.level, "target": target, "seed_transpiler": SEED, **how}
+        device = {"target": target} if packer.runs_on is None else {"backend": packer.runs_on}
+        how = {"optimization_level": packer.level, "seed_transpiler": SEED, **device, **how}
         circuit = generate_preset_pass_manager(**how).run(circuit)
-    return PackedCircuit(circuit, _duration(circuit, target))
+    return PackedCircuit(circuit, packer.duration(circuit))
 
 
 PAULIS = "qrkt_pauli"  # the register of a circuit that measures on its way and then a basis
-
-
-def _duration(circuit: QuantumCircuit, target: Any) -> float:
-    """Seconds on the chip; where it branches, of all its instructions one behind the other, the longest branch each."""
-    if not any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) and not circuit.num_vars:
-        return float(circuit.estimate_duration(target))
-    total = 0.0
-    for instruction in circuit.data:
-        gate = instruction.operation
-        if isinstance(gate, ControlFlowOp):
-            times = len(gate.params[0]) if gate.name == "for_loop" else 1
-            total += times * max((_duration_of_block(block, target) for block in gate.blocks), default=0.0)
-        else:
-            total += _seconds(gate, qubits_of(circuit, instruction), target)
-    return total
-
-
-def _duration_of_block(block: QuantumCircuit, target: Any) -> float:
-    found = 0.0
-    for instruction in block.data:
-        gate = instruction.operation
-        if isinstance(gate, ControlFlowOp):
-            found += max((_duration_of_block(inner, target) for inner in gate.blocks), default=0.0)
-        else:
-            found += _seconds(gate, None, target)
-    return found
-
-
-def _seconds(gate: Any, qubits: tuple[int, ...] | None, target: Any) -> float:
-    entries = target[gate.name] if gate.name in target.operation_names else None
-    every = [entry for on, entry in (entries or {}).items() if entry is not None and qubits in (None, on)]
-    return max((entry.duration or 0.0 for entry in every), default=0.0)

@@ -39,6 +39,7 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.packing import DeviceBackend, counts_of, expectations
 from qrkt_hw.backends.device.pubs import PUB
+from qrkt_hw.backends.objects import of
 from qrkt_hw.backends.registry import resolve
 from qrkt_hw.errors import UserError
 from qrkt_hw.primitives.circuits import PAULIS, Prepared, Term, operator, prepare, whole_circuit
@@ -283,7 +284,7 @@ def device_backend(backend: Any, shots: int | None, seed: int | None, device: di
             raise PrimitiveError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
         found = backend
     else:
-        raise TypeError(f"backend is a {type(backend).__name__}, not a name, a Backend or a BackendV2")
+        found = of(backend, shots=shots, **device)
     if not isinstance(found, DeviceBackend) or not found.shots:
         way = "take a fake backend, a device of IBM, or a BackendV2"
         raise PrimitiveError(f"backend {found.name!r} gives exact values and samples nothing; {way}")

@@ -17,6 +17,7 @@ from qiskit.circuit import QuantumCircuit
 from qrkt_hw.ansatz import CircuitTemplate
 
 Floats = NDArray[np.float64]
+Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
 CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
 
 
@@ -43,6 +44,18 @@ class Basis:  # one way of measuring all qubits
         for row, coefficient, mask in self.terms:
             matrix[row] += coefficient * (1.0 - 2.0 * (np.bitwise_count(index & mask) & 1))
         return matrix
+
+    def values(self, outcome: Any, observables: int) -> Floats:
+        """``(rows, observables)``: what this basis adds to each observable, by Counts or quasi-probabilities."""
+        if isinstance(outcome, np.ndarray):
+            # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
+            return outcome @ self.signs(observables).T
+        found = np.zeros((len(outcome), observables))
+        for row, one in enumerate(outcome):
+            for observable, coefficient, mask in self.terms:
+                signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
+                found[row, observable] += coefficient * signed / sum(one.values())
+        return found
 
 
 @lru_cache(maxsize=512)

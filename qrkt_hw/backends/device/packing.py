@@ -19,7 +19,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, ControlFlowOp, Parameter, ParameterVector, QuantumCircuit
+from qiskit.exceptions import QiskitError
 from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
@@ -27,14 +28,13 @@ from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Floats, Readout, bases
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases
 from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
-from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, qubits_of, transpiled
+from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, in_a_row, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
-Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
 Counted = Sequence[Sequence[Counts | BitArray]]  # by PUB and classical register: that of a slot, or a circuit's own
 # by circuit group and shots: call, basis, the call's first parameter set there
 Pool = dict[tuple[str, int], list[tuple[int, Basis, int]]]
@@ -55,10 +55,11 @@ class Packer:
         min_fidelity: float = MIN_FIDELITY,
         options: dict[str, Any] | None = None,  # what changes the result; becomes part of every PUB
         mitigation: bool = False,  # correct readout by mthree
+        runs_on: Any = None,  # the BackendV2 itself where circuits go to its ``run``
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
         self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
-        self.options = dict(options or {})
+        self.options, self.runs_on = dict(options or {}), runs_on
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
         # templates in gates of the device that stay where they are, and the device's qubit behind each of theirs
@@ -80,8 +81,10 @@ class Packer:
             self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
-            where = self.pinned.get(template)
-            isa = transpiled(template, basis, self.target, self.level, device=self.device, where=where)
+            where, runs_on = self.pinned.get(template), self.runs_on
+            isa = transpiled(
+                template, basis, self.target, self.level, device=self.device, backend=runs_on, where=where
+            )
             replicas = self.replicas(isa) if where is None else [Replica(cut(isa).physical, 0.0)]
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(replicas))
         group = self.groups[key]
@@ -246,7 +249,7 @@ class Packer:
         circuit = QuantumCircuit(self.target.num_qubits)
         angles = sum(slot.group.placed.circuit.num_parameters for slot in slots)
         vector = list(ParameterVector("p", angles if calibration is None else 0))
-        if not vector and "rz" in self.target.operation_names:
+        if not vector and self.runs_on is None and "rz" in self.target.operation_names:
             # IBM's client runs a circuit without parameters once, whatever the number of rows: an angle, always 0, on
             # a qubit in its ground state keeps the rows
             circuit.rz(Parameter("none"), slots[0].read[0])
@@ -266,8 +269,19 @@ class Packer:
                     for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
                         getattr(circuit, gate)(qubit)
             circuit.measure(list(slot.read), register)
-        self._circuits[key] = PackedCircuit(circuit, float(circuit.estimate_duration(self.target)))
+        self._circuits[key] = PackedCircuit(circuit, self.duration(circuit))
         return self._circuits[key]
+
+    def duration(self, circuit: QuantumCircuit) -> float:
+        """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other."""
+        if any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) or circuit.num_vars:
+            return in_a_row(circuit, self.target)
+        try:
+            return float(circuit.estimate_duration(self.target))
+        except QiskitError:
+            if self.runs_on is None:
+                raise
+            return 0.0  # a target that says nothing of durations
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
@@ -387,17 +401,9 @@ def expectations(
     outcome: Counts, basis: Basis, outputs: int, shots: int, read: Sequence[int] = (), readout: Readout | None = None
 ) -> Floats:
     """``(rows, outputs)`` of what was counted on the qubits ``read``, corrected where ``readout`` is given."""
-    if readout is None and isinstance(outcome, np.ndarray):
-        # Qiskit's BitArray.expectation_values gives the same, one row and one observable at a time
-        return outcome @ basis.signs(outputs).T
-    weighted: Any = counted(outcome, shots)
-    weighted = weighted if readout is None else readout.corrected(weighted, read)
-    values = np.zeros((len(weighted), outputs))
-    for row, one in enumerate(weighted):
-        for output, coefficient, mask in basis.terms:
-            signed = sum(-p if (state & mask).bit_count() & 1 else p for state, p in one.items())
-            values[row, output] += coefficient * signed / sum(one.values())
-    return values
+    if readout is None:
+        return basis.values(outcome, outputs)
+    return basis.values(readout.corrected(counted(outcome, shots), read), outputs)
 
 
 def _shots(
