@@ -181,7 +181,8 @@ class QiskitBackend(DeviceBackend):
 def _narrow(circuit: QuantumCircuit) -> QuantumCircuit:
     """The circuit without the idle qubits behind its last used one."""
     used = 1 + max(circuit.find_bit(q).index for instruction in circuit.data for q in instruction.qubits)
-    narrow = QuantumCircuit(used, *circuit.cregs)
+    narrow = QuantumCircuit(used)
+    narrow.add_register(*circuit.cregs)
     for one in circuit.data:
         narrow.append(one.operation, [circuit.find_bit(q).index for q in one.qubits], one.clbits)
     return narrow
@@ -219,8 +220,7 @@ def _shots(rows: Sequence[dict[str, int]], sizes: Sequence[int], shots: int) -> 
         outcomes = np.repeat([_outcome(key, width) for key in row], list(row.values()))
         bits = [[outcome >> bit & 1 for bit in range(width)] for outcome in outcomes.tolist()]
         read[k] = rng.permutation(np.array(bits, dtype=bool).reshape(-1, width))[:shots]
-    starts = np.cumsum([0, *sizes])
-    parts = [read[..., a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    parts = np.split(read, np.cumsum(sizes)[:-1], axis=-1)
     return [BitArray.from_bool_array(part, order="little") for part in parts]
 
 

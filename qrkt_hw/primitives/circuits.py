@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import ControlFlowOp, Parameter, ParameterExpression, QuantumCircuit
-from qiskit.circuit.library import get_standard_gate_name_mapping
+from qiskit.circuit.library import Barrier, get_standard_gate_name_mapping
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler.passes import HighLevelSynthesis
 
@@ -57,8 +57,8 @@ class Prepared:
         place = {q: k for k, q in enumerate(qubits)}
         circuit = QuantumCircuit(len(qubits))
         for instruction in self.body.data:
-            on = [place[q] for q in qubits_of(self.body, instruction) if q in place]
-            circuit.append(instruction.operation, on) if instruction.operation.name != "barrier" else circuit.barrier(on)
+            on, gate = [place[q] for q in qubits_of(self.body, instruction) if q in place], instruction.operation
+            circuit.append(Barrier(len(on)) if gate.name == "barrier" else gate, on)
         parameters = sorted(circuit.parameters, key=lambda p: p.name)
         operators = [operator(term, place) for term in terms]
         template = CircuitTemplate("of a PUB", circuit, tuple(parameters), (), tuple(operators))
@@ -94,7 +94,8 @@ def prepare(circuit: QuantumCircuit, packer: Packer) -> Prepared:
     if circuit.num_vars or any(_by_itself(i.operation) for i in circuit.data):
         return whole
     flat = circuit if pinned else _unrolled()(circuit)
-    body, reads, angles = QuantumCircuit(circuit.num_qubits), {}, {}
+    body, reads = QuantumCircuit(circuit.num_qubits), {}
+    angles: dict[ParameterExpression, Parameter] = {}
     ended: set[int] = set()  # measured qubits
     begun: set[int] = set()  # qubits with gates
     for instruction in flat.data:
@@ -124,7 +125,7 @@ def prepare(circuit: QuantumCircuit, packer: Packer) -> Prepared:
 
 def _by_itself(gate: Any) -> bool:
     """Whether an instruction keeps its circuit from being packed."""
-    return isinstance(gate, ControlFlowOp) or gate.name in ("delay", "store") or getattr(gate, "condition", None)
+    return isinstance(gate, ControlFlowOp) or gate.name in ("delay", "store")
 
 
 def _check_place(circuit: QuantumCircuit, target: Any, device: str) -> None:

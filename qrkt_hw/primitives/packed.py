@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import uuid
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 from qiskit.exceptions import QiskitError
 from qiskit.primitives import (
-    BaseEstimatorV2,
     BasePrimitiveJob,
     BaseSamplerV2,
     BitArray,
@@ -27,33 +25,45 @@ from qiskit.primitives import (
     PubResult,
     SamplerPubResult,
 )
-from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.providers import JobStatus
-from qiskit.quantum_info import SparsePauliOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.measurement import bases
-from qrkt_hw.backends.device.packing import DeviceBackend, counts_of, expectations
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.objects import of
 from qrkt_hw.backends.registry import resolve
 from qrkt_hw.errors import UserError
-from qrkt_hw.primitives.circuits import PAULIS, Prepared, Term, operator, prepare, whole_circuit
+from qrkt_hw.primitives.circuits import Prepared, Term, prepare, whole_circuit
 
 Floats = NDArray[np.float64]
-DEFAULT_SHOTS, DEFAULT_PRECISION = 1024, 1 / 64  # Qiskit's
+DEFAULT_SHOTS = 1024  # Qiskit's
 
 
 class PrimitiveError(QiskitError, UserError):
     """What keeps a primitive from running, in one sentence."""
 
+    def __str__(self) -> str:  # without the quotes that Qiskit adds
+        return str(self.message)
+
 
 class PubError(PrimitiveError, ValueError):
     """A PUB that cannot be run as it is; nothing was sent."""
+
+
+@contextmanager
+def pub_errors(tag: str) -> Iterator[None]:
+    """Raise what is wrong with a PUB as PubError, in one sentence that names it."""
+    try:
+        yield
+    except PubError:
+        raise
+    except (ValueError, QiskitError, UserError) as error:
+        message = error.message if isinstance(error, QiskitError) else str(error)
+        raise PubError(f"{tag}: {' '.join(message.split())}") from error
 
 
 class PackedJob(BasePrimitiveJob[PrimitiveResult, JobStatus]):
@@ -94,7 +104,7 @@ class Work:
     key: str = ""  # a hash of the PUBs
 
 
-class _Packed:
+class PackedPrimitive:
     """What both primitives do: open the device, keep the journal, make work of PUBs and results of what was counted."""
 
     kind: str
@@ -163,18 +173,22 @@ class _Packed:
             seen[id(circuit)] = self._prepared.setdefault(made.key, made)
         return seen[id(circuit)]
 
-    def _template(self, prepared: Prepared, terms: tuple[Term, ...] = ()) -> tuple[CircuitTemplate, list[int]]:
+    def _template(
+        self, prepared: Prepared, tag: str, terms: tuple[Term, ...] = ()
+    ) -> tuple[CircuitTemplate, list[int]]:
         """What is packed, and the circuit's qubit behind each of its qubits; the same object for equal circuits."""
         key = prepared.key, terms
         if key not in self._templates:
-            self._templates[key] = prepared.template(self.backend.packer, terms)
+            with pub_errors(tag):
+                self._templates[key] = prepared.template(self.backend.packer, terms)
         return self._templates[key]
 
     def _whole(self, prepared: Prepared, values: Floats, shots: int, tag: str, letters: Any = None) -> list[PUB]:
         """PUBs of a circuit that is not packed, one for all rows, or one a row where there are no parameters."""
         packer, key = self.backend.packer, (prepared.key, letters)
         if key not in self._circuits:
-            self._circuits[key] = whole_circuit(prepared, packer, None if letters is None else dict(letters))
+            with pub_errors(tag):
+                self._circuits[key] = whole_circuit(prepared, packer, None if letters is None else dict(letters))
         packed = self._circuits[key]
         places = {parameter.name: k for k, parameter in enumerate(prepared.circuit.parameters)}
         columns = [places[parameter.name] for parameter in packed.circuit.parameters]
@@ -195,10 +209,9 @@ class _Packed:
         found = []
         for number, pub in enumerate(pubs):
             try:
-                one = kind.coerce(pub, default)
-                one.validate()
-            except (ValueError, QiskitError) as error:
-                raise PubError(f"PUB {number}: {' '.join(str(error).split())}") from error
+                with pub_errors(f"PUB {number}"):
+                    one = kind.coerce(pub, default)
+                    one.validate()
             except TypeError as error:
                 raise TypeError(f"PUB {number}: {error}") from error
             found.append(one)
@@ -206,13 +219,10 @@ class _Packed:
 
     def planned(self, pubs: Sequence[Any]) -> tuple[Work, Any]:
         """:meth:`_work`, checked. Raises PubError: a PUB is wrong; PrimitiveError: the device cannot run it."""
-        try:
-            work, results = self._work(pubs)
-            self.backend.packer.plan([call.template for call in work.calls])
-        except PubError:
-            raise
-        except UserError as error:
-            raise PrimitiveError(str(error)) from error
+        work, results = self._work(pubs)
+        for call in work.calls:
+            with pub_errors(call.tag):
+                self.backend.packer.plan([call.template])
         most = self.backend.job_limits.executions
         for number, pub in enumerate(pubs):
             if (shots := self._shots(pub)) > most:
@@ -291,7 +301,7 @@ def device_backend(backend: Any, shots: int | None, seed: int | None, device: di
     return found
 
 
-class PackedSampler(_Packed, BaseSamplerV2):
+class PackedSampler(PackedPrimitive, BaseSamplerV2):
     """Qiskit's sampler on a device, with replicas of small circuits side by side.
 
     Circuits are given as written and are transpiled once. Circuits that end with their measurements are packed;
@@ -339,7 +349,7 @@ class PackedSampler(_Packed, BaseSamplerV2):
         packed: list[tuple[int, Prepared, int]] = []  # PUB, its circuit, its call
         whole: list[tuple[int, slice]] = []
         for number, pub in enumerate(pubs):
-            prepared, values = _checked(self, number, pub, seen)
+            prepared, values = checked(self, number, pub, seen)
             digest.update(repr((prepared.key, pub.shots, pub.shape)).encode() + values.tobytes())
             if not pub.circuit.cregs:
                 warnings.warn(f"PUB {number}: its circuit has no classical registers, so its result is empty")
@@ -349,7 +359,8 @@ class PackedSampler(_Packed, BaseSamplerV2):
                 whole.append((number, slice(start, len(work.whole))))
             elif prepared.reads and len(values):
                 packed.append((number, prepared, len(work.calls)))
-                work.calls.append(Call(self._template(prepared)[0], prepared.values(values), f"PUB {number}", pub.shots))
+                template = self._template(prepared, f"PUB {number}")[0]
+                work.calls.append(Call(template, prepared.values(values), f"PUB {number}", pub.shots))
         work.key = digest.hexdigest()
         work.whole = [replace(one, options={"part": k}) for k, one in enumerate(work.whole)]
 
@@ -357,7 +368,7 @@ class PackedSampler(_Packed, BaseSamplerV2):
             arrays: dict[str, NDArray[Any]] = {}
             bits = self.backend.packer.bits(work.calls, own, counts, position)
             for number, prepared, place in packed:
-                qubits = {q: k for k, q in enumerate(self._template(prepared)[1])}
+                qubits = {q: k for k, q in enumerate(self._template(prepared, f"PUB {number}")[1])}
                 for k, register in enumerate(prepared.circuit.cregs):
                     read = np.zeros((*bits[place].shape[:2], len(register)), dtype=bool)
                     for bit, clbit in enumerate(register):
@@ -383,163 +394,12 @@ class PackedSampler(_Packed, BaseSamplerV2):
         return SamplerPubResult(DataBin(**data, shape=pub.shape), metadata=metadata)
 
 
-def _checked(primitive: _Packed, number: int, pub: Any, seen: dict[int, Prepared]) -> tuple[Prepared, Floats]:
+def checked(primitive: PackedPrimitive, number: int, pub: Any, seen: dict[int, Prepared]) -> tuple[Prepared, Floats]:
     """The circuit of a PUB, and its parameter values ``(rows, parameters)``."""
     given = pub.parameter_values
-    try:
+    with pub_errors(f"PUB {number}"):
         prepared = primitive.prepared(pub.circuit, seen)
         values = given.as_array(pub.circuit.parameters).reshape(given.size, pub.circuit.num_parameters)
-    except ValueError as error:
-        raise PubError(f"PUB {number}: {error}") from error
     if not np.isfinite(values).all():
         raise PubError(f"PUB {number}: a parameter value is not finite")
     return prepared, values
-
-
-@dataclass(eq=False)
-class _Row:
-    """One circuit with one parameter set, and the Pauli strings that are read from its shots."""
-
-    values: Floats
-    terms: dict[Term, None] = field(default_factory=dict)
-    pubs: set[int] = field(default_factory=set)
-    found: dict[Term, float] = field(default_factory=dict)
-
-
-class PackedEstimator(_Packed, BaseEstimatorV2):
-    """Qiskit's estimator on a device, with replicas of small circuits side by side.
-
-    Observables of all PUBs of a run are read from the same shots where circuit, parameters and precision are equal and
-    their bases fit; a Pauli string that two PUBs ask for is measured twice. ``evs`` and ``stds`` are those of
-    BackendEstimatorV2. See :class:`PackedSampler` for circuits and the other arguments.
-
-    Args:
-        precision: of PUBs that do not say theirs; ``ceil(1 / precision**2)`` shots a circuit.
-    """
-
-    kind = "estimator"
-
-    def __init__(
-        self,
-        backend: Any,
-        *,
-        precision: float = DEFAULT_PRECISION,
-        seed: int | None = None,
-        journal: Journal | Path | str | None = None,
-        budget: Budget | None = None,
-        progress: Callable[[str], None] | None = None,
-        **device: Any,
-    ) -> None:
-        self.precision = precision
-        super().__init__(backend, math.ceil(1 / precision**2), seed, journal, budget, progress, device)
-
-    def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> PackedJob:
-        """Run PUBs; results are in their order. Raises as :meth:`PackedSampler.run`."""
-        found = self._coerced(EstimatorPub, pubs, self.precision if precision is None else precision)
-        for number, pub in enumerate(found):
-            if not pub.precision > 0:
-                raise PubError(f"PUB {number}: its precision is {pub.precision:g}; shots give a number above 0")
-        return self._answer(found)
-
-    def _shots(self, pub: EstimatorPub) -> int:
-        return math.ceil(1 / pub.precision**2)
-
-    def _work(self, pubs: Sequence[EstimatorPub]) -> tuple[Work, Any]:
-        work, seen, digest = Work(), {}, hashlib.sha256()  # type: ignore[var-annotated]
-        rows: dict[tuple[bytes, int, bytes], list[_Row]] = {}
-        asked: list[tuple[NDArray[np.intp], NDArray[Any], list[_Row]]] = []  # row and observable of each value
-        circuits: dict[bytes, Prepared] = {}
-        for number, pub in enumerate(pubs):
-            prepared, values = _checked(self, number, pub, seen)
-            circuits[prepared.key] = prepared
-            observables = _observables(pub)
-            places = np.arange(len(values)).reshape(pub.parameter_values.shape)
-            which, wanted = np.broadcast_arrays(places, observables)
-            terms: list[dict[Term, None]] = [{} for _ in values]
-            for place, one in zip(which.ravel(), wanted.ravel(), strict=True):
-                terms[place].update(dict.fromkeys(term for term in one if term))
-            own = []
-            for row, need in zip(values, terms, strict=True):
-                alike = rows.setdefault((prepared.key, self._shots(pub), row.tobytes()), [])
-                free = (one for one in alike if number not in one.pubs and not need.keys() & one.terms.keys())
-                found = next(free, None)
-                if found is None:
-                    found = _Row(row)
-                    alike.append(found)
-                found.terms.update(need)
-                found.pubs.add(number)
-                own.append(found)
-            asked.append((which, wanted, own))
-            content = prepared.key, pub.precision, pub.shape, [sorted(one.items()) for one in wanted.ravel()]
-            digest.update(repr(content).encode() + values.tobytes())
-        work.key = digest.hexdigest()
-        together: dict[tuple[bytes, int, tuple[Term, ...]], list[_Row]] = {}
-        for (key, shots, _), alike in rows.items():
-            for one in alike:
-                if one.terms:
-                    together.setdefault((key, shots, tuple(sorted(one.terms))), []).append(one)
-        called, whole = [], []
-        for (key, shots, strings), members in together.items():
-            prepared, values = circuits[key], np.array([one.values for one in members])
-            tag = "PUB " + ", ".join(map(str, sorted({n for one in members for n in one.pubs})))
-            if prepared.body is not None:
-                called.append((strings, members))
-                template = self._template(prepared, strings)[0]
-                work.calls.append(Call(template, prepared.values(values), tag, shots))
-                continue
-            support = sorted({q for term in strings for _, q in term})
-            place = {q: k for k, q in enumerate(support)}
-            operators = tuple(operator(term, place) for term in strings)
-            reading = CircuitTemplate("a basis", QuantumCircuit(len(support)), (), (), operators)
-            for basis in bases(reading):
-                letters = tuple(zip(support, basis.letters, strict=True))
-                parts = self._whole(prepared, values, shots, tag, letters)
-                whole.append((basis, strings, members, slice(len(work.whole), len(work.whole) + len(parts))))
-                work.whole += parts
-        work.whole = [replace(one, options={"part": k}) for k, one in enumerate(work.whole)]
-
-        def results(own: list[PUB], counts: Any, found: list[Any], position: int) -> dict[str, NDArray[Any]]:
-            for (strings, members), values in zip(called, self.backend.packer.decode(work.calls, own, counts), strict=True):
-                for one, row in zip(members, values, strict=True):
-                    one.found.update(zip(strings, row.tolist(), strict=True))
-            for basis, strings, members, part in whole:
-                read: list[Floats] = []
-                for pub, registers in zip(work.whole[part], found[part], strict=True):
-                    place = [register.name for register in pub.circuit.cregs].index(PAULIS)
-                    values = expectations(counts_of(registers[place]), basis, len(strings), pub.shots)
-                    read += list(values)
-                for one, row in zip(members, read, strict=True):
-                    for column in {column for column, _, _ in basis.terms}:
-                        one.found[strings[column]] = float(row[column])
-            arrays = {}
-            for number, (which, wanted, of) in enumerate(asked):
-                evs, stds = np.zeros(which.shape), np.zeros(which.shape)
-                for index in np.ndindex(which.shape):
-                    for term, weight in wanted[index].items():
-                        value = of[which[index]].found[term] if term else 1.0
-                        evs[index] += weight * value
-                        stds[index] += abs(weight) * math.sqrt(max(0.0, 1 - value**2) / self._shots(pubs[number]))
-                arrays |= {f"{number}.evs": evs, f"{number}.stds": stds}
-            return arrays
-
-        return work, results
-
-    def _result(self, number: int, pub: EstimatorPub, arrays: dict[str, NDArray[Any]]) -> PubResult:
-        evs, stds = arrays[f"{number}.evs"], arrays[f"{number}.stds"]
-        metadata = {
-            "target_precision": pub.precision, "shots": self._shots(pub), "circuit_metadata": pub.circuit.metadata,
-        }  # fmt: skip
-        return PubResult(DataBin(evs=evs, stds=stds, shape=pub.shape), metadata=metadata)
-
-
-def _observables(pub: EstimatorPub) -> NDArray[Any]:
-    """An array of the PUB's observables as weights of Pauli strings."""
-    given = pub.observables.sparse_observables_array()
-    found = np.empty(given.shape, dtype=object)
-    for index, one in np.ndenumerate(given):
-        terms: dict[Term, float] = {}
-        for letters, qubits, weight in SparsePauliOp.from_sparse_observable(one).simplify().to_sparse_list():
-            term = tuple(sorted(zip(letters, qubits, strict=True), key=lambda pair: pair[1]))
-            terms[term] = terms.get(term, 0.0) + float(weight.real)
-        found[index] = terms
-    return found

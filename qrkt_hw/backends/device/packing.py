@@ -179,7 +179,7 @@ class Packer:
 
     def _pooled(self, calls: Sequence[Call]) -> Pool:
         found: Pool = {}
-        filled: dict[str, int] = {}
+        filled: dict[tuple[str, int], int] = {}
         for place, call in enumerate(calls):
             for basis in bases(call.template) if call.samples else ():
                 key = self.group(call.template, basis).key, call.shots or self.shots
@@ -191,8 +191,11 @@ class Packer:
         """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
         pool = self._pooled(calls)
         calibrated: set[int] = set()
-        return [one for shots in dict.fromkeys(shots for _, shots in pool)
-                for one in self._allocate(calls, {k: v for (k, own), v in pool.items() if own == shots}, shots, calibrated)]
+        found: list[Packed] = []
+        for shots in dict.fromkeys(shots for _, shots in pool):
+            own = {key: parts for (key, of_these), parts in pool.items() if of_these == shots}
+            found += self._allocate(calls, own, shots, calibrated)
+        return found
 
     def _allocate(
         self, calls: Sequence[Call], pool: dict[str, list[tuple[int, Basis, int]]], shots: int, calibrated: set[int]
@@ -235,7 +238,8 @@ class Packer:
             values = np.zeros((one.rows, one.circuit.num_parameters))
             if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
                 # an idle slot repeats the first set
-                columns = [sets[s.group.key, one.shots][np.maximum(s.samples, 0)][:, s.group.columns()] for s in one.slots]
+                own = [(sets[slot.group.key, one.shots], slot) for slot in one.slots]
+                columns = [rows[np.maximum(slot.samples, 0)][:, slot.group.columns()] for rows, slot in own]
                 values = np.concatenate(columns, axis=1)
             more: Any = {"values": values, "device": self.device, "options": self.options}
             found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
@@ -289,7 +293,9 @@ class Packer:
         self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
         return self._values(calls, pubs, counts, self.readout)
 
-    def bits(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, seed: int) -> list[NDArray[np.bool_]]:
+    def bits(
+        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, seed: int
+    ) -> list[NDArray[np.bool_]]:
         """The shots of every call, ``(samples, shots, qubits)``, of circuits that are measured in one basis.
 
         Where what was counted does not say their order, they are in a random one. Corrected counts are shots of the
@@ -383,7 +389,7 @@ class DeviceBackend(Backend):
         pubs = [*self.pack(calls), *whole]
         executions, circuits = self.counters.executions, sum(pub.rows for pub in whole)
         circuits += sum(call.samples * self.circuits_for(call.template) for call in calls)
-        self.begin_batch(circuits, [one.tag for one in (*calls, *whole)])
+        self.begin_batch(circuits, [call.tag for call in calls] + [pub.tag for pub in whole])
         self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
         counts = self.submit(pubs) if pubs else []
         self.counters.seconds += time.perf_counter() - started
@@ -438,7 +444,7 @@ def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:
 
 
 def counts_of(bits: Counts | BitArray) -> Counts:
-    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted already, as it is."""
+    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted, as it is."""
     if not isinstance(bits, BitArray):
         return bits
     read = bits.to_bool_array(order="little")

@@ -147,7 +147,7 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class PUB(Packed):
-    """A packed circuit with its parameters, as a primitive takes it; without slots, one circuit with its own registers."""
+    """A packed circuit with its parameters, as a primitive takes it; without slots, one with its own registers."""
 
     # float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``
     values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
