@@ -24,7 +24,7 @@ from qrkt_hw.backends.device.measurement import Floats, bases
 from qrkt_hw.backends.device.packing import counts_of, expectations
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.primitives.circuits import PAULIS, Prepared, Term, operator
-from qrkt_hw.primitives.packed import PackedPrimitive, PackedJob, PubError, Work, checked
+from qrkt_hw.primitives.packed import PackedJob, PackedPrimitive, PubError, Work, checked
 
 DEFAULT_PRECISION = 1 / 64  # Qiskit's
 
@@ -63,18 +63,23 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
         progress: Callable[[str], None] | None = None,
         **device: Any,
     ) -> None:
+        if not precision > 0:
+            raise ValueError(f"precision is {precision}; it must be above 0")
         self.precision = precision
         super().__init__(backend, math.ceil(1 / precision**2), seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> PackedJob:
         """Run PUBs; results are in their order. Raises as :meth:`PackedSampler.run`."""
-        found = self._coerced(EstimatorPub, pubs, self.precision if precision is None else precision)
+        return self._answer(self.coerced(pubs, precision))
+
+    def coerced(self, pubs: Iterable[Any], default: Any = None) -> list[Any]:
+        found = self._coerced(EstimatorPub, pubs, self.precision if default is None else default)
         for number, pub in enumerate(found):
             if not pub.precision > 0:
                 raise PubError(f"PUB {number}: its precision is {pub.precision:g}; shots give a number above 0")
-        return self._answer(found)
+        return found
 
-    def _shots(self, pub: EstimatorPub) -> int:
+    def shots_of(self, pub: EstimatorPub) -> int:
         return math.ceil(1 / pub.precision**2)
 
     def _work(self, pubs: Sequence[EstimatorPub]) -> tuple[Work, Any]:
@@ -93,7 +98,7 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
                 terms[place].update(dict.fromkeys(term for term in one if term))
             own = []
             for row, need in zip(values, terms, strict=True):
-                alike = rows.setdefault((prepared.key, self._shots(pub), row.tobytes()), [])
+                alike = rows.setdefault((prepared.key, self.shots_of(pub), row.tobytes()), [])
                 free = (one for one in alike if number not in one.pubs and not need.keys() & one.terms.keys())
                 found = next(free, None)
                 if found is None:
@@ -152,7 +157,7 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
                     for term, weight in wanted[index].items():
                         value = members[which[index]].found[term] if term else 1.0
                         evs[index] += weight * value
-                        stds[index] += abs(weight) * math.sqrt(max(0.0, 1 - value**2) / self._shots(pubs[number]))
+                        stds[index] += abs(weight) * math.sqrt(max(0.0, 1 - value**2) / self.shots_of(pubs[number]))
                 arrays |= {f"{number}.evs": evs, f"{number}.stds": stds}
             return arrays
 
@@ -161,7 +166,7 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
     def _result(self, number: int, pub: EstimatorPub, arrays: dict[str, NDArray[Any]]) -> PubResult:
         evs, stds = arrays[f"{number}.evs"], arrays[f"{number}.stds"]
         metadata = {
-            "target_precision": pub.precision, "shots": self._shots(pub), "circuit_metadata": pub.circuit.metadata,
+            "target_precision": pub.precision, "shots": self.shots_of(pub), "circuit_metadata": pub.circuit.metadata,
         }  # fmt: skip
         return PubResult(DataBin(evs=evs, stds=stds, shape=pub.shape), metadata=metadata)
 

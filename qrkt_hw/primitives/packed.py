@@ -202,6 +202,10 @@ class PackedPrimitive:
         """The work of PUBs, and what makes their results of what was counted. Raises ValueError: one is wrong."""
         raise NotImplementedError
 
+    def coerced(self, pubs: Iterable[Any], default: Any = None) -> list[Any]:
+        """PUBs of Qiskit's kind, each with its shots or precision. Raises PubError, TypeError: one is none."""
+        raise NotImplementedError
+
     def _coerced(self, kind: Any, pubs: Iterable[Any], default: Any) -> list[Any]:
         if self._closed:
             what = f"{type(self).__name__} on {self.backend.packer.device} is closed"
@@ -225,11 +229,11 @@ class PackedPrimitive:
                 self.backend.packer.plan([call.template])
         most = self.backend.job_limits.executions
         for number, pub in enumerate(pubs):
-            if (shots := self._shots(pub)) > most:
+            if (shots := self.shots_of(pub)) > most:
                 raise PubError(f"PUB {number}: {shots:,} shots are more than a job may hold ({most:,}); take fewer")
         return work, results
 
-    def _shots(self, pub: Any) -> int:
+    def shots_of(self, pub: Any) -> int:
         raise NotImplementedError
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
@@ -339,9 +343,12 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
         Raises PubError (a ValueError): a PUB is wrong, nothing was sent; PrimitiveError: a budget, the journal or the
         device ends it.
         """
-        return self._answer(self._coerced(SamplerPub, pubs, self.shots if shots is None else shots))
+        return self._answer(self.coerced(pubs, shots))
 
-    def _shots(self, pub: SamplerPub) -> int:
+    def coerced(self, pubs: Iterable[Any], default: Any = None) -> list[Any]:
+        return self._coerced(SamplerPub, pubs, self.shots if default is None else default)
+
+    def shots_of(self, pub: SamplerPub) -> int:
         return int(pub.shots or 0)
 
     def _work(self, pubs: Sequence[SamplerPub]) -> tuple[Work, Any]:
@@ -377,7 +384,7 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
                             read[..., bit] = bits[place][..., qubits[qubit]]
                     arrays[f"{number}.{k}"] = BitArray.from_bool_array(read, order="little").array
             for number, own_ones in whole:
-                parts, shots = found[own_ones], self._shots(pubs[number])
+                parts, shots = found[own_ones], self.shots_of(pubs[number])
                 for k in range(len(pubs[number].circuit.cregs) if parts else 0):
                     arrays[f"{number}.{k}"] = np.concatenate([one[k].array[:, :shots] for one in parts])
             return arrays
@@ -387,7 +394,7 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
     def _result(self, number: int, pub: SamplerPub, arrays: dict[str, NDArray[Any]]) -> SamplerPubResult:
         data = {}
         for k, register in enumerate(pub.circuit.cregs):
-            shape = (*pub.shape, self._shots(pub), -(-len(register) // 8))
+            shape = (*pub.shape, self.shots_of(pub), -(-len(register) // 8))
             array = arrays.get(f"{number}.{k}", np.zeros(shape, dtype=np.uint8))
             data[register.name] = BitArray(array.reshape(shape), len(register))
         metadata = {"shots": pub.shots, "circuit_metadata": pub.circuit.metadata}

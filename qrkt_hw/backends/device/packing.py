@@ -314,6 +314,13 @@ class Packer:
                         shots[place][slot.samples[rows] - start] = read[rows]
         return shots
 
+    def expect(self, pubs: Sequence[Packed]) -> None:
+        """Take the registers for calibrated that these PUBs calibrate."""
+        for pub in pubs:
+            if pub.calibration is not None and self.readout is not None:
+                for slot in pub.slots:
+                    self.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
+
     def _learn(self, pubs: Sequence[Packed], counts: Counted) -> None:
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
