@@ -82,9 +82,7 @@ class Packer:
         key = self._keys[template, basis]
         if key not in self.groups:
             where, runs_on = self.pinned.get(template), self.runs_on
-            isa = transpiled(
-                template, basis, self.target, self.level, device=self.device, backend=runs_on, where=where
-            )
+            isa = transpiled(template, basis, self.target, self.level, device=self.device, backend=runs_on, where=where)
             replicas = self.replicas(isa) if where is None else [Replica(cut(isa).physical, 0.0)]
             self.groups[key] = CircuitGroup(key, cut(isa), tuple(replicas))
         group = self.groups[key]
