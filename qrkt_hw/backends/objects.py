@@ -4,13 +4,14 @@ import sys
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import generate_preset_pass_manager
 from qiskit.circuit import QuantumCircuit
+from qiskit.exceptions import QiskitError
 from qiskit.primitives import BaseEstimatorV2, BaseSamplerV2, BitArray
 from qiskit.providers import BackendV2
 
@@ -24,6 +25,11 @@ from qrkt_hw.errors import UserError
 
 SHOTS = 1024  # of a backend that does not say
 LARGEST_RUN = 1000  # circuits that go to a backend's ``run`` at once where it sets no limit
+# a packed circuit is as wide as all its replicas: a device runs it as fast, a simulator does not
+SIMULATORS = (
+    "qiskit_aer.", "qiskit.providers.basic_provider.", "qiskit.providers.fake_provider.",
+    "qiskit_ibm_runtime.fake_provider.",
+)  # fmt: skip
 _made: WeakValueDictionary[int, Backend] = WeakValueDictionary()  # by the identity of the object, which each holds
 
 
@@ -51,6 +57,12 @@ def of(
             it runs.
     """
     plain = (shots, gradient, pack, optimization_level) == (None,) * 4
+    if shots is not None and (type(shots) is not int or shots < 1):
+        raise UserError(f"backend: shots is {shots!r}; it must be a positive whole number")
+    if gradient is not None and gradient not in get_args(Gradient):
+        raise UserError(f"backend: gradient is {gradient!r}; it must be one of {', '.join(get_args(Gradient))}")
+    if optimization_level not in (None, 0, 1, 2, 3):
+        raise UserError(f"backend: optimization_level is {optimization_level!r}; it must be 0, 1, 2 or 3")
     if isinstance(thing, Backend):
         if not plain:
             raise UserError("backend: shots, gradient, pack and optimization_level go with an object of Qiskit")
@@ -89,10 +101,14 @@ def _of_backend(device: BackendV2, shots: int | None, pack: bool | None, level: 
             f"backend {name!r} is a device of IBM Quantum, whose jobs are journalled and limited: give its name, "
             f"backend={name!r}"
         )
-    target = getattr(device, "target", None)
-    if target is None or target.num_qubits is None or not target.operation_names:
-        lacks = "target" if target is None else "number of qubits in its target" if target.operation_names else "gates"
-        raise UserError(f"backend {name!r} has no {lacks}, so no circuit can be transpiled to it; give its target one")
+    target: Any = getattr(device, "target", None)
+    lacks = (
+        "target" if target is None
+        else "number of qubits in its target" if target.num_qubits is None
+        else "measure in its target" if "measure" not in target.operation_names else None
+    )  # fmt: skip
+    if lacks is not None:
+        raise UserError(f"backend {name!r} has no {lacks}, so no circuit can be transpiled to it; give it one")
     if _is_shipped(device, name):
         from qrkt_hw.backends.fake import FakeBackend
 
@@ -100,7 +116,7 @@ def _of_backend(device: BackendV2, shots: int | None, pack: bool | None, level: 
             name, name, shots=shots, optimization_level=3 if level is None else level, pack=pack is not False
         )
     coupled = target.build_coupling_map() is not None
-    simulates = type(device).__module__.startswith(("qiskit_aer.", "qiskit.providers."))
+    simulates = any(kind.__module__.startswith(SIMULATORS) for kind in type(device).__mro__)
     if pack and not coupled:
         raise UserError(f"backend {name!r} has no couplings, so nothing says what can run side by side: leave out pack")
     given = device.options.get("shots", None) if shots is None else shots
@@ -146,12 +162,20 @@ class QiskitBackend(DeviceBackend):
         found = {**super().about(), "device": self.name, "qubits": self.num_qubits, "packed": self.packer.packs}
         return {**found, "calibrated": self.calibrated()}
 
+    def pack(self, calls: Sequence[Call]) -> list[PUB]:
+        """PUBs of packed circuits. Raises UserError: a circuit is too large, or cannot be transpiled to the target."""
+        try:
+            return super().pack(calls)
+        except QiskitError as error:
+            raise UserError(f"backend {self.name!r}: a circuit cannot be transpiled to its target: {error}") from error
+
     def submit(self, pubs: Sequence[PUB]) -> Counted:
         """What ``run`` counts. Raises UserError: it fails, or gives other results than were asked for."""
+        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
         if self._budget is not None:
-            seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
             self._budget.admit(seconds)
             self._budget.charge(seconds)
+        self.estimated += seconds
         found: list[Sequence[Counts | BitArray]] = []
         for number, pub in enumerate(pubs):
             if number:
@@ -339,6 +363,8 @@ class SamplerBackend(PrimitiveBackend):
 
     def _counts(self, bits: Any, rows: int) -> Any:
         if isinstance(bits, BitArray):
+            if self.shots is None:  # a sampler that did not say how many
+                self.counters.executions += rows * bits.num_shots
             return counts_of(bits.reshape(rows))
         if hasattr(bits, "get_probabilities"):  # qiskit-machine-learning's sampler without shots is exact
             return [{int(k, 2): p for k, p in bits.get_probabilities(row).items()} for row in range(rows)]
@@ -351,10 +377,16 @@ class EstimatorBackend(PrimitiveBackend):
     kind = "estimator"
 
     def _values(self, sets: dict[CircuitTemplate, Floats]) -> list[Floats]:
-        pubs = []
+        found = {template: np.zeros((len(rows), template.num_outputs)) for template, rows in sets.items()}
+        pubs, places = [], []
         for template, rows in sets.items():
             circuit = self.circuit(template)
-            observables = [[o.apply_layout(circuit.layout)] for o in template.observables]
-            pubs.append((circuit, observables, self._bindings(template, circuit, rows)))
-        results = self.primitive.run(pubs).result()
-        return [np.asarray(result.data.evs, dtype=np.float64).T for result in results]
+            kept = [k for k, o in enumerate(template.observables) if o.simplify().coeffs.any()]  # 0 needs no circuit
+            if kept:
+                observables = [[template.observables[k].apply_layout(circuit.layout)] for k in kept]
+                pubs.append((circuit, observables, self._bindings(template, circuit, rows)))
+                places.append((found[template], kept))
+        results = self.primitive.run(pubs).result() if pubs else []
+        for (values, kept), result in zip(places, results, strict=True):
+            values[:, kept] = np.asarray(result.data.evs, dtype=np.float64).T
+        return list(found.values())

@@ -22,7 +22,7 @@ def list_() -> None:
 
     rows = ((one.name, str(one.num_weights), one.topology, one.reference) for one in describe())
     table(("name", "weights", "topology", "source"), rows)
-    echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function")
+    echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function, FILE.qasm or FILE.qpy")
 
 
 @circuits.command()

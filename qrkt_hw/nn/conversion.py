@@ -1,17 +1,24 @@
 """Anybody's circuits as templates: a Qiskit circuit with roles, an ``EstimatorQNN``, a ``SamplerQNN``."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from qiskit.circuit import Measure, Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 from qiskit_machine_learning.neural_networks import EstimatorQNN, NeuralNetwork, SamplerQNN
 
-from qrkt_hw.ansatz import CircuitTemplate, by_name, z_observables
+from qrkt_hw.ansatz import CircuitTemplate, by_name, read_circuit, z_observables
 from qrkt_hw.errors import UserError
+
+if TYPE_CHECKING:
+    from qrkt_hw.nn.quantum import TemplateNetwork
 
 LARGEST_OUTCOMES = 20  # qubits whose outcomes are all given to ``interpret``
 LARGEST_TABLE = 2**24  # outputs x outcomes
@@ -36,7 +43,7 @@ def template_of(
     Of a transpiled circuit only the qubits that are used are kept, and observables are on the device's qubits.
 
     Args:
-        circuit: with parameters.
+        circuit: with parameters, or a file of OpenQASM 3 or QPY.
         inputs: parameters that take features: a ``ParameterVector``, parameters, or names of either.
         weights: those that are trained.
         observables: ``SparsePauliOp``, ``Pauli`` or string, or several; default: Z on every qubit.
@@ -45,6 +52,8 @@ def template_of(
         UserError: no circuit, a parameter that is neither input nor weight or not there, observables of another size,
             measurements before the end, or what no template takes.
     """
+    if isinstance(circuit, (str, Path)):
+        name, circuit = Path(circuit).stem, read_circuit(Path(circuit))
     if not isinstance(circuit, QuantumCircuit):
         raise UserError(f"circuit is a {type(circuit).__name__}, not a QuantumCircuit")
     roles = [_chosen(circuit, role, given) for role, given in (("inputs", inputs), ("weights", weights))]
@@ -168,6 +177,8 @@ def of_qnn(qnn: Any) -> tuple[CircuitTemplate, Linear | None]:
             raise UserError("qnn: its transpiled circuit measures by itself; give SamplerQNN one without measurements")
         bits = dict(enumerate(final))
     elif circuit.num_clbits:
+        if len(read) < circuit.num_clbits:  # samplers differ in whether such bits count
+            raise UserError("qnn: not all classical bits of its circuit are measured; leave those out that are not")
         bits = {bit: read[bit] for bit in sorted(read)}
     linear, strings = _outputs(qnn, bits, virtual)
     observables = [SparsePauliOp.from_sparse_list([("Z" * len(q), q, 1.0)], circuit.num_qubits) for q in strings]
@@ -208,3 +219,30 @@ def _outputs(qnn: SamplerQNN, bits: dict[int, int], virtual: int) -> tuple[Linea
         raise UserError(f"qnn: {what}; give SamplerQNN an interpret with simpler outputs, or measure fewer qubits")
     strings = [[bits[written[k]] for k in range(size) if s >> k & 1] for s in found]
     return Linear(table[:, found], table[:, 0], shape), strings
+
+
+def bound(template: CircuitTemplate, weights: torch.Tensor, inputs: Any = None) -> QuantumCircuit:
+    """The circuit with these weights and, where they are given, inputs."""
+    values = dict(zip(template.weights, weights.detach().double().cpu().tolist(), strict=True))
+    if inputs is not None:
+        given = torch.as_tensor(inputs).detach().double().cpu().reshape(-1).tolist()
+        if len(given) != template.num_inputs:
+            raise ValueError(f"inputs must be {template.num_inputs} numbers, not {len(given)}")
+        values |= dict(zip(template.inputs, given, strict=True))
+    return template.circuit.assign_parameters(values)
+
+
+def specs(network: TemplateNetwork) -> dict[str, Any]:
+    """Sizes of a network and of its circuit, and what runs where."""
+    template, backend = network.template, network.backend
+    circuit = template.circuit
+    return {
+        "ansatz": template.name, "qubits": template.num_qubits, "groups": network.groups,
+        "weights": network.num_weights, "inputs_per_circuit": template.num_inputs,
+        "weights_per_circuit": template.num_weights,
+        "observables": [[(word, float(c.real)) for word, c in o.to_list()] for o in template.observables],
+        "gates": sum(one.name != "barrier" for one in circuit.data), "two_qubit_gates": circuit.num_nonlocal_gates(),
+        "depth": circuit.depth(), "angles_are_linear": network.trivial,
+        "backend": backend.name, "kind": backend.kind, "shots": backend.shots, "gradient": backend.gradient,
+        "circuits_per_sample": network.groups * backend.circuits_for(network.evaluated),
+    }  # fmt: skip

@@ -15,13 +15,13 @@ from qiskit_machine_learning.neural_networks import NeuralNetwork
 from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
-from qrkt_hw.ansatz import CircuitTemplate, read_circuit
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
-from qrkt_hw.nn.conversion import Linear, of_qnn, template_of
+from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
@@ -265,10 +265,7 @@ class QuantumLayer(TorchConnector):
             UserError: a parameter without a role, observables of another size, a circuit that cannot be differentiated
                 exactly, or a file that cannot be read.
         """
-        name = "circuit"
-        if isinstance(circuit, (str, Path)):
-            name, circuit = Path(circuit).stem, read_circuit(Path(circuit))
-        template = template_of(circuit, inputs, weights, observables, name)
+        template = template_of(circuit, inputs, weights, observables)
         return cls(template.num_inputs if features is None else features, ansatz=template, **options)
 
     @classmethod
@@ -337,6 +334,10 @@ class QuantumLayer(TorchConnector):
             found = self._expectations[dtype] = (backend, backend.gradient, made)
         return found[2]
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state_dict.pop(f"{prefix}_weights", None)  # TorchConnector's second name of its weight
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def __getstate__(self) -> dict[str, Any]:
         # a copy or a pickle finds its evaluator anew: a compiled one holds addresses
         return {**self.__dict__, "_expectations": {}}
@@ -386,15 +387,7 @@ class QuantumLayer(TorchConnector):
         """
         if not -self.groups <= group < self.groups:
             raise UserError(f"group is {group}; the layer has {self.groups} (0 to {self.groups - 1})")
-        template = self.template
-        weights = self.weight.detach().double().cpu().reshape(self.groups, -1)[group].tolist()
-        values = dict(zip(template.weights, weights, strict=True))
-        if inputs is not None:
-            given = torch.as_tensor(inputs).detach().double().cpu().reshape(-1).tolist()
-            if len(given) != template.num_inputs:
-                raise ValueError(f"inputs must be {template.num_inputs} numbers, not {len(given)}")
-            values |= dict(zip(template.inputs, given, strict=True))
-        return template.circuit.assign_parameters(values)
+        return bound(self.template, self.weight.reshape(self.groups, -1)[group], inputs)
 
     def draw(self, output: str | None = None, **options: Any) -> Any:
         """The circuit with its parameters' names, drawn by Qiskit: text, or ``mpl`` for a figure."""
@@ -402,18 +395,7 @@ class QuantumLayer(TorchConnector):
 
     def specs(self) -> dict[str, Any]:
         """Sizes, and what runs where: of each circuit, and of the layer."""
-        circuit, backend = self.template.circuit, self.backend
-        names = [one.name for one in circuit.data if one.name != "barrier"]
-        return {
-            "ansatz": self.template.name, "features": self.features, "outputs": self.outputs, "groups": self.groups,
-            "weights": self.network.num_weights, "qubits": circuit.num_qubits,
-            "inputs_per_circuit": self.template.num_inputs, "weights_per_circuit": self.template.num_weights,
-            "observables": [[(word, float(c.real)) for word, c in o.to_list()] for o in self.template.observables],
-            "gates": len(names), "two_qubit_gates": circuit.num_nonlocal_gates(), "depth": circuit.depth(),
-            "angles_are_linear": self.network.trivial, "backend": backend.name, "kind": backend.kind,
-            "shots": backend.shots, "gradient": backend.gradient, "method": self.method,
-            "circuits_per_sample": self.groups * backend.circuits_for(self.network.evaluated),
-        }  # fmt: skip
+        return {**specs(self.network), "features": self.features, "outputs": self.outputs, "method": self.method}
 
     def extra_repr(self) -> str:
         return (

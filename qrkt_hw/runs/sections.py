@@ -202,7 +202,7 @@ class GanConfig(TransformerConfig):
 class CircuitConfig(Section):
     """The circuits of a model and what is put around them."""
 
-    ansatz: str = key("ry_rz_ring", "circuit template: a name, or path/to/file.py:function")
+    ansatz: str = key("ry_rz_ring", "circuit template: a name, path/to/file.py:function, FILE.qasm or FILE.qpy")
     qubits: int = key(4, "qubits per group of features", ge=1, le=28)
     layers: int = key(1, "layers of the ansatz", ge=1, le=64)
     mlp_qubits: int | None = key(None, "qubits per group in the MLP [default: min(qubits, mlp)]", ge=1, le=28)
