@@ -48,7 +48,7 @@ class Prepared:
                 found[:, column] = [float(angle.bind(dict(zip(own, row, strict=True)))) for row in rows.tolist()]
         return found
 
-    def template(self, packer: Packer, terms: Sequence[Term] = ()) -> tuple[CircuitTemplate, list[int]]:
+    def template(self, terms: Sequence[Term] = ()) -> tuple[CircuitTemplate, list[int]]:
         """What is packed to read the terms, or without any the classical bits; and the circuit's qubit behind each."""
         assert self.body is not None
         held = {q for i in self.body.data if i.operation.name != "barrier" for q in qubits_of(self.body, i)}
@@ -61,10 +61,7 @@ class Prepared:
             circuit.append(Barrier(len(on)) if gate.name == "barrier" else gate, on)
         parameters = sorted(circuit.parameters, key=lambda p: p.name)
         operators = [operator(term, place) for term in terms]
-        template = CircuitTemplate("of a PUB", circuit, tuple(parameters), (), tuple(operators))
-        if self.pinned:
-            packer.pinned[template] = tuple(qubits)
-        return template, qubits
+        return CircuitTemplate("of a PUB", circuit, tuple(parameters), (), tuple(operators)), qubits
 
 
 def operator(term: Term, place: dict[int, int]) -> SparsePauliOp:

@@ -121,7 +121,7 @@ class PackedPrimitive:
     ) -> None:
         self.backend, self.seed, self.progress = device_backend(backend, shots, seed, device), seed, progress
         self.budget = Budget.of(self.backend, budget)
-        self.position = 0  # of the next run in the program
+        self._run, self._failed = 0, False  # runs that are done; whether the last one was not
         self._prepared: dict[bytes, Prepared] = {}
         self._templates: dict[tuple[bytes, tuple[Term, ...]], tuple[CircuitTemplate, list[int]]] = {}
         self._circuits: dict[tuple[bytes, Any], Any] = {}
@@ -180,8 +180,11 @@ class PackedPrimitive:
         key = prepared.key, terms
         if key not in self._templates:
             with pub_errors(tag):
-                self._templates[key] = prepared.template(self.backend.packer, terms)
-        return self._templates[key]
+                self._templates[key] = prepared.template(terms)
+        template, qubits = self._templates[key]
+        if prepared.pinned:
+            self.backend.packer.pinned[template] = tuple(qubits)
+        return template, qubits
 
     def _whole(self, prepared: Prepared, values: Floats, shots: int, tag: str, letters: Any = None) -> list[PUB]:
         """PUBs of a circuit that is not packed, one for all rows, or one a row where there are no parameters."""
@@ -237,29 +240,42 @@ class PackedPrimitive:
         raise NotImplementedError
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
-        work, results = self.planned(pubs)
-        backend, position = self.backend, self.position
+        backend, journal = self.backend, self.journal
         try:
-            self._open()
-            kept = None if self.journal is None else self.journal.asked(self.activity, position, work.key)
+            self._open()  # before anything is planned: a journal may hold the plan
+            work, results = self.planned(pubs)
+            position = self._position
+            kept = None if journal is None else journal.asked(self.activity, position, work.key, self._failed)
             before = backend.counters.executions, backend.estimated
+            self._failed = True
             if kept is None:
                 if self.seed is not None and hasattr(backend, "rng"):  # whatever was run before
-                    backend.rng = np.random.default_rng([self.seed, position])
+                    backend.rng = np.random.default_rng([self.seed, position, len(self.kind)])
                 arrays = results(*self._counted(work, position), position)
             else:
                 arrays = self._restore(kept)
-            if kept is None and self.journal is not None:
+            if kept is None and journal is not None:
                 seconds = backend.estimated - before[1]
-                self.journal.answer(self.activity, position, {**arrays, **self._learnt()}, seconds)
+                journal.answer(self.activity, position, {**arrays, **self._learnt()}, seconds)
         except PrimitiveError:
             raise
         except UserError as error:
             raise PrimitiveError(str(error)) from error
-        self.position += 1
+        self._failed = False
+        self._advance()
         facts = {"version": 2, "device": backend.packer.device, "executions": backend.counters.executions - before[0],
                  "from_journal": kept is not None}  # fmt: skip
         return PackedJob(PrimitiveResult([self._result(k, pub, arrays) for k, pub in enumerate(pubs)], metadata=facts))
+
+    @property
+    def _position(self) -> int:
+        """Of the next run in the program: primitives that share an activity of a journal have one sequence."""
+        return self._run if self.journal is None else self.journal.positions[self.activity.id]
+
+    def _advance(self) -> None:
+        self._run += 1
+        if self.journal is not None:
+            self.journal.positions[self.activity.id] += 1
 
     def _counted(self, work: Work, position: int) -> tuple[list[PUB], Any, list[Any]]:
         """The PUBs of the calls with what was counted, then what was counted in the registers of whole circuits."""

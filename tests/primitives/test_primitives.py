@@ -11,6 +11,8 @@ from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 
 from qrkt_hw import estimate
+from qrkt_hw.backends.budget import Budget
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.primitives import PackedEstimator, PackedSampler, PrimitiveError, PubError
@@ -212,3 +214,20 @@ def test_a_layout_of_another_device_and_a_closed_primitive_are_refused():
     with pytest.raises(PrimitiveError, match="is closed"):
         sampler.run([(registers(), [1, 2, 3])])
     assert sampler.backend.counters.executions == 0
+
+
+def test_primitives_that_share_a_journal_have_one_sequence_and_a_failed_run_may_be_another(tmp_path):
+    circuit = real_amplitudes(2, reps=1)
+    pub, dear = (circuit, "ZZ", [0.1, 0.2, 0.3, 0.4]), (circuit, ["ZZ", "XX"], [0.1, 0.2, 0.3, 0.4], 1e-3)
+    values = []
+    for _ in range(2):
+        with Journal(tmp_path / "j.sqlite") as journal:
+            keys = {"seed": 1, "journal": journal, "precision": 0.1}
+            first = PackedEstimator("fake_guadalupe", **keys, budget=Budget(qpu_seconds=100))
+            second = PackedEstimator("fake_guadalupe", **keys)
+            with pytest.raises(PrimitiveError):  # beyond the budget; the second time, not what was answered there
+                first.run([dear])
+            runs = [one.run([pub]).result() for one in (first, second, first)]
+            values.append([float(run[0].data.evs) for run in runs])
+    assert values[0] == values[1] and len(set(values[0])) > 1
+    assert all(run.metadata["from_journal"] for run in runs) and first.backend.counters.executions == 0

@@ -14,6 +14,7 @@ import os
 import sqlite3
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -108,6 +109,7 @@ class Journal:
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
         self.path = path
+        self.positions: Counter[int] = Counter()  # runs that this process has answered, by activity
         if path is not None and write:
             self._lock(path)
         try:
@@ -261,9 +263,10 @@ class Journal:
         except Exception as error:  # whatever zip, npz and arrays make of damaged bytes
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
 
-    def asked(self, activity: Activity, position: int, key: str) -> dict[str, NDArray[Any]] | None:
+    def asked(self, activity: Activity, position: int, key: str, again: bool = False) -> dict[str, NDArray[Any]] | None:
         """The answer to what is asked for at a position of a program; None where it is not answered yet.
 
+        ``again`` says that what this process asked for there before has failed, so that it may ask for something else.
         Raises UserError: at that position something else was asked for.
         """
         values = (activity.id, position)
@@ -271,7 +274,9 @@ class Journal:
         if not rows:
             self._do("insert into answers (activity, position, key) values (?, ?, ?)", (*values, key))
             return None
-        if rows[0]["key"] != key:
+        if again and rows[0]["data"] is None:
+            self._do("update answers set key = ? where activity = ? and position = ?", (key, *values))
+        elif rows[0]["key"] != key:
             what = f"{self.path}: run {position + 1} of this program differs from what was asked for there before"
             raise UserError(f"{what}; the same program with the same seed goes on, another takes another journal")
         if rows[0]["data"] is None:
