@@ -1,7 +1,11 @@
 """Values of the packed primitives against Qiskit's exact ones, on circuits of every kind."""
 
+import json
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from qiskit import qpy
 from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import PauliEvolutionGate, real_amplitudes, zz_feature_map
 from qiskit.primitives import BackendEstimatorV2, StatevectorEstimator, StatevectorSampler
@@ -15,6 +19,8 @@ from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
+from qrkt_hw.commands.resources import resources
+from qrkt_hw.errors import UserError
 from qrkt_hw.primitives import PackedEstimator, PackedSampler, PrimitiveError, PubError
 
 A, B, C = (Parameter(name) for name in "abc")
@@ -231,3 +237,14 @@ def test_primitives_that_share_a_journal_have_one_sequence_and_a_failed_run_may_
             values.append([float(run[0].data.evs) for run in runs])
     assert values[0] == values[1] and len(set(values[0])) > 1
     assert all(run.metadata["from_journal"] for run in runs) and first.backend.counters.executions == 0
+
+
+def test_resources_of_the_circuits_of_a_file(tmp_path):
+    with (tmp_path / "mine.qpy").open("wb") as file:
+        qpy.dump([zz_feature_map(2), branching()], file)
+    asked = list(map(str, ["--circuits", tmp_path / "mine.qpy", "--shots", 10]))
+    found = CliRunner().invoke(resources, [*asked, "--backend", "fake_torino", "--plan", "flex", "--format", "json"])
+    (one,) = json.loads(found.output)
+    assert one["executions"] == 20 and one["jobs"] == 1 and one["plan"] == "flex" and len(one["pubs"]) == 2
+    refused = CliRunner().invoke(resources, asked[:2]).exception
+    assert isinstance(refused, UserError) and "name one with --backend" in str(refused)
