@@ -7,9 +7,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from qrkt_hw.experiments.loading import load as load
     from qrkt_hw.nn.quantum import QuantumLayer as QuantumLayer
+    from qrkt_hw.resources.forecast import estimate as estimate
 
-_LAZY = {"QuantumLayer": "qrkt_hw.nn.quantum", "load": "qrkt_hw.experiments.loading"}
-__all__ = ["QuantumLayer", "__version__", "load"]
+_LAZY = {
+    "QuantumLayer": "qrkt_hw.nn.quantum",
+    "estimate": "qrkt_hw.resources.forecast",
+    "load": "qrkt_hw.experiments.loading",
+}
+__all__ = ["QuantumLayer", "__version__", "estimate", "load"]
 
 
 def __getattr__(name: str) -> Any:

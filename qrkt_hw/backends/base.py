@@ -35,6 +35,7 @@ class Call:
     # float64 ``(..., inputs + weights)``, in the order of ``template.parameters``; bound by Parameter
     values: NDArray[np.float64]
     tag: str = ""  # what the call is for, such as ``blocks.0.query``; shows in progress, journals and reports
+    shots: int | None = None  # samples of each circuit on a device; None for the device's own number
 
     def __post_init__(self) -> None:
         wanted = self.template.num_inputs + self.template.num_weights

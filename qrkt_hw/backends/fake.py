@@ -1,13 +1,16 @@
 """Fake backends of IBM devices with their noise, on the qubits a circuit really uses."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import noise as noises
@@ -15,7 +18,7 @@ from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
-from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer
+from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
@@ -142,19 +145,40 @@ class FakeBackend(DeviceBackend, AerBackend):
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         return AerBackend.run(self, calls) if self.shots is None else super().run(calls)
 
-    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
         """Samples of every slot, with the noise of its own qubits; a budget is charged as the device would bill."""
         seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
         if self._budget is not None:
             self._budget.admit(seconds)
             self._budget.charge(seconds)
         self.estimated += seconds
-        counts: list[list[Counts]] = []
+        counts: list[Sequence[Counts | BitArray]] = []
         for number, pub in enumerate(pubs):
             if number:
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in range(len(pub.slots))])
+            slots = range(len(pub.slots))
+            counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in slots] or self._whole(pub))
         return counts
+
+    def _whole(self, pub: PUB) -> list[BitArray]:
+        """Shots of a circuit that is not packed, by Aer with the device's noise: it may measure on its way."""
+        from qiskit.primitives import BackendSamplerV2
+
+        options = {"seed_simulator": int(self.rng.integers(2**31))}
+        sampler = BackendSamplerV2(backend=self._device_simulator, options=options)
+        data = sampler.run([(pub.circuit, pub.values if pub.values.size else None)], shots=pub.shots).result()[0].data
+        return [data[register.name].reshape(pub.rows) for register in pub.circuit.cregs]
+
+    @cached_property
+    def _device_simulator(self) -> Any:
+        from qiskit_aer import AerSimulator
+        from qiskit_aer.noise import NoiseModel
+
+        noise = None
+        if self.noise_name != "none":
+            with warnings.catch_warnings(action="ignore"):
+                noise = NoiseModel.from_backend(fake_device(self.noise_name), readout_error=self.misread)
+        return AerSimulator(noise_model=noise)
 
     def _chances(self, pub: PUB, place: int) -> NDArray[np.float64]:
         """``(rows, outcomes)`` of a slot: the chance of every outcome, with the noise of its own qubits."""

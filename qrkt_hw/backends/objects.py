@@ -18,7 +18,7 @@ from qiskit.providers import BackendV2
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call, Gradient
 from qrkt_hw.backends.device.measurement import Basis, Counts, Floats, bases
-from qrkt_hw.backends.device.packing import LARGEST_TABLE, DeviceBackend, Packer, counts_of
+from qrkt_hw.backends.device.packing import LARGEST_TABLE, Counted, DeviceBackend, Packer, counts_of
 from qrkt_hw.backends.device.pubs import PUB, jobs_of
 from qrkt_hw.backends.device.transpile import SEED
 from qrkt_hw.errors import UserError
@@ -169,13 +169,14 @@ class QiskitBackend(DeviceBackend):
         except QiskitError as error:
             raise UserError(f"backend {self.name!r}: a circuit cannot be transpiled to its target: {error}") from error
 
-    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
         """What ``run`` counts. Raises UserError: it fails, or gives other results than were asked for."""
+        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
         if self._budget is not None:
-            seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
             self._budget.admit(seconds)
             self._budget.charge(seconds)
-        found: list[list[Counts]] = []
+        self.estimated += seconds
+        found: list[Sequence[Counts | BitArray]] = []
         for number, pub in enumerate(pubs):
             if number:
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
@@ -183,7 +184,8 @@ class QiskitBackend(DeviceBackend):
             bound = [circuit.assign_parameters(row) if len(row) else circuit for row in pub.values]
             step = int(getattr(self.device, "max_circuits", None) or LARGEST_RUN)
             rows = [one for k in range(0, len(bound), step) for one in self._run(bound[k : k + step], pub.shots)]
-            found.append(_by_register(rows, [register.size for register in circuit.cregs]))
+            sizes = [register.size for register in circuit.cregs]
+            found.append(_by_register(rows, sizes) if pub.slots else _shots(rows, sizes, pub.shots))
         return found
 
     def _run(self, circuits: list[QuantumCircuit], shots: int) -> list[dict[str, int]]:
@@ -232,6 +234,18 @@ def _by_register(rows: Sequence[dict[str, int]], sizes: Sequence[int]) -> list[C
             table[k, list(counted)] = list(counted.values())
         found.append(table / table.sum(axis=1, keepdims=True))
     return found
+
+
+def _shots(rows: Sequence[dict[str, int]], sizes: Sequence[int], shots: int) -> list[BitArray]:
+    """For each register its shots; the same shot of two registers was read together."""
+    width, rng = sum(sizes), np.random.default_rng(0)
+    read = np.zeros((len(rows), shots, width), dtype=bool)
+    for k, row in enumerate(rows):
+        outcomes = np.repeat([_outcome(key, width) for key in row], list(row.values()))
+        bits = [[outcome >> bit & 1 for bit in range(width)] for outcome in outcomes.tolist()]
+        read[k] = rng.permutation(np.array(bits, dtype=bool).reshape(-1, width))[:shots]
+    parts = np.split(read, np.cumsum(sizes)[:-1], axis=-1)
+    return [BitArray.from_bool_array(part, order="little") for part in parts]
 
 
 def _outcome(key: Any, width: int) -> int:

@@ -20,6 +20,7 @@ PLANS = ("open", "payg", "flex", "premium")
     "--preset", "presets", multiple=True, help="a preset instead of a run; repeat, or 'thesis-*', with --compare"
 )
 @click.option("--ansatz", help="a lone circuit instead of a run, with --qubits and --layers")
+@click.option("--circuits", "file", type=PATH, help="the circuits of a QPY file instead of a run, with --backend")
 @click.option("--qubits", type=click.IntRange(1, 1000), help="qubits of the lone circuit  [default: 4]")
 @click.option("--layers", type=click.IntRange(1, 1000), help="layers of the lone circuit  [default: 1]")
 @click.option(
@@ -48,7 +49,7 @@ PLANS = ("open", "payg", "flex", "premium")
 def resources(
     run: tuple[str, ...], presets: tuple[str, ...], ansatz: str | None, qubits: int | None, layers: int | None,
     backends: tuple[str, ...], levels: tuple[int, ...], shots: int, images: int, training_steps: int, plan: str,
-    compare: bool, style: str, plot: Path | None, schema: bool, trust_ansatz: bool,
+    compare: bool, style: str, plot: Path | None, schema: bool, trust_ansatz: bool, file: Path | None,
 ) -> None:  # fmt: skip
     """What RUN, a preset or a circuit costs on a device, and its classical simulability.
 
@@ -60,6 +61,9 @@ def resources(
         from qrkt_hw.resources.schema import Report
 
         echo(json.dumps(Report.model_json_schema(), indent=2))
+        return
+    if file is not None:
+        _circuits(file, backends, shots, plan, style)
         return
     if ansatz is None and (qubits is not None or layers is not None):
         raise UserError("--qubits and --layers belong to --ansatz NAME; a run or a preset has its own")
@@ -109,14 +113,41 @@ def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: s
         if context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE
     ]
     for name in said:
+        if "--circuits" in said and name not in ("--circuits", "--backend", "--shots", "--plan", "--format"):
+            raise UserError(f"{name}: --circuits takes --backend, --shots, --plan and --format; leave it out")
         if schema and name != "--schema":
             raise UserError(f"{name}: --schema prints the JSON schema and nothing else; leave one of them out")
         if not backends and name in ("--optimization-level", "--shots", "--images", "--training-steps", "--plan"):
             raise UserError(f"{name}: without a device nothing is sampled or priced; name one with --backend")
-        if name == "--plan" and style == "json":
+        if name == "--plan" and style == "json" and "--circuits" not in said:
             raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
         if name == "--training-steps" and compare and style != "json":
             raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")
+
+
+def _circuits(file: Path, backends: tuple[str, ...], shots: int, plan: str, style: str) -> None:
+    """What the circuits of a QPY file take together on each device; those that measure nothing are measured."""
+    from qiskit import qpy
+
+    from qrkt_hw.resources.forecast import estimate
+
+    if not backends:
+        raise UserError("--circuits: what circuits take depends on the device; name one with --backend")
+    if style == "markdown":
+        raise UserError("--format: with --circuits it is table or json, not markdown")
+    try:
+        with file.open("rb") as opened:
+            circuits = qpy.load(opened)
+    except OSError as error:
+        raise UserError(f"--circuits: {file} cannot be read: {error.strerror}") from error
+    except Exception as error:  # whatever QPY makes of bytes that are none
+        raise UserError(f"--circuits: {file} is not a QPY file, as qiskit.qpy.dump writes it") from error
+    pubs = [(one if one.num_clbits else one.measure_all(inplace=False), [0.0] * one.num_parameters) for one in circuits]
+    found = [estimate(pubs, name, shots=shots, plan=plan) for name in backends]
+    if style == "json":
+        echo(json.dumps([one.record() for one in found]))
+    else:
+        echo("\n".join(map(str, found)))
 
 
 def _subject(name: str, trust: bool):

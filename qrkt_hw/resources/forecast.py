@@ -1,7 +1,8 @@
-"""The forecast of an inference on a device, by the same packer that will run it; and what would fit a limit."""
+"""What an inference or anybody's PUBs take on a device, by the packer that will run them; and what fits a limit."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.budget import PLAN, Budget, prices
+from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
@@ -80,10 +82,7 @@ def forecast(
             executions += sum(pub.executions for pub in pubs)
             circuits += sum(c.samples * backend.circuits_for(c.template) for c in calls)
             seconds += sum(here)
-            for pub in pubs:
-                if pub.calibration is not None and packer.readout is not None:
-                    for slot in pub.slots:
-                        packer.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
+            packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
 
@@ -162,3 +161,141 @@ def _largest(most: int, fits: Callable[[int], bool]) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
+
+
+@dataclass(frozen=True)
+class PubEstimate:
+    """One PUB on the device."""
+
+    qubits: int  # of the circuit as given
+    two_qubit_gates: int  # after transpiling, of the measurement basis that has most
+    depth: int  # of its two-qubit gates
+    circuits: int  # parameter sets x measurement bases
+    shots: int  # of each
+    replicas: int  # that can run side by side; 1 where it is not packed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What PUBs take on a device in one run, before anything is sent."""
+
+    device: str
+    pubs: tuple[PubEstimate, ...]
+    circuits: int  # of all PUBs; fewer where observables are read from the same shots
+    executions: int  # of the chip, calibrations of readout included
+    jobs: int
+    seconds: float  # QPU seconds by IBM's formula; 0 durations where a device says none
+    usd: float  # at the plan's prices
+    plan: str
+    limits: tuple[str, ...]  # that the run would hit, a sentence each
+
+    def __str__(self) -> str:
+        priced = f"{self.usd:,.2f} USD ({self.plan}, prices of {prices().date})"
+        lines = [
+            f"on {self.device}: {self.circuits:,} circuits, {self.executions:,} executions, {self.jobs:,} jobs, "
+            f"about {self.seconds:.1f} QPU seconds, {priced}; nothing is sent"
+        ]
+        for number, pub in enumerate(self.pubs):
+            side = f"{pub.replicas} side by side" if pub.replicas > 1 else "not packed"
+            lines.append(
+                f"  PUB {number}: {pub.qubits} qubits, {pub.two_qubit_gates:,} two-qubit gates in {pub.depth:,} "
+                f"layers, {pub.circuits:,} circuits of {pub.shots:,} shots, {side}"
+            )
+        return "\n".join([*lines, *(f"  limit: {limit}" for limit in self.limits)])
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def estimate(
+    pubs: Iterable[Any],
+    backend: Any,
+    *,
+    plan: str = PLAN,
+    shots: int | None = None,
+    precision: float | None = None,
+    budget: Budget | None = None,
+    **device: Any,
+) -> Estimate:
+    """What a list of PUBs takes on a device, without sending anything.
+
+    Args:
+        pubs: all of a sampler or all of an estimator, as their ``run`` takes them.
+        backend: a PackedSampler or PackedEstimator that will run them, or what those take as their backend.
+        plan: whose prices count: ``open``, ``payg``, ``flex`` or ``premium``.
+        shots, precision: of PUBs that do not say theirs.
+        budget: a limit to compare with.
+        device: keys of ``backends.yaml``, as the primitives take them.
+
+    Raises UserError (PubError where a PUB is wrong): what ``run`` would raise before it sends anything.
+    """
+    from qrkt_hw.primitives import PackedEstimator, PackedSampler
+
+    listed = prices().plans
+    if plan not in listed:
+        raise UserError(f"plan: {plan!r} is none of {', '.join(listed)}")
+    given = list(pubs)
+    primitive = backend
+    if not isinstance(backend, PackedSampler | PackedEstimator):
+        made: Any = PackedEstimator if any(_of_estimator(pub) for pub in given) else PackedSampler
+        primitive = made(backend, budget=budget, **device)
+    found = primitive.coerced(given, precision if isinstance(primitive, PackedEstimator) else shots)
+    work, _ = primitive.planned(found)
+    held = primitive.backend
+    packer = held.packer.planner()
+    packer.readout = deepcopy(held.packer.readout)  # what is calibrated already
+    parts = [*packer.allocate(work.calls), *work.whole]
+    here = jobs_of(parts, held.default_rep_delay, held.job_limits)
+    executions, seconds = sum(one.executions for one in parts), sum(here)
+    usd = seconds * listed[plan].usd_per_second
+    alone = [_alone(primitive, pub) for pub in found]
+    circuits = sum(c.samples * held.circuits_for(c.template) for c in work.calls) + sum(p.rows for p in work.whole)
+    limits = _limits(parts, here, held, listed[plan].free_seconds, plan, budget or primitive.budget)
+    return Estimate(packer.device, tuple(alone), circuits, executions, len(here), seconds, usd, plan, tuple(limits))
+
+
+def _of_estimator(pub: Any) -> bool:
+    """Whether a PUB has observables; numbers and mappings of parameters are values."""
+    from qiskit.circuit import QuantumCircuit
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+
+    if isinstance(pub, EstimatorPub):
+        return True
+    if isinstance(pub, QuantumCircuit) or not isinstance(pub, tuple | list) or len(pub) < 2 or pub[1] is None:
+        return False
+    if isinstance(pub[1], Mapping) and isinstance(pub[0], QuantumCircuit):
+        names = {parameter.name for parameter in pub[0].parameters}
+        keys = [key for one in pub[1] for key in (one if isinstance(one, tuple) else (one,))]
+        return not {getattr(key, "name", key) for key in keys} <= names
+    try:
+        np.asarray(pub[1], dtype=float)
+    except (TypeError, ValueError):
+        return not hasattr(pub[1], "as_array")  # of a BindingsArray
+    return False
+
+
+def _alone(primitive: Any, pub: Any) -> PubEstimate:
+    work, _ = primitive.planned([pub])
+    packer = primitive.backend.packer
+    groups = [packer.group(call.template, basis) for call in work.calls for basis in bases(call.template)]
+    isa = [group.placed.circuit for group in groups] + [one.circuit for one in work.whole]
+    gates = [one.num_nonlocal_gates() for one in isa]
+    depth = [one.depth(lambda gate: len(gate.qubits) == 2) for one in isa]
+    circuits = sum(call.samples * len(bases(call.template)) for call in work.calls) + sum(p.rows for p in work.whole)
+    replicas = min((len(group.replicas) for group in groups), default=1) if not work.whole else 1
+    shots = primitive.shots_of(pub)
+    return PubEstimate(pub.circuit.num_qubits, max(gates, default=0), max(depth, default=0), circuits, shots, replicas)
+
+
+def _limits(parts: Any, jobs: list[float], held: Any, free: float, plan: str, budget: Budget | None) -> list[str]:
+    seconds, limits, found = sum(jobs), held.job_limits, []
+    if budget is not None and budget.limit is not None and budget.billed + seconds > budget.limit:
+        found.append(f"{budget.named}: the run takes {seconds:.1f} s and {budget.left:.1f} s are left")
+    if free and seconds > free:
+        found.append(f"plan {plan}: the run takes {seconds:.1f} s of its {free:.0f} free seconds")
+    whole = len({one.shots for one in parts})
+    if len(jobs) > whole:
+        most = f"{limits.executions:,} executions, {limits.size:,} bytes and {limits.seconds:,.0f} QPU seconds"
+        found.append(f"a job: it holds {most} at most, so the run is split into {len(jobs):,} jobs")
+    return found

@@ -1,4 +1,4 @@
-"""Every Python example of docs/library.md runs; those of one section share their names, sections do not."""
+"""Every Python example of the pages for one's own programs runs; those of one section share their names."""
 
 import re
 from pathlib import Path
@@ -6,23 +6,24 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.acceptance
-PAGE = Path(__file__).parents[2] / "docs" / "library.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def sections() -> dict[str, list[tuple[int, str]]]:
-    """The Python blocks of every section, each with the line it starts on."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    text = PAGE.read_text(encoding="utf-8")
-    for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        before = text[: block.start()]
-        title = re.findall(r"^## (.*)$", before, re.MULTILINE)[-1]
-        found.setdefault(title, []).append((before.count("\n") + 1, block[1]))
+def sections() -> dict[tuple[str, str], list[tuple[int, str]]]:
+    """The Python blocks of every section of a page, each with the line it starts on."""
+    found: dict[tuple[str, str], list[tuple[int, str]]] = {}
+    for page in ("library.md", "primitives.md"):
+        text = (DOCS / page).read_text(encoding="utf-8")
+        for block in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            before = text[: block.start()]
+            title = re.findall(r"^## (.*)$", before, re.MULTILINE)[-1]
+            found.setdefault((page, title), []).append((before.count("\n") + 1, block[1]))
     return found
 
 
-@pytest.mark.parametrize("title", sections())
-def test_the_examples_of_a_section_run(title, tmp_path, monkeypatch):
+@pytest.mark.parametrize("section", sections(), ids=" ".join)
+def test_the_examples_of_a_section_run(section, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # an example may write files
     names: dict = {"__name__": "example"}
-    for line, text in sections()[title]:
-        exec(compile("\n" * line + text, str(PAGE), "exec"), names)
+    for line, text in sections()[section]:
+        exec(compile("\n" * line + text, str(DOCS / section[0]), "exec"), names)

@@ -14,11 +14,13 @@ import os
 import sqlite3
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from qiskit.primitives import BitArray
 
@@ -37,6 +39,9 @@ create table if not exists submissions (
 create table if not exists outcomes (
   activity integer not null, key text not null, submission integer not null, data blob not null,
   primary key (activity, key));
+create table if not exists answers (
+  activity integer not null, position integer not null, key text not null, seconds real not null default 0, data blob,
+  primary key (activity, position));
 """
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
 
@@ -104,6 +109,7 @@ class Journal:
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
         self.path = path
+        self.positions: Counter[int] = Counter()  # runs that this process has answered, by activity
         if path is not None and write:
             self._lock(path)
         try:
@@ -256,6 +262,41 @@ class Journal:
             return unpacked(rows[0]["data"]) if rows else None
         except Exception as error:  # whatever zip, npz and arrays make of damaged bytes
             raise UserError(f"{self.path} is damaged: results of {key[:12]} cannot be read") from error
+
+    def asked(self, activity: Activity, position: int, key: str, again: bool = False) -> dict[str, NDArray[Any]] | None:
+        """The answer to what is asked for at a position of a program; None where it is not answered yet.
+
+        ``again`` says that what this process asked for there before has failed, so that it may ask for something else.
+        Raises UserError: at that position something else was asked for.
+        """
+        values = (activity.id, position)
+        rows = self._do("select key, data from answers where activity = ? and position = ?", values)
+        if not rows:
+            self._do("insert into answers (activity, position, key) values (?, ?, ?)", (*values, key))
+            return None
+        if again and rows[0]["data"] is None:
+            self._do("update answers set key = ? where activity = ? and position = ?", (key, *values))
+        elif rows[0]["key"] != key:
+            what = f"{self.path}: run {position + 1} of this program differs from what was asked for there before"
+            raise UserError(f"{what}; the same program with the same seed goes on, another takes another journal")
+        if rows[0]["data"] is None:
+            return None
+        try:
+            with np.load(io.BytesIO(rows[0]["data"]), allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except Exception as error:  # whatever zip and npz make of damaged bytes
+            raise UserError(f"{self.path} is damaged: the answer to run {position + 1} cannot be read") from error
+
+    def answer(self, activity: Activity, position: int, arrays: dict[str, NDArray[Any]], seconds: float) -> None:
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+        values = (file.getvalue(), seconds, activity.id, position)
+        self._do("update answers set data = ?, seconds = ? where activity = ? and position = ?", values)
+
+    def answered(self, activity: Activity) -> float:
+        """Estimated QPU seconds of all that is answered."""
+        ((total,),) = self._do("select coalesce(sum(seconds), 0) from answers where activity = ?", (activity.id,))
+        return float(total)
 
     def billed(self, activity: Activity) -> float:
         return self.totals(activity)[0]

@@ -99,7 +99,7 @@ class Readout:
 
     def __init__(self, qubits: int) -> None:
         self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
-        self._ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
+        self.ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
     @property
     def known(self) -> set[int]:
@@ -108,13 +108,24 @@ class Readout:
     def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
         """Take over how often qubits of the device were read as 1 where all of them were prepared in ``state``."""
         for qubit, share in zip(qubits, ones, strict=True):
-            self._ones[qubit, state] = float(share)
-            zero, one = self._ones.get((qubit, 0)), self._ones.get((qubit, 1))
+            self.ones[qubit, state] = float(share)
+            zero, one = self.ones.get((qubit, 0)), self.ones.get((qubit, 1))
             if zero is not None and one is not None:
                 self.matrices[qubit] = np.array([[1 - zero, 1 - one], [zero, one]], dtype=np.float32)
 
     def corrected(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> list[dict[int, float]]:
         """Quasi-probabilities of outcomes, for counts read on ``qubits`` (bit 0 first)."""
+        return self._as_numbers(self._correction(counts, qubits))
+
+    def nearest(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> list[dict[int, float]]:
+        """The probability distributions nearest to them."""
+        found = self._correction(counts, qubits)
+        return self._as_numbers([one.nearest_probability_distribution() for one in found])
+
+    def _as_numbers(self, found: Sequence[Any]) -> list[dict[int, float]]:
+        return [{int(text, 2): float(p) for text, p in one.items()} for one in found]
+
+    def _correction(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> Any:
         from mthree import M3Mitigation
 
         tool: Any = M3Mitigation()
@@ -122,5 +133,4 @@ class Readout:
         tool.cals_from_matrices(self.matrices)
         width = len(qubits)
         texts = [{format(outcome, f"0{width}b"): count for outcome, count in one.items()} for one in counts]
-        found = tool.apply_correction(texts, list(qubits), distance=width if width <= 8 else None)
-        return [{int(text, 2): float(p) for text, p in one.items()} for one in found]
+        return tool.apply_correction(texts, list(qubits), distance=width if width <= 8 else None)

@@ -19,8 +19,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, ControlFlowOp, Parameter, ParameterVector, QuantumCircuit
 from qiskit.exceptions import QiskitError
+from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call
@@ -29,13 +30,14 @@ from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
 from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases
 from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
-from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, qubits_of, transpiled
+from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, in_a_row, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
 LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
-Counted = Sequence[Sequence[Counts]]  # by PUB and slot
-Pool = dict[str, list[tuple[int, Basis, int]]]  # by circuit group: call, basis, the call's first parameter set there
+Counted = Sequence[Sequence[Counts | BitArray]]  # by PUB and classical register: that of a slot, or a circuit's own
+# by circuit group and shots: call, basis, the call's first parameter set there
+Pool = dict[tuple[str, int], list[tuple[int, Basis, int]]]
 
 
 class Packer:
@@ -60,6 +62,8 @@ class Packer:
         self.options, self.runs_on = dict(options or {}), runs_on
         self.readout = Readout(target.num_qubits) if mitigation else None
         self.groups: dict[str, CircuitGroup] = {}
+        # templates in gates of the device that stay where they are, and the device's qubit behind each of theirs
+        self.pinned: dict[CircuitTemplate, tuple[int, ...]] = {}
         self._keys: dict[tuple[CircuitTemplate, Basis], str] = {}
         self._allocations: dict[tuple[tuple[str, int], ...], list[Any]] = {}
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
@@ -73,11 +77,14 @@ class Packer:
             # gates alone do not say how many qubits are idle
             idle = template.num_qubits > len({q for i in circuit.data for q in i.qubits})
             width = [template.num_qubits] if idle else []
+            width += self.pinned.get(template, ())
             self._keys[template, basis] = digest(structure(circuit).hex(), names, self.level, *width)
         key = self._keys[template, basis]
         if key not in self.groups:
-            isa = transpiled(template, basis, self.target, self.level, device=self.device, backend=self.runs_on)
-            self.groups[key] = CircuitGroup(key, cut(isa), tuple(self.replicas(isa)))
+            where, runs_on = self.pinned.get(template), self.runs_on
+            isa = transpiled(template, basis, self.target, self.level, device=self.device, backend=runs_on, where=where)
+            replicas = self.replicas(isa) if where is None else [Replica(cut(isa).physical, 0.0)]
+            self.groups[key] = CircuitGroup(key, cut(isa), tuple(replicas))
         group = self.groups[key]
         if group.template is None:
             present = {p.name for p in group.placed.circuit.parameters}
@@ -170,10 +177,10 @@ class Packer:
 
     def _pooled(self, calls: Sequence[Call]) -> Pool:
         found: Pool = {}
-        filled: dict[str, int] = {}
+        filled: dict[tuple[str, int], int] = {}
         for place, call in enumerate(calls):
             for basis in bases(call.template) if call.samples else ():
-                key = self.group(call.template, basis).key
+                key = self.group(call.template, basis).key, call.shots or self.shots
                 found.setdefault(key, []).append((place, basis, filled.get(key, 0)))
                 filled[key] = filled.get(key, 0) + call.samples
         return found
@@ -181,6 +188,16 @@ class Packer:
     def allocate(self, calls: Sequence[Call]) -> list[Packed]:
         """What a circuit batch takes, calibrations of registers that are not yet calibrated first."""
         pool = self._pooled(calls)
+        calibrated: set[int] = set()
+        found: list[Packed] = []
+        for shots in dict.fromkeys(shots for _, shots in pool):
+            own = {key: parts for (key, of_these), parts in pool.items() if of_these == shots}
+            found += self._allocate(calls, own, shots, calibrated)
+        return found
+
+    def _allocate(
+        self, calls: Sequence[Call], pool: dict[str, list[tuple[int, Basis, int]]], shots: int, calibrated: set[int]
+    ) -> list[Packed]:
         counts = {key: sum(calls[place].samples for place, _, _ in parts) for key, parts in pool.items()}
         asked = tuple(counts.items())
         if asked not in self._allocations:
@@ -188,7 +205,6 @@ class Packer:
             replicas = {key: [one.physical for one in self.groups[key].replicas] for key in counts}
             self._allocations[asked] = allocate(counts, replicas, near)
         found: list[Packed] = []
-        calibrated: set[int] = set()
         for one in self._allocations[asked]:
             slots = []
             beside = {key: sum(group == key for group, _ in one.replicas) for key in counts}
@@ -208,7 +224,7 @@ class Packer:
                            f"calibration of readout, all {state}", state) for state in (0, 1)
                 ]  # fmt: skip
             tags = dict.fromkeys(calls[p].tag for key in dealt if dealt[key] for p, _, _ in pool[key] if calls[p].tag)
-            found.append(Packed(self._packed(slots), tuple(slots), one.executions, self.shots, ", ".join(tags)))
+            found.append(Packed(self._packed(slots), tuple(slots), one.executions, shots, ", ".join(tags)))
         return found
 
     def pack(self, calls: Sequence[Call]) -> list[PUB]:
@@ -220,7 +236,8 @@ class Packer:
             values = np.zeros((one.rows, one.circuit.num_parameters))
             if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
                 # an idle slot repeats the first set
-                columns = [sets[s.group.key][np.maximum(s.samples, 0)][:, s.group.columns()] for s in one.slots]
+                own = [(sets[slot.group.key, one.shots], slot) for slot in one.slots]
+                columns = [rows[np.maximum(slot.samples, 0)][:, slot.group.columns()] for rows, slot in own]
                 values = np.concatenate(columns, axis=1)
             more: Any = {"values": values, "device": self.device, "options": self.options}
             found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
@@ -254,10 +271,13 @@ class Packer:
                     for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
                         getattr(circuit, gate)(qubit)
             circuit.measure(list(slot.read), register)
-        self._circuits[key] = PackedCircuit(circuit, self._duration(circuit))
+        self._circuits[key] = PackedCircuit(circuit, self.duration(circuit))
         return self._circuits[key]
 
-    def _duration(self, circuit: QuantumCircuit) -> float:
+    def duration(self, circuit: QuantumCircuit) -> float:
+        """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other."""
+        if any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) or circuit.num_vars:
+            return in_a_row(circuit, self.target)
         try:
             return float(circuit.estimate_duration(self.target))
         except QiskitError:
@@ -267,35 +287,60 @@ class Packer:
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
+        self._learn(pubs, counts)
+        self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
+        return self._values(calls, pubs, counts, self.readout)
+
+    def bits(
+        self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, seed: int
+    ) -> list[NDArray[np.bool_]]:
+        """The shots of every call, ``(samples, shots, qubits)``, of circuits that are measured in one basis.
+
+        Where what was counted does not say their order, they are in a random one. Corrected counts are shots of the
+        nearest probability distribution.
+        """
+        self._learn(pubs, counts)
+        pool, rng = self._pooled(calls), np.random.default_rng(seed)
+        shapes = [(call.samples, call.shots or self.shots, call.template.num_qubits) for call in calls]
+        shots = [np.zeros(shape, dtype=bool) for shape in shapes]
+        for pub, found in zip(pubs, counts, strict=True):
+            for slot, outcome in zip(pub.slots, found, strict=True):
+                if pub.calibration is None:
+                    read = _shots(outcome, pub.shots, slot.read, self.readout, rng)
+                    for place, _, start in pool[slot.group.key, pub.shots]:
+                        rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + calls[place].samples))
+                        shots[place][slot.samples[rows] - start] = read[rows]
+        return shots
+
+    def expect(self, pubs: Sequence[Packed]) -> None:
+        """Take the registers for calibrated that these PUBs calibrate."""
+        for pub in pubs:
+            if pub.calibration is not None and self.readout is not None:
+                for slot in pub.slots:
+                    self.readout.learn(pub.calibration, slot.read, [float(pub.calibration)] * len(slot.read))
+
+    def _learn(self, pubs: Sequence[Packed], counts: Counted) -> None:
         for pub, found in zip(pubs, counts, strict=True):
             if pub.calibration is not None:
                 assert self.readout is not None
                 for slot, outcome in zip(pub.slots, found, strict=True):
-                    self.readout.learn(pub.calibration, slot.read, _ones(outcome[0], len(slot.read)))
-        self.unmitigated = None if self.readout is None else self._values(calls, pubs, counts, None)
-        return self._values(calls, pubs, counts, self.readout)
+                    self.readout.learn(pub.calibration, slot.read, _ones(counts_of(outcome)[0], len(slot.read)))
 
     def _values(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, readout: Any) -> list[Floats]:
         pool = self._pooled(calls)
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for pub, found in zip(pubs, counts, strict=True):
             for slot, outcome in zip(pub.slots, found, strict=True):
-                for place, basis, start in pool[slot.group.key] if pub.calibration is None else ():
+                outcome = counts_of(outcome)
+                for place, basis, start in pool[slot.group.key, pub.shots] if pub.calibration is None else ():
                     call = calls[place]
                     rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + call.samples))
                     if len(rows):
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
-                        values = self._expectations(part, basis, call.template.num_outputs, slot.read, readout)
+                        outputs = call.template.num_outputs
+                        values = expectations(part, basis, outputs, pub.shots, slot.read, readout)
                         total[place][slot.samples[rows] - start] += values
         return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
-
-    def _expectations(self, outcome: Counts, basis: Basis, outputs: int, read: Any, readout: Readout | None) -> Floats:
-        if readout is None:
-            return basis.values(outcome, outputs)
-        counts: Any = outcome
-        if isinstance(outcome, np.ndarray):
-            counts = [{int(k): round(float(row[k]) * self.shots) for k in np.flatnonzero(row)} for row in outcome]
-        return basis.values(readout.corrected(counts, read), outputs)
 
 
 class DeviceBackend(Backend):
@@ -340,25 +385,73 @@ class DeviceBackend(Backend):
             self._budget = before
 
     @abstractmethod
-    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
-        """What is counted in every slot of every PUB."""
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
+        """What is counted in every slot of every PUB, or in every register of a circuit that is not packed."""
+
+    def execute(self, calls: Sequence[Call], whole: Sequence[PUB] = ()) -> tuple[list[PUB], Counted]:
+        """The PUBs of calls, those of ``whole`` circuits behind them, and what was counted, all submitted together."""
+        started = time.perf_counter()
+        pubs = [*self.pack(calls), *whole]
+        executions, circuits = self.counters.executions, sum(pub.rows for pub in whole)
+        circuits += sum(call.samples * self.circuits_for(call.template) for call in calls)
+        self.begin_batch(circuits, [call.tag for call in calls] + [pub.tag for pub in whole])
+        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
+        counts = self.submit(pubs) if pubs else []
+        self.counters.seconds += time.perf_counter() - started
+        return pubs, counts
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         """See :meth:`Backend.run`. Raises UserError: a circuit is too large for the device, or what submit meets."""
-        started = time.perf_counter()
         asked = [call for call in calls if call.samples]
-        pubs = self.pack(asked)
-        executions = self.counters.executions
-        self.begin_batch(sum(c.samples * self.circuits_for(c.template) for c in asked), [call.tag for call in asked])
-        self.counters.executions = executions + sum(pub.executions for pub in pubs)  # of the chip
-        found = iter(self.packer.decode(asked, pubs, self.submit(pubs)) if asked else [])
-        self.counters.seconds += time.perf_counter() - started
+        found = iter(self.packer.decode(asked, *self.execute(asked)))
         shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
         return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]
 
 
-def counts_of(bits: Any) -> Counts:
-    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts."""
+def expectations(
+    outcome: Counts, basis: Basis, outputs: int, shots: int, read: Sequence[int] = (), readout: Readout | None = None
+) -> Floats:
+    """``(rows, outputs)`` of what was counted on the qubits ``read``, corrected where ``readout`` is given."""
+    if readout is None:
+        return basis.values(outcome, outputs)
+    return basis.values(readout.corrected(counted(outcome, shots), read), outputs)
+
+
+def _shots(
+    outcome: Counts | BitArray, shots: int, read: Sequence[int], readout: Readout | None, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """``(rows, shots, qubits)`` of what was counted on the qubits ``read``."""
+    if isinstance(outcome, BitArray) and readout is None:
+        return outcome.to_bool_array(order="little")[:, :shots]  # twirling may take some more
+    rows = counted(counts_of(outcome), shots)
+    found = np.zeros((len(rows), shots, len(read)), dtype=bool)
+    if readout is not None:
+        rows = [_rounded(one, shots) for one in readout.nearest(rows, read)]
+    for row, one in enumerate(rows):
+        states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
+        found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
+    return found
+
+
+def _rounded(chances: dict[int, float], shots: int) -> dict[int, int]:
+    """So many shots of a distribution, those left over by rounding down to the outcomes that lost most."""
+    exact = np.array(list(chances.values())) * shots / sum(chances.values())
+    whole = np.floor(exact).astype(int)
+    whole[np.argsort(whole - exact, kind="stable")[: shots - whole.sum()]] += 1
+    return dict(zip(chances, whole.tolist(), strict=True))
+
+
+def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:
+    """Counts for each row, where what was counted may be a table of relative frequencies."""
+    if not isinstance(outcome, np.ndarray):
+        return outcome
+    return [{int(k): round(float(row[k]) * shots) for k in np.flatnonzero(row)} for row in outcome]
+
+
+def counts_of(bits: Counts | BitArray) -> Counts:
+    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted, as it is."""
+    if not isinstance(bits, BitArray):
+        return bits
     read = bits.to_bool_array(order="little")
     if read.shape[-1] <= LARGEST_TABLE:
         size = 2 ** read.shape[-1]

@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit.circuit import AnnotatedOperation, QuantumCircuit
+from qiskit.circuit import AnnotatedOperation, ControlFlowOp, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 from scipy.optimize import LinearConstraint
 
@@ -147,7 +147,7 @@ class Packed:
 
 @dataclass(frozen=True, eq=False)
 class PUB(Packed):
-    """A packed circuit with its parameters, as a primitive takes it."""
+    """A packed circuit with its parameters, as a primitive takes it; without slots, one with its own registers."""
 
     # float64 ``(rows, circuit.num_parameters)``, in the order of ``circuit.parameters``
     values: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 0)))
@@ -164,7 +164,11 @@ class PUB(Packed):
 
     def part(self, start: int, stop: int) -> Self:
         part = super().part(start, stop)
-        return part if part is self else replace(part, values=self.values[start:stop])
+        if part is self:
+            return self
+        # equal rows at another place are to be executed, where the PUB says at which place of its program it is
+        options = {**self.options, "start": start} if "position" in self.options else self.options
+        return replace(part, values=self.values[start:stop], options=options)
 
     def parameters(self, place: int) -> NDArray[np.float64]:
         """Parameter sets ``(busy rows, parameters of the template)`` of a slot; 0 for those the transpiler dropped."""
@@ -193,8 +197,16 @@ def structure(circuit: QuantumCircuit, names: Mapping[str, str] | None = None) -
         while isinstance(gate, AnnotatedOperation):
             digest.update(repr(gate.modifiers).encode())
             gate = gate.base_op
-        angles = [pattern.sub(lambda found: places[found.group()], str(p)) for p in gate.params]
+        blocks = [p for p in gate.params if isinstance(p, QuantumCircuit)]  # of a gate that branches or loops
+        plain = [p for p in gate.params if not isinstance(p, QuantumCircuit)]
+        angles = [pattern.sub(lambda found: places[found.group()], str(p)) for p in plain]
         digest.update(f"{gate.name}{where}{angles}".encode())
+        if isinstance(gate, ControlFlowOp):
+            labels = [labels for labels, _ in gate.cases_specifier()] if hasattr(gate, "cases_specifier") else []
+            digest.update(repr([getattr(gate, "condition", None), getattr(gate, "target", None), labels]).encode())
+            for block in blocks:
+                digest.update(structure(block, places))
+            continue
         if gate.base_class is not _standard().get(gate.name):
             for matrix in (p for p in gate.params if isinstance(p, np.ndarray)):  # which is printed with few digits
                 digest.update(matrix.tobytes())

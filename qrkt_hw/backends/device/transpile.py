@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
-from qiskit.circuit import ClassicalRegister, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, ControlFlowOp, QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.measurement import Basis
@@ -75,8 +75,11 @@ def transpiled(
     device: str = "the device",
     seed: int = SEED,
     backend: Any = None,
+    where: Sequence[int] | None = None,
 ) -> QuantumCircuit:
     """The ISA circuit of a template that measures all qubits in a basis; ``backend`` may bring stages of its own.
+
+    A template in the device's gates already stays on the qubits ``where`` of the device, as it is.
 
     Raises UserError: the device is too small.
     """
@@ -89,8 +92,9 @@ def transpiled(
     circuit.add_register(register)
     circuit.barrier()  # as Qiskit's own measure_all does: what stands before a measurement is left alone
     circuit.measure(range(template.num_qubits), register)
-    place = {"target": target} if backend is None else {"backend": backend}
-    return generate_preset_pass_manager(optimization_level=level, seed_transpiler=seed, **place).run(circuit)
+    how: dict[str, Any] = {"target": target} if backend is None else {"backend": backend}
+    how |= {"optimization_level": level} if where is None else {"optimization_level": 0, "initial_layout": list(where)}
+    return generate_preset_pass_manager(seed_transpiler=seed, **how).run(circuit)
 
 
 def qubits_of(circuit: QuantumCircuit, instruction: Any) -> tuple[int, ...]:
@@ -124,6 +128,23 @@ def cut(isa: QuantumCircuit) -> PlacedCircuit:
         if instruction.operation.name not in (*IGNORED, "measure"):
             small.append(instruction.operation, [place[q] for q in qubits_of(isa, instruction)])
     return PlacedCircuit(small, active, tuple(place[q] for q in read))
+
+
+def in_a_row(circuit: QuantumCircuit, target: Any, wires: Sequence[int] | None = None) -> float:
+    """Seconds of all instructions of an ISA circuit one behind the other, of branches the longest, of loops all passes.
+
+    ``wires`` has the device's qubit behind each of the circuit's.
+    """
+    total = 0.0
+    for instruction in circuit.data:
+        gate, qubits = instruction.operation, qubits_of(circuit, instruction)
+        qubits = qubits if wires is None else tuple(wires[q] for q in qubits)
+        if isinstance(gate, ControlFlowOp):
+            passes = len(gate.params[0]) if gate.name == "for_loop" else 1
+            total += passes * max((in_a_row(block, target, qubits) for block in gate.blocks), default=0.0)
+        elif gate.name in target.operation_names:
+            total += getattr((target[gate.name] or {}).get(qubits), "duration", None) or 0.0
+    return total
 
 
 def failure(target: Any, name: str, qubits: Sequence[int]) -> float:

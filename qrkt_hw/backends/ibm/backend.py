@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.packing import Counts, DeviceBackend, Packer, counts_of
+from qrkt_hw.backends.device.packing import Counted, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, JobLimits
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.entries import IBMEntry
@@ -143,7 +143,7 @@ class IBMBackend(DeviceBackend):
         with self.open():
             return super().run(calls)
 
-    def submit(self, pubs: Sequence[PUB]) -> list[list[Counts]]:
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
         """Jobs of the service, journalled before they are sent and awaited; the plan is kept first."""
         jobs = self.jobs
         assert jobs is not None
@@ -155,7 +155,7 @@ class IBMBackend(DeviceBackend):
         finally:
             self._settle(jobs)
         both = zip(pubs, outcomes, strict=True)
-        return [[counts_of(found[f"c{place}"]) for place in range(len(pub.slots))] for pub, found in both]
+        return [[found[register.name] for register in pub.circuit.cregs] for pub, found in both]
 
     def _settle(self, jobs: Jobs) -> None:
         self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)

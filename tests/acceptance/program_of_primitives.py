@@ -1,0 +1,70 @@
+"""A program that trains by a sampler and an estimator with one journal, killed at one moment after another.
+
+Usage: ``python program_of_primitives.py JOURNAL``; prints, for every start, what it came to and what was executed.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+from qiskit.circuit.library import real_amplitudes, zz_feature_map
+
+from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.packing import DeviceBackend
+from qrkt_hw.primitives import PackedEstimator, PackedSampler
+from tests.acceptance.killing import after, before
+
+MOMENTS = [
+    lambda: before(DeviceBackend, "execute", 1),
+    lambda: after(DeviceBackend, "execute", 2),
+    lambda: before(Journal, "answer", 2),
+    lambda: after(Journal, "answer", 2),
+    lambda: before(Journal, "asked", 8),
+    lambda: None,
+]
+
+
+def train(path):
+    """Values that depend on all that was measured before, and the executions of this process."""
+    circuit = zz_feature_map(2, reps=1).compose(real_amplitudes(2, reps=1))
+    measured, rng = circuit.measure_all(inplace=False), np.random.default_rng(5)
+    angles, found, inputs = np.zeros(4), [], rng.uniform(-1, 1, (6, 2))
+    with Journal(path) as journal:
+        keys = {"seed": 2, "journal": journal}
+        sampler, estimator = PackedSampler("fake_guadalupe", **keys), PackedEstimator("fake_guadalupe", **keys)
+        for _ in range(4):
+            step = rng.choice([-0.2, 0.2], 4)
+            rows = [np.hstack([inputs, np.tile(angles + sign * step, (6, 1))]) for sign in (-1, 1)]
+            low, high = estimator.run([(circuit, "ZZ", values) for values in rows]).result()
+            angles -= step * float((high.data.evs - low.data.evs).mean())
+            ones = sampler.run([(measured, rows[0], 256)]).result()[0].data.meas.bitcount()
+            angles += 0.01 * float(ones.mean())
+            found.append(angles.tolist())
+        executed = sampler.backend.counters.executions + estimator.backend.counters.executions
+    return {"found": found, "executed": executed}
+
+
+def start(path, moment):
+    """Run in a process of its own; what it says, or None where it was killed."""
+    reads, writes = os.pipe()
+    child = os.fork()
+    if not child:
+        moment()
+        os.write(writes, json.dumps(train(path)).encode())
+        os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as file:
+        said = file.read()
+    _, status = os.waitpid(child, 0)
+    assert said or os.WTERMSIG(status) == signal.SIGKILL
+    return json.loads(said) if said else None
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    whole = start(path.with_name("whole.sqlite"), lambda: None)
+    starts = [start(path, moment) for moment in MOMENTS]
+    print(json.dumps({"whole": whole, "starts": starts, "again": start(path, MOMENTS[-1])}))
