@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -22,14 +22,19 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
 LARGEST_FILE = 64 * 2**20
+DIGIT_SETS = ("digits", "mnist")
+LEAST_CONTRAST = 24  # of 255, between a digit and its background
 MOST_PIXELS = 2**27  # that are decoded or scaled to: 400 MB in colour
 # formats of pixels alone; Pillow's others run programs (EPS), come from the net (FITS, FLI) or had overflows (PSD)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 Part = tuple[Tensor, Indices]  # bytes (samples, channels, size, size), and labels (samples,)
 
 
-def decoded(source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True) -> Tensor:
+def decoded(
+    source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True, upright: bool = False
+) -> Tensor:
     """An encoded image as bytes ``(channels, height, width)``; of several frames the first, without transparency.
 
     Args:
@@ -37,6 +42,7 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
         name: what to call it in an error.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
+        upright: turn a photograph as its camera was held.
     """
     try:
         with warnings.catch_warnings():
@@ -47,6 +53,8 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
                     raise UserError(f"{name} is {times(opened.size)} pixels; this model takes {size}x{size}")
                 if opened.width * opened.height > MOST_PIXELS:
                     raise UserError(f"{name} is {times(opened.size)} pixels; at most {MOST_PIXELS:,} in all are read")
+                if upright:
+                    ImageOps.exif_transpose(opened, in_place=True)
                 image = _eight_bits(opened, name, channels)
     except UserError:
         raise
@@ -134,20 +142,75 @@ def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part
     return Data(options.dataset, shape, tuple(names), *statistics, splits, resized=options.image_size is not None)
 
 
-def read_image(path: Path, description: dict[str, Any]) -> Tensor:
+def read_image(path: Path, description: dict[str, Any], done: list[str] | None = None) -> Tensor:
     """One image file as a normalised tensor ``(channels, size, size)``, after a run's ``data.json``: its channels,
-    image_size, mean and std; with ``resized`` a file of any size is taken.
+    image_size, mean and std. With ``done`` a file of any size is taken, as :func:`converted`; else only with
+    ``resized``.
     """
-    size, name = description["image_size"], f"--image: {path}"
+    size, name = description["image_size"], f"--image: {path}" if done is None else str(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{name} is larger than 64 MiB")
     except FileNotFoundError as error:
-        raise UserError(f"--image: no file {path}") from error
+        raise UserError(f"{'--image: ' if done is None else ''}no file {path}") from error
     except (OSError, ValueError) as error:  # no permission, or a name that no file can have
         raise UserError(f"{name} cannot be read ({type(error).__name__})") from error
-    pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
+    if done is None:
+        pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
+    else:
+        pixels = converted(path, name, description, done)
     return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))
+
+
+def converted(source: Path | bytes, name: str, description: dict[str, Any], done: list[str]) -> Tensor:
+    """An image of any size as bytes ``(channels, size, size)``, as the training images of a run's ``data.json`` were
+    made; ``done`` is filled with what changed it.
+
+    The shorter side is scaled to the model's and the centre cropped. A handwritten digit is made light on dark, which
+    is guessed from its edges, and where it has another size than the model's, it is cut out and centred as those of its
+    training set were.
+    """
+    size, digits = description["image_size"], description["dataset"] in DIGIT_SETS
+    pixels = decoded(source, name, description["channels"], None if digits else size, upright=digits)
+    if not digits:
+        return pixels
+    ink = pixels[0].float()
+    edges = torch.cat([ink[:, 0], ink[:, -1], *(() if ink.shape == (size, size) else (ink[0], ink[-1]))])
+    paper = float(edges.median())
+    if paper > 127:
+        ink, paper = 255 - ink, 255 - paper
+        done.append("inverted: its background is light, and the training digits are light on dark")
+    if ink.shape != (size, size):
+        done.append(f"digit cut out of {times(list(ink.shape)[::-1])} pixels, scaled and centred")
+        ink = _centred(ink - paper, size, description["dataset"] == "mnist", name)
+    return ink.round().to(torch.uint8).unsqueeze(0)
+
+
+def _centred(ink: Tensor, size: int, mnist: bool, name: str) -> Tensor:
+    """A digit ``(size, size)``, 0 to 255, of a light one on a background of 0: what is darker than a quarter of its
+    peak is paper. MNIST's fit a box of 20 of 28 pixels, with the centre of mass in the middle (LeCun et al., 1998);
+    scikit-learn's fill the height."""
+    top = float(ink.max())
+    if top < LEAST_CONTRAST:
+        raise UserError(f"{name} shows no digit: nothing in it stands out from the background at its edges")
+    mask = ink > top / 4
+    peak = float(ink[mask].quantile(0.9)) if int(mask.sum()) < 2**24 else top  # torch's quantile takes no more
+    rows, columns = (mask.any(axis).nonzero().flatten() for axis in (1, 0))
+    digit = ink[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1].clamp(0, peak) / peak * 255
+    digit[digit < 16] = 0
+    box = round(size * 20 / 28) if mnist else size
+    sides = [max(1, round(side * box / max(digit.shape))) for side in digit.shape]
+    scaled = Image.fromarray(digit.numpy()).resize((sides[1], sides[0]), Image.Resampling.BILINEAR)
+    small = torch.from_numpy(np.array(scaled))
+    corner = [(size - side) // 2 for side in sides]
+    if mnist:
+        places = [torch.arange(side) + 0.5 for side in sides]
+        mass = small.sum()
+        middle = [(small.sum(1 - axis) * places[axis]).sum() / mass for axis in (0, 1)]
+        corner = [min(max(round(size / 2 - float(m)), 0), size - side) for m, side in zip(middle, sides, strict=True)]
+    found = torch.zeros(size, size)
+    found[corner[0] : corner[0] + sides[0], corner[1] : corner[1] + sides[1]] = small
+    return found.clamp(0, 255)
 
 
 def times(sizes: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.data.images import decoded, normalised
+from qrkt_hw.data.images import converted, decoded, normalised, read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.factory import build_model
@@ -74,7 +74,8 @@ class Reader:
     Images are arrays, tensors, PIL images or a list of these: ``(height, width)``, ``(channels, height, width)``,
     ``(images, channels, height, width)``, and of one channel ``(images, height, width)``; uint8 from 0 to 255, or
     floats from 0 to 1. A model of scikit-learn's digits also takes 0 to 16, as ``load_digits`` gives them.
-    PIL images of any size are scaled and cropped where training did so.
+    PIL images and files (paths) of any size are scaled and cropped as the training images were, with a warning where a
+    digit's polarity was guessed.
 
     Returns float32 ``(images, channels, size, size)``, or int64 token ids ``(texts, longest)`` of one text or a list.
 
@@ -84,6 +85,7 @@ class Reader:
     """
 
     def __init__(self, options: Config, description: dict[str, Any]) -> None:
+        self.description = description
         self.dataset, self.channels = description["dataset"], description["channels"]
         self.size, self.resized = description["image_size"], bool(description.get("resized", False))
         self.vocabulary: list[str] = description.get("vocabulary") or []
@@ -95,26 +97,38 @@ class Reader:
     def __call__(self, raw: Any) -> Tensor:
         if self.vocabulary:
             return self._texts([raw] if isinstance(raw, str) else raw)
-        if isinstance(raw, Image.Image):
+        if isinstance(raw, (Image.Image, str, Path)):
             raw = [raw]
         if isinstance(raw, (list, tuple)):
             if not raw:
                 raise ValueError("no images: an empty list")
-            return torch.cat([self._image(one) if isinstance(one, Image.Image) else self._array(one) for one in raw])
+            return torch.cat([self._one(one) for one in raw])
         return self._array(raw)
+
+    def _one(self, raw: Any) -> Tensor:
+        done: list[str] = []
+        if isinstance(raw, (str, Path)):
+            found = read_image(Path(raw), self.description, done)[None]
+        else:
+            found = self._image(raw, done) if isinstance(raw, Image.Image) else self._array(raw)
+        if done:
+            warnings.warn(f"{raw if isinstance(raw, (str, Path)) else 'image'}: {'; '.join(done)}", RunWarning)
+        return found
 
     def _texts(self, texts: Any) -> Tensor:
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"this model reads texts: a str or a list of them, not {type(texts).__name__}")
         return trimmed(encode(texts, self.vocabulary, self.length, **self.words))
 
-    def _image(self, image: Image.Image) -> Tensor:
+    def _image(self, image: Image.Image, done: list[str]) -> Tensor:
         file = io.BytesIO()
         try:  # read as training reads a file
             (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image).save(file, "PNG")
         except OSError as error:
             raise TypeError(f"a PIL image of mode {image.mode} is not read; convert it to L or RGB") from error
-        return self._array(decoded(file.getvalue(), "image", self.channels, self.size if self.resized else None))
+        if self.resized or image.size == (self.size, self.size):
+            return self._array(decoded(file.getvalue(), "image", self.channels, self.size))
+        return normalised(converted(file.getvalue(), "image", self.description, done), self.statistics)[None]
 
     def _array(self, raw: Any) -> Tensor:
         if not isinstance(raw, (np.ndarray, Tensor)):
