@@ -60,7 +60,7 @@ def infer(
     from qrkt_hw.runs.atomic import to_json
 
     if run is not None and run.is_file():  # an input; the run is the newest
-        run, paths = None, (run, *paths)
+        paths, run = (run, *paths), None
     if paths and (images or texts or split or limit or ablate or data_dir or report):
         raise UserError(
             f"{paths[0]}: paths bring their own inputs; leave out --image, --text, --split, --limit, --data-dir, "
