@@ -5,11 +5,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qrkt_hw.errors import UserError as UserError
     from qrkt_hw.experiments.loading import load as load
+    from qrkt_hw.experiments.python import Run as Run
+    from qrkt_hw.experiments.python import train as train
     from qrkt_hw.nn.quantum import QuantumLayer as QuantumLayer
+    from qrkt_hw.runs.config import Config as Config
 
-_LAZY = {"QuantumLayer": "qrkt_hw.nn.quantum", "load": "qrkt_hw.experiments.loading"}
-__all__ = ["QuantumLayer", "__version__", "load"]
+_LAZY = {
+    "Config": "qrkt_hw.runs.config",
+    "QuantumLayer": "qrkt_hw.nn.quantum",
+    "Run": "qrkt_hw.experiments.python",
+    "UserError": "qrkt_hw.errors",
+    "load": "qrkt_hw.experiments.loading",
+    "train": "qrkt_hw.experiments.python",
+}
+__all__ = ["Config", "QuantumLayer", "Run", "UserError", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,3 +30,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'qrkt_hw' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -5,6 +5,7 @@ rounding of sizes and, for augmentation, one draw for all images; and importing 
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -14,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
-from qrkt_hw.data.base import Data, DataShape, Indices, held_out, indexed, regular
+from qrkt_hw.data.base import Data, DataShape, Indices, held_out, indexed, regular, stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
@@ -147,6 +149,7 @@ def read_image(path: Path, description: dict[str, Any], done: list[str] | None =
     image_size, mean and std. With ``done`` a file of any size is taken, as :func:`converted`; else only with
     ``resized``.
     """
+    _check_files(description)
     size, name = description["image_size"], f"--image: {path}" if done is None else str(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
@@ -162,6 +165,14 @@ def read_image(path: Path, description: dict[str, Any], done: list[str] | None =
     return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))
 
 
+def _check_files(description: dict[str, Any]) -> None:
+    if description.get("as_given"):
+        raise UserError(
+            "images: this model was trained on tensors that were given in Python, and how they are made of a file is "
+            "not known; give tensors: qrkt_hw.Run(run).infer(tensors)"
+        )
+
+
 def converted(source: Path | bytes, name: str, description: dict[str, Any], done: list[str]) -> Tensor:
     """An image of any size as bytes ``(channels, size, size)``, as the training images of a run's ``data.json`` were
     made; ``done`` is filled with what changed it.
@@ -170,6 +181,7 @@ def converted(source: Path | bytes, name: str, description: dict[str, Any], done
     is guessed from its edges, and where it has another size than the model's, it is cut out and centred as those of its
     training set were.
     """
+    _check_files(description)
     size, digits = description["image_size"], description["dataset"] in DIGIT_SETS
     pixels = decoded(source, name, description["channels"], None if digits else size, upright=digits)
     if not digits:
@@ -211,6 +223,141 @@ def _centred(ink: Tensor, size: int, mnist: bool, name: str) -> Tensor:
     found = torch.zeros(size, size)
     found[corner[0] : corner[0] + sides[0], corner[1] : corner[1] + sides[1]] = small
     return found.clamp(0, 255)
+
+
+class Samples(Dataset[Any]):
+    """Batches, by index lists, of a map-style dataset of a user: ``dataset[k]`` is ``(input, label)``; float tensors as
+    they are, bytes normalised."""
+
+    def __init__(self, dataset: Any, indices: Indices, labels: Indices, statistics: Statistics) -> None:
+        self.dataset, self.indices, self.labels, self.statistics = dataset, indices, labels, statistics
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        inputs = [_input(self.dataset, int(self.indices[k])) for k in places]
+        odd = next((one for one in inputs if (one.shape, one.dtype) != (inputs[0].shape, inputs[0].dtype)), None)
+        if odd is not None:
+            raise UserError(f"train: inputs of {_about(inputs[0])} and of {_about(odd)}; all must be alike")
+        batch = torch.stack(inputs)
+        batch = normalised(batch, self.statistics) if batch.dtype == torch.uint8 else batch.float()
+        return batch, torch.from_numpy(self.labels[places])
+
+
+def _about(one: Tensor) -> str:
+    return f"shape {tuple(one.shape)} ({str(one.dtype).removeprefix('torch.')})"
+
+
+def _pair(dataset: Any, index: int, named: str = "train") -> Any:
+    found = dataset[index]
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise UserError(f"{named}: a sample is {type(found).__name__}, not a pair (input, label)")
+    return found
+
+
+def _input(dataset: Any, index: int) -> Tensor:
+    found = _pair(dataset, index)[0]
+    found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+    if not isinstance(found, Tensor) or not (found.is_floating_point() or found.dtype == torch.uint8):
+        kind = f"{type(found).__name__}" if not isinstance(found, Tensor) else _about(found)
+        advice = "give the dataset a transform, such as torchvision.transforms.ToTensor()"
+        raise UserError(f"train: an input is {kind}; floating-point or uint8 tensors are read: {advice}")
+    return found
+
+
+def _labels(dataset: Any, named: str) -> Indices:
+    """Labels of a map-style dataset: its ``targets``, as torchvision's have them, or one pass over its samples."""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or not len(dataset):
+        kind = type(dataset).__name__
+        raise UserError(f"{named}: {kind} is no map-style dataset with samples (__len__, __getitem__)")
+    found = getattr(dataset, "targets", None)
+    if found is None or len(found) != len(dataset):
+        found = [_pair(dataset, k, named)[1] for k in range(len(dataset))]
+    try:
+        labels = np.asarray([int(label) for label in found], dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{named}: a label is {type(found[0]).__name__}, not a whole number") from error
+    if labels.min() < 0:
+        raise UserError(f"{named}: label {labels.min()} found; labels count from 0")
+    return labels
+
+
+def own(
+    options: DataConfig, train: Any, validation: Any = None, test: Any = None, names: Sequence[str] | None = None,
+    backbone: nn.Module | None = None,
+) -> Data:  # fmt: skip
+    """A user's map-style torch datasets as a data set. Without ``test``, a tenth of ``train`` becomes it; without
+    ``validation``, a tenth of the rest: classes in proportion, the same samples for every seed. Floats are taken as
+    they are, bytes (uint8) normalised by the training part. ``names`` of the classes default to ``train.classes``."""
+    parts = {"train": train, "validation": validation, "test": test}
+    labels = {name: _labels(part, name) for name, part in parts.items() if part is not None}
+    given = names if names is not None else getattr(train, "classes", None)
+    most = 1 + int(max(found.max() for found in labels.values()))
+    names = tuple(map(str, given)) if given is not None else tuple(map(str, range(most)))
+    if len(names) < most:
+        raise UserError(f"class_names: label {most - 1} found; there are {len(names)} classes")
+    rest = np.arange(len(labels["train"]))
+    chosen = {name: (name, np.arange(len(found))) for name, found in labels.items()}
+    if test is None:
+        drawn, rest = stratified(labels["train"], max(1, round(len(rest) / 10)), salt=1)
+        chosen["test"] = ("train", drawn)
+    if validation is None:
+        kept, held = held_out(labels["train"][rest], None)
+        chosen["validation"], rest = ("train", rest[held]), rest[kept]
+    whole = rest
+    if options.limit is not None and options.limit < len(rest):
+        rest = rest[stratified(labels["train"][rest], options.limit, salt=2)[0]]
+    chosen["train"] = ("train", rest)
+    first = _input(train, 0)
+    statistics: Statistics = ((0.0,) * first.shape[0], (1.0,) * first.shape[0]) if first.ndim else ((), ())
+    if first.dtype == torch.uint8:
+        statistics = statistics_of(_input(train, int(k)).unsqueeze(0) for k in whole)
+    splits = {n: Samples(parts[p], index, labels[p][index], statistics) for n, (p, index) in chosen.items()}
+    sample, shape = splits["train"][[0]][0], tuple(first.shape)
+    if backbone is not None:
+        if first.dtype == torch.uint8:
+            raise UserError(
+                "train: a backbone reads floating-point tensors; give the dataset a transform that makes them"
+            )
+        sample = features_of(backbone, sample)
+    if sample.ndim != 4 or sample.shape[2] != sample.shape[3]:
+        raise UserError(f"train: inputs of {_about(first)}; images are (channels, size, size), or give a backbone")
+    data = DataShape(sample.shape[1], sample.shape[2], len(names))
+    statistics = statistics if len(statistics[0]) == data.channels else ((0.0,) * data.channels, (1.0,) * data.channels)
+    given = first.is_floating_point()
+    return Data(
+        options.dataset, data, names, *statistics, splits, as_given=given, backbone=backbone, input_shape=shape
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def features_of(backbone: nn.Module, inputs: Tensor) -> Tensor:
+    """Features of some inputs as images; torch's random numbers and the module stay as they are."""
+    was = backbone.training
+    weight = next(backbone.parameters(), torch.zeros(()))
+    try:
+        return as_images(backbone.eval()(inputs.to(weight.device)))
+    finally:
+        backbone.train(was)
+
+
+def as_images(features: Any) -> Tensor:
+    """Features as images ``(batch, channels, side, side)``: feature maps, a square number of tokens ``(batch, tokens,
+    channels)``, or vectors ``(batch, channels)``."""
+    if isinstance(features, Tensor) and features.ndim == 2:
+        return features[:, :, None, None]
+    if isinstance(features, Tensor) and features.ndim == 3:
+        side = math.isqrt(features.shape[1])
+        if side * side == features.shape[1]:
+            return features.transpose(1, 2).unflatten(2, (side, side))
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(
+            f"backbone: it gives {found}; a model reads (batch, channels, side, side), (batch, tokens, channels) with "
+            "a square number of tokens, or (batch, channels)"
+        )
+    return features
 
 
 def times(sizes: Sequence[int]) -> str:

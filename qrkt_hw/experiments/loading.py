@@ -26,24 +26,30 @@ DIGITS = 16.0  # largest pixel of scikit-learn's digits
 
 
 def load(
-    run: str | Path | RunFolder | None = None, backend: str | Backend = "exact", *, trust: bool = False
+    run: str | Path | RunFolder | None = None,
+    backend: str | Backend = "exact",
+    *,
+    trust: bool = False,
+    backbone: nn.Module | None = None,
 ) -> nn.Module:
     """The trained model of a run, in evaluation mode; ``model(inputs)`` takes inputs as training saw them.
 
-    A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`), ``predict``, from
-    raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that are not normalised.
-    A GAN generates images from noise and has none of these.
+    It has ``config``. A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`),
+    ``predict``, from raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that
+    are not normalised. A GAN generates images from noise and has none of these three.
 
     Args:
         run: its folder; None takes the newest under ``runs/`` that has a trained model.
         backend: where its circuits run; the weights do not depend on it.
         trust: import the Python file that an old run without kept circuits names as its ansatz.
+        backbone: the module that the run was trained with, where there was one; its weights are the run's.
 
     Raises:
         UserError: not a run, a damaged one, one without a trained model yet, or one that needs ``trust``.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
-    options, model = folder.options(), restored(folder, backend)
+    options, model = folder.options(), restored(folder, backend, backbone)
+    cast(Any, model).config = options
     if options.model.kind != "gan":
         description, found = folder.description(), cast(Any, model)
         reader, names = Reader(options, description), tuple(description["class_names"])
@@ -53,9 +59,16 @@ def load(
     return model
 
 
-def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
+def restored(folder: RunFolder, backend: str | Backend = "exact", backbone: nn.Module | None = None) -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    return trained(folder, build_model(folder.options(), DataShape.of(folder.description()), backend))
+    description = folder.description()
+    model = build_model(folder.options(), DataShape.of(description), backend)
+    kept = description.get("backbone")
+    if backbone is not None:
+        if not kept:
+            raise UserError(f"backbone: {folder.path} was trained without one; leave it out")
+        cast(Any, model).attach(backbone, tuple(kept["input_shape"]))
+    return trained(folder, model)
 
 
 def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
@@ -63,6 +76,12 @@ def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; resume with: qrkt-hw train --resume {folder.path}"
+        )
+    kept = folder.description().get("backbone")
+    if kept and getattr(model, "backbone", None) is None:
+        raise UserError(
+            f"run: {folder.path} has a backbone of your own ({kept['class']}), whose code it does not keep; load it in "
+            "Python: qrkt_hw.load(run, backbone=...)"
         )
     load_weights(model, folder.model, folder.weights_sha256())
     return model.eval()
@@ -85,7 +104,7 @@ class Reader:
     """
 
     def __init__(self, options: Config, description: dict[str, Any]) -> None:
-        self.description = description
+        self.description, self.as_given = description, bool(description.get("as_given"))
         self.dataset, self.channels = description["dataset"], description["channels"]
         self.size, self.resized = description["image_size"], bool(description.get("resized", False))
         self.vocabulary: list[str] = description.get("vocabulary") or []
@@ -138,6 +157,8 @@ class Reader:
             pixels = pixels.float()  # scikit-learn's digits as whole numbers; of 255 they would be all but black
         if pixels.dtype == torch.uint8:
             return normalised(pixels, self.statistics)
+        if self.as_given and pixels.is_floating_point():
+            return pixels.float()  # as they were in training
         if not pixels.is_floating_point():
             kind = str(pixels.dtype).removeprefix("torch.")
             raise TypeError(f"images of {kind} are not read: give uint8 from 0 to 255, or floats from 0 to 1")
@@ -154,6 +175,8 @@ class Reader:
 
     def _four(self, pixels: Tensor) -> Tensor:
         """``(images, channels, size, size)``."""
+        if "backbone" in self.description:  # shape and all are its affair
+            return pixels if pixels.ndim > len(self.description["backbone"]["input_shape"]) else pixels[None]
         found = pixels[None] if pixels.ndim == 2 else pixels
         if found.ndim == 3:
             found = found.unsqueeze(1) if self.channels == 1 and found.shape[0] != 1 else found[None]
@@ -170,6 +193,8 @@ class Reader:
         if self.warned or not inputs or not isinstance(inputs[0], Tensor) or torch.compiler.is_compiling():
             return
         images = inputs[0]
+        if self.as_given:
+            return
         # without values to look at; integers torch refuses itself
         if native.traced(images) or images.is_meta or not images.numel() or not images.is_floating_point():
             return

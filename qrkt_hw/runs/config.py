@@ -7,6 +7,7 @@ nested one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -155,6 +156,12 @@ class Config(BaseModel):
         for key in ("model", "ansatz", "qubits", "layers", "mlp_qubits"):
             if here[key] != there[key] and (key == "model" or self.has_circuits):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
+
+    def check_own(self, found: dict[str, Any], kept: dict[str, Any], run: Path) -> None:
+        """Make sure that a data set given in Python is described as the one that a run was trained on."""
+        odd = next((key for key in kept if json.dumps(kept[key]) != json.dumps(found.get(key))), None)
+        if odd is not None:
+            raise UserError(f"--train: {run} was trained on other data ({odd} differs)")
 
     def check_sizes(self) -> None:
         """Make sure that the sizes of a transformer fit each other; they need no data for that."""

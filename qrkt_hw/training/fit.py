@@ -21,6 +21,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
+from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
@@ -36,7 +37,7 @@ from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_
 # more than it brings
 FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
 # tensors that the data of a fine-tuning decide
-OF_DATA = ("tokens.", "decoder.tokens.", "pool.", "head.")
+OF_DATA = ("backbone.", "tokens.", "decoder.tokens.", "pool.", "head.")
 SAMPLES = 4  # that a training is estimated from
 LONG = 20.0  # seconds after which one sample, with all that is prepared once, has to do
 
@@ -101,6 +102,7 @@ def resume(
     budget: Budget | None = None,
     agreed: str | None = None,
     epochs: int | None = None,
+    data: Data | None = None,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
 
@@ -116,6 +118,7 @@ def resume(
         budget: limits of QPU time and money, with what was billed before.
         agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
         epochs: how many in all, instead of the run's number.
+        data: the run's data set, where it was given in Python.
 
     Raises:
         UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
@@ -131,7 +134,9 @@ def resume(
             raise UserError(f"--epochs: {run.path} has {done} epochs already; name {done} or more, or train a new run")
         options = options.replace(epochs=epochs)
     check_accelerator(options)
-    data = load_data(options.data, run.description().get("vocabulary", ()))
+    if data is not None:
+        options.check_own(data.describe(), run.description(), run.path)
+    data = data or load_data(options.data, run.description().get("vocabulary", ()))
     backend = backends.make(options.backend, options.training.seed, console)
     if backend.bills and agreed is None:
         raise UserError(
@@ -202,6 +207,10 @@ def fresh_model(options: Config, data: Data, backend: Backend) -> nn.Module:
         raise UserError(f"--dataset: {one}; a classifier needs at least two")
     torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape, backend)
+    if data.backbone is not None:
+        if not isinstance(model, Transformer) or options.model.kind != "vit":
+            raise UserError(f"--model: a backbone goes before images' models (vit), not {options.model.kind}")
+        model.attach(data.backbone, data.input_shape)
     if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
     if isinstance(model, Gan) and not backend.differentiable:
