@@ -6,6 +6,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from qrkt_hw.errors import UserError as UserError
+    from qrkt_hw.experiments.export import QViT as QViT
     from qrkt_hw.experiments.loading import load as load
     from qrkt_hw.experiments.python import Run as Run
     from qrkt_hw.experiments.python import train as train
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "Config": "qrkt_hw.runs.config",
+    "QViT": "qrkt_hw.experiments.export",
     "QuantumLayer": "qrkt_hw.nn.quantum",
     "Run": "qrkt_hw.experiments.python",
     "UserError": "qrkt_hw.errors",
     "load": "qrkt_hw.experiments.loading",
     "train": "qrkt_hw.experiments.python",
 }
-__all__ = ["Config", "QuantumLayer", "Run", "UserError", "__version__", "load", "train"]
+__all__ = ["Config", "QViT", "QuantumLayer", "Run", "UserError", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
