@@ -266,7 +266,7 @@ def _input(dataset: Any, index: int) -> Tensor:
     return found
 
 
-def _labels(dataset: Any, named: str) -> Indices:
+def labels_of(dataset: Any, named: str) -> Indices:
     """Labels of a map-style dataset: its ``targets``, as torchvision's have them, or one pass over its samples."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or not len(dataset):
         kind = type(dataset).__name__
@@ -291,7 +291,7 @@ def own(
     ``validation``, a tenth of the rest: classes in proportion, the same samples for every seed. Floats are taken as
     they are, bytes (uint8) normalised by the training part. ``names`` of the classes default to ``train.classes``."""
     parts = {"train": train, "validation": validation, "test": test}
-    labels = {name: _labels(part, name) for name, part in parts.items() if part is not None}
+    labels = {name: labels_of(part, name) for name, part in parts.items() if part is not None}
     given = names if names is not None else getattr(train, "classes", None)
     most = 1 + int(max(found.max() for found in labels.values()))
     names = tuple(map(str, given)) if given is not None else tuple(map(str, range(most)))

@@ -7,16 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import Data
-from qrkt_hw.data.images import Samples, own
+from qrkt_hw.data.images import labels_of, own
 from qrkt_hw.errors import UserError, flag, speaking_python
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.comparison import read_history
@@ -99,7 +100,7 @@ class Run:
         """Metrics on a split or a dataset, or classes and probabilities of inputs; the record is kept in the run.
 
         Args:
-            inputs: a torch dataset of ``(input, label)`` gives metrics; image files, folders, raw images or texts
+            inputs: a torch dataset of ``(raw input, label)`` gives metrics; image files, folders, raw images or texts
                 (one or a list) give classes; None takes ``split``.
             split: ``test`` or ``validation``, of the data set that the run was trained on.
             limit: only the first samples of the split.
@@ -116,11 +117,7 @@ class Run:
             if inputs is None:
                 return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place)
             if isinstance(inputs, Dataset):
-                description = self.folder.description()
-                given = own(self.config.data, inputs, inputs, inputs, description["class_names"], self.backbone)
-                part = given.splits["validation"]
-                assert isinstance(part, Samples)
-                part.statistics = (tuple(description["mean"]), tuple(description["std"]))
+                part = _Raw(inputs, labels_of(inputs, "inputs"), model)
                 return infer_split(self.folder, model, "dataset", part, place)
             return classify(self.folder, model, self._inputs(model, inputs), place)
 
@@ -143,6 +140,22 @@ class Run:
             how = f"qrkt-hw infer {self.path} --backend {backend}"
             raise UserError(f"backend: {backend!r} bills its time; plan, limit and journal it by {how}")
         return found
+
+
+class _Raw(Dataset[Any]):
+    """Batches of a user's dataset of raw inputs, as a model reads them."""
+
+    def __init__(self, dataset: Any, labels: Any, model: Any) -> None:
+        self.dataset, self.labels, self.read = dataset, labels, model.preprocess
+        highest = int(labels.max())
+        if highest >= len(model.class_names):
+            raise UserError(f"inputs: label {highest} found; the model has {len(model.class_names)} classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        return self.read([self.dataset[k][0] for k in places]), torch.from_numpy(self.labels[places])
 
 
 QUIET = Console(quiet=True)

@@ -179,6 +179,14 @@ def test_fine_tuning_on_another_backend_and_killed_before_its_first_epoch(two, t
     assert json.loads(noisy.results.read_text())["backend"] == "fake_torino"
 
 
+def test_a_gan_is_fine_tuned_too(home, tmp_path):
+    done = qrkt("train", "--from", home / "gan", "--epochs", 1, "--learning-rate", 1e-9, "--out", "fine", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    mine, theirs = load_file(tmp_path / "fine" / "model.safetensors"), load_file(home / "gan" / "model.safetensors")
+    assert mine.keys() == theirs.keys()
+    assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
+
+
 def test_a_run_without_weights_is_no_source(two):
     (two / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no trained model"):

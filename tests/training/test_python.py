@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import qrkt_hw
-from qrkt_hw.data import load_data
+from qrkt_hw.data import load_data, mnist
 from qrkt_hw.errors import UserError, in_python
 from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt, refused
@@ -98,6 +98,19 @@ def test_files_and_splits_of_a_named_data_set(tmp_path):
     found = run.infer([root / "val"])
     assert found["count"] == 10 and set(found["images"][0]["probabilities"]) == {"cat", "dog"}
     assert run.infer(str(next((root / "val" / "cat").iterdir())))["count"] == 1
+
+
+def test_a_dataset_of_raw_images_gives_the_metrics_of_the_split(tmp_path):
+    pixels, digits = mnist.read_digits()
+    test = mnist.split_indices(digits)["test"]
+    run = qrkt_hw.train(SMALL, out=tmp_path / "run")
+    raw = [(pixels[k], int(digits[k])) for k in test]
+    raws = type("Raws", (Dataset,), {"__len__": lambda _: len(raw), "__getitem__": lambda _, k: raw[k]})()
+    found, split = run.infer(raws), run.infer()
+    assert found["accuracy"] == split["accuracy"] and found["loss"] == pytest.approx(split["loss"], rel=1e-5)
+    raw[0] = (raw[0][0], 10)
+    with pytest.raises(UserError, match="label 10 found"):
+        run.infer(raws)
 
 
 def test_bytes_are_normalised_by_the_training_part(tmp_path):
