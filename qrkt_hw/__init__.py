@@ -5,16 +5,26 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qrkt_hw.errors import UserError as UserError
+    from qrkt_hw.experiments.export import QViT as QViT
     from qrkt_hw.experiments.loading import load as load
+    from qrkt_hw.experiments.python import Run as Run
+    from qrkt_hw.experiments.python import train as train
     from qrkt_hw.nn.quantum import QuantumLayer as QuantumLayer
     from qrkt_hw.resources.forecast import estimate as estimate
+    from qrkt_hw.runs.config import Config as Config
 
 _LAZY = {
+    "Config": "qrkt_hw.runs.config",
+    "QViT": "qrkt_hw.experiments.export",
     "QuantumLayer": "qrkt_hw.nn.quantum",
+    "Run": "qrkt_hw.experiments.python",
+    "UserError": "qrkt_hw.errors",
     "estimate": "qrkt_hw.resources.forecast",
     "load": "qrkt_hw.experiments.loading",
+    "train": "qrkt_hw.experiments.python",
 }
-__all__ = ["QuantumLayer", "__version__", "estimate", "load"]
+__all__ = ["Config", "QViT", "QuantumLayer", "Run", "UserError", "__version__", "estimate", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -24,3 +34,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'qrkt_hw' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

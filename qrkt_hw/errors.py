@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +25,35 @@ class RunWarning(UserWarning):
 def flag(key: str) -> str:
     """The command-line flag of a key: ``rk_blocks`` is ``--rk-blocks``."""
     return "--" + key.replace("_", "-")
+
+
+ARGUMENTS = {"from": "start_from", "ansatz-file": "ansatz"}  # of functions, where they are not the flag's words
+
+
+def in_python(text: str) -> str:
+    """A sentence that speaks of flags, in the words of somebody who calls a function: ``--rk-blocks`` is ``rk_blocks``,
+    ``take --loss hinge`` is ``take loss='hinge'``. Commands of the command line stay what they are."""
+
+    def named(flag: str) -> str:
+        return ARGUMENTS.get(flag, flag.replace("-", "_"))
+
+    def chosen(found: re.Match[str]) -> str:
+        value = found[2] if found[2].replace(".", "").isdigit() else repr(found[2])
+        return f"take {named(found[1])}={value}"
+
+    said, command, rest = text.partition("qrkt-hw ")
+    said = re.sub(r"take --([a-z][a-z0-9-]*) ([\w.]+(?<!\.))", chosen, said)
+    said = re.sub(r"--no-([a-z][a-z0-9-]*)", lambda found: f"{named(found[1])}=False", said)
+    return re.sub(r"--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + command + rest
+
+
+@contextmanager
+def speaking_python() -> Iterator[None]:
+    """Let a UserError speak of arguments instead of flags."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(in_python(str(error))) from error
 
 
 def sentence(error: ValidationError, key: str | None = None) -> str:

@@ -22,6 +22,8 @@ COMMANDS = {
     "infer": "Accuracy of a run, or classes of your images.",
     "generate": "Images from the generator of a GAN.",
     "evaluate": "FID, KID, precision and recall of a GAN's images.",
+    "export": "Circuits or weights of a run for other programs.",
+    "runs": "List runs: name, preset, seed, accuracy, state.",
     "compare": "Several runs in one table and one picture.",
     "baseline": "Size- and parameter-matched classical baselines of a run.",
     "tune": "Search over any options; resumable, shared by machines.",

@@ -12,8 +12,15 @@ from qrkt_hw.errors import UserError
 
 @click.command(cls=cli.Command)
 @cli.run_argument
+@click.argument("paths", nargs=-1, type=cli.PATH, metavar="[PATH]...")
 @click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
-@click.option("--image", "images", multiple=True, type=cli.PATH, help="an image file; repeat for more")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=cli.PATH,
+    help="an image file of the model's own size, taken as it is; repeat for more",
+)
 @click.option("--text", "texts", multiple=True, help="a text, for a run on texts; repeat for more")
 @click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the split")
 @cli.data_dir_flag
@@ -36,11 +43,14 @@ from qrkt_hw.errors import UserError
 @options_from(INFERRING)
 @cli.device_flags
 def infer(
-    run: Path | None, split: str | None, images: tuple[Path, ...], texts: tuple[str, ...], limit: int | None,
-    data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool, dry_run: bool,
-    device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
+    run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
+    limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
+    dry_run: bool, device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of image files or texts.
+    """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
+
+    PATHs are images of any size, folders of them, or for a run on texts files with a text in each line. Images are
+    scaled and cropped as the training images were; digits are cut out, and their polarity is guessed.
 
     On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
     same everywhere; where the run was trained does not matter.
@@ -49,6 +59,13 @@ def infer(
     """
     from qrkt_hw.runs.atomic import to_json
 
+    if run is not None and run.is_file():  # an input; the run is the newest
+        paths, run = (run, *paths), None
+    if paths and (images or texts or split or limit or ablate or data_dir or report):
+        raise UserError(
+            f"{paths[0]}: paths bring their own inputs; leave out --image, --text, --split, --limit, --data-dir, "
+            "--ablate and --report"
+        )
     if report and (images or texts):
         raise UserError("--report compares a split; leave out --image and --text")
     if dry_run and (report or ablate or resume or restart):
@@ -70,6 +87,8 @@ def infer(
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
+    if paths:
+        chosen["paths"] = [str(path) for path in paths]
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
@@ -85,15 +104,22 @@ def infer(
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
-    if images or texts:
-        samples = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+    given_inputs = None
+    if paths:
+        given_inputs = inference.read_paths(folder, paths)
+    elif images or texts:
+        read = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+        names = [str(path) for path in images] if images else list(texts)
+        given_inputs = inference.Inputs("images" if images else "texts", read, names, [[] for _ in names])
+    if given_inputs is not None:
+        samples = given_inputs.samples
     else:
         samples = inference.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
-    batch = len(samples) if images or texts else inference.BATCH
+    batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
     planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
@@ -111,9 +137,8 @@ def infer(
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if planned is None:
             trained(folder, model)  # last: flags and files that are wrong are named before it
-        if images or texts:
-            what, names = ("images", [str(path) for path in images]) if images else ("texts", list(texts))
-            record = inference.classify(folder, model, samples, what, names, backend)
+        if given_inputs is not None:
+            record = inference.classify(folder, model, given_inputs, backend)
         else:
             record = inference.infer_split(
                 folder, model, split or "test", samples, backend, ablate, said, layers=report
@@ -125,12 +150,14 @@ def infer(
         cli.echo(f"drawn to {drawn}", err=True)
     if as_json:
         cli.echo(to_json(record))
-    elif images or texts:
-        for result in record["images" if images else "texts"]:
+    elif given_inputs is not None:
+        for result in record[given_inputs.kind]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
             shown = "  ".join(f"{name} {p:.3f}" for name, p in top)
-            name = result["file"] if images else result["text"][:60]
+            name = result["file"] if "file" in result else result["text"][:60]
             cli.echo(f"{name}: {result['class']}   ({shown})")
+            if "converted" in result:
+                cli.echo(f"  {result['converted']}")
     else:
         if limit is not None and record["count"] < limit:
             cli.echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)

@@ -36,7 +36,7 @@ class Command(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
-        params = self.get_params(ctx)
+        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
         titles = list(dict.fromkeys(getattr(param, "group", "") for param in params))
         for title in sorted(titles, key=lambda title: (title != FIRST, titles.index(title))):
             shown = [param.get_help_record(ctx) for param in params if getattr(param, "group", "") == title]

@@ -80,11 +80,13 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Config:
-    """Defaults, then the preset, then the file, then the flags."""
+def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: RunFolder | None = None) -> Config:
+    """Defaults, then the preset or the options of a run, then the file, then the flags."""
     from qrkt_hw.experiments import presets
 
     shipped = {} if preset is None else flattened(presets.load(preset))
+    if source is not None:
+        shipped = source.options().flat()
     own, said = {}, given(flags)
     if file is not None:
         try:
@@ -95,11 +97,16 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Confi
         config = Config(**{**shipped, **own, **said})
     except ValidationError as error:
         key, text = problem(error)
-        where = flag(key) if key in said else f"preset {preset}" if key not in own and key in shipped else str(file)
+        base = f"preset {preset}" if source is None else f"run {source.path}"
+        where = flag(key) if key in said else base if key not in own and key in shipped else str(file)
         raise UserError(text if text.startswith(f"{where}:") else f"{where}: {text}") from error
     reason = unused(config, said)
     if reason is not None:
         raise UserError(reason)
+    if source is not None:
+        theirs = source.options()
+        config.check_source(theirs, source.path)
+        return config.with_circuits(lambda: theirs.circuits)
     path, colon, function = config.circuit.ansatz.rpartition(":")
     if colon and Path(path).is_file():  # so that the run works from every folder
         return config.replace(ansatz=f"{Path(path).resolve()}:{function}")
@@ -132,7 +139,9 @@ def check_early(config: Config) -> None:
     from qrkt_hw import circuits
 
     attention = model.kind == "gan" or model.quantum_attention
-    circuits.build(circuit.ansatz, circuit.qubits if attention else config.mlp_qubits, circuit.layers)
+    (config.circuits or circuits.build)(
+        circuit.ansatz, circuit.qubits if attention else config.mlp_qubits, circuit.layers
+    )
 
 
 def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:

@@ -15,48 +15,64 @@ from qrkt_hw.errors import UserError, flag
 @cli.preset_flag
 @cli.config_flag
 @click.option("--out", type=cli.PATH, help="run folder  [default: a new one under runs/]")
+@click.option("--name", help="name of the run: its folder is runs/NAME")
 @click.option(
-    "--resume", type=cli.PATH, help="resume this run with its own options; --backend NAME again where it bills"
+    "--resume",
+    type=cli.PATH,
+    help="resume this run with its own options; --epochs N goes on longer; --backend NAME again where it bills",
 )
+@click.option("--from", "source", type=cli.PATH, help="fine-tune: start from the options and weights of this run")
 @cli.trust_flag
 @options_from(TRAINING)
 @cli.device_flags
 def train(
-    preset: str | None, config: Path | None, out: Path | None, resume: Path | None, device: dict[str, Any],
-    trust_ansatz: bool, **flags: Any,
+    preset: str | None, config: Path | None, out: Path | None, name: str | None, resume: Path | None,
+    source: Path | None, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a model and leave a run folder.
 
-    Options stack: defaults, --preset, --config, flags. A YAML key is its flag with underscores.
+    Options stack: defaults, --preset (or the options of --from), --config, flags. A YAML key is its flag with
+    underscores.
     """
     from qrkt_hw.runs import RunFolder
-    from qrkt_hw.runs.folder import read_json
+    from qrkt_hw.runs.folder import named, read_json
 
     said = cli.console(stderr=True)
-    with_resume = {"resubmit": device["resubmit"], "replan": device["replan"], "trust_ansatz": trust_ansatz}
+    with_resume = {"resubmit": device["resubmit"], "replan": device["replan"]}
+    with_resume |= {"trust_ansatz": trust_ansatz and source is None}
     if resume is None and any(with_resume.values()):
         raise UserError(f"{flag(next(key for key, value in with_resume.items() if value))} goes with --resume RUN")
     program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
-        given = [k for k, v in {"preset": preset, "config": config, "out": out, **flags}.items() if v is not None]
+        epochs = flags.pop("epochs")
+        flags = {"preset": preset, "config": config, "out": out, "name": name, "from": source, **flags}
+        given = [k for k, v in flags.items() if v is not None]
         if given:
             raise UserError(f"--resume uses the run's own options; leave out {flag(given[0])}")
+        if epochs is not None and epochs < 1:
+            raise UserError(f"--epochs: {epochs} is less than 1")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
         if program:
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.resume(folder, said, agreed=backend, **device)
+        run = fit.resume(folder, said, agreed=backend, epochs=epochs, **device)
     else:
-        options = merge(preset, config, flags)
+        if name is not None and out is not None:
+            raise UserError("--name: --out names the folder already; leave one of them out")
+        if source is not None and preset is not None:
+            raise UserError("--preset: --from starts from the options of its run; leave one of them out")
+        out = named(name) if name is not None else out
+        origin = None if source is None else RunFolder.open(source, trust_ansatz)
+        options = merge(preset, config, flags, origin)
         check_early(options)
         if program:
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, said, budget=device["budget"])
+        run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
     results = read_json(run.results)
     if "losses" in results:
         losses = results["losses"]

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from qrkt_hw.errors import UserError
@@ -63,6 +63,9 @@ class Data:
             :class:`qrkt_hw.data.parquet.Stream`, which is read in order.
         resized: images of any size are scaled and cropped to ``shape.image_size``.
         vocabulary: the words of the token ids; made of the training part.
+        as_given: the inputs are floats of a user's dataset, taken as they are.
+        backbone: a user's module between the inputs and the transformer; ``shape`` is that of its features.
+        input_shape: of one input of the backbone.
     """
 
     name: str
@@ -73,6 +76,9 @@ class Data:
     splits: Mapping[str, Dataset[Any]] = field(repr=False)
     resized: bool = False
     vocabulary: tuple[str, ...] = field(default=(), repr=False)
+    as_given: bool = False
+    backbone: nn.Module | None = field(default=None, repr=False)
+    input_shape: tuple[int, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps to use its model without the data (``data.json``)."""
@@ -83,6 +89,10 @@ class Data:
             described["resized"] = True
         if self.vocabulary:
             described |= {"vocabulary": list(self.vocabulary), "length": shape.length}
+        if self.as_given:
+            described["as_given"] = True
+        if self.backbone is not None:
+            described["backbone"] = {"class": type(self.backbone).__name__, "input_shape": list(self.input_shape)}
         return described
 
 

@@ -5,6 +5,7 @@ rounding of sizes and, for augmentation, one draw for all images; and importing 
 """
 
 import io
+import math
 import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -13,23 +14,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.data import Dataset
 
-from qrkt_hw.data.base import Data, DataShape, Indices, held_out, indexed, regular
+from qrkt_hw.data.base import Data, DataShape, Indices, held_out, indexed, regular, stratified
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
 LARGEST_FILE = 64 * 2**20
+DIGIT_SETS = ("digits", "mnist")
+LEAST_CONTRAST = 24  # of 255, between a digit and its background
 MOST_PIXELS = 2**27  # that are decoded or scaled to: 400 MB in colour
 # formats of pixels alone; Pillow's others run programs (EPS), come from the net (FITS, FLI) or had overflows (PSD)
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 Part = tuple[Tensor, Indices]  # bytes (samples, channels, size, size), and labels (samples,)
 
 
-def decoded(source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True) -> Tensor:
+def decoded(
+    source: Path | bytes, name: str, channels: int, size: int | None, scale: bool = True, upright: bool = False
+) -> Tensor:
     """An encoded image as bytes ``(channels, height, width)``; of several frames the first, without transparency.
 
     Args:
@@ -37,6 +44,7 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
         name: what to call it in an error.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
+        upright: turn a photograph as its camera was held.
     """
     try:
         with warnings.catch_warnings():
@@ -47,6 +55,8 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
                     raise UserError(f"{name} is {times(opened.size)} pixels; this model takes {size}x{size}")
                 if opened.width * opened.height > MOST_PIXELS:
                     raise UserError(f"{name} is {times(opened.size)} pixels; at most {MOST_PIXELS:,} in all are read")
+                if upright:
+                    ImageOps.exif_transpose(opened, in_place=True)
                 image = _eight_bits(opened, name, channels)
     except UserError:
         raise
@@ -134,20 +144,220 @@ def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part
     return Data(options.dataset, shape, tuple(names), *statistics, splits, resized=options.image_size is not None)
 
 
-def read_image(path: Path, description: dict[str, Any]) -> Tensor:
+def read_image(path: Path, description: dict[str, Any], done: list[str] | None = None) -> Tensor:
     """One image file as a normalised tensor ``(channels, size, size)``, after a run's ``data.json``: its channels,
-    image_size, mean and std; with ``resized`` a file of any size is taken.
+    image_size, mean and std. With ``done`` a file of any size is taken, as :func:`converted`; else only with
+    ``resized``.
     """
-    size, name = description["image_size"], f"--image: {path}"
+    _check_files(description)
+    size, name = description["image_size"], f"--image: {path}" if done is None else str(path)
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{name} is larger than 64 MiB")
     except FileNotFoundError as error:
-        raise UserError(f"--image: no file {path}") from error
+        raise UserError(f"{'--image: ' if done is None else ''}no file {path}") from error
     except (OSError, ValueError) as error:  # no permission, or a name that no file can have
         raise UserError(f"{name} cannot be read ({type(error).__name__})") from error
-    pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
+    if done is None:
+        pixels = decoded(path, name, description["channels"], size, description.get("resized", False))
+    else:
+        pixels = converted(path, name, description, done)
     return normalised(pixels, (tuple(description["mean"]), tuple(description["std"])))
+
+
+def _check_files(description: dict[str, Any]) -> None:
+    if description.get("as_given"):
+        raise UserError(
+            "images: this model was trained on tensors that were given in Python, and how they are made of a file is "
+            "not known; give tensors: qrkt_hw.Run(run).infer(tensors)"
+        )
+
+
+def converted(source: Path | bytes, name: str, description: dict[str, Any], done: list[str]) -> Tensor:
+    """An image of any size as bytes ``(channels, size, size)``, as the training images of a run's ``data.json`` were
+    made; ``done`` is filled with what changed it.
+
+    The shorter side is scaled to the model's and the centre cropped. A handwritten digit is made light on dark, which
+    is guessed from its edges, and where it has another size than the model's, it is cut out and centred as those of its
+    training set were.
+    """
+    _check_files(description)
+    size, digits = description["image_size"], description["dataset"] in DIGIT_SETS
+    pixels = decoded(source, name, description["channels"], None if digits else size, upright=digits)
+    if not digits:
+        return pixels
+    ink = pixels[0].float()
+    edges = torch.cat([ink[:, 0], ink[:, -1], *(() if ink.shape == (size, size) else (ink[0], ink[-1]))])
+    paper = float(edges.median())
+    if paper > 127:
+        ink, paper = 255 - ink, 255 - paper
+        done.append("inverted: its background is light, and the training digits are light on dark")
+    if ink.shape != (size, size):
+        done.append(f"digit cut out of {times(list(ink.shape)[::-1])} pixels, scaled and centred")
+        ink = _centred(ink - paper, size, description["dataset"] == "mnist", name)
+    return ink.round().to(torch.uint8).unsqueeze(0)
+
+
+def _centred(ink: Tensor, size: int, mnist: bool, name: str) -> Tensor:
+    """A digit ``(size, size)``, 0 to 255, of a light one on a background of 0: what is darker than a quarter of its
+    peak is paper. MNIST's fit a box of 20 of 28 pixels, with the centre of mass in the middle (LeCun et al., 1998);
+    scikit-learn's fill the height."""
+    top = float(ink.max())
+    if top < LEAST_CONTRAST:
+        raise UserError(f"{name} shows no digit: nothing in it stands out from the background at its edges")
+    mask = ink > top / 4
+    peak = float(ink[mask].quantile(0.9)) if int(mask.sum()) < 2**24 else top  # torch's quantile takes no more
+    rows, columns = (mask.any(axis).nonzero().flatten() for axis in (1, 0))
+    digit = ink[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1].clamp(0, peak) / peak * 255
+    digit[digit < 16] = 0
+    box = round(size * 20 / 28) if mnist else size
+    sides = [max(1, round(side * box / max(digit.shape))) for side in digit.shape]
+    scaled = Image.fromarray(digit.numpy()).resize((sides[1], sides[0]), Image.Resampling.BILINEAR)
+    small = torch.from_numpy(np.array(scaled))
+    corner = [(size - side) // 2 for side in sides]
+    if mnist:
+        places = [torch.arange(side) + 0.5 for side in sides]
+        mass = small.sum()
+        middle = [(small.sum(1 - axis) * places[axis]).sum() / mass for axis in (0, 1)]
+        corner = [min(max(round(size / 2 - float(m)), 0), size - side) for m, side in zip(middle, sides, strict=True)]
+    found = torch.zeros(size, size)
+    found[corner[0] : corner[0] + sides[0], corner[1] : corner[1] + sides[1]] = small
+    return found.clamp(0, 255)
+
+
+class Samples(Dataset[Any]):
+    """Batches, by index lists, of a map-style dataset of a user: ``dataset[k]`` is ``(input, label)``; float tensors as
+    they are, bytes normalised."""
+
+    def __init__(self, dataset: Any, indices: Indices, labels: Indices, statistics: Statistics) -> None:
+        self.dataset, self.indices, self.labels, self.statistics = dataset, indices, labels, statistics
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        inputs = [_input(self.dataset, int(self.indices[k])) for k in places]
+        odd = next((one for one in inputs if (one.shape, one.dtype) != (inputs[0].shape, inputs[0].dtype)), None)
+        if odd is not None:
+            raise UserError(f"train: inputs of {_about(inputs[0])} and of {_about(odd)}; all must be alike")
+        batch = torch.stack(inputs)
+        batch = normalised(batch, self.statistics) if batch.dtype == torch.uint8 else batch.float()
+        return batch, torch.from_numpy(self.labels[places])
+
+
+def _about(one: Tensor) -> str:
+    return f"shape {tuple(one.shape)} ({str(one.dtype).removeprefix('torch.')})"
+
+
+def _pair(dataset: Any, index: int, named: str = "train") -> Any:
+    found = dataset[index]
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise UserError(f"{named}: a sample is {type(found).__name__}, not a pair (input, label)")
+    return found
+
+
+def _input(dataset: Any, index: int) -> Tensor:
+    found = _pair(dataset, index)[0]
+    found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+    if not isinstance(found, Tensor) or not (found.is_floating_point() or found.dtype == torch.uint8):
+        kind = f"{type(found).__name__}" if not isinstance(found, Tensor) else _about(found)
+        advice = "give the dataset a transform, such as torchvision.transforms.ToTensor()"
+        raise UserError(f"train: an input is {kind}; floating-point or uint8 tensors are read: {advice}")
+    return found
+
+
+def labels_of(dataset: Any, named: str) -> Indices:
+    """Labels of a map-style dataset: its ``targets``, as torchvision's have them, or one pass over its samples."""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or not len(dataset):
+        kind = type(dataset).__name__
+        raise UserError(f"{named}: {kind} is no map-style dataset with samples (__len__, __getitem__)")
+    found = getattr(dataset, "targets", None)
+    if found is None or len(found) != len(dataset):
+        found = [_pair(dataset, k, named)[1] for k in range(len(dataset))]
+    try:
+        labels = np.asarray([int(label) for label in found], dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{named}: a label is {type(found[0]).__name__}, not a whole number") from error
+    if labels.min() < 0:
+        raise UserError(f"{named}: label {labels.min()} found; labels count from 0")
+    return labels
+
+
+def own(
+    options: DataConfig, train: Any, validation: Any = None, test: Any = None, names: Sequence[str] | None = None,
+    backbone: nn.Module | None = None,
+) -> Data:  # fmt: skip
+    """A user's map-style torch datasets as a data set. Without ``test``, a tenth of ``train`` becomes it; without
+    ``validation``, a tenth of the rest: classes in proportion, the same samples for every seed. Floats are taken as
+    they are, bytes (uint8) normalised by the training part. ``names`` of the classes default to ``train.classes``."""
+    parts = {"train": train, "validation": validation, "test": test}
+    labels = {name: labels_of(part, name) for name, part in parts.items() if part is not None}
+    given = names if names is not None else getattr(train, "classes", None)
+    most = 1 + int(max(found.max() for found in labels.values()))
+    names = tuple(map(str, given)) if given is not None else tuple(map(str, range(most)))
+    if len(names) < most:
+        raise UserError(f"class_names: label {most - 1} found; there are {len(names)} classes")
+    rest = np.arange(len(labels["train"]))
+    chosen = {name: (name, np.arange(len(found))) for name, found in labels.items()}
+    if test is None:
+        drawn, rest = stratified(labels["train"], max(1, round(len(rest) / 10)), salt=1)
+        chosen["test"] = ("train", drawn)
+    if validation is None:
+        kept, held = held_out(labels["train"][rest], None)
+        chosen["validation"], rest = ("train", rest[held]), rest[kept]
+    whole = rest
+    if options.limit is not None and options.limit < len(rest):
+        rest = rest[stratified(labels["train"][rest], options.limit, salt=2)[0]]
+    chosen["train"] = ("train", rest)
+    first = _input(train, 0)
+    statistics: Statistics = ((0.0,) * first.shape[0], (1.0,) * first.shape[0]) if first.ndim else ((), ())
+    if first.dtype == torch.uint8:
+        statistics = statistics_of(_input(train, int(k)).unsqueeze(0) for k in whole)
+    splits = {n: Samples(parts[p], index, labels[p][index], statistics) for n, (p, index) in chosen.items()}
+    sample, shape = splits["train"][[0]][0], tuple(first.shape)
+    if backbone is not None:
+        if first.dtype == torch.uint8:
+            raise UserError(
+                "train: a backbone reads floating-point tensors; give the dataset a transform that makes them"
+            )
+        sample = features_of(backbone, sample)
+    if sample.ndim != 4 or sample.shape[2] != sample.shape[3]:
+        raise UserError(f"train: inputs of {_about(first)}; images are (channels, size, size), or give a backbone")
+    data = DataShape(sample.shape[1], sample.shape[2], len(names))
+    statistics = statistics if len(statistics[0]) == data.channels else ((0.0,) * data.channels, (1.0,) * data.channels)
+    given = first.is_floating_point()
+    return Data(
+        options.dataset, data, names, *statistics, splits, as_given=given, backbone=backbone, input_shape=shape
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def features_of(backbone: nn.Module, inputs: Tensor) -> Tensor:
+    """Features of some inputs as images; torch's random numbers and the module stay as they are."""
+    was = backbone.training
+    weight = next(backbone.parameters(), torch.zeros(()))
+    try:
+        return as_images(backbone.eval()(inputs.to(weight.device)))
+    finally:
+        backbone.train(was)
+
+
+def as_images(features: Any) -> Tensor:
+    """Features as images ``(batch, channels, side, side)``: feature maps, a square number of tokens ``(batch, tokens,
+    channels)``, or vectors ``(batch, channels)``."""
+    if isinstance(features, Tensor) and features.ndim == 2:
+        return features[:, :, None, None]
+    if isinstance(features, Tensor) and features.ndim == 3:
+        side = math.isqrt(features.shape[1])
+        if side * side == features.shape[1]:
+            return features.transpose(1, 2).unflatten(2, (side, side))
+    if not isinstance(features, Tensor) or features.ndim != 4 or features.shape[2] != features.shape[3]:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(
+            f"backbone: it gives {found}; a model reads (batch, channels, side, side), (batch, tokens, channels) with "
+            "a square number of tokens, or (batch, channels)"
+        )
+    return features
 
 
 def times(sizes: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
+from qrkt_hw.data.base import regular
 from qrkt_hw.data.batches import first, loader
-from qrkt_hw.data.images import read_image
+from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
 from qrkt_hw.models.ablation import ablated
@@ -102,35 +103,88 @@ def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
     return Reader(run.options(), run.description())(texts)
 
 
-def classify(
-    run: RunFolder, model: nn.Module, inputs: Tensor, kind: str, names: Sequence[str], backend: Backend
-) -> dict[str, Any]:
+class Inputs(NamedTuple):
+    """Raw inputs of a run's model.
+
+    Attributes:
+        kind: ``images`` or ``texts``.
+        samples: as the model reads them.
+        names: the files, or the texts themselves.
+        notes: for each, what was done to it beyond reading.
+    """
+
+    kind: str
+    samples: Tensor
+    names: list[str]
+    notes: list[list[str]]
+
+
+def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
+    """Image files of any size, converted as the training images were; or texts, one from each line of text files.
+
+    A folder gives the images (or ``.txt`` files) in it and below, in the order of their names.
+    """
+    description = run.description()
+    texts = bool(description.get("vocabulary"))
+    suffixes, what = ((".txt",), "text files (.txt)") if texts else (SUFFIXES, "images")
+    files = list[Path]()
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        files += [found for found in inside if not any(part[0] == "." for part in found.relative_to(path).parts)]
+        if not inside:
+            raise UserError(f"{path} holds no {what}; the model of {run.path} reads {what}")
+    if texts:
+        lines = [line for file in files for line in _lines(file)]
+        if not lines:
+            raise UserError(f"{files[0]} holds no text")
+        return Inputs("texts", read_texts(run, lines), lines, [[] for _ in lines])
+    notes: list[list[str]] = [[] for _ in files]
+    read = [read_image(file, description, done) for file, done in zip(files, notes, strict=True)]
+    return Inputs("images", torch.stack(read), list(map(str, files)), notes)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        if regular(file).stat().st_size > LARGEST_FILE:
+            raise UserError(f"{file} is larger than 64 MiB")
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"no file {file}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no text in UTF-8; this run's model reads texts, one from each line") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend) -> dict[str, Any]:
     """Class and probabilities of inputs; the record is kept in the run.
 
     Args:
         run, model: the run and its model on ``backend``.
-        inputs: of :func:`read_images` or :func:`read_texts`.
-        kind: ``images`` or ``texts``.
-        names: of the inputs: files or the texts themselves.
+        inputs: of :func:`read_paths`, or made of :func:`read_images` or :func:`read_texts`.
         backend: where the circuits run.
 
     Returns:
-        Under ``kind`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name; ``count``,
-        ``backend``, ``seconds``.
+        Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
+        ``converted`` where it was; ``count``, ``backend``, ``seconds``.
     """
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
     with torch.no_grad():
-        logits = model(inputs)
+        logits = torch.cat([model(part) for part in inputs.samples.split(BATCH)])
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []
-    for name, row in zip(names, logits.softmax(-1), strict=True):
+    for name, done, row in zip(inputs.names, inputs.notes, logits.softmax(-1), strict=True):
         shares = {cls: round(float(p), 6) for cls, p in zip(classes, row, strict=True)}
-        key = "file" if kind == "images" else "text"
+        key = "file" if inputs.kind == "images" else "text"
         items.append({key: name, "class": classes[int(row.argmax())], "probabilities": shares})
-    record = {kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
+        if done:
+            items[-1]["converted"] = "; ".join(done)
+    record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     run.keep_inference(record)
     return record
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.data.images import decoded, normalised
+from qrkt_hw.data.images import converted, decoded, normalised, read_image
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.factory import build_model
@@ -26,24 +26,30 @@ DIGITS = 16.0  # largest pixel of scikit-learn's digits
 
 
 def load(
-    run: str | Path | RunFolder | None = None, backend: str | Backend = "exact", *, trust: bool = False
+    run: str | Path | RunFolder | None = None,
+    backend: str | Backend = "exact",
+    *,
+    trust: bool = False,
+    backbone: nn.Module | None = None,
 ) -> nn.Module:
     """The trained model of a run, in evaluation mode; ``model(inputs)`` takes inputs as training saw them.
 
-    A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`), ``predict``, from
-    raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that are not normalised.
-    A GAN generates images from noise and has none of these.
+    It has ``config``. A classifier also has ``preprocess``, from raw images or texts to its inputs (:class:`Reader`),
+    ``predict``, from raw ones to class names (:class:`Predictor`), and ``class_names``. It warns once of images that
+    are not normalised. A GAN generates images from noise and has none of these three.
 
     Args:
         run: its folder; None takes the newest under ``runs/`` that has a trained model.
         backend: where its circuits run; the weights do not depend on it.
         trust: import the Python file that an old run without kept circuits names as its ansatz.
+        backbone: the module that the run was trained with, where there was one; its weights are the run's.
 
     Raises:
         UserError: not a run, a damaged one, one without a trained model yet, or one that needs ``trust``.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
-    options, model = folder.options(), restored(folder, backend)
+    options, model = folder.options(), restored(folder, backend, backbone)
+    cast(Any, model).config = options
     if options.model.kind != "gan":
         description, found = folder.description(), cast(Any, model)
         reader, names = Reader(options, description), tuple(description["class_names"])
@@ -53,9 +59,16 @@ def load(
     return model
 
 
-def restored(folder: RunFolder, backend: str | Backend = "exact") -> nn.Module:
+def restored(folder: RunFolder, backend: str | Backend = "exact", backbone: nn.Module | None = None) -> nn.Module:
     """The trained model of a run alone, in evaluation mode; raises as :func:`load`."""
-    return trained(folder, build_model(folder.options(), DataShape.of(folder.description()), backend))
+    description = folder.description()
+    model = build_model(folder.options(), DataShape.of(description), backend)
+    kept = description.get("backbone")
+    if backbone is not None:
+        if not kept:
+            raise UserError(f"backbone: {folder.path} was trained without one; leave it out")
+        cast(Any, model).attach(backbone, tuple(kept["input_shape"]))
+    return trained(folder, model)
 
 
 def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
@@ -63,6 +76,12 @@ def trained(folder: RunFolder, model: nn.Module) -> nn.Module:
     if not folder.model.is_file():
         raise UserError(
             f"run: {folder.path} has no trained model yet; resume with: qrkt-hw train --resume {folder.path}"
+        )
+    kept = folder.description().get("backbone")
+    if kept and getattr(model, "backbone", None) is None:
+        raise UserError(
+            f"run: {folder.path} has a backbone of your own ({kept['class']}), whose code it does not keep; load it in "
+            "Python: qrkt_hw.load(run, backbone=...)"
         )
     load_weights(model, folder.model, folder.weights_sha256())
     return model.eval()
@@ -74,7 +93,8 @@ class Reader:
     Images are arrays, tensors, PIL images or a list of these: ``(height, width)``, ``(channels, height, width)``,
     ``(images, channels, height, width)``, and of one channel ``(images, height, width)``; uint8 from 0 to 255, or
     floats from 0 to 1. A model of scikit-learn's digits also takes 0 to 16, as ``load_digits`` gives them.
-    PIL images of any size are scaled and cropped where training did so.
+    PIL images and files (paths) of any size are scaled and cropped as the training images were, with a warning where a
+    digit's polarity was guessed.
 
     Returns float32 ``(images, channels, size, size)``, or int64 token ids ``(texts, longest)`` of one text or a list.
 
@@ -84,6 +104,7 @@ class Reader:
     """
 
     def __init__(self, options: Config, description: dict[str, Any]) -> None:
+        self.description, self.as_given = description, bool(description.get("as_given"))
         self.dataset, self.channels = description["dataset"], description["channels"]
         self.size, self.resized = description["image_size"], bool(description.get("resized", False))
         self.vocabulary: list[str] = description.get("vocabulary") or []
@@ -95,26 +116,38 @@ class Reader:
     def __call__(self, raw: Any) -> Tensor:
         if self.vocabulary:
             return self._texts([raw] if isinstance(raw, str) else raw)
-        if isinstance(raw, Image.Image):
+        if isinstance(raw, (Image.Image, str, Path)):
             raw = [raw]
         if isinstance(raw, (list, tuple)):
             if not raw:
                 raise ValueError("no images: an empty list")
-            return torch.cat([self._image(one) if isinstance(one, Image.Image) else self._array(one) for one in raw])
+            return torch.cat([self._one(one) for one in raw])
         return self._array(raw)
+
+    def _one(self, raw: Any) -> Tensor:
+        done: list[str] = []
+        if isinstance(raw, (str, Path)):
+            found = read_image(Path(raw), self.description, done)[None]
+        else:
+            found = self._image(raw, done) if isinstance(raw, Image.Image) else self._array(raw)
+        if done:
+            warnings.warn(f"{raw if isinstance(raw, (str, Path)) else 'image'}: {'; '.join(done)}", RunWarning)
+        return found
 
     def _texts(self, texts: Any) -> Tensor:
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"this model reads texts: a str or a list of them, not {type(texts).__name__}")
         return trimmed(encode(texts, self.vocabulary, self.length, **self.words))
 
-    def _image(self, image: Image.Image) -> Tensor:
+    def _image(self, image: Image.Image, done: list[str]) -> Tensor:
         file = io.BytesIO()
         try:  # read as training reads a file
             (image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image).save(file, "PNG")
         except OSError as error:
             raise TypeError(f"a PIL image of mode {image.mode} is not read; convert it to L or RGB") from error
-        return self._array(decoded(file.getvalue(), "image", self.channels, self.size if self.resized else None))
+        if self.resized or image.size == (self.size, self.size):
+            return self._array(decoded(file.getvalue(), "image", self.channels, self.size))
+        return normalised(converted(file.getvalue(), "image", self.description, done), self.statistics)[None]
 
     def _array(self, raw: Any) -> Tensor:
         if not isinstance(raw, (np.ndarray, Tensor)):
@@ -124,6 +157,8 @@ class Reader:
             pixels = pixels.float()  # scikit-learn's digits as whole numbers; of 255 they would be all but black
         if pixels.dtype == torch.uint8:
             return normalised(pixels, self.statistics)
+        if self.as_given and pixels.is_floating_point():
+            return pixels.float()  # as they were in training
         if not pixels.is_floating_point():
             kind = str(pixels.dtype).removeprefix("torch.")
             raise TypeError(f"images of {kind} are not read: give uint8 from 0 to 255, or floats from 0 to 1")
@@ -140,6 +175,8 @@ class Reader:
 
     def _four(self, pixels: Tensor) -> Tensor:
         """``(images, channels, size, size)``."""
+        if "backbone" in self.description:  # shape and all are its affair
+            return pixels if pixels.ndim > len(self.description["backbone"]["input_shape"]) else pixels[None]
         found = pixels[None] if pixels.ndim == 2 else pixels
         if found.ndim == 3:
             found = found.unsqueeze(1) if self.channels == 1 and found.shape[0] != 1 else found[None]
@@ -156,6 +193,8 @@ class Reader:
         if self.warned or not inputs or not isinstance(inputs[0], Tensor) or torch.compiler.is_compiling():
             return
         images = inputs[0]
+        if self.as_given:
+            return
         # without values to look at; integers torch refuses itself
         if native.traced(images) or images.is_meta or not images.numel() or not images.is_floating_point():
             return

@@ -1,9 +1,11 @@
 """The transformer for images and texts; quantum or classical by the blocks it is given."""
 
+import copy
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from qrkt_hw.data.images import as_images
 from qrkt_hw.nn.blocks import TransformerBlock
 from qrkt_hw.nn.embeddings import Tokens, WeightedPool
 
@@ -36,6 +38,8 @@ class Transformer(nn.Module):
         decoder: reads the inputs and the encoded tokens; the head then reads its tokens.
         final_norm: LayerNorm behind the blocks.
         pool: maps the tokens to what the head reads; None: the class token, or else the mean of the unmasked tokens.
+
+    A ``backbone`` may be attached: its features are then the images.
     """
 
     def __init__(
@@ -56,11 +60,21 @@ class Transformer(nn.Module):
         self.decoder = decoder
         self.pool = pool
         self.head = nn.Linear(hidden if pool is None else hidden * len(pool.weight), classes)
+        self.backbone: nn.Module | None = None
+        self.input_shape: tuple[int, ...] = ()
+
+    def attach(self, backbone: nn.Module, input_shape: tuple[int, ...]) -> None:
+        """Put a copy of a user's module between the inputs, of this shape, and the tokens."""
+        like = self.head.weight
+        self.backbone = copy.deepcopy(backbone).to(device=like.device, dtype=like.dtype)
+        self.input_shape = tuple(input_shape)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits ``(batch, classes)``; how far a text is padded does not change them."""
         if inputs.is_floating_point():
             inputs = inputs.to(self.head.weight.dtype)
+        if self.backbone is not None:
+            inputs = as_images(self.backbone(inputs))
         inputs = self.tokens.drop_words(inputs)
         mask = self.tokens.mask(inputs)
         y = self.tokens(inputs)

@@ -59,7 +59,8 @@ def stages_of(model: nn.Module, shape: DataShape) -> Stages:
         return trace(model, first.new_zeros(1, latent))
     if shape.vocabulary:
         return trace(model, torch.ones(1, shape.length, dtype=torch.int64, device=first.device))
-    return trace(model, first.new_zeros(1, shape.channels, shape.image_size, shape.image_size))
+    inputs = getattr(model, "input_shape", None) or (shape.channels, shape.image_size, shape.image_size)
+    return trace(model, first.new_zeros(1, *inputs))
 
 
 def trace(model: nn.Module, inputs: Tensor) -> Stages:

@@ -5,7 +5,11 @@ alone is ``model.kind``, and ``backend`` alone is ``backend.name``. :class:`Conf
 nested one.
 """
 
+from __future__ import annotations
+
+import json
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, Tag, ValidationError, model_validator
@@ -145,6 +149,19 @@ class Config(BaseModel):
     def mlp_qubits(self) -> int:
         """Qubits per group in the MLP, the default resolved."""
         return self.circuit.mlp_qubits or min(self.circuit.qubits, self.model.mlp)
+
+    def check_source(self, theirs: Config, run: Path) -> None:
+        """Make sure that a model can start from the weights of a run: angles mean nothing in other circuits."""
+        here, there = self.flat(), theirs.flat()
+        for key in ("model", "ansatz", "qubits", "layers", "mlp_qubits"):
+            if here[key] != there[key] and (key == "model" or self.has_circuits):
+                raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
+
+    def check_own(self, found: dict[str, Any], kept: dict[str, Any], run: Path) -> None:
+        """Make sure that a data set given in Python is described as the one that a run was trained on."""
+        odd = next((key for key in kept if json.dumps(kept[key]) != json.dumps(found.get(key))), None)
+        if odd is not None:
+            raise UserError(f"--train: {run} was trained on other data ({odd} differs)")
 
     def check_sizes(self) -> None:
         """Make sure that the sizes of a transformer fit each other; they need no data for that."""

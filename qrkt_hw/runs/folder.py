@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
@@ -78,10 +78,25 @@ class RunFolder:
         self.inference = path / "inference"
         self.tensorboard = path / "tensorboard"
         self.journal = path / "journal.sqlite"
+        self.origin = path / "origin.json"  # when it was made, of which preset, from which run's weights
+        self.initial = path / "initial.safetensors"  # the weights that a fine-tuning starts from
 
     @classmethod
-    def create(cls, options: Config, data: dict[str, Any], path: Path | None = None) -> RunFolder:
+    def create(
+        cls,
+        options: Config,
+        data: dict[str, Any],
+        path: Path | None = None,
+        origin: dict[str, Any] | None = None,
+        initial: Callable[[Path], None] | None = None,
+    ) -> RunFolder:
         """Make a new run folder in one step: it appears with its configuration inside, or not at all.
+
+        Args:
+            options, data: its configuration, and what the model must know of its data.
+            path: its place; None makes a new one under ``runs/``.
+            origin: for ``origin.json``: ``preset``, and ``from``, the run whose weights it starts from.
+            initial: writes these weights into a file.
 
         Raises:
             UserError: the folder exists and is not empty, or cannot be written.
@@ -96,9 +111,11 @@ class RunFolder:
             staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             staging.chmod(0o755)
             run = cls(staging)
-            config = yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, explicit_end=True)
-            write_text(run.config, config)
+            run.write_options(options)
             write_json(run.data, data)
+            write_json(run.origin, {"created": datetime.now().isoformat(timespec="seconds"), **(origin or {})})
+            if initial is not None:
+                initial(run.initial)
             write_json(run.environment, environment())
             if options.circuits is not None:
                 options.circuits.write(staging / "circuits")
@@ -117,8 +134,10 @@ class RunFolder:
         Raises:
             UserError: no such folder, or it is not a run.
         """
-        run = cls(path, trust)
         _check_name(path, "run")
+        if not path.exists() and len(path.parts) == 1 and (RUNS / path).is_dir():
+            path = RUNS / path
+        run = cls(path, trust)
         if not path.is_dir():
             raise UserError(f"run: no folder {path}")
         if not run.config.is_file() or not run.data.is_file():
@@ -142,6 +161,37 @@ class RunFolder:
             said = problem(error)[1] if isinstance(error, ValidationError) else error
             raise UserError(f"{self.config} is damaged: {said}") from error
         return options.with_circuits(partial(self._kept, options.circuit.ansatz))
+
+    def write_options(self, options: Config) -> None:
+        """Write ``config.yaml``, whole or not at all."""
+        write_text(self.config, yaml.safe_dump(options.model_dump(mode="json"), sort_keys=False, explicit_end=True))
+
+    def epochs_done(self) -> int:
+        """Whole epochs, by ``metrics.csv``."""
+        try:
+            return max(0, len(self.metrics.read_bytes().splitlines()) - 1)
+        except OSError:
+            return 0
+
+    def summary(self) -> dict[str, Any]:
+        """The run in a few figures, for a list: ``name, path, preset, dataset, model, backend, seed, accuracy, epochs,
+        epochs_done, state, created``; ``accuracy`` on the test split, None without. A damaged run is one ``state``."""
+        found: dict[str, Any] = {"name": self.path.name, "path": str(self.path)}
+        known = "preset dataset model backend seed accuracy epochs epochs_done state created"
+        found.update(dict.fromkeys(known.split()))
+        try:
+            options = self.options()
+            origin = read_json(self.origin) if self.origin.is_file() else {}
+            results = read_json(self.results) if self.results.is_file() else None
+        except UserError as error:
+            return found | {"state": "damaged", "problem": str(error)}
+        done, epochs, test = self.epochs_done(), options.training.epochs, (results or {}).get("test")
+        found |= {"preset": origin.get("preset"), "created": origin.get("created"), "epochs": epochs}
+        found |= {"dataset": options.data.dataset, "model": options.model.kind, "backend": options.backend.name}
+        found |= {"seed": options.training.seed, "epochs_done": done}
+        found["accuracy"] = test.get("accuracy") if isinstance(test, dict) else None
+        whole = results is not None and done >= epochs
+        return found | {"state": "finished" if whole else f"{done} of {epochs} epochs"}
 
     def _kept(self, ansatz: str) -> Any:
         if self._circuits is None or self._circuits.ansatz != ansatz:
@@ -331,6 +381,13 @@ def newest(root: Path = RUNS, having: str = "model.safetensors") -> Path:
     raise UserError(f"run: no run under {root}/ has a {having}; the newest is {skipped[0]}{how}")
 
 
+def under(root: Path) -> list[RunFolder]:
+    """The run folders in a folder and up to three below it, the newest last; itself where it is one."""
+    configs = [file for below in ("", "*/", "*/*/", "*/*/*/") for file in root.glob(f"{below}config.yaml")]
+    found = [file for file in configs if (file.parent / "data.json").is_file()]
+    return [RunFolder(f.parent) for f in sorted(found, key=lambda f: (f.stat().st_mtime_ns, f.parent.name))]
+
+
 def environment() -> dict[str, Any]:
     """What a figure was measured on: versions, processor count, accelerators; no user name, host name or path."""
     import torch
@@ -364,6 +421,13 @@ def _check_name(path: Path, named: str) -> None:
         str(path).encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(f"{named}: {str(path)!a} is not a name in UTF-8; take another name") from error
+
+
+def named(name: str) -> Path:
+    """The folder of a run of this name: ``runs/NAME``."""
+    if name in ("", ".", "..") or name != Path(name).name or name.startswith((".", "-")) or not name.isprintable():
+        raise UserError(f"--name: {name!r} is not a name of a folder; --out takes a path")
+    return RUNS / name
 
 
 def _fresh_name(options: Config) -> Path:

@@ -10,6 +10,7 @@ from qrkt_hw.errors import UserError
 
 # data sets, and the pixels along a side of their images; those of text have none
 SIDES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet": 64, "imdb": 0, "folder": 64}
+OWN = "own"  # a torch dataset that was given in Python
 TEXT_SETS = ("imdb",)
 TWICE = ("wgangp-eps", "nonsaturating-r1")  # losses that differentiate the discriminator twice
 POLICIES = ("color", "translation", "cutout")
@@ -63,6 +64,8 @@ class DataConfig(Section):
     def check_name(self) -> None:
         """Make sure that there is a data set of this name."""
         name, colon, path = self.dataset.partition(":")
+        if name == OWN:
+            raise UserError("--dataset: these data were given in Python; infer there, or name images by their paths")
         if name not in SIDES or bool(colon) != (name == "folder"):
             known = ", ".join("folder:PATH" if name == "folder" else name for name in SIDES)
             raise UserError(f"--dataset: no data set {self.dataset!r}; there are {known}")

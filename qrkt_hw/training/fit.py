@@ -15,13 +15,14 @@ from torch import nn
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
 from qrkt_hw.backends.registry import command
-from qrkt_hw.data import Data, load_data
+from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
-from qrkt_hw.models.weights import load_weights, sha256
+from qrkt_hw.models.transformer import Transformer
+from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -35,6 +36,8 @@ from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_
 # features of a batch of a GAN, amplitudes in one projection of another batch, below which waking a second thread costs
 # more than it brings
 FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
+# tensors that the data of a fine-tuning decide
+OF_DATA = ("backbone.", "tokens.", "decoder.tokens.", "pool.", "head.")
 SAMPLES = 4  # that a training is estimated from
 LONG = 20.0  # seconds after which one sample, with all that is prepared once, has to do
 
@@ -46,8 +49,10 @@ def start(
     after_epoch: AfterEpoch = None,
     data: Data | None = None,
     budget: Budget | None = None,
+    source: RunFolder | None = None,
+    preset: str | None = None,
 ) -> RunFolder:
-    """Train from scratch; returns the run.
+    """Train a new model; returns the run.
 
     Args:
         options, console: of the run, and where its progress is shown.
@@ -55,20 +60,32 @@ def start(
         after_epoch: is called when an epoch is kept.
         data: the options' data set, where it is loaded already.
         budget: limits of QPU time and money on a device.
+        source: a run whose trained weights the model starts from (fine-tuning).
+        preset: the options' preset by name, kept in the run.
 
     Raises:
-        UserError: options that do not fit each other or the data, or a folder that cannot be written. Nothing is left
-            behind then.
+        UserError: options that do not fit each other, the data or the source, or a folder that cannot be written.
+            Nothing is left behind then.
     """
     check_accelerator(options)
-    data = data or load_data(options.data)
+    if source is not None:
+        options.check_source(source.options(), source.path)
+    data = data or load_data(options.data, source.description().get("vocabulary", ()) if source is not None else ())
     backend = backends.make(options.backend, options.training.seed, console)
     budget = Budget.of(backend, budget)
-    source = options.circuits  # of the run that the options come from
-    circuits = source.again() if source is not None else Circuits(options.circuit.ansatz, begun=True)
+    theirs = options.circuits  # of the run that the options come from
+    circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansatz, begun=True)
     options = options.with_circuits(lambda: circuits)
     model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
-    run = RunFolder.create(options, data.describe(), out)
+    origin: dict[str, Any] = {"preset": preset, "from": None}
+    initial = None
+    if source is not None:
+        origin["from"] = adopt(model, options, data, source, console)
+
+        def initial(path: Path) -> None:
+            save_weights(model.state_dict(), path, 0)
+
+    run = RunFolder.create(options, data.describe(), out, origin, initial)
     try:
         with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **_activity(options)):
             return _fit(run, options, data, model, console, backend, after_epoch)
@@ -84,8 +101,15 @@ def resume(
     replan: bool = False,
     budget: Budget | None = None,
     agreed: str | None = None,
+    epochs: int | None = None,
+    data: Data | None = None,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
+
+    Another number of epochs is written into the configuration. The learning rates of the epochs that are left are those
+    of a training of so many; rates that have been used stay what they were. So a longer training of rates that fall is
+    not the training that would have been so long from the start; ``results.json`` says after which epochs the plan
+    changed (``schedule_changed_after``).
 
     Args:
         run, console: the run, and where its progress is shown.
@@ -93,15 +117,26 @@ def resume(
         replan: let go of the plan that is pinned for a device.
         budget: limits of QPU time and money, with what was billed before.
         agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
+        epochs: how many in all, instead of the run's number.
+        data: the run's data set, where it was given in Python.
 
     Raises:
-        UserError: a damaged run, or one on a device that bills without agreement.
+        UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
+            agreement.
     """
     options = run.options()
     if agreed not in (None, options.backend.name):
         raise UserError(f"--backend: {run.path} trains on {options.backend.name!r}, and a resume cannot change that")
+    before = options.training.epochs
+    if epochs is not None:
+        done = run.epochs_done()
+        if epochs < done:
+            raise UserError(f"--epochs: {run.path} has {done} epochs already; name {done} or more, or train a new run")
+        options = options.replace(epochs=epochs)
     check_accelerator(options)
-    data = load_data(options.data, run.description().get("vocabulary", ()))
+    if data is not None:
+        options.check_own(data.describe(), run.description(), run.path)
+    data = data or load_data(options.data, run.description().get("vocabulary", ()))
     backend = backends.make(options.backend, options.training.seed, console)
     if backend.bills and agreed is None:
         raise UserError(
@@ -110,7 +145,44 @@ def resume(
         )
     again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
     with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
-        return _fit(run, options, data, fresh_model(options, data, backend), console, backend)
+        model = fresh_model(options, data, backend)
+        if run.initial.is_file():
+            load_weights(model, run.initial)
+        if options.training.epochs != before:
+            run.write_options(options)
+        return _fit(run, options, data, model, console, backend, planned=before)
+
+
+def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, console: Console) -> dict[str, Any]:
+    """Fill ``model`` with the trained weights of another run; what its data decide (embedding, positions, pool, head)
+    stays fresh where it does not fit, and the head where the classes are others. Returns what ``origin.json`` keeps.
+
+    Raises:
+        UserError: a source without weights, or a model of another kind, circuits or sizes.
+    """
+    theirs, description = source.options(), source.description()
+    if not source.model.is_file():
+        raise UserError(f"--from: {source.path} has no trained model yet")
+    with torch.random.fork_rng(devices=[]):
+        trained = build_model(theirs, DataShape.of(description))
+    weights = sha256(load_weights(trained, source.model, source.weights_sha256()))
+    found, own = trained.state_dict(), model.state_dict()
+    fresh = [name for name, value in own.items() if name not in found or found[name].shape != value.shape]
+    wrong = next((name for name in fresh if not name.startswith(OF_DATA)), None)
+    if wrong is not None:
+        there = f"is {tuple(found[wrong].shape)}" if wrong in found else "is none"
+        raise UserError(
+            f"--from: {wrong} is {tuple(own[wrong].shape)} here, and {there} in {source.path}; keep its sizes"
+        )
+    if options.model.kind != "gan" and description["class_names"] != list(data.class_names):
+        fresh += [name for name in own if name.startswith("head.") and name not in fresh]
+    model.load_state_dict({name: own[name] if name in fresh else found[name] for name in own})
+    new = f"; fresh for these data: {', '.join(fresh)}" if fresh else ""
+    console.print(
+        f"starts from {source.path}: {len(own) - len(fresh)} of {len(own)} tensors{new}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    return {"run": str(source.path), "weights_sha256": weights, "fresh": fresh}
 
 
 def _activity(options: Config) -> dict[str, Any]:
@@ -135,6 +207,10 @@ def fresh_model(options: Config, data: Data, backend: Backend) -> nn.Module:
         raise UserError(f"--dataset: {one}; a classifier needs at least two")
     torch.manual_seed(options.training.seed)
     model = build_model(options, data.shape, backend)
+    if data.backbone is not None:
+        if not isinstance(model, Transformer) or options.model.kind != "vit":
+            raise UserError(f"--model: a backbone goes before images' models (vit), not {options.model.kind}")
+        model.attach(data.backbone, data.input_shape)
     if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
     if isinstance(model, Gan) and not backend.differentiable:
@@ -174,6 +250,7 @@ def _fit(
     console: Console,
     backend: Backend,
     after_epoch: AfterEpoch = None,
+    planned: int = 0,
 ) -> RunFolder:
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path may hold brackets
     with threads(options, data):
@@ -185,6 +262,13 @@ def _fit(
         write_json(run.path / "backend.json", backend.about())
         task = make_task(options, data, model)
         record = resume_from(run, task, backend)
+        record.planned = record.planned or planned
+        done, epochs = len(record.history), options.training.epochs
+        if done and done < epochs and record.planned not in (0, epochs):
+            console.print(
+                f"from epoch {done + 1} on with the learning rates of {epochs} epochs; "
+                f"so far they were those of {record.planned}", **plain,
+            )  # fmt: skip
         try:
             train(task, run, record, backend, console, after_epoch)
         except KeyboardInterrupt:
@@ -212,6 +296,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
         "cpu_seconds": round(record.cpu_seconds, 3),
         "evaluation_seconds": round(time.perf_counter() - started, 3),
         "seed": task.options.training.seed,
+        **({"schedule_changed_after": record.rescheduled} if record.rescheduled else {}),
         "backend": backend.name,
         # what it counted, where torch cannot see through it
         "backend_details": backend.about() | ({} if backend.differentiable else asdict(backend.counters)),

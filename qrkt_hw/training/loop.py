@@ -87,6 +87,8 @@ class Record:
         history: a row of ``metrics.csv`` for each epoch.
         best, best_epoch: score and number of the epoch whose weights are kept.
         train_seconds, cpu_seconds: by the clock and of the CPU, without what is written after an epoch.
+        planned: epochs that the learning rates were planned for.
+        rescheduled: numbers of the epochs after which that number changed.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -94,6 +96,8 @@ class Record:
     best_epoch: int = 0
     train_seconds: float = 0.0
     cpu_seconds: float = 0.0
+    planned: int = 0
+    rescheduled: list[int] = field(default_factory=list)
 
 
 class Task(ABC):
@@ -195,6 +199,10 @@ def train(
     The backend's counters and random numbers go into the checkpoints; ``after_epoch`` is called when one is written.
     """
     epochs, batches, done = task.options.training.epochs, task.batches, len(record.history)
+    if done < epochs:
+        if done and record.planned not in (0, epochs):
+            record.rescheduled.append(done)
+        record.planned = epochs
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
     with ExitStack() as ending:
         ending.callback(logger.finalize, "ended")  # also of a trial that is pruned: it writes what is not on disk yet
@@ -291,7 +299,9 @@ def _layout(state: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype
 def _record(kept: dict[str, Any]) -> Record:
     area, loss = map(float, kept["best"])
     seconds = float(kept["train_seconds"]), float(kept["cpu_seconds"])
-    record = Record(list(kept["history"]), (area, loss), int(kept["best_epoch"]), *seconds)
+    # the first releases kept no plan: it could not change
+    plan = int(kept.get("planned", 0)), [int(epoch) for epoch in kept.get("rescheduled", ())]
+    record = Record(list(kept["history"]), (area, loss), int(kept["best_epoch"]), *seconds, *plan)
     numbers = [row["epoch"] for row in record.history]
     if not numbers or numbers != list(range(1, len(numbers) + 1)) or {type(n) for n in numbers} != {int}:
         raise ValueError("its epochs are not those of a training")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,31 @@ def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path
     # what was whole is not done again
     assert len([line for line in resumed.stderr.splitlines() if line.startswith("epoch ")]) == 3 - kept
     assert not list((tmp_path / "run").glob(".*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory):
+    """A run of three epochs, and what becomes of it when it goes on to five without interruption."""
+    folder = tmp_path_factory.mktemp("longer")
+    assert here(*TRAIN, "--out", "three", cwd=folder).returncode == 0
+    shutil.copytree(folder / "three", folder / "five")
+    assert here("train", "--resume", "five", "--epochs", "5", cwd=folder).returncode == 0
+    return folder / "three", folder / "five"
+
+
+@pytest.mark.parametrize("moment", [pytest.param("first-step", marks=pytest.mark.slow), "metrics-written-first-epoch",
+                                    pytest.param("checkpoint-half-written", marks=pytest.mark.slow)])  # fmt: skip
+def test_a_longer_training_that_is_killed_equals_one_that_is_not(moment, longer, tmp_path):
+    shutil.copytree(longer[0], tmp_path / "run")
+    killed = subprocess.run(
+        [sys.executable, str(KILLER), moment, "train", "--resume", "run", "--epochs", "5"],
+        cwd=tmp_path, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert trained(tmp_path / "run") == trained(longer[1])
+    kept = [json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", longer[1])]
+    assert kept[0]["schedule_changed_after"] == kept[1]["schedule_changed_after"] == [3]
 
 
 def whole_epochs(folder: Path) -> int:

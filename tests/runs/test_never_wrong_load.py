@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import qrkt_hw
 from qrkt_hw.data import load_data, mnist
-from qrkt_hw.errors import RunWarning
+from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt
 
@@ -84,9 +84,9 @@ def test_every_form_of_an_image_gives_the_same(good):
         (np.zeros((8, 8), np.int64), TypeError, "int64"),
         (np.zeros((8, 8), bool), TypeError, "bool"),
         ([], ValueError, "empty"),
-        ("a.png", TypeError, "str"),
+        ("a.png", UserError, "no file a.png"),
         (Image.new("F", (8, 8)), TypeError, "mode F"),
-        (Image.new("L", (9, 9)), ValueError, "9, 9"),
+        (Image.new("L", (9, 9)), UserError, "no digit"),
     ],
 )  # fmt: skip
 def test_what_is_no_image_of_this_model_is_refused(raw, error, word, good):

@@ -1,0 +1,37 @@
+"""``qrkt-hw runs``."""
+
+from pathlib import Path
+
+import click
+
+from qrkt_hw.commands import interface as cli
+from qrkt_hw.errors import UserError
+
+
+@click.command(cls=cli.Command)
+@click.argument("folders", nargs=-1, type=cli.PATH, metavar="[FOLDER]...")
+@click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
+def runs(folders: tuple[Path, ...], as_json: bool) -> None:
+    """List the runs in FOLDERs (runs/ without) and below, the newest last: name, preset, seed, test accuracy, state."""
+    from qrkt_hw.runs.atomic import to_json
+    from qrkt_hw.runs.folder import RUNS, under
+
+    missing = next((folder for folder in folders if not folder.is_dir()), None)
+    if missing is not None:
+        raise UserError(f"runs: no folder {missing}")
+    found = []
+    for root in folders or (RUNS,):
+        for run in under(root):
+            inside = root != run.path and root in run.path.parents
+            found.append(run.summary() | {"name": str(run.path.relative_to(root)) if inside else str(run.path)})
+    if as_json:
+        cli.echo(to_json(found))
+        return
+    if not found:
+        cli.echo(f"no run under {folders[0] if folders else RUNS}/; train one: qrkt-hw train")
+        return
+    cli.table(("name", "preset", "seed", "accuracy", "state"), (
+        (one["name"], one["preset"] or "-", "-" if one["seed"] is None else str(one["seed"]),
+         f"{one['accuracy']:.4f}" if isinstance(one["accuracy"], float) else "-", one["state"])
+        for one in found
+    ), right=("seed", "accuracy"))  # fmt: skip

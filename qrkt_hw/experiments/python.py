@@ -1,0 +1,280 @@
+"""Training and runs from Python: ``qrkt_hw.train(...)`` and :class:`Run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from qrkt_hw import backends
+from qrkt_hw.backends import Backend, Budget
+from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.data import Data
+from qrkt_hw.data.images import labels_of, own
+from qrkt_hw.errors import UserError, flag, speaking_python
+from qrkt_hw.experiments import presets
+from qrkt_hw.experiments.comparison import read_history
+from qrkt_hw.experiments.inference import Inputs, classify, infer_split, read_paths, read_split
+from qrkt_hw.experiments.loading import load
+from qrkt_hw.runs import RunFolder, newest
+from qrkt_hw.runs.config import Config, flattened, problem, unused
+from qrkt_hw.runs.folder import named, read_json
+from qrkt_hw.runs.sections import OWN
+from qrkt_hw.training import fit
+
+AfterEpoch = Callable[[int, dict[str, float]], None]
+
+
+class Run:
+    """A run folder in Python.
+
+    Args:
+        run: its folder or name; None takes the newest under ``runs/``.
+        trust: import the Python file that an old run without kept circuits names as its ansatz.
+        backbone: the module that the run was trained with, where there was one.
+    """
+
+    def __init__(
+        self, run: str | Path | RunFolder | None = None, *, trust: bool = False, backbone: nn.Module | None = None
+    ) -> None:
+        with speaking_python():
+            found = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run else newest(), trust)
+        self.folder, self.path, self.backbone = found, found.path, backbone
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def config(self) -> Config:
+        """All options."""
+        return self.folder.options()
+
+    @property
+    def state(self) -> str:
+        """``finished``, or how many of its epochs are trained."""
+        return str(self.folder.summary()["state"])
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """One flat row of figures, ``test.accuracy`` and so on, with ``run`` and the options that were not defaults:
+        ``pandas.DataFrame([run.results for run in runs])`` is a table of runs."""
+        with speaking_python():
+            if not self.folder.results.is_file():
+                raise UserError(f"run: {self.path} is not finished; resume with: qrkt-hw train --resume {self.path}")
+            options, plain = self.config.flat(mode="json"), Config().flat(mode="json")
+            chosen = {f"config.{key}": value for key, value in options.items() if plain.get(key) != value}
+            return {"run": str(self.path), **_flat(read_json(self.folder.results)), **chosen}
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The rows of ``metrics.csv``, one for each epoch."""
+        return read_history(self.folder)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained model on the exact simulator, as :func:`qrkt_hw.load` gives it."""
+        return self.load()
+
+    def load(self, backend: str | Backend = "exact") -> nn.Module:
+        """The trained model on a backend."""
+        with speaking_python():
+            return load(self.folder, backend, backbone=self.backbone)
+
+    def infer(
+        self,
+        inputs: Any = None,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        data_dir: Path | None = None,
+        backend: str | Backend = "exact",
+        **device: Any,
+    ) -> dict[str, Any]:
+        """Metrics on a split or a dataset, or classes and probabilities of inputs; the record is kept in the run.
+
+        Args:
+            inputs: a torch dataset of ``(raw input, label)`` gives metrics; image files, folders, raw images or texts
+                (one or a list) give classes; None takes ``split``.
+            split: ``test`` or ``validation``, of the data set that the run was trained on.
+            limit: only the first samples of the split.
+            data_dir: folder of the data set; default: the run's.
+            backend: where the circuits run, by name or as an object.
+            device: keys of the backend, such as ``shots`` or ``mitigation``.
+
+        Raises:
+            UserError: what cannot be read, or a device that bills: ``qrkt-hw infer`` plans, limits and journals.
+        """
+        with speaking_python():
+            place = self._backend(backend, device)
+            model = load(self.folder, place, backbone=self.backbone)
+            if inputs is None:
+                return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place)
+            if isinstance(inputs, Dataset):
+                part = _Raw(inputs, labels_of(inputs, "inputs"), model)
+                return infer_split(self.folder, model, "dataset", part, place)
+            return classify(self.folder, model, self._inputs(model, inputs), place)
+
+    def _inputs(self, model: Any, inputs: Any) -> Inputs:
+        texts = self.config.model.kind == "text"
+        several = list(inputs) if isinstance(inputs, (list, tuple)) else [inputs]
+        if several and all(isinstance(one, Path) or (isinstance(one, str) and not texts) for one in several):
+            return read_paths(self.folder, [Path(one) for one in several])
+        samples = model.preprocess(inputs)
+        names = several if texts else [str(k) for k in range(len(samples))]
+        return Inputs("texts" if texts else "images", samples, names, [[] for _ in names])
+
+    def _backend(self, backend: str | Backend, device: dict[str, Any]) -> Backend:
+        if isinstance(backend, Backend):
+            return backend
+        if backend == "exact" and not device:
+            return ExactBackend("exact")
+        found = backends.make(_config({"backend": backend}, device).backend, self.config.training.seed, QUIET)
+        if found.bills:
+            how = f"qrkt-hw infer {self.path} --backend {backend}"
+            raise UserError(f"backend: {backend!r} bills its time; plan, limit and journal it by {how}")
+        return found
+
+
+class _Raw(Dataset[Any]):
+    """Batches of a user's dataset of raw inputs, as a model reads them."""
+
+    def __init__(self, dataset: Any, labels: Any, model: Any) -> None:
+        self.dataset, self.labels, self.read = dataset, labels, model.preprocess
+        highest = int(labels.max())
+        if highest >= len(model.class_names):
+            raise UserError(f"inputs: label {highest} found; the model has {len(model.class_names)} classes")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, places: list[int]) -> tuple[Tensor, Tensor]:
+        return self.read([self.dataset[k][0] for k in places]), torch.from_numpy(self.labels[places])
+
+
+QUIET = Console(quiet=True)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
+
+
+def _config(base: Mapping[str, Any], keys: Mapping[str, Any]) -> Config:
+    try:
+        config = Config(**{**flattened(dict(base)), **flattened(dict(keys))})
+    except ValidationError as error:
+        key, text = problem(error)
+        raise UserError(text if text.startswith("--") else f"{flag(key)}: {text}" if key else text) from error
+    except ValueError as error:
+        raise UserError(f"config: {error}") from error
+    reason = unused(config, flattened(dict(keys)))
+    if reason is not None:
+        raise UserError(reason)
+    return config
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | None = None,
+    *,
+    train: Dataset[Any] | None = None,
+    validation: Dataset[Any] | None = None,
+    test: Dataset[Any] | None = None,
+    class_names: Sequence[str] | None = None,
+    backbone: nn.Module | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    start_from: str | Path | Run | None = None,
+    resume: str | Path | Run | None = None,
+    budget: Budget | None = None,
+    progress: bool = False,
+    after_epoch: AfterEpoch | None = None,
+    **keys: Any,
+) -> Run:
+    """Train a model and return its run, as ``qrkt-hw train`` does. No file is read but what the arguments name.
+
+    Args:
+        config: options: a :class:`~qrkt_hw.runs.config.Config`, a dict (flat or nested), or the name of a preset.
+        train, validation, test: map-style torch datasets of ``(input, label)`` instead of a data set by its name: float
+            tensors as they are, uint8 ones normalised by the training part. Without ``test`` a tenth of ``train``
+            becomes it, without ``validation`` a tenth of the rest.
+        class_names: of their labels; default: ``train.classes``, or numbers.
+        backbone: a module between inputs and transformer, trained with it (set ``requires_grad`` to False to freeze
+            it): its features are ``(batch, channels, side, side)``, ``(batch, tokens, channels)`` with a square number
+            of tokens, or ``(batch, channels)``. A copy is trained. ``patch`` is 1 unless given.
+        out, name: the run's folder, or its name under ``runs/``.
+        start_from: a run whose options and weights this one starts from (fine-tuning).
+        resume: a run to go on with; only ``epochs`` may be given beside it, and what was given in Python before.
+        budget: limits of QPU time and money on a device.
+        progress: show progress on standard error.
+        after_epoch: is called with number and metrics of every epoch that is kept.
+        keys: options by their names, over ``config``: ``train(dataset="mnist", epochs=3)``.
+
+    Raises:
+        UserError: one sentence on the argument that is wrong.
+    """
+    console = Console(stderr=True, quiet=not progress)
+    with speaking_python():
+        if resume is not None:
+            return _resume(resume, keys, console, budget, train, validation, test, class_names, backbone)
+        source = None
+        if start_from is not None:
+            source = start_from.folder if isinstance(start_from, Run) else RunFolder.open(Path(start_from))
+        base: Mapping[str, Any] = {} if source is None else source.options().flat()
+        if isinstance(config, str):
+            base = {**base, **flattened(presets.load(config))}
+        elif isinstance(config, Config):
+            base = config.flat()
+        elif config is not None:
+            keys = {**flattened(dict(config)), **keys}
+        if name is not None and out is not None:
+            raise UserError("name: out names the folder already; leave one of them out")
+        data = None
+        if train is not None:
+            given = {"patch": 1} if backbone is not None and "patch" not in {**base, **keys} else {}
+            base, keys = {**base, **given}, {key: value for key, value in keys.items() if key != "dataset"}
+            options = _config({**base, "dataset": OWN}, keys)
+            data = _own(options, train, validation, test, class_names, backbone)
+        else:
+            for what, value in {"validation": validation, "test": test, "backbone": backbone}.items():
+                if value is not None:
+                    raise UserError(f"{what}: it goes with train, a torch dataset")
+            options = _config(base, keys)
+        if source is not None:
+            theirs = source.options()
+            options = options.with_circuits(lambda: theirs.circuits)
+        elif isinstance(config, Config):
+            options = options.with_circuits(config._circuits)
+        place = named(name) if name is not None else Path(out) if out is not None else None
+        preset = config if isinstance(config, str) else None
+        run = fit.start(options, place, console, after_epoch, data, budget, source, preset)
+        return Run(run, backbone=backbone)
+
+
+def _own(options: Config, *parts: Any) -> Data:
+    if options.model.kind != "vit":
+        raise UserError(f"--model: torch datasets of tensors train a vit, not {options.model.kind}")
+    return own(options.data, *parts)
+
+
+def _resume(
+    resume: str | Path | Run, keys: dict[str, Any], console: Console, budget: Budget | None, *parts: Any
+) -> Run:
+    folder = resume.folder if isinstance(resume, Run) else RunFolder.open(Path(resume))
+    epochs, agreed = keys.pop("epochs", None), keys.pop("backend", None)
+    if keys:
+        raise UserError(f"--resume uses the run's own options; leave out {flag(next(iter(keys)))}")
+    options = folder.options()
+    if options.data.dataset == OWN and parts[0] is None:
+        raise UserError(f"train: {folder.path} was trained on a torch dataset; give it again")
+    data = _own(options, *parts) if parts[0] is not None else None
+    fit.resume(folder, console, budget=budget, agreed=agreed, epochs=epochs, data=data)
+    return Run(folder, backbone=parts[-1])
