@@ -93,10 +93,13 @@ def test_an_interrupt_is_one_word():
         [sys.executable, "-m", "qrkt_hw", "circuits", "analyze", "qrkt", "--qubits", "8", "--samples", "100000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(3)
+    maps, until = Path(f"/proc/{started.pid}/maps"), time.monotonic() + 15
+    while time.monotonic() < until and not (maps.exists() and "_kernels" in maps.read_text()):
+        time.sleep(0.1)  # until it computes: what imports other packages may swallow the interrupt
     started.send_signal(signal.SIGINT)
     _, said = started.communicate(timeout=60)
-    assert started.returncode == 130 and said == "qrkt-hw: stopped\n"
+    # a shell calls both 130; the second is Python's where the interrupt has passed code that was run from C
+    assert started.returncode in (130, -signal.SIGINT) and said == "qrkt-hw: stopped\n"
 
 
 RAISED = {
