@@ -74,6 +74,7 @@ def test_a_vqc_takes_twenty_times_fewer_executions_with_the_same_values():
     assert sampler.saved() >= 20
 
 
+@pytest.mark.slow
 def test_a_classifier_with_four_observables_takes_seventy_five_times_fewer_executions():
     features, labels = iris()
     circuit, found = zz_feature_map(4, reps=1).compose(real_amplitudes(4, reps=3)), []
@@ -152,11 +153,12 @@ def branching():
     return circuit
 
 
-def test_on_fifty_random_lists_what_was_estimated_is_what_the_device_was_asked_to_run():
+@pytest.mark.parametrize("lists", [12, pytest.param(50, marks=pytest.mark.slow)])
+def test_on_random_lists_what_was_estimated_is_what_the_device_was_asked_to_run(lists):
     rng, device = np.random.default_rng(8), Recorder()
     sampler, estimator = PackedSampler(device, shots=64), PackedEstimator(device, precision=0.1)
     circuits = [zz_feature_map(2), real_amplitudes(3, reps=1), zz_feature_map(3, entanglement="linear"), branching()]
-    for _ in range(50):
+    for _ in range(lists):
         chosen = [circuits[k] for k in rng.integers(4, size=rng.integers(1, 4))]
         shapes = [tuple(rng.integers(1, 8, rng.integers(1, 3))) for _ in chosen]
         values = [rng.choice([-0.5, 0.1, 0.7], (*s, c.num_parameters)) for s, c in zip(shapes, chosen, strict=True)]

@@ -79,8 +79,8 @@ def longer(tmp_path_factory):
     return folder / "three", folder / "five"
 
 
-@pytest.mark.parametrize("moment", [pytest.param("first-step", marks=pytest.mark.slow), "metrics-written-first-epoch",
-                                    pytest.param("checkpoint-half-written", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["first-step", "metrics-written-first-epoch", "checkpoint-half-written"])
 def test_a_longer_training_that_is_killed_equals_one_that_is_not(moment, longer, tmp_path):
     shutil.copytree(longer[0], tmp_path / "run")
     killed = subprocess.run(
