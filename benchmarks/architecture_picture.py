@@ -25,6 +25,7 @@ HOLDS = {
     "data": "data sets as tensors and batches",
     "plots": "pictures",
     "runs": "config, run folder, kept circuits",
+    "primitives": "PackedSampler, PackedEstimator",
     "backends": "exact, Aer; devices: pack, submit, decode",
     "simulator": "Pauli propagation, statevector, noise; kernels",
     "circuits": "one short file per ansatz; the registry",
