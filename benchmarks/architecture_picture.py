@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).parents[1]
 HOLDS = {
     "commands": "one file per command; processes' settings",
-    "experiments": "infer, generate, evaluate, compare, baselines, tune",
+    "experiments": "infer, compare, baselines, tune, export",
     "training": "one loop, two tasks: classifier and GAN",
     "resources": "the report: qubits, depth, shots, seconds, price",
     "models": "transformer, GAN; built from a config",
