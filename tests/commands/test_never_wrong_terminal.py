@@ -92,6 +92,7 @@ def test_an_interrupt_is_one_word():
     started = subprocess.Popen(
         [sys.executable, "-m", "qrkt_hw", "circuits", "analyze", "qrkt", "--qubits", "8", "--samples", "40000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background programs ignore it
     )  # fmt: skip
     maps, until = Path(f"/proc/{started.pid}/maps"), time.monotonic() + 15
     while time.monotonic() < until and not (maps.exists() and "_kernels" in maps.read_text()):
