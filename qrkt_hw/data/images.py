@@ -37,6 +37,9 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
         name: what to call it in an error.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
+
+    Raises UserError: no image, a damaged one, one with pixels that are not 8 or 16 bits, or a file that cannot be
+    read.
     """
     try:
         with warnings.catch_warnings():
@@ -137,6 +140,8 @@ def in_memory(options: DataConfig, names: Sequence[str], train: Part, test: Part
 def read_image(path: Path, description: dict[str, Any]) -> Tensor:
     """One image file as a normalised tensor ``(channels, size, size)``, after a run's ``data.json``: its channels,
     image_size, mean and std; with ``resized`` a file of any size is taken.
+
+    Raises UserError: no such file, not an image, or another size than the model's.
     """
     size, name = description["image_size"], f"--image: {path}"
     try:

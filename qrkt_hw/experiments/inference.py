@@ -65,6 +65,8 @@ def infer_split(
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
         :func:`on_backend` reports.
+
+    Raises UserError: ablations on a device that bills, or logits that are not finite.
     """
     if ablate and backend.bills:
         raise UserError(
@@ -93,7 +95,7 @@ def infer_split(
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model."""
+    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
     return torch.stack([read_image(path, run.description()) for path in paths])
 
 
@@ -117,6 +119,8 @@ def classify(
     Returns:
         Under ``kind`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name; ``count``,
         ``backend``, ``seconds``.
+
+    Raises UserError: logits that are not finite.
     """
     if backend.bills:
         run.check_inference()
