@@ -109,9 +109,7 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any]) -> Confi
 
 
 def check_early(config: Config) -> None:
-    """Refuse what can be refused before torch takes its seconds to load.
-
-    Raises UserError: no such data set, ansatz or backend, or sizes that do not fit each other."""
+    """Refuse what can be refused before torch takes its seconds to load."""
     data, model, circuit, backend = config.data, config.model, config.circuit, config.backend
     data.check_name()
     if model.kind != "gan":

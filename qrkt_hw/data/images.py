@@ -38,8 +38,7 @@ def decoded(source: Path | bytes, name: str, channels: int, size: int | None, sc
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
 
-    Raises UserError: no image, a damaged one, one with pixels that are not 8 or 16 bits, or a file that cannot be
-    read.
+    Raises UserError: no image, a damaged or unreadable one, or pixels that are not of 8 or 16 bits.
     """
     try:
         with warnings.catch_warnings():

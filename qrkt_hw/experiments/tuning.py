@@ -75,9 +75,7 @@ def parse(text: str) -> Dimension:
 
 
 def check_space(options: Config, dimensions: Sequence[Dimension]) -> None:
-    """Make sure that every searched value is allowed and that no searched option is without effect throughout.
-
-    Raises UserError: such an option."""
+    """Make sure that every searched value is allowed and that no searched option is without effect throughout."""
     ends = {d.key: d.choices or (d.low, d.high) for d in dimensions}
     for key, values in ends.items():
         for value in values:

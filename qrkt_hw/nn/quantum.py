@@ -240,6 +240,7 @@ class QuantumLayer(TorchConnector):
     @backend.setter
     def backend(self, backend: str | Backend) -> None:
         self.network.backend = _resolved(backend)
+        self._expectations = {}
 
     @property
     def method(self) -> str:
