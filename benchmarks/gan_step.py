@@ -68,7 +68,7 @@ def main() -> None:
     print(f"{given.preset}, batch {given.batch}, {given.threads} threads, median of {given.steps} steps")
     for name in steps:
         w, b = statistics.median(wall[name]), statistics.median(busy[name])
-        print(f"{name:16}{w * 1e3:9.0f} ms wall {b * 1e3:9.0f} ms processor")
+        print(f"{name:18}{w * 1e3:9.0f} ms wall {b * 1e3:9.0f} ms CPU")
     ratio = [statistics.median(t["quantum"]) / statistics.median(t["classical baseline"]) for t in (wall, busy)]
     print(f"quantum : baseline: {ratio[0]:.2f} (wall), {ratio[1]:.2f} (CPU)")
 

@@ -18,7 +18,7 @@ from qrkt_hw.experiments import presets
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs.config import Config
 
-# preset: shape of its data, and what makes it its parameter-matched baseline (of digits and thesis: size-matched)
+# preset: shape of its data, and the sizes of its parameter-matched baseline in docs/results.md (none: size-matched)
 MODELS = {
     "digits": (DataShape(1, 8, 10), {}),
     "best-mnist": (DataShape(1, 28, 10), {"hidden": 12, "heads": 4, "mlp": 18}),

@@ -31,7 +31,7 @@ def main() -> None:
         child(arguments.child)
         return
     runs = [launch(arguments.threads) for _ in range(arguments.repeats + 1)][1:]
-    print(f"{'until':<22}{'seconds':>9}{'of which here':>15}{'processor':>11}")
+    print(f"{'until':<22}{'seconds':>9}{'of which here':>15}{'CPU':>11}")
     before = 0.0
     for stage in STAGES:
         seconds, processor = (statistics.median(run[stage][k] for run in runs) for k in (0, 1))

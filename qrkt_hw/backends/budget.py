@@ -12,7 +12,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qrkt_hw.backends.entries import config_file
+from qrkt_hw.backends.entries import UniqueKeyLoader, config_file
 from qrkt_hw.errors import UserError, sentence
 
 PLAN = "payg"  # whose price counts for limits of money
@@ -66,13 +66,14 @@ def prices() -> Prices:
     shipped = resources.files("qrkt_hw.backends").joinpath("prices.yaml")
     file, name = (own, str(own)) if own.is_file() else (shipped, "prices.yaml")
     try:
-        return Prices.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        return Prices.model_validate(yaml.load(file.read_text(encoding="utf-8"), UniqueKeyLoader))  # a SafeLoader
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{name}: {sentence(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # also what is no text, or nested too deeply
-        raise UserError(f"{name} is not YAML") from error
+        why = getattr(error, "problem", None)
+        raise UserError(f"{name} is not YAML{f': {why}' if why else ''}") from error
 
 
 class Budget:
@@ -84,7 +85,7 @@ class Budget:
         self.qpu_seconds, self.usd, self.where = qpu_seconds, usd, where
         for name, limit in ((where, qpu_seconds), ("--max-cost", usd)):
             if limit is not None and not limit >= 0:
-                raise UserError(f"{name}: {limit:g} is no limit; give a number above 0")
+                raise UserError(f"{name}: {limit:g} is no limit; give a number of at least 0")
         self.billed = 0.0
         price = None if usd is None else prices().plans[PLAN].usd_per_second
         by_cost = usd / price if usd is not None and price else None  # a price of 0 is no limit

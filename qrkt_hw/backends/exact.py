@@ -48,8 +48,9 @@ class ExactBackend(LocalBackend):
         return {**super().about(), "device": self._device()}
 
     def _device(self) -> str:
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return found if self.device == "auto" else self.device
+        if self.device != "auto":
+            return self.device  # without a question to a driver
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = simulator(call.template, torch.complex128)

@@ -129,7 +129,7 @@ def analyze(
 
 
 def numbers(flag: str, text: str) -> list[int]:
-    """``2,4-6`` as 2, 4, 5, 6."""
+    """``2,4-6`` as 2, 4, 5, 6. Raises UserError: not such a list."""
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.strip().partition("-")

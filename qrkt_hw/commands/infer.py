@@ -195,7 +195,7 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
         ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),
         (f"exact, same {kind}", f"{record['exact_accuracy']:.4f}   {_interval(record['exact_interval'])}"),
         ("agreement", f"{record['agreement']:.4f}   {_interval(record['agreement_interval'])}"),
-        ("correct there only", f"{here}, exactly only {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
+        ("correct only there", f"{here}, only on exact {exact}: p = {record['p_value']:.2g} (exact McNemar test)"),
         ("sampling", shots),
         ("circuit batches", str(record["rounds"])),
         ("used", f"{record['circuits']:,} circuits, {record['executions']:,} executions"),

@@ -81,7 +81,9 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: RunFolder | None = None) -> Config:
-    """Defaults, then the preset or the options of a run, then the file, then the flags."""
+    """Defaults, then the preset or the options of a run, then the file, then the flags.
+
+    Raises UserError: unknown preset, unreadable file, unknown key, wrong type or value: names where it stood."""
     from qrkt_hw.experiments import presets
 
     shipped = {} if preset is None else flattened(presets.load(preset))
@@ -145,7 +147,9 @@ def check_early(config: Config) -> None:
 
 
 def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:
-    """The backend of the flags of a command on a run."""
+    """The backend of the flags of a command on a run.
+
+    Raises UserError: a wrong value, or a flag that would change nothing for the model or the data of the run."""
     backend = backend_options(flags)
     reason = unused(folder.options().replace(**given(flags)), given(flags))
     if reason is not None:
@@ -154,7 +158,7 @@ def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:
 
 
 def backend_options(flags: dict[str, Any]) -> BackendConfig:
-    """The backend of the flags of a command that takes no preset."""
+    """The backend of the flags of a command that takes no preset. Raises UserError: a wrong value."""
     try:
         return Config(**given(flags)).backend
     except ValidationError as error:

@@ -45,6 +45,8 @@ def decoded(
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
         upright: turn a photograph as its camera was held.
+
+    Raises UserError: no image, a damaged or unreadable one, or pixels that are not of 8 or 16 bits.
     """
     try:
         with warnings.catch_warnings():
@@ -148,6 +150,8 @@ def read_image(path: Path, description: dict[str, Any], done: list[str] | None =
     """One image file as a normalised tensor ``(channels, size, size)``, after a run's ``data.json``: its channels,
     image_size, mean and std. With ``done`` a file of any size is taken, as :func:`converted`; else only with
     ``resized``.
+
+    Raises UserError: no such file, not an image, or another size than the model's.
     """
     _check_files(description)
     size, name = description["image_size"], f"--image: {path}" if done is None else str(path)

@@ -44,6 +44,8 @@ def train_baselines(
 
     Returns:
         The compared runs as groups, and the record written to ``baselines.json``.
+
+    Raises UserError: the run has no circuits, or ``out`` belongs to other options.
     """
     options = run.options()
     if not options.has_circuits:

@@ -84,6 +84,8 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
     Args:
         runs: finished runs.
         labels: names of the runs, instead of the options they differ in; runs of the same name are averaged.
+
+    Raises UserError: a run without results, damaged, or named twice.
     """
     paths = [run.path.resolve() for run in runs]
     if len(set(paths)) < len(paths):
@@ -117,7 +119,9 @@ def grouped(runs: Sequence[RunFolder], labels: Sequence[str] | None = None) -> l
 
 
 def evaluations(run: RunFolder) -> dict[str, float]:
-    """The newest figures of a GAN under each protocol: ``fid [digest]`` and so on; protocols never share a column."""
+    """The newest figures of a GAN under each protocol: ``fid [digest]`` and so on; protocols never share a column.
+
+    Raises UserError: a damaged record."""
     found: dict[str, float] = {}
     for path in sorted((run.path / "evaluation").glob("*.json")):
         record = read_json(path)
@@ -130,7 +134,7 @@ def evaluations(run: RunFolder) -> dict[str, float]:
 
 
 def read_history(run: RunFolder) -> list[dict[str, float]]:
-    """The rows of ``metrics.csv``."""
+    """The rows of ``metrics.csv``. Raises UserError: missing or damaged."""
     if not run.metrics.is_file():
         raise UserError(f"{run.metrics} is missing")
     try:
@@ -166,7 +170,9 @@ def comma_separated(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str
 
 
 def write_comparison(groups: Sequence[Group], folder: Path) -> list[Path]:
-    """``table.md``, ``table.csv`` (plain numbers: mean and deviation) and the figures; returns the files."""
+    """``table.md``, ``table.csv`` (plain numbers: mean and deviation) and the figures; returns the files.
+
+    Raises UserError: the folder cannot be written."""
     names = [name for column in groups[0].values for name in (column, f"{column}_std")]
     plain: list[list[Any]] = [
         [group.label, len(group.runs)]

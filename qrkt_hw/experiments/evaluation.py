@@ -63,6 +63,8 @@ def evaluate(
         classifier: file of the reference classifier; None takes the data set's own.
         reference_scores: also measure the real test images, and Gaussian images of the data's mean and covariance.
         data_dir: folder with the data set's files; None takes the run's.
+
+    Raises UserError: no GAN, weights that are none, or a folder that cannot be written.
     """
     model = gan_of(run)
     folder = run.path / "evaluation"
@@ -234,6 +236,8 @@ def reference_classifier(
         The classifier in evaluation mode, and of it: ``sha256`` of its file; ``quality``: ``test_accuracy`` and
         ``confident_of_test``, ``_gaussian``, ``_covariance`` and ``_shuffled``, the share of such images of which its
         confidence is above 0.8.
+
+    Raises UserError: the file is no classifier of such images, or cannot be read or written.
     """
     shape, flag, place = data.shape, "--reference-classifier", file
     if place is None:

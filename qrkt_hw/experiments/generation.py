@@ -18,7 +18,7 @@ BATCH = 250
 
 
 def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
-    """The GAN of a run."""
+    """The GAN of a run. Raises UserError: the run is a classifier, or has no weights yet."""
     if run.options().model.kind != "gan":
         raise UserError(f"run: {run.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
     model = restored(run, backend)
@@ -41,7 +41,9 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
 
 @torch.no_grad()
 def draw(model: Gan, points: Tensor) -> Tensor:
-    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them."""
+    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them.
+
+    Raises UserError: values that are not finite."""
     images = torch.cat([model(part) for part in points.split(BATCH)]).float().clamp(-1, 1)
     if not images.isfinite().all():
         raise UserError("run: the generator draws no finite pixels; its weights are damaged, or its training diverged")
@@ -49,7 +51,7 @@ def draw(model: Gan, points: Tensor) -> Tensor:
 
 
 def save_images(images: Tensor, folder: Path) -> None:
-    """One PNG for each image, ``00000.png`` and so on."""
+    """One PNG for each image, ``00000.png`` and so on. Raises UserError: the folder cannot be written."""
     temporary = folder / f".{os.getpid()}.tmp"  # a picture is whole or not there, whenever the process ends
     try:
         folder.mkdir(parents=True, exist_ok=True)

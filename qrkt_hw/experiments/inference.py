@@ -66,6 +66,8 @@ def infer_split(
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
         with ablations ``ablations``: name to metrics. Elsewhere than on the exact simulator also what
         :func:`on_backend` reports.
+
+    Raises UserError: ablations on a device that bills, or logits that are not finite.
     """
     if ablate and backend.bills:
         raise UserError(
@@ -94,7 +96,7 @@ def infer_split(
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model."""
+    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
     return torch.stack([read_image(path, run.description()) for path in paths])
 
 
@@ -169,6 +171,8 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
     Returns:
         Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
         ``converted`` where it was; ``count``, ``backend``, ``seconds``.
+
+    Raises UserError: logits that are not finite.
     """
     if backend.bills:
         run.check_inference()

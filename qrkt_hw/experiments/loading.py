@@ -154,7 +154,7 @@ class Reader:
             raise TypeError(f"images are arrays, tensors or PIL images, not {type(raw).__name__}")
         pixels = self._four(torch.as_tensor(raw))
         if pixels.dtype == torch.uint8 and self.dataset == "digits" and pixels.numel() and pixels.max() <= DIGITS:
-            pixels = pixels.float()  # scikit-learn's digits as whole numbers; of 255 they would be all but black
+            pixels = pixels.float() / DIGITS  # scikit-learn's whole numbers; of 255 they would be all but black
         if pixels.dtype == torch.uint8:
             return normalised(pixels, self.statistics)
         if self.as_given and pixels.is_floating_point():

@@ -50,7 +50,9 @@ class Dimension:
 
 
 def parse(text: str) -> Dimension:
-    """``key=a,b,c``, ``key=low:high`` or ``key=log:low:high``."""
+    """``key=a,b,c``, ``key=low:high`` or ``key=log:low:high``.
+
+    Raises UserError: another form, an option that does not exist, or a value it does not take."""
     key, equals, given = text.partition("=")
     (key,) = flattened({key.strip().removeprefix("--").replace("-", "_"): None})  # today's name of an old one
     if not equals or not given:
@@ -117,7 +119,9 @@ def _sampler(name: str, dimensions: Sequence[Dimension], seed: int) -> optuna.sa
 def open_study(
     name: str, storage: str, dimensions: Sequence[Dimension], sampler: str, prune: bool, seed: int
 ) -> optuna.Study:
-    """The study of that name; made where there is none."""
+    """The study of that name; made where there is none.
+
+    Raises UserError: a storage that cannot be opened, or a study over other options."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = [repr(dimension) for dimension in dimensions]
     median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1)
@@ -179,6 +183,8 @@ def tune(
         trials: finished trials wanted.
         out: folder for ``trial-N`` runs and the results.
         console: for progress.
+
+    Raises UserError: no trial could be trained; tells the last reason.
     """
     if sampler == "grid":
         trials = min(trials, math.prod(len(d.choices) for d in dimensions))

@@ -35,6 +35,8 @@ def ablated(model: nn.Module, name: str) -> Iterator[nn.Module]:
     Args:
         model: any model with quantum layers.
         name: a key of :data:`REPLACEMENTS`.
+
+    Raises UserError: the model has no circuits.
     """
     layers = [m for m in model.modules() if isinstance(m, QuantumLayer)]
     if not layers:

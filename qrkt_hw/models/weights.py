@@ -41,6 +41,8 @@ def read_weights(model: nn.Module, file: Path, expected: str | None = None) -> d
         model: whose names, shapes and dtypes the file must have.
         file: with or without a hash in its header.
         expected: the hash that the run keeps; None where it keeps none.
+
+    Raises UserError: the file is missing, cannot be read, is damaged, or belongs to a model of another shape.
     """
     try:
         data = file.read_bytes()

@@ -113,15 +113,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
 
 def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float, mask: Tensor | None) -> None:
     """Refuse what broadcasting, or a mask that is added, would take for something else."""
-    of_query, of_key = query.shape, key.shape
-    if of_query[:-2] != of_key[:-2] or of_query[-1:] != of_key[-1:] or value.shape != of_key or query.ndim < 2:
+    q, k = query.shape, key.shape
+    if q[:-2] != k[:-2] or q[-1:] != k[-1:] or value.shape != k or min(len(q), len(k)) < 2:
         raise ValueError(
             "query must be (batch, tokens, hidden), key and value (batch, others, hidden); found "
-            f"{tuple(of_query)}, {tuple(of_key)} and {tuple(value.shape)}"
+            f"{tuple(q)}, {tuple(k)} and {tuple(value.shape)}"
         )
-    if heads < 1 or of_query[-1] % heads:
-        raise ValueError(f"heads must divide the hidden size {of_query[-1]}; {heads} does not")
+    if heads < 1 or q[-1] % heads:
+        raise ValueError(f"heads must divide the hidden size {q[-1]}; {heads} does not")
     if not 0 <= dropout <= 1:
         raise ValueError(f"dropout must lie between 0 and 1, not {dropout}")
-    if mask is not None and (mask.dtype is not torch.bool or mask.shape != of_key[:-1]):
-        raise ValueError(f"mask must be a bool tensor {tuple(of_key[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
+    if mask is not None and (mask.dtype is not torch.bool or mask.shape != k[:-1]):
+        raise ValueError(f"mask must be a bool tensor {tuple(k[:-1])}, not {mask.dtype} {tuple(mask.shape)}")

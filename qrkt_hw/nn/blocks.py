@@ -67,8 +67,10 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """``(batch, tokens, hidden)``, same out; ``memory (batch, others, hidden)`` is what cross-attention reads.
 
-        ``mask`` of ``y`` and ``seen`` of ``memory`` are False at padding.
+        ``mask`` of ``y`` and ``seen`` of ``memory`` are False at padding. Raises ValueError: one that nothing reads.
         """
+        if (memory is None) != (self.cross_attention is None) or (seen is not None and memory is None):
+            raise ValueError("memory goes with cross-attention, and seen with memory: give both or neither")
         y = y + self.dropout(self.attention(self.attention_norm(y), mask))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen))

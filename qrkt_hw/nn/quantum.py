@@ -315,6 +315,7 @@ class QuantumLayer(TorchConnector):
     @backend.setter
     def backend(self, backend: Any) -> None:
         self.network.backend = _resolved(backend)
+        self._expectations = {}
 
     @property
     def method(self) -> str:

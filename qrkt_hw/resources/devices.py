@@ -40,6 +40,8 @@ def on_device(
         name: of a backend.
         levels: optimisation levels of the transpiler.
         seed: of the transpiler.
+
+    Raises UserError: no such device, or a circuit that does not fit it.
     """
     known = device_name(name)
     if known is None:
@@ -69,7 +71,9 @@ def on_device(
 
 
 def device_name(backend: str) -> str | None:
-    """The device behind a backend's name; None for a simulator that takes circuits as written."""
+    """The device behind a backend's name; None for a simulator that takes circuits as written.
+
+    Raises UserError: no such backend."""
     if backend.startswith("fake_"):
         return backend
     found = device_of(backend)
@@ -218,7 +222,9 @@ def _submitted(
 
 
 def draw(reports: Sequence[Report], path: Path) -> Path:
-    """The layout of the widest circuit of the first report on its first device, at the highest optimisation level."""
+    """The layout of the widest circuit of the first report on its first device, at the highest optimisation level.
+
+    Raises UserError: no device was named, or the file cannot be written."""
     from qrkt_hw.backends.device.transpile import failure
     from qrkt_hw.plots.charts import plot_layout
 

@@ -103,6 +103,8 @@ def plan(
         samples, batch: images or texts in all, and of them those that go through the model together.
         budget: limits from flags; without any those of the backend count.
         refuse: whether a forecast beyond the limits is an error.
+
+    Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
     found, budget = forecast(stages, samples, batch, backend), Budget.of(backend, budget)

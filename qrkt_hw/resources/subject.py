@@ -50,6 +50,8 @@ class Subject:
             shots: samples per circuit.
             images: to infer.
             training_steps: to price; 0 leaves training out.
+
+        Raises UserError: no such backend, or a circuit too large for it.
         """
         logical, chosen = self.description.logical, tuple(dict.fromkeys(levels))
         devices = [on_device(logical.circuits, self.templates, name, chosen) for name in dict.fromkeys(backends)]
@@ -78,6 +80,8 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
         name: its name in the report.
         options: of a run or a preset.
         shape: of the data; default: that of the data set.
+
+    Raises UserError: options that do not fit each other or the data.
     """
     size = _usual_shape(options) if shape is None else asdict(shape)
 
@@ -98,7 +102,9 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
 
 def of_template(ansatz: str, qubits: int, layers: int) -> Subject:
-    """A lone circuit, evaluated once for an "image"."""
+    """A lone circuit, evaluated once for an "image".
+
+    Raises UserError: no such ansatz, a size it does not accept, or one that would take minutes."""
 
     def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.compiler import derive

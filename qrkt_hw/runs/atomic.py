@@ -24,7 +24,9 @@ def replace_with(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def check_writable(folder: Path, named: str) -> None:
-    """Make a folder and make sure that files can be written there, before the work that would be lost."""
+    """Make a folder and make sure that files can be written there, before the work that would be lost.
+
+    Raises UserError: they cannot; the message begins with ``named``."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -137,7 +137,9 @@ class Circuits:
     asked: dict[tuple[int, int], Kept] = field(default_factory=dict)  # to be written
 
     def __call__(self, ansatz: str, qubits: int, layers: int) -> CircuitTemplate:
-        """The template of that size."""
+        """The template of that size.
+
+        Raises UserError: no such ansatz or size; a circuit that cannot be kept, or whose file is damaged."""
         if ansatz != self.ansatz:  # of another model that is weighed against the run's
             self._refuse_file(ansatz)
             return registry.build(ansatz, qubits, layers)
@@ -196,7 +198,9 @@ class Circuits:
 
 
 def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
-    """The circuits of a run folder; warns once where the file of its ansatz is not what it was."""
+    """The circuits of a run folder; warns once where the file of its ansatz is not what it was.
+
+    Raises UserError: a damaged index or QPY file, or an index of another ansatz."""
     place = run / FOLDER / INDEX
     if not os.path.lexists(run / FOLDER):
         return Circuits(ansatz, run, trusted=trusted)
@@ -246,7 +250,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the ansatz") -> Kept:
-    """The template as data, read back once."""
+    """The template as data, read back once. Raises UserError: QPY cannot hold the circuit, or holds another one."""
     circuit = template.circuit.copy(name=template.circuit.name)
     circuit.metadata = {}
     file = io.BytesIO()

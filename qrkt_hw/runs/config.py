@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, Tag, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from qrkt_hw.backends.entries import RENAMED
 from qrkt_hw.errors import UserError, flag, sentence
 from qrkt_hw.runs.sections import (
     GAN_DEFAULTS,
@@ -37,7 +38,6 @@ __all__ = [
 ]  # fmt: skip
 
 _ALONE = {("model", "kind"): "model", ("backend", "name"): "backend"}
-_OLD = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
 _WORDS = {"text_length", "vocabulary", "unique_words", "word_pairs"}
 _GENERATOR_BLOCKS = {"generator_projection", "generator_heads", "generator_mlp_ratio"}
 
@@ -164,7 +164,9 @@ class Config(BaseModel):
             raise UserError(f"--train: {run} was trained on other data ({odd} differs)")
 
     def check_sizes(self) -> None:
-        """Make sure that the sizes of a transformer fit each other; they need no data for that."""
+        """Make sure that the sizes of a transformer fit each other; they need no data for that.
+
+        Raises UserError: two that do not, by their flags."""
         model, qubits = self.model, self.circuit.qubits
         if not model.final_norm and getattr(model, "decoder_blocks", None):
             raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
@@ -188,7 +190,7 @@ def flattened(values: dict[str, Any]) -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for section, inner in values.items():
-        found = {_OLD.get(section, section): inner}
+        found = {RENAMED.get(section, section): inner}
         if isinstance(inner, BaseModel):
             inner = dict(inner)
         if section in SECTIONS and isinstance(inner, dict):

@@ -344,9 +344,9 @@ def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
         mark = getattr(error, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark else f": {str(error).splitlines()[0].partition(';')[0]}"
-        problem = str(getattr(error, "problem", None))
-        if problem.endswith("stands twice"):
-            raise UserError(f"{named}: {problem}{where}") from error
+        why = str(getattr(error, "problem", None))
+        if why.endswith("stands twice"):
+            raise UserError(f"{named} is not right: {why}{where}") from error
         raise UserError(f"{named} is not YAML{where}") from error
     if values is None:
         return {}, text

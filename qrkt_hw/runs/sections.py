@@ -62,7 +62,7 @@ class DataConfig(Section):
     workers: int = key(0, "processes that prepare batches", ge=0, le=256)
 
     def check_name(self) -> None:
-        """Make sure that there is a data set of this name."""
+        """Make sure that there is a data set of this name. Raises UserError: there is none."""
         name, colon, path = self.dataset.partition(":")
         if name == OWN:
             raise UserError("--dataset: these data were given in Python; infer there, or name images by their paths")

@@ -252,6 +252,8 @@ def _write_metrics(run: RunFolder, record: Record) -> None:
 def resume_from(run: RunFolder, task: Task, backend: Backend) -> Record:
     """Continue from the run's checkpoint, also of an earlier release: fills ``task`` and ``backend``; a fresh record
     where there is none.
+
+    Raises UserError: it cannot be read, is not one of ours, or does not belong to the run's configuration.
     """
     if not run.checkpoint.is_file():
         return Record()

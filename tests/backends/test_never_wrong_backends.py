@@ -1,6 +1,7 @@
 """Backends are right or refuse: names that bill nothing, files that were not asked for, dtypes, damaged caches."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from qrkt_hw import backends, circuits
-from qrkt_hw.backends import Call, noise, resolve
+from qrkt_hw.backends import Call, budget, noise, resolve
 from qrkt_hw.backends.aer import AerBackend
 from qrkt_hw.backends.device.cache import remember
 from qrkt_hw.backends.entries import layers, read_entries
@@ -240,3 +241,23 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path, monkeypatch):
     noise.device_noise.cache_clear()
     assert noise.device_noise("fake_lima").readout.shape == (5, 2, 2)
     noise.device_noise.cache_clear()
+
+
+def test_a_price_that_stands_twice_sets_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    text = Path(budget.__file__).with_name("prices.yaml").read_text()
+    line = next(line for line in text.splitlines() if line.lstrip().startswith("usd_per_second"))
+    file = tmp_path / "qrkt-hw" / "prices.yaml"
+    file.parent.mkdir()
+    budget.prices.cache_clear()
+    try:
+        file.write_text(text.replace(line, f"{line}\n{line}", 1))
+        with pytest.raises(UserError, match=r"prices\.yaml is not YAML: key 'usd_per_second' stands twice"):
+            budget.Budget(usd=10)
+    finally:
+        budget.prices.cache_clear()
+
+
+def test_who_names_the_cpu_asks_no_driver(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked for a GPU"))
+    assert ExactBackend("exact", "cpu").about()["device"] == "cpu"

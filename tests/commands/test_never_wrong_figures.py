@@ -84,7 +84,7 @@ def test_infer_prints_no_interval_without_a_width(run, tmp_path):
     assert done.returncode == 0, done.stderr
     found = re.findall(r"95 % interval (\d\.\d+) to (\d\.\d+) \(Wilson\)", done.stdout)
     assert len(found) == 3 and all(float(high) - float(low) > 0.2 for low, high in found)
-    assert "exactly only 0: p = 1 (exact McNemar test)" in done.stdout and "bootstrap" not in done.stdout
+    assert "only on exact 0: p = 1 (exact McNemar test)" in done.stdout and "bootstrap" not in done.stdout
 
 
 def test_what_is_undefined_is_called_so(run, tmp_path):

@@ -7,6 +7,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers
 from qrkt_hw.models.weights import load_weights
+from qrkt_hw.nn.blocks import TransformerBlock
 from qrkt_hw.runs.config import Config
 
 SHAPE = DataShape(1, 8, 10)
@@ -77,3 +78,14 @@ def test_weights_of_another_model_are_refused(tmp_path):
         load_weights(model(), tmp_path / "m.safetensors")
     with pytest.raises(UserError, match="missing"):
         load_weights(model(), tmp_path / "none.safetensors")
+
+
+def test_a_block_refuses_what_it_would_not_read():
+    options = {"encoder_blocks": 1, "decoder_blocks": 1, "rk_blocks": 0, "hidden": 8, "heads": 2, "mlp": 4}
+    built = model(projection="classical", **options)
+    encoder, decoder = (m for m in built.modules() if isinstance(m, TransformerBlock))
+    y = torch.zeros(2, 4, 8)
+    assert encoder(y).shape == decoder(y, None, y).shape == y.shape
+    for call in (lambda: encoder(y, None, y), lambda: encoder(y, None, None, y[..., 0] > 0), lambda: decoder(y)):
+        with pytest.raises(ValueError, match="memory goes with cross-attention"):
+            call()

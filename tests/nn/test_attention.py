@@ -99,6 +99,7 @@ def test_second_derivatives_with_a_mask_and_with_one_tensor_as_key_and_value(tok
         lambda q, k, v: attend(q, k[:1], v[:1], 4, 0.0, None),
         lambda q, k, v: attend(q, k[0], v[0], 4, 0.0, None),
         lambda q, k, v: attend(q[0, 0], k[0, 0], v[0, 0], 4, 0.0, None),
+        lambda q, k, v: attend(q[0], k[0, 0], v[0, 0], 4, 0.0, None),
         lambda q, k, v: attend(q, k, v, 4, 0.0, k[..., 0]),
         lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(k.shape[:2], dtype=torch.long)),
         lambda q, k, v: attend(q, k, v, 4, 0.0, torch.ones(3, 6, dtype=torch.bool)),

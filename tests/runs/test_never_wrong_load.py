@@ -130,3 +130,10 @@ def test_colour_and_texts_are_read_as_training_read_them():
     assert read(["film", "good good film"]).tolist() == [[3, 0, 0], [2, 2, 3]]
     with pytest.raises(TypeError, match="texts"):
         read(torch.zeros(3))
+
+
+def test_a_dark_digit_of_whole_numbers_is_as_dark_as_in_floats(good):
+    raw = np.zeros((8, 8))
+    raw[3, 3] = 1  # of 16
+    model = qrkt_hw.load(good)
+    torch.testing.assert_close(model.preprocess(raw.astype(np.uint8)), model.preprocess(raw / 16))

@@ -14,7 +14,7 @@ def names() -> list[str]:
 
 
 def text(name: str) -> str:
-    """The file of a preset."""
+    """The file of a preset. Raises UserError: no such preset."""
     if name not in names():
         raise UserError(f"--preset: no preset {name!r}; there are {', '.join(names())}")
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")

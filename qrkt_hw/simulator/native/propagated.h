@@ -97,9 +97,9 @@ int FN(coefficients_backward)(const Coefficients *p, const REAL *weights, const 
         }
         for (int k = 0; k < p->weights; k++) sum[k] = 0;
         for (int a = 0; a < count; a++) {
-            double slope = by_wave[2 * a + 1] * waves[2 * a] - by_wave[2 * a] * waves[2 * a + 1];
+            double derivative = by_wave[2 * a + 1] * waves[2 * a] - by_wave[2 * a] * waves[2 * a + 1];
             for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++)
-                sum[p->angles.index[t]] += p->angles.factor[t] * slope;
+                sum[p->angles.index[t]] += p->angles.factor[t] * derivative;
         }
         for (int k = 0; k < p->weights; k++) grad_weights[g * p->weights + k] = (REAL)sum[k];
     }
