@@ -14,8 +14,27 @@ if TYPE_CHECKING:
 class UserError(Exception):
     """One sentence that names the flag, file or key, the value found and the values allowed.
 
-    The command line prints it and exits with status 2; in Python it is an ordinary exception.
+    The command line prints it and exits with status 2. In Python it is an ordinary exception, and names arguments where
+    the command line names flags.
     """
+
+    def __str__(self) -> str:
+        said = super().__str__()
+        return said if _flags_are_spoken else in_python(said)
+
+
+_flags_are_spoken = False
+
+
+@contextmanager
+def speaking_flags() -> Iterator[None]:
+    """Let errors speak of flags instead of arguments: on the command line, and in what it calls."""
+    global _flags_are_spoken
+    before, _flags_are_spoken = _flags_are_spoken, True
+    try:
+        yield
+    finally:
+        _flags_are_spoken = before
 
 
 class RunWarning(UserWarning):
@@ -43,17 +62,8 @@ def in_python(text: str) -> str:
 
     said, command, rest = text.partition("qrkt-hw ")
     said = re.sub(r"take --([a-z][a-z0-9-]*) ([\w.]+(?<!\.))", chosen, said)
-    said = re.sub(r"--no-([a-z][a-z0-9-]*)", lambda found: f"{named(found[1])}=False", said)
-    return re.sub(r"--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + command + rest
-
-
-@contextmanager
-def speaking_python() -> Iterator[None]:
-    """Let a UserError speak of arguments instead of flags."""
-    try:
-        yield
-    except UserError as error:
-        raise type(error)(in_python(str(error))) from error
+    said = re.sub(r"(?<![^\s(\"'])--no-([a-z][a-z0-9-]*)", lambda found: f"{named(found[1])}=False", said)
+    return re.sub(r"(?<![^\s(\"'])--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + command + rest
 
 
 def sentence(error: ValidationError, key: str | None = None) -> str:

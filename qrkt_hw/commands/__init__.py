@@ -15,7 +15,7 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.errors import RunWarning, UserError, speaking_flags
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -66,6 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
+    with speaking_flags():
+        status, message = _told(arguments)
+    _end(arguments is None, status, " ".join(message.split()))
+
+
+def _told(arguments: list[str] | None) -> tuple[int, str]:
+    """Exit status of a command, and what to say of its end."""
     status, message = 2, ""
     try:
         status = _run(arguments)
@@ -87,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         message = _of_the_machine(error)
         if not message:
             raise
-    _end(arguments is None, status, " ".join(message.split()))
+    return status, message
 
 
 def _run(arguments: list[str] | None) -> int:

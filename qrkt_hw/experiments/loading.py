@@ -192,7 +192,7 @@ class Reader:
         """Warn once of images that training cannot have seen; before every forward pass."""
         if self.warned or not inputs or not isinstance(inputs[0], Tensor) or torch.compiler.is_compiling():
             return
-        images = inputs[0]
+        images = inputs[0].detach()
         if self.as_given:
             return
         # without values to look at; integers torch refuses itself

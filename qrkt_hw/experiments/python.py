@@ -18,7 +18,7 @@ from qrkt_hw.backends import Backend, Budget
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import Data
 from qrkt_hw.data.images import labels_of, own
-from qrkt_hw.errors import UserError, flag, speaking_python
+from qrkt_hw.errors import UserError, flag
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.experiments.inference import Inputs, classify, infer_split, read_paths, read_split
@@ -44,8 +44,7 @@ class Run:
     def __init__(
         self, run: str | Path | RunFolder | None = None, *, trust: bool = False, backbone: nn.Module | None = None
     ) -> None:
-        with speaking_python():
-            found = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run else newest(), trust)
+        found = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run else newest(), trust)
         self.folder, self.path, self.backbone = found, found.path, backbone
 
     def __repr__(self) -> str:
@@ -65,12 +64,11 @@ class Run:
     def results(self) -> dict[str, Any]:
         """One flat row of figures, ``test.accuracy`` and so on, with ``run`` and the options that were not defaults:
         ``pandas.DataFrame([run.results for run in runs])`` is a table of runs."""
-        with speaking_python():
-            if not self.folder.results.is_file():
-                raise UserError(f"run: {self.path} is not finished; resume with: qrkt-hw train --resume {self.path}")
-            options, plain = self.config.flat(mode="json"), Config().flat(mode="json")
-            chosen = {f"config.{key}": value for key, value in options.items() if plain.get(key) != value}
-            return {"run": str(self.path), **_flat(read_json(self.folder.results)), **chosen}
+        if not self.folder.results.is_file():
+            raise UserError(f"run: {self.path} is not finished; resume with: qrkt-hw train --resume {self.path}")
+        options, plain = self.config.flat(mode="json"), Config().flat(mode="json")
+        chosen = {f"config.{key}": value for key, value in options.items() if plain.get(key) != value}
+        return {"run": str(self.path), **_flat(read_json(self.folder.results)), **chosen}
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -84,8 +82,7 @@ class Run:
 
     def load(self, backend: str | Backend = "exact") -> nn.Module:
         """The trained model on a backend."""
-        with speaking_python():
-            return load(self.folder, backend, backbone=self.backbone)
+        return load(self.folder, backend, backbone=self.backbone)
 
     def infer(
         self,
@@ -111,15 +108,14 @@ class Run:
         Raises:
             UserError: what cannot be read, or a device that bills: ``qrkt-hw infer`` plans, limits and journals.
         """
-        with speaking_python():
-            place = self._backend(backend, device)
-            model = load(self.folder, place, backbone=self.backbone)
-            if inputs is None:
-                return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place)
-            if isinstance(inputs, Dataset):
-                part = _Raw(inputs, labels_of(inputs, "inputs"), model)
-                return infer_split(self.folder, model, "dataset", part, place)
-            return classify(self.folder, model, self._inputs(model, inputs), place)
+        place = self._backend(backend, device)
+        model = load(self.folder, place, backbone=self.backbone)
+        if inputs is None:
+            return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place)
+        if isinstance(inputs, Dataset):
+            part = _Raw(inputs, labels_of(inputs, "inputs"), model)
+            return infer_split(self.folder, model, "dataset", part, place)
+        return classify(self.folder, model, self._inputs(model, inputs), place)
 
     def _inputs(self, model: Any, inputs: Any) -> Inputs:
         texts = self.config.model.kind == "text"
@@ -222,41 +218,40 @@ def train(
         UserError: one sentence on the argument that is wrong.
     """
     console = Console(stderr=True, quiet=not progress)
-    with speaking_python():
-        if resume is not None:
-            return _resume(resume, keys, console, budget, train, validation, test, class_names, backbone)
-        source = None
-        if start_from is not None:
-            source = start_from.folder if isinstance(start_from, Run) else RunFolder.open(Path(start_from))
-        base: Mapping[str, Any] = {} if source is None else source.options().flat()
-        if isinstance(config, str):
-            base = {**base, **flattened(presets.load(config))}
-        elif isinstance(config, Config):
-            base = config.flat()
-        elif config is not None:
-            keys = {**flattened(dict(config)), **keys}
-        if name is not None and out is not None:
-            raise UserError("name: out names the folder already; leave one of them out")
-        data = None
-        if train is not None:
-            given = {"patch": 1} if backbone is not None and "patch" not in {**base, **keys} else {}
-            base, keys = {**base, **given}, {key: value for key, value in keys.items() if key != "dataset"}
-            options = _config({**base, "dataset": OWN}, keys)
-            data = _own(options, train, validation, test, class_names, backbone)
-        else:
-            for what, value in {"validation": validation, "test": test, "backbone": backbone}.items():
-                if value is not None:
-                    raise UserError(f"{what}: it goes with train, a torch dataset")
-            options = _config(base, keys)
-        if source is not None:
-            theirs = source.options()
-            options = options.with_circuits(lambda: theirs.circuits)
-        elif isinstance(config, Config):
-            options = options.with_circuits(config._circuits)
-        place = named(name) if name is not None else Path(out) if out is not None else None
-        preset = config if isinstance(config, str) else None
-        run = fit.start(options, place, console, after_epoch, data, budget, source, preset)
-        return Run(run, backbone=backbone)
+    if resume is not None:
+        return _resume(resume, keys, console, budget, train, validation, test, class_names, backbone)
+    source = None
+    if start_from is not None:
+        source = start_from.folder if isinstance(start_from, Run) else RunFolder.open(Path(start_from))
+    base: Mapping[str, Any] = {} if source is None else source.options().flat()
+    if isinstance(config, str):
+        base = {**base, **flattened(presets.load(config))}
+    elif isinstance(config, Config):
+        base = config.flat()
+    elif config is not None:
+        keys = {**flattened(dict(config)), **keys}
+    if name is not None and out is not None:
+        raise UserError("name: out names the folder already; leave one of them out")
+    data = None
+    if train is not None:
+        given = {"patch": 1} if backbone is not None and "patch" not in {**base, **keys} else {}
+        base, keys = {**base, **given}, {key: value for key, value in keys.items() if key != "dataset"}
+        options = _config({**base, "dataset": OWN}, keys)
+        data = _own(options, train, validation, test, class_names, backbone)
+    else:
+        for what, value in {"validation": validation, "test": test, "backbone": backbone}.items():
+            if value is not None:
+                raise UserError(f"{what}: it goes with train, a torch dataset")
+        options = _config(base, keys)
+    if source is not None:
+        theirs = source.options()
+        options = options.with_circuits(lambda: theirs.circuits)
+    elif isinstance(config, Config):
+        options = options.with_circuits(config._circuits)
+    place = named(name) if name is not None else Path(out) if out is not None else None
+    preset = config if isinstance(config, str) else None
+    run = fit.start(options, place, console, after_epoch, data, budget, source, preset)
+    return Run(run, backbone=backbone)
 
 
 def _own(options: Config, *parts: Any) -> Data:

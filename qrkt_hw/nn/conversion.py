@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,8 @@ def template_of(
         name, circuit = Path(circuit).stem, read_circuit(Path(circuit))
     if not isinstance(circuit, QuantumCircuit):
         raise UserError(f"circuit is a {type(circuit).__name__}, not a QuantumCircuit")
+    if not circuit.num_qubits:
+        raise UserError("circuit has no qubits")
     roles = [_chosen(circuit, role, given) for role, given in (("inputs", inputs), ("weights", weights))]
     both = [p.name for p in roles[0] if p in set(roles[1])]
     if both:
@@ -71,6 +73,8 @@ def template_of(
         observables = z_observables(virtual)
         if layout is not None:
             observables = tuple(o.apply_layout(layout) for o in observables)
+    if isinstance(observables, Mapping):
+        raise UserError("observables is a mapping; make a SparsePauliOp of each sum of Pauli strings")
     several = isinstance(observables, Iterable) and not isinstance(observables, (str, SparsePauliOp))
     found = tuple(observables) if several and not hasattr(observables, "num_qubits") else (observables,)
     if not found:

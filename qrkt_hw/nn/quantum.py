@@ -22,7 +22,7 @@ from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
-from qrkt_hw.simulator import REAL, simulator
+from qrkt_hw.simulator import REAL, full_precision, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
@@ -91,7 +91,8 @@ class TemplateNetwork(NeuralNetwork):
         if self.linear is None:
             return values
         matrix, offset = (torch.from_numpy(part).to(values) for part in (self.linear.matrix, self.linear.offset))
-        return (values @ matrix.T + offset).unflatten(-1, self.linear.shape)
+        with full_precision(values):
+            return (values @ matrix.T + offset).unflatten(-1, self.linear.shape)
 
     @staticmethod
     def parameters(inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
@@ -211,7 +212,10 @@ class QuantumLayer(TorchConnector):
         initial_weights: np.ndarray | Tensor | None = None,
     ) -> None:
         if isinstance(ansatz, str):
-            ansatz = circuits.build(ansatz, qubits or features, layers)
+            ansatz = circuits.build(ansatz, features if qubits is None else qubits, layers)
+        if not isinstance(ansatz, CircuitTemplate):
+            kind = type(ansatz).__name__
+            raise UserError(f"ansatz is a {kind}; a QuantumCircuit goes to QuantumLayer.from_circuit")
         template = ansatz
         alone = features == template.num_inputs == 0  # a circuit without inputs
         if not alone and (template.num_inputs == 0 or features < 1 or features % template.num_inputs):
@@ -349,12 +353,15 @@ class QuantumLayer(TorchConnector):
         Raises:
             ValueError: no input where there are features, or another number of features.
         """
+        if remote.compiling():
+            return remote.apart(self.forward, input_data)
         x, weight = self.grouped(input_data)
         double = torch.float64 in (x.dtype, weight.dtype)
         expectation = self.expectation(torch.complex128 if double else torch.complex64)
         if expectation is None:
             return remote.run_batch([self.network], [x], [weight])[0]
-        values = expectation(*self.network.derive(x, weight)).flatten(-2)
+        with full_precision(x):
+            values = expectation(*self.network.derive(x, weight)).flatten(-2)
         return self.network.outputs_of(values).to(torch.promote_types(x.dtype, weight.dtype))
 
     def grouped(self, x: Any) -> tuple[Tensor, Tensor]:
@@ -463,6 +470,8 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
 
     A projection with hooks is called by itself: that costs a sequential stage more, and the hooks see their module.
     """
+    if remote.compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
+        return remote.apart(project_together, jobs)
     batch = [
         (k, module, module.layer.grouped(module.before(x)))
         for k, (module, x) in enumerate(jobs)

@@ -7,7 +7,7 @@ noisy backend is a biased surrogate: it points where the ideal circuit would imp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,23 @@ class Wanted:
         """1 for each parameter of the call by which to differentiate, 0 for the others."""
         template = call.template
         return np.repeat([float(self.inputs), float(self.weights)], [template.num_inputs, template.num_weights])
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` reads this code."""
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, called between two graphs of ``torch.compile``: one graph break."""
+    return torch.compiler.disable(function)(*arguments)
+
+
+# as torch.compiler.disable marks a function; calling that here would load the compiler with every layer
+vars(apart).update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="circuits run on native kernels or on a backend, as in eager mode",
+)
 
 
 class ParameterShift:
@@ -190,10 +207,10 @@ def run_batch(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
         RuntimeError: under ``torch.func``, tracing or fake tensors.
     """
     names = _names(networks)
-    if traced(*inputs, *weights):
+    if traced(*inputs, *weights) or any(t.is_meta for t in (*inputs, *weights)):
         raise RuntimeError(
-            f"circuits on {names} are asked for in numbers, which torch.func, tracing and fake tensors cannot follow; "
-            "take the exact backend there"
+            f"circuits on {names} are asked for in numbers, which torch.func, tracing, meta and fake tensors cannot "
+            "follow; take the exact backend there"
         )
     derived = [network.derive(x, w) for network, x, w in zip(networks, inputs, weights, strict=True)]
     for tensor in (t for pair in derived for t in pair):

@@ -69,10 +69,11 @@ class Simulator:
         where the call would take more memory than there is, ValueError for tensors that do not fit.
         """
         self._check(inputs, weights)
-        if inputs.numel() >= self._needs.unchecked or not inputs.numel():
+        # an exported program is one for every size of batch
+        if not torch.compiler.is_exporting() and (inputs.numel() >= self._needs.unchecked or not inputs.numel()):
             self._needs.check(inputs, weights)
         batch = inputs.reshape(math.prod(inputs.shape[:-2]), *inputs.shape[-2:]).to(self.real_dtype)
-        with _full_precision(inputs):
+        with full_precision(inputs):
             values = self._evaluate(batch, weights.to(self.real_dtype))
         return values.reshape(*inputs.shape[:-1], len(self.template.observables))
 
@@ -91,9 +92,9 @@ class Simulator:
 _AS_IT_IS: AbstractContextManager = nullcontext()
 
 
-def _full_precision(tensor: Tensor) -> AbstractContextManager:
+def full_precision(tensor: Tensor) -> AbstractContextManager:
     """Autocast off: circuits are evaluated in the precision of the simulator, whatever surrounds them."""
-    if not torch._C._is_any_autocast_enabled():
+    if not torch._C._is_any_autocast_enabled() or tensor.is_meta:
         return _AS_IT_IS
     return torch.autocast(tensor.device.type, enabled=False)
 

@@ -144,7 +144,7 @@ def test_a_job_whose_tag_is_seen_late_is_found_or_adopted_later(mode, undisturbe
 def test_a_plan_without_sessions(undisturbed, fez, service, monkeypatch):
     for name, value in service.environment("open").items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"no sessions.*--mode batch"):
+    with pytest.raises(UserError, match=r"no sessions.*mode"):
         evaluate(fez("session"), Journal(None))
     backend = fez("auto")
     same(evaluate(backend, Journal(None)), undisturbed)

@@ -109,7 +109,7 @@ def test_an_unknown_name_lists_what_there_is():
 
 
 def test_shots_on_the_exact_simulator_are_refused():
-    with pytest.raises(UserError, match="--shots"):
+    with pytest.raises(UserError, match="shots"):
         resolve("exact", shots=100)
 
 

@@ -46,5 +46,5 @@ def test_default_ansatz_at_one_layer_passes_no_small_signal():
 def test_lists_of_numbers():
     assert numbers("--qubits", "2,4-6") == [2, 4, 5, 6]
     for wrong in ("", "0", "a", "4-2", "2,,3"):
-        with pytest.raises(UserError, match="--qubits"):
+        with pytest.raises(UserError, match="qubits"):
             numbers("--qubits", wrong)

@@ -231,7 +231,7 @@ def test_the_reference_classifier_and_the_evaluation_name_what_cannot_be_written
 
     (tmp_path / "file").write_text("")
     data = SimpleNamespace(shape=SimpleNamespace(channels=1, classes=10), name="digits")
-    with pytest.raises(UserError, match=r"--reference-classifier: .*file cannot be written"):
+    with pytest.raises(UserError, match=r"reference_classifier: .*file cannot be written"):
         reference_classifier(data, None, tmp_path / "file" / "classifier.safetensors")  # refused before it is trained
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="not a regular file"):

@@ -68,10 +68,10 @@ def test_a_section_that_is_none_and_a_key_that_stands_twice_are_named(content, s
 def test_a_key_that_has_no_effect_is_named_where_it_stands(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("model: gan")
-    with pytest.raises(UserError, match=r"^preset best-mnist: --rk-blocks"):
+    with pytest.raises(UserError, match=r"^preset best-mnist: rk_blocks"):
         merge("best-mnist", file, {})
     file.write_text("rk_blocks: 2")
-    with pytest.raises(UserError, match=r"c\.yaml: --rk-blocks"):
+    with pytest.raises(UserError, match=r"c\.yaml: rk_blocks"):
         merge("digits", file, {"model": "gan"})
 
 
@@ -93,7 +93,7 @@ def test_names_of_versions_before_are_read_as_todays(tmp_path):
 
 def test_a_search_over_a_key_of_another_model_is_no_crash():
     tuning.check_space(Config(), [tuning.parse("latent=64")])
-    with pytest.raises(UserError, match="--latent"):
+    with pytest.raises(UserError, match="latent"):
         tuning.check_space(Config(), [tuning.parse("latent=64,32")])
 
 

@@ -105,5 +105,5 @@ def test_a_run_begins_there_each_time_and_only_its_angles_differ():
 
 
 def test_wide_circuits_are_refused():
-    with pytest.raises(UserError, match=r"--initial-angles: .* 13"):
+    with pytest.raises(UserError, match=r"initial_angles: .* 13"):
         condition([QuantumLayer(13, ansatz="qrkt", qubits=13)])

@@ -45,7 +45,7 @@ def test_its_parameters_are_counted():
 
 
 def test_it_is_refused_where_it_means_nothing():
-    with pytest.raises(UserError, match="--pool: weighted is for images"):
+    with pytest.raises(UserError, match="pool: weighted is for images"):
         build_model(Config(model="text", dataset="imdb", pool="weighted"), DataShape(0, 0, 2, vocabulary=9, length=8))
-    with pytest.raises(UserError, match="--pool-maps: 2 sums need --pool weighted"):
+    with pytest.raises(UserError, match="pool_maps: 2 sums need pool weighted"):
         build_model(Config(**SMALL, pool_maps=2), SHAPE)

@@ -53,7 +53,7 @@ def test_what_is_for_words_is_refused_for_images_and_a_decoder_keeps_its_norm():
     for key in ("token_dropout", "embedding_scale"):
         with pytest.raises(ValidationError, match=key):
             Config(**{key: 0.5})
-    with pytest.raises(UserError, match="--no-final-norm: "):
+    with pytest.raises(UserError, match="final_norm=False: "):
         build_model(Config(**SMALL, final_norm=False, decoder_blocks=1), SHAPE)
 
 

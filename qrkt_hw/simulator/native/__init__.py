@@ -73,7 +73,7 @@ def routines(found: ctypes.CDLL, generation: int | None = None) -> dict[str, Any
 
 def serves(*tensors: Tensor) -> bool:
     """Whether the native kernels can take these tensors: on a CPU, and not :func:`traced`."""
-    if library() is None:
+    if torch.compiler.is_exporting() or library() is None:
         return False
     for t in tensors:
         if not t.is_cpu:
@@ -82,12 +82,12 @@ def serves(*tensors: Tensor) -> bool:
 
 
 def traced(*tensors: Tensor) -> bool:
-    """Whether something must see every operation: ``torch.func``, forward-mode derivatives, ``torch.jit.trace``, a
-    dispatch mode (fake tensors, make_fx), a subclass.
+    """Whether something must see every operation: ``torch.func``, forward-mode derivatives, ``torch.jit.trace``,
+    ``torch.export``, a dispatch mode (fake tensors, make_fx), a subclass.
 
     Only torch's own operations are right then; a compiled routine would read addresses that hold no numbers.
     """
-    if _transforms_active() or is_in_torch_dispatch_mode():
+    if torch.compiler.is_exporting() or _transforms_active() or is_in_torch_dispatch_mode():
         return True
     if _tracing() is not None or forward_ad._current_level >= 0:
         return True
