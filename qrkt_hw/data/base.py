@@ -66,6 +66,7 @@ class Data:
         as_given: the inputs are floats of a user's dataset, taken as they are.
         backbone: a user's module between the inputs and the transformer; ``shape`` is that of its features.
         input_shape: of one input of the backbone.
+        labels_sha256: of the labels of a user's dataset, split by split.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Data:
     as_given: bool = False
     backbone: nn.Module | None = field(default=None, repr=False)
     input_shape: tuple[int, ...] = ()
+    labels_sha256: str = ""
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps to use its model without the data (``data.json``)."""
@@ -91,6 +93,8 @@ class Data:
             described |= {"vocabulary": list(self.vocabulary), "length": shape.length}
         if self.as_given:
             described["as_given"] = True
+        if self.labels_sha256:
+            described["labels_sha256"] = self.labels_sha256
         if self.backbone is not None:
             described["backbone"] = {"class": type(self.backbone).__name__, "input_shape": list(self.input_shape)}
         return described

@@ -4,6 +4,7 @@ Pillow reads and scales. torchvision's transforms.v2 would do the same arithmeti
 rounding of sizes and, for augmentation, one draw for all images; and importing it takes a second or more.
 """
 
+import hashlib
 import io
 import math
 import warnings
@@ -44,7 +45,7 @@ def decoded(
         name: what to call it in an error.
         size: scale the shorter side to this and crop the centre; None keeps the image's own size.
         scale: False refuses an image of another size instead, before its pixels are read.
-        upright: turn a photograph as its camera was held.
+        upright: turn a photograph as its camera was held, and draw transparent parts on paper.
 
     Raises UserError: no image, a damaged or unreadable one, or pixels that are not of 8 or 16 bits.
     """
@@ -59,7 +60,7 @@ def decoded(
                     raise UserError(f"{name} is {times(opened.size)} pixels; at most {MOST_PIXELS:,} in all are read")
                 if upright:
                     ImageOps.exif_transpose(opened, in_place=True)
-                image = _eight_bits(opened, name, channels)
+                image = _eight_bits(_opaque(opened) if upright else opened, name, channels)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -74,6 +75,17 @@ def decoded(
         image = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     pixels = np.array(image, dtype=np.uint8)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """A drawing on paper: white under transparent parts, or black where what is drawn is light."""
+    if not image.has_transparency_data:
+        return image
+    drawn = image.convert("RGBA")
+    ink, alpha = (np.asarray(drawn.convert("LA"), dtype=float)[..., part] for part in (0, 1))
+    light = (ink * alpha).sum() > 127 * alpha.sum()
+    paper = Image.new("RGBA", drawn.size, "black" if light else "white")
+    return Image.alpha_composite(paper, drawn).convert("RGB")
 
 
 def _eight_bits(image: Image.Image, name: str, channels: int) -> Image.Image:
@@ -260,28 +272,39 @@ def _pair(dataset: Any, index: int, named: str = "train") -> Any:
     return found
 
 
-def _input(dataset: Any, index: int) -> Tensor:
-    found = _pair(dataset, index)[0]
-    found = torch.from_numpy(found) if isinstance(found, np.ndarray) else found
+def _input(dataset: Any, index: int, named: str = "train") -> Tensor:
+    found = _pair(dataset, index, named)[0]
+    found = tensor_of(found) if isinstance(found, np.ndarray) else found
     if not isinstance(found, Tensor) or not (found.is_floating_point() or found.dtype == torch.uint8):
         kind = f"{type(found).__name__}" if not isinstance(found, Tensor) else _about(found)
         advice = "give the dataset a transform, such as torchvision.transforms.ToTensor()"
-        raise UserError(f"train: an input is {kind}; floating-point or uint8 tensors are read: {advice}")
+        raise UserError(f"{named}: an input is {kind}; floating-point or uint8 tensors are read: {advice}")
     return found
 
 
 def labels_of(dataset: Any, named: str) -> Indices:
-    """Labels of a map-style dataset: its ``targets``, as torchvision's have them, or one pass over its samples."""
+    """Labels of a map-style dataset: its ``targets``, as torchvision's have them, or one pass over its samples where
+    these have others, as with a ``target_transform``."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")) or not len(dataset):
         kind = type(dataset).__name__
         raise UserError(f"{named}: {kind} is no map-style dataset with samples (__len__, __getitem__)")
     found = getattr(dataset, "targets", None)
-    if found is None or len(found) != len(dataset):
+    some = {0, len(dataset) // 3, len(dataset) // 2, len(dataset) - 1}
+    if (
+        found is None
+        or len(found) != len(dataset)
+        or any(not np.array_equal(found[k], _pair(dataset, k, named)[1]) for k in some)
+    ):
         found = [_pair(dataset, k, named)[1] for k in range(len(dataset))]
     try:
         labels = np.asarray([int(label) for label in found], dtype=np.int64)
     except (TypeError, ValueError) as error:
         raise UserError(f"{named}: a label is {type(found[0]).__name__}, not a whole number") from error
+    odd = next(
+        (label for label, whole in zip(found, labels, strict=True) if label != whole and label != str(whole)), None
+    )
+    if odd is not None:
+        raise UserError(f"{named}: label {odd} found; labels are whole numbers")
     if labels.min() < 0:
         raise UserError(f"{named}: label {labels.min()} found; labels count from 0")
     return labels
@@ -297,10 +320,18 @@ def own(
     parts = {"train": train, "validation": validation, "test": test}
     labels = {name: labels_of(part, name) for name, part in parts.items() if part is not None}
     given = names if names is not None else getattr(train, "classes", None)
-    most = 1 + int(max(found.max() for found in labels.values()))
+    most, samples = 1 + int(max(found.max() for found in labels.values())), len(labels["train"])
+    if isinstance(given, str) or (given is None and most > samples):
+        what = f"is the text {given!r}" if given is not None else f"is needed for label {most - 1} of {samples} samples"
+        raise UserError(f"class_names: it {what}; give a list with a name for each class, the first for label 0")
+    if isinstance(backbone, type) or not (backbone is None or isinstance(backbone, nn.Module)):
+        raise UserError(f"backbone: {backbone!r} is no torch module")
     names = tuple(map(str, given)) if given is not None else tuple(map(str, range(most)))
     if len(names) < most:
         raise UserError(f"class_names: label {most - 1} found; there are {len(names)} classes")
+    twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
+    if twice is not None:
+        raise UserError(f"class_names: {twice!r} is there twice; classes are told apart by their names")
     rest = np.arange(len(labels["train"]))
     chosen = {name: (name, np.arange(len(found))) for name, found in labels.items()}
     if test is None:
@@ -314,6 +345,9 @@ def own(
         rest = rest[stratified(labels["train"][rest], options.limit, salt=2)[0]]
     chosen["train"] = ("train", rest)
     first = _input(train, 0)
+    for part in ("validation", "test"):
+        if parts[part] is not None and _about(other := _input(parts[part], 0, part)) != _about(first):
+            raise UserError(f"{part}: inputs of {_about(other)}, and in train of {_about(first)}; all must be alike")
     statistics: Statistics = ((0.0,) * first.shape[0], (1.0,) * first.shape[0]) if first.ndim else ((), ())
     if first.dtype == torch.uint8:
         statistics = statistics_of(_input(train, int(k)).unsqueeze(0) for k in whole)
@@ -329,9 +363,10 @@ def own(
         raise UserError(f"train: inputs of {_about(first)}; images are (channels, size, size), or give a backbone")
     data = DataShape(sample.shape[1], sample.shape[2], len(names))
     statistics = statistics if len(statistics[0]) == data.channels else ((0.0,) * data.channels, (1.0,) * data.channels)
-    given = first.is_floating_point()
+    found = hashlib.sha256(b"".join(labels[p][index].tobytes() for p, index in chosen.values())).hexdigest()
     return Data(
-        options.dataset, data, names, *statistics, splits, as_given=given, backbone=backbone, input_shape=shape
+        options.dataset, data, names, *statistics, splits, as_given=first.is_floating_point(), backbone=backbone,
+        input_shape=shape, labels_sha256=found,
     )  # fmt: skip
 
 
@@ -362,6 +397,13 @@ def as_images(features: Any) -> Tensor:
             "a square number of tokens, or (batch, channels)"
         )
     return features
+
+
+def tensor_of(array: Any) -> Tensor:
+    """A tensor of an array of any byte order and strides, or of a tensor."""
+    if isinstance(array, np.ndarray):
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return torch.as_tensor(array)
 
 
 def times(sizes: Sequence[int]) -> str:

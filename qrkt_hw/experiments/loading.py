@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.data.images import converted, decoded, normalised, read_image
+from qrkt_hw.data.images import converted, decoded, normalised, read_image, tensor_of
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models.factory import build_model
@@ -152,7 +152,7 @@ class Reader:
     def _array(self, raw: Any) -> Tensor:
         if not isinstance(raw, (np.ndarray, Tensor)):
             raise TypeError(f"images are arrays, tensors or PIL images, not {type(raw).__name__}")
-        pixels = self._four(torch.as_tensor(raw))
+        pixels = self._four(tensor_of(raw))
         if pixels.dtype == torch.uint8 and self.dataset == "digits" and pixels.numel() and pixels.max() <= DIGITS:
             pixels = pixels.float() / DIGITS  # scikit-learn's whole numbers; of 255 they would be all but black
         if pixels.dtype == torch.uint8:

@@ -219,7 +219,13 @@ def train(
     """
     console = Console(stderr=True, quiet=not progress)
     if resume is not None:
-        return _resume(resume, keys, console, budget, train, validation, test, class_names, backbone)
+        given = {"config": config, "out": out, "name": name, "start_from": start_from}
+        more = next((key for key, value in given.items() if value is not None), None) or next(
+            (key for key in keys if key not in ("epochs", "backend")), None
+        )
+        if more is not None:
+            raise UserError(f"resume uses the run's own options; leave out {more}")
+        return _resume(resume, keys, console, budget, after_epoch, train, validation, test, class_names, backbone)
     source = None
     if start_from is not None:
         source = start_from.folder if isinstance(start_from, Run) else RunFolder.open(Path(start_from))
@@ -229,6 +235,8 @@ def train(
     elif isinstance(config, Config):
         base = config.flat()
     elif config is not None:
+        if not isinstance(config, Mapping):
+            raise UserError(f"config is a {type(config).__name__}, not a Config, a dict, or the name of a preset")
         keys = {**flattened(dict(config)), **keys}
     if name is not None and out is not None:
         raise UserError("name: out names the folder already; leave one of them out")
@@ -261,15 +269,22 @@ def _own(options: Config, *parts: Any) -> Data:
 
 
 def _resume(
-    resume: str | Path | Run, keys: dict[str, Any], console: Console, budget: Budget | None, *parts: Any
+    resume: str | Path | Run,
+    keys: dict[str, Any],
+    console: Console,
+    budget: Budget | None,
+    after_epoch: Any,
+    *parts: Any,
 ) -> Run:
     folder = resume.folder if isinstance(resume, Run) else RunFolder.open(Path(resume))
-    epochs, agreed = keys.pop("epochs", None), keys.pop("backend", None)
-    if keys:
-        raise UserError(f"--resume uses the run's own options; leave out {flag(next(iter(keys)))}")
     options = folder.options()
     if options.data.dataset == OWN and parts[0] is None:
         raise UserError(f"train: {folder.path} was trained on a torch dataset; give it again")
+    if parts[0] is None and any(part is not None for part in parts):
+        raise UserError(f"train: {folder.path} takes no other datasets or backbone; leave them out")
     data = _own(options, *parts) if parts[0] is not None else None
-    fit.resume(folder, console, budget=budget, agreed=agreed, epochs=epochs, data=data)
+    fit.resume(
+        folder, console, budget=budget, agreed=keys.get("backend"), epochs=keys.get("epochs"), data=data,
+        after_epoch=after_epoch,
+    )  # fmt: skip
     return Run(folder, backbone=parts[-1])

@@ -103,6 +103,7 @@ def resume(
     agreed: str | None = None,
     epochs: int | None = None,
     data: Data | None = None,
+    after_epoch: AfterEpoch = None,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
 
@@ -119,6 +120,7 @@ def resume(
         agreed: the run's backend by name, where it bills: a run folder alone never decides that something is paid.
         epochs: how many in all, instead of the run's number.
         data: the run's data set, where it was given in Python.
+        after_epoch: is called when an epoch is kept.
 
     Raises:
         UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
@@ -150,7 +152,7 @@ def resume(
             load_weights(model, run.initial)
         if options.training.epochs != before:
             run.write_options(options)
-        return _fit(run, options, data, model, console, backend, planned=before)
+        return _fit(run, options, data, model, console, backend, after_epoch, planned=before)
 
 
 def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, console: Console) -> dict[str, Any]:

@@ -248,13 +248,26 @@ def test_a_sparse_network_is_refused():
         ({"inputs": X, "weights": W, "observables": "ZZZ"}, "observable on 3 qubits, circuit on 2"),
         ({"inputs": X, "weights": W, "observables": []}, "observables is empty"),
         ({"inputs": X, "weights": W, "observables": SparsePauliOp("ZZ", 1j)}, "it is not Hermitian"),
-        ({"inputs": X, "weights": W, "features": 3}, "3 features cannot be split into groups of 2"),
+        ({"inputs": X, "weights": W, "observables": {"ZZ": 2.0}}, "observables is a mapping"),
+        ({"inputs": X, "weights": W, "backend": "nowhere"}, "backend: no backend 'nowhere'"),
+        ({"inputs": X, "weights": W, "features": 3}, "qubits: 3 features cannot be split into groups of 2"),
     ],
 )
 def test_wrong_roles_and_observables_are_one_sentence(options, says):
     with pytest.raises(UserError) as found:
         QuantumLayer.from_circuit(circuit(), **options)
     assert says in str(found.value) and "\n" not in str(found.value)
+
+
+def test_what_is_no_circuit_or_no_ansatz_is_refused():
+    for make, says in (
+        (lambda: QuantumLayer.from_circuit(QuantumCircuit()), "circuit has no qubits"),
+        (lambda: QuantumLayer(2, ansatz=circuit()), "goes to QuantumLayer.from_circuit"),
+        (lambda: QuantumLayer(4, qubits=0), "at least 1 qubit"),
+        (lambda: QuantumLayer(5, qubits=2), "^qubits: 5 features"),
+    ):
+        with pytest.raises(UserError, match=says):
+            make()
 
 
 def test_what_cannot_be_differentiated_is_refused_at_construction():

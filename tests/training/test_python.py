@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import qrkt_hw
 from qrkt_hw.data import load_data, mnist
+from qrkt_hw.data.images import labels_of
 from qrkt_hw.errors import UserError, in_python
 from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt, refused
@@ -196,6 +197,18 @@ class Odd(Colours):
         return "an image", 0
 
 
+class Labelled(Colours):
+    """Colours with labels by a function of their place."""
+
+    def __init__(self, label, count=40, **more):
+        super().__init__(count)
+        self.label = label
+        vars(self).update(more)
+
+    def __getitem__(self, k):
+        return super().__getitem__(k)[0], self.label(k)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -215,6 +228,19 @@ class Odd(Colours):
         ({"train": Colours(40), "class_names": ["one"]}, ["class_names: label 1"]),
         ({"train": Colours(40, size=16), "backbone": Backbone("wrong")}, ["backbone: it gives (1, 5, 7)"]),
         ({"train": Colours(40), "model": "gan"}, ["model"]),
+        ({"train": Labelled(lambda k: k + 0.5)}, ["train: label 0.5 found; labels are whole numbers"]),
+        (
+            {"train": Labelled(lambda k: 10**7 * (k % 2), classes=None)},
+            ["class_names: it is needed for label 10000000"],
+        ),
+        ({"train": Colours(40), "class_names": "ab"}, ["class_names: it is the text 'ab'"]),
+        ({"train": Colours(40), "class_names": ["a", "a"]}, ["class_names: 'a' is there twice"]),
+        ({"train": Colours(40), "test": Colours(40, size=16)}, ["test: inputs of shape (3, 16, 16)"]),
+        ({"train": Colours(40), "validation": Colours(40, kind=torch.uint8)}, ["validation: inputs", "(uint8)"]),
+        ({"train": Colours(40), "backbone": abs}, ["backbone", "is no torch module"]),
+        ({"config": 3}, ["config is a int"]),
+        ({"resume": "nowhere", "name": "a"}, ["resume uses the run's own options; leave out name"]),
+        ({"resume": "nowhere", "hidden": 3}, ["leave out hidden"]),
         ({"resume": "nowhere"}, ["nowhere"]),
         ({"start_from": "nowhere"}, ["nowhere"]),
     ],
@@ -228,7 +254,33 @@ def test_errors_speak_of_arguments(arguments, words, tmp_path, monkeypatch):
     assert not any(tmp_path.rglob("config.yaml"))
 
 
+def test_labels_are_those_of_the_samples():
+    """A ``target_transform`` changes labels, and leaves ``targets`` as they are."""
+    changed = Labelled(lambda k: k % 2, targets=list(range(40)))
+    assert labels_of(changed, "train").tolist() == [k % 2 for k in range(40)]
+    one_hot = Labelled(lambda k: k % 2, targets=torch.eye(40))
+    assert labels_of(one_hot, "train").tolist() == [k % 2 for k in range(40)]
+
+
+def test_arrays_of_any_byte_order_and_strides(run):
+    image = Colours()[0][0].numpy()
+    for other in (image.astype(">f4"), image[:, ::-1], np.asfortranarray(image)):
+        assert torch.equal(run.model.preprocess(other), run.model.preprocess(np.ascontiguousarray(other, "<f4")))
+
+
+def test_a_resume_on_other_samples_is_refused(run, tmp_path):
+    shutil.copytree(run.path, tmp_path / "run")
+    with pytest.raises(UserError, match="was trained on other data"):
+        qrkt_hw.train(resume=tmp_path / "run", epochs=3, train=Colours(140))
+    with pytest.raises(UserError, match="give it again"):
+        qrkt_hw.train(resume=tmp_path / "run", epochs=3, test=Colours())
+    seen = []
+    qrkt_hw.train(resume=tmp_path / "run", epochs=3, train=Colours(), after_epoch=lambda epoch, _: seen.append(epoch))
+    assert seen == [3]
+
+
 def test_sentences_in_python():
+    assert in_python("no file a--b/--c.png (--d)") == "no file a--b/--c.png (d)"
     said = "--loss: this does not go; take --loss hinge, or --backend exact (--no-final-norm); see qrkt-hw train --help"
     wanted = "loss: this does not go; take loss='hinge', or backend exact (final_norm=False); see qrkt-hw train --help"
     assert in_python(said) == wanted
