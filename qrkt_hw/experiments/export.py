@@ -293,7 +293,7 @@ def export(run: RunFolder, form: str, out: Path | None = None) -> tuple[Path, st
         UserError: see :func:`export_circuits`; a GAN as ``hf``; a folder that holds something else already.
     """
     place = out or run.path / "export" / form
-    if place.exists() and (not place.is_dir() or any(place.iterdir())) and not (place / _MARK[form]).is_file():
+    if place.exists() and (not place.is_dir() or any(place.iterdir())) and not _is_export(place, form):
         raise UserError(f"--out: {place} exists already and holds something else; name another folder")
     try:
         if form != "hf":
@@ -306,4 +306,11 @@ def export(run: RunFolder, form: str, out: Path | None = None) -> tuple[Path, st
         raise UserError(f"--out: {place} cannot be written: {error.strerror}") from error
 
 
-_MARK = {"qasm3": "circuits.json", "qpy": "circuits.json", "hf": "config.json"}
+def _is_export(place: Path, form: str) -> bool:
+    """Whether a folder holds an earlier export of this form, which may be replaced."""
+    mark = place / ("config.json" if form == "hf" else "circuits.json")
+    try:
+        found = read_json(mark) if mark.is_file() else {}
+    except UserError:
+        return False
+    return found.get("model_type") == "qrkt-hw" if form == "hf" else found.get("circuit_format") == form

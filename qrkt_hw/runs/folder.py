@@ -425,7 +425,13 @@ def _check_name(path: Path, named: str) -> None:
 
 def named(name: str) -> Path:
     """The folder of a run of this name: ``runs/NAME``."""
-    if name in ("", ".", "..") or name != Path(name).name or name.startswith((".", "-")) or not name.isprintable():
+    if (
+        name in ("", ".", "..")
+        or name != name.strip()
+        or name != Path(name).name
+        or name.startswith((".", "-"))
+        or not name.isprintable()
+    ):
         raise UserError(f"--name: {name!r} is not a name of a folder; --out takes a path")
     return RUNS / name
 

@@ -121,6 +121,14 @@ def test_a_damaged_folder_is_refused(home, damage, word, tmp_path):
         QViT.from_pretrained(out)
 
 
+def test_a_model_of_somebody_else_is_not_overwritten(home, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "circuits.json").write_text("[]")
+    for form in ("hf", "qpy"):
+        refused(qrkt("export", home / "plain", "--format", form, "--out", ".", cwd=tmp_path), "--out", "something else")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["circuits.json", "config.json"]
+
+
 def test_wrong_use_is_one_sentence(home, tmp_path):
     refused(qrkt("export", home / "gan", "--format", "hf", cwd=tmp_path), "GAN")
     refused(qrkt("export", home / "plain", cwd=tmp_path), "--format")

@@ -83,6 +83,28 @@ def test_polarity_and_size_do_not_change_a_digit(dataset, test_digits):
             assert len(rows) == 8
 
 
+def test_a_faint_digit_is_cut_out_of_noise(test_digits):
+    about = {**DIGITS, "dataset": "mnist", "image_size": 28}
+    for digit in test_digits[0][:8]:
+        page = np.zeros((240, 320))
+        page[40:200, 70:230] = np.kron(digit > 8, np.ones((20, 20)))
+        faint = 230 - 60 * page + np.random.default_rng(0).normal(0, 6, page.shape)
+        images = (Image.fromarray(one.clip(0, 255).astype(np.uint8)) for one in (255 * page, faint))
+        clear, noisy = (converted(encoded(image), "image", about, []).flatten().numpy() for image in images)
+        assert np.corrcoef(clear, noisy)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("ink", [0, 255])
+def test_a_drawing_on_nothing_is_a_drawing_on_paper(ink, test_digits):
+    """A program that draws with transparency keeps the digit in alpha alone."""
+    light = np.asarray(photo(test_digits[0][0], light=True, noise=0)) - 25
+    drawn = np.dstack([np.full((*light.shape, 3), ink, np.uint8), light])
+    about = {**DIGITS, "dataset": "mnist", "image_size": 28}
+    found = converted(encoded(Image.fromarray(drawn)), "image", about, [])
+    expected = converted(encoded(Image.fromarray(light)), "image", about, [])
+    assert float((found.float() - expected.float()).abs().mean()) < 2
+
+
 def test_an_own_size_with_dark_edges_is_taken_as_it_is(test_digits):
     done: list[str] = []
     small = (test_digits[0][0] * 255 / 16).astype(np.uint8)

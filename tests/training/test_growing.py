@@ -123,6 +123,7 @@ def test_the_same_number_of_epochs_changes_nothing(two, home):
         (["--from", "two", "--model", "gan"], ["--model"]),
         (["--from", "nothing"], ["nothing"]),
         (["--name", "a/b"], ["--name"]),
+        (["--name", " "], ["--name"]),
         (["--name", "a", "--out", "b"], ["--name", "--out"]),
     ],
 )
