@@ -219,8 +219,8 @@ def train(
     """
     console = Console(stderr=True, quiet=not progress)
     if resume is not None:
-        given = {"config": config, "out": out, "name": name, "start_from": start_from}
-        more = next((key for key, value in given.items() if value is not None), None) or next(
+        others = {"config": config, "out": out, "name": name, "start_from": start_from}
+        more = next((key for key, value in others.items() if value is not None), None) or next(
             (key for key in keys if key not in ("epochs", "backend")), None
         )
         if more is not None:

@@ -34,11 +34,19 @@ def rows(run):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """Runs of two epochs: ``two``, and ``gan`` whose learning rates stay."""
-    folder = tmp_path_factory.mktemp("growing")
-    for name, options in {"two": SMALL, "gan": [*GAN, "--rate-decay", "none"]}.items():
-        options = [2 if options[k - 1] == "--epochs" else option for k, option in enumerate(options)]
-        trained(folder, *options, "--batch-size", 16, "--warmup-steps", 1, out=name)
+    """A run of two epochs, ``two``."""
+    return grown(tmp_path_factory.mktemp("growing"), "two", SMALL)
+
+
+@pytest.fixture(scope="module")
+def gans(tmp_path_factory):
+    """A GAN of two epochs, ``gan``, whose learning rates stay."""
+    return grown(tmp_path_factory.mktemp("gans"), "gan", [*GAN, "--rate-decay", "none"])
+
+
+def grown(folder, name, options):
+    options = [2 if options[k - 1] == "--epochs" else option for k, option in enumerate(options)]
+    trained(folder, *options, "--batch-size", 16, "--warmup-steps", 1, out=name)
     return folder
 
 
@@ -47,8 +55,9 @@ def two(home, tmp_path):
     return shutil.copytree(home / "two", tmp_path / "two")
 
 
-def test_constant_rates_make_a_longer_training_equal_to_one_from_the_start(home, tmp_path):
-    shutil.copytree(home / "gan", tmp_path / "gan")
+@pytest.mark.slow
+def test_constant_rates_make_a_longer_training_equal_to_one_from_the_start(gans, tmp_path):
+    shutil.copytree(gans / "gan", tmp_path / "gan")
     done = qrkt("train", "--resume", "gan", "--epochs", 3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     whole = [3 if GAN[k - 1] == "--epochs" else option for k, option in enumerate(GAN)]
@@ -79,6 +88,7 @@ def test_more_epochs_follow_the_rates_of_the_longer_training(two, home):
     qrkt_hw.load(two)
 
 
+@pytest.mark.slow
 def test_a_longer_training_that_is_stopped_equals_one_that_is_not(two, tmp_path):
     def stop(epoch, _):
         raise KeyboardInterrupt if epoch == 3 else AssertionError
@@ -159,6 +169,7 @@ def test_fine_tuning_on_other_classes_takes_a_fresh_head(two):
     assert qrkt_hw.load(two.parent / "pets-run").class_names == ("cat", "dog")
 
 
+@pytest.mark.slow
 def test_fine_tuning_on_another_backend_and_killed_before_its_first_epoch(two, tmp_path):
     source = RunFolder.open(two)
     options = source.options().replace(epochs=1, limit=8)
@@ -180,10 +191,13 @@ def test_fine_tuning_on_another_backend_and_killed_before_its_first_epoch(two, t
     assert json.loads(noisy.results.read_text())["backend"] == "fake_torino"
 
 
-def test_a_gan_is_fine_tuned_too(home, tmp_path):
-    done = qrkt("train", "--from", home / "gan", "--epochs", 1, "--learning-rate", 1e-9, "--out", "fine", cwd=tmp_path)
+@pytest.mark.slow
+def test_a_gan_is_fine_tuned_too(gans, tmp_path):
+    done = qrkt("train", "--from", gans / "gan", "--epochs", 1, "--learning-rate", 1e-9, "--out", "fine", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    mine, theirs = load_file(tmp_path / "fine" / "model.safetensors"), load_file(home / "gan" / "model.safetensors")
+    found = json.loads(qrkt("runs", gans, "--json", cwd=tmp_path).stdout)
+    assert [(one["name"], one["state"]) for one in found] == [("gan", "finished")]
+    mine, theirs = load_file(tmp_path / "fine" / "model.safetensors"), load_file(gans / "gan" / "model.safetensors")
     assert mine.keys() == theirs.keys()
     assert all(torch.allclose(mine[name], theirs[name], atol=1e-5) for name in mine)
 
@@ -197,12 +211,12 @@ def test_a_run_without_weights_is_no_source(two):
 SOURCE = {"limit": 64, "hidden": 16, "mlp": 8, "rk": "rk1", "rk_blocks": 1}
 
 
-def test_runs_are_listed(two, home):
+def test_runs_are_listed(two):
     folder = two.parent
     (folder / "runs").mkdir()
     assert "no run under runs/" in qrkt("runs", cwd=folder).stdout
     shutil.copytree(two, folder / "runs" / "20261126-101112-digits-vit")
-    shutil.copytree(home / "gan", folder / "runs" / "deep" / "gan")
+    shutil.copytree(two, folder / "runs" / "deep" / "b")
     half = shutil.copytree(two, folder / "runs" / "half")
     (half / "results.json").unlink()
     (half / "metrics.csv").write_text("\n".join((half / "metrics.csv").read_text().splitlines()[:2]))
@@ -214,7 +228,7 @@ def test_runs_are_listed(two, home):
     found = {one["name"]: one for one in json.loads(qrkt("runs", "--json", cwd=folder).stdout)}
     states = {name: one["state"] for name, one in found.items()}
     assert states == {
-        "20261126-101112-digits-vit": "finished", "deep/gan": "finished", "half": "1 of 2 epochs", "broken": "damaged",
+        "20261126-101112-digits-vit": "finished", "deep/b": "finished", "half": "1 of 2 epochs", "broken": "damaged",
     }  # fmt: skip
     test = json.loads((two / "results.json").read_text())["test"]
     assert found["20261126-101112-digits-vit"]["accuracy"] == test["accuracy"] and found["half"]["seed"] == 42
