@@ -247,4 +247,4 @@ def test_resources_of_the_circuits_of_a_file(tmp_path):
     (one,) = json.loads(found.output)
     assert one["executions"] == 20 and one["jobs"] == 1 and one["plan"] == "flex" and len(one["pubs"]) == 2
     refused = CliRunner().invoke(resources, asked[:2]).exception
-    assert isinstance(refused, UserError) and "name one with --backend" in str(refused)
+    assert isinstance(refused, UserError) and "name one with backend" in str(refused)
