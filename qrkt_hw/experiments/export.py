@@ -18,7 +18,7 @@ import qrkt_hw
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import DataShape
 from qrkt_hw.errors import UserError, sentence
-from qrkt_hw.experiments.loading import Predictor, Reader, restored
+from qrkt_hw.experiments.loading import Predictor, Reader, list_models, restored, shipped
 from qrkt_hw.models.factory import build_model, count_parameters, quantum_layers
 from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
@@ -185,6 +185,14 @@ class QViT(
         model = cls(public.model_dump(mode="json"), about, _data(kept), results, backend)
         model.transformer.load_state_dict(restored(folder).state_dict())
         return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> QViT:  # type: ignore[override]
+        """The model of a folder, of a hub id, or of a name of ``qrkt_hw.list_models(pretrained=True)``."""
+        name = str(pretrained_model_name_or_path)
+        if name in list_models(pretrained=True) and not Path(name).is_dir():
+            return cls.of_run(shipped(name), kwargs.get("backend", "exact"))
+        return super().from_pretrained(name, **kwargs)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_weights(self.state_dict(), save_directory / "model.safetensors", self.results.get("best_epoch", 0))
