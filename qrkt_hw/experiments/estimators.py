@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from qrkt_hw import backends
 from qrkt_hw.data.base import Indices, stratified
@@ -33,7 +35,7 @@ _FILES = ("*.json", "*.yaml", "*.csv", "model.safetensors", "circuits/*")  # of 
 _TRAINING = threading.Lock()  # a training draws from torch's one generator, which all threads share
 
 
-class _Samples:
+class _Samples(Dataset[Any]):
     """Some inputs with their labels, map-style."""
 
     def __init__(self, inputs: Any, labels: Indices, index: Indices) -> None:
@@ -237,6 +239,7 @@ class QViTClassifier(_Classifier):
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on images and their labels."""
+        _check_labels(y)
         X, y = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
         images = self._images(X)
         axes = (0, 2, 3)
@@ -340,6 +343,7 @@ class QuantumTextClassifier(_Classifier):
         if y is None:
             raise ValueError("QuantumTextClassifier requires y to be passed, but the target y is None")
         texts = _texts(X)
+        _check_labels(y)
         y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, ensure_min_samples=2, input_name="y"), warn=True)
         check_consistent_length(texts, y)
         return self._train(texts, y, model="text")
@@ -350,12 +354,22 @@ class QuantumTextClassifier(_Classifier):
         return self.model_.preprocess(_texts(X))  # type: ignore[operator]
 
 
+def _check_labels(y: Any) -> None:
+    """Refuse strings beside numbers, which NumPy would make strings of."""
+    plain = isinstance(y, (list, tuple)) or np.asarray(y).dtype == object
+    if plain and len({isinstance(label, str) for label in y}) > 1:
+        raise ValueError("y holds str and other labels; give labels of one type")
+
+
 def _texts(X: Any) -> list[str]:
-    if isinstance(X, (str, bytes)):
-        raise ValueError("X is one text; give a list of texts")
-    found = X[:, 0] if isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] == 1 else X
+    if isinstance(X, (str, bytes, Mapping, Set)):
+        raise ValueError(f"X is {type(X).__name__}; give a list of texts")
+    if getattr(X, "ndim", 1) == 2:  # one column of a frame
+        if X.shape[1] != 1:
+            raise ValueError(f"X has {X.shape[1]} columns; give one of texts")
+        X = np.asarray(X)[:, 0]
     try:
-        texts = list(found)
+        texts = list(X)
     except TypeError as error:
         raise ValueError(f"X is {type(X).__name__}; give a list of texts") from error
     if not texts:

@@ -265,16 +265,18 @@ def train(
         return Run(run, backbone=backbone)
 
 
-def _own(options: Config, source: RunFolder | None, *parts: Any) -> Data:
-    *splits, names, backbone = parts
-    if options.model.kind == "text":
-        if backbone is not None:
-            raise UserError("--model: a backbone goes before images' models (vit), not text")
+def _own(
+    options: Config, source: RunFolder | None, train: Any, validation: Any, test: Any, names: Sequence[str] | None,
+    backbone: nn.Module | None,
+) -> Data:  # fmt: skip
+    kind = options.model.kind
+    if kind == "text" and backbone is None:
         vocabulary = source.description().get("vocabulary", ()) if source is not None else ()
-        return own_texts(options.data, vocabulary, *splits, names)
-    if options.model.kind != "vit":
-        raise UserError(f"--model: torch datasets train a vit or a text model, not {options.model.kind}")
-    return own(options.data, *splits, names, backbone)
+        return own_texts(options.data, vocabulary, train, validation, test, names)
+    if kind != "vit":
+        what = "torch datasets train a vit or a text model" if backbone is None else "a backbone goes before a vit"
+        raise UserError(f"--model: {what}, not {kind}")
+    return own(options.data, train, validation, test, names, backbone)
 
 
 def _resume(
