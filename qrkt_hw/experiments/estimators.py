@@ -356,7 +356,7 @@ class QuantumTextClassifier(_Classifier):
 
 def _check_labels(y: Any) -> None:
     """Refuse strings beside numbers, which NumPy would make strings of."""
-    plain = isinstance(y, (list, tuple)) or np.asarray(y).dtype == object
+    plain = isinstance(y, (list, tuple)) or getattr(y, "dtype", None) == "object"
     if plain and len({isinstance(label, str) for label in y}) > 1:
         raise ValueError("y holds str and other labels; give labels of one type")
 

@@ -245,7 +245,12 @@ def train(
             raise UserError("name: out names the folder already; leave one of them out")
         data = None
         if train is not None:
-            given = {"patch": 1} if backbone is not None and "patch" not in {**base, **keys} else {}
+            both = {**base, **keys}
+            given = (
+                {"patch": 1}
+                if backbone is not None and "patch" not in both and both.get("model", "vit") == "vit"
+                else {}
+            )
             base, keys = {**base, **given}, {key: value for key, value in keys.items() if key != "dataset"}
             options = checked({**base, "dataset": OWN}, keys)
             data = _own(options, source, train, validation, test, class_names, backbone)
