@@ -29,6 +29,7 @@ from qrkt_hw.runs.config import Config, of_kept
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.simulator.analysis import cones
 
+DRAWN = 80  # most gates of a circuit that the model card shows
 FORMATS = ("qasm3", "qpy", "hf")
 RULE = (
     "Input: y = input_scale * x (null is 1). Group g reads features g*n to (g+1)*n - 1 of y, n = len(inputs), as its "
@@ -264,6 +265,8 @@ class QViT(
                 else (f"an output depends on at most {most} of {template.num_inputs} inputs (light cone)")
             )
             lines.append(f"- `{template.name}` on {qubits} qubits: {every}.")
+            if len(template.circuit.data) <= DRAWN:
+                lines += ["", "```text", str(template.circuit.draw("text", fold=100)), "```", ""]
         simulated = "Circuits of so few qubits are simulated exactly on a laptop; no quantum advantage is claimed."
         return [*lines, "", simulated]
 

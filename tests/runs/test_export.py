@@ -1,11 +1,17 @@
 """Exported circuits give a layer's values by plain Qiskit alone; exported models load anywhere, offline."""
 
+import base64
 import json
 import shutil
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from qiskit import qasm3, qpy
 from qiskit.quantum_info import SparsePauliOp, Statevector
 
@@ -139,3 +145,75 @@ def test_kept_runs_are_exported(tmp_path):
     assert qrkt("export", kept, "--format", "hf", "--out", "out", cwd=tmp_path).returncode == 0
     model = QViT.from_pretrained(tmp_path / "out")
     assert model.results["test"]["accuracy"] > 0.97 and len(model.class_names) == 10
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload and a download ask for."""
+
+    asked: ClassVar[list] = []
+    files: ClassVar[dict] = {}
+
+    def answer(self, value, status=200):
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {
+            "Content-Length": len(content),
+            "ETag": f'"{zlib.crc32(content):x}"',
+            "X-Repo-Commit": "c" * 40,
+        }.items():
+            self.send_header(name, str(text))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.asked.append(self.path)
+        if self.path.endswith("/repos/create"):
+            self.answer({"url": f"http://{self.headers['Host']}/you/name", "name": "you/name"})
+        elif "/preupload/" in self.path:
+            found = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]  # fmt: skip
+            self.answer({"files": found})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer(
+                {"commitUrl": f"http://{self.headers['Host']}/you/name/commit/c", "commitOid": "c", "success": True}
+            )
+        else:  # the check of the card's header
+            self.answer({"errors": [], "warnings": []})
+
+    def do_GET(self):
+        found = self.files.get(self.path.rpartition("/")[2]) if "/resolve/" in self.path else None
+        self.answer(found or {}, 200 if found else 404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_goes_to_the_hub_and_back(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "/{repo_id}/resolve/{revision}/{filename}")
+    try:
+        model = QViT.from_pretrained("best-mnist")
+        model.push_to_hub("you/name", token="hf_none")
+        assert {path.rpartition("/")[2] for path in Hub.asked} >= {"create", "main"}
+        assert set(Hub.files) == {"config.json", "model.safetensors", "README.md"}
+        again = QViT.from_pretrained("you/name", cache_dir=tmp_path, token=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(again(images), model(images))
+    card = Hub.files["README.md"].decode()
+    test = model.results["test"]
+    for said in (f"{test['accuracy']:.4f}", "ry_rz_ring", "light cone", "Seed 0", "no quantum advantage", "q_0"):
+        assert said in card, said
