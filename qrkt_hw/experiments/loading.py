@@ -76,7 +76,11 @@ def list_models(pretrained: bool = False) -> list[str]:
     """
     if pretrained:
         return sorted(file.parent.name for file in PRETRAINED.glob("*/model.safetensors"))
-    return [name for name in presets.names() if presets.load(name).get("model") != "gan"]
+    return [name for name in presets.names() if _classifies(name)]
+
+
+def _classifies(preset: str) -> bool:
+    return flattened(presets.load(preset)).get("model") != "gan"
 
 
 def create_model(
@@ -98,8 +102,9 @@ def create_model(
         UserError: no such preset, one without weights, or options that cannot be.
     """
     with speaking_python():
-        if name not in list_models():
-            why = "is a preset that generates images" if name in presets.names() else "is no preset"
+        known = name in presets.names()
+        if not known or not _classifies(name):
+            why = "is a preset that generates images" if known else "is no preset"
             raise UserError(f"name: {name!r} {why}; qrkt_hw.list_models() names those that can be made")
         if pretrained:
             if overrides:
