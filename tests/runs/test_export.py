@@ -2,6 +2,7 @@
 
 import base64
 import json
+import pickle
 import shutil
 import threading
 import zlib
@@ -14,6 +15,7 @@ import torch
 from huggingface_hub import constants
 from qiskit import qasm3, qpy
 from qiskit.quantum_info import SparsePauliOp, Statevector
+from safetensors.torch import load_file, save_file
 
 import qrkt_hw
 from qrkt_hw.errors import UserError
@@ -217,3 +219,92 @@ def test_a_model_goes_to_the_hub_and_back(tmp_path, monkeypatch):
     test = model.results["test"]
     for said in (f"{test['accuracy']:.4f}", "ry_rz_ring", "light cone", "Seed 0", "no quantum advantage", "q_0"):
         assert said in card, said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    QViT.from_pretrained("best-mnist").save_pretrained(folder)
+    return folder
+
+
+def edited(change):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def reweighted(change):
+    def damage(folder):
+        state = load_file(folder / "model.safetensors")
+        state["transformer.head.weight"] = change(state["transformer.head.weight"]).contiguous()
+        save_file(state, folder / "model.safetensors")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no object"),
+        (edited(lambda c: c.pop("data")), "lacks options and data"),
+        (edited(lambda c: c.update(data=None)), "must be objects"),
+        (edited(lambda c: c.update(results="good")), "must be objects"),
+        (edited(lambda c: c.update(options=None)), "damaged"),
+        (edited(lambda c: c.update(circuits="none")), "its circuits"),
+        (edited(lambda c: c["data"].pop("class_names")), "lacks class_names"),
+        (edited(lambda c: c["data"].update(class_names=3)), "class_names"),
+        (edited(lambda c: c["data"].update(mean=[0.1, 0.2])), "mean has 2 numbers"),
+        (edited(lambda c: c["data"].update(std=[0.0])), "std"),
+        (edited(lambda c: c["data"].update(image_size="28")), "image_size"),
+        (edited(lambda c: c["data"]["class_names"].pop()), "do not fit"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps([1])), "not a safetensors file"),
+        (reweighted(lambda w: w[:5]), "do not fit"),
+        (reweighted(lambda w: w.double()), "float64, not float32"),
+        (reweighted(lambda w: w * torch.nan), "not finite"),
+    ],
+)
+def test_a_folder_of_the_hub_that_is_not_whole_is_refused(whole, damage, words, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(UserError, match=words) as found:
+        QViT.from_pretrained(folder)
+    assert "\n" not in str(found.value)
+
+
+def test_a_config_json_runs_no_code_and_spends_nothing(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef f(n, layers): ...\n")
+
+    def change(config):
+        config["circuits"] = None
+        config["options"]["circuit"]["ansatz"] = f"{tmp_path / 'evil.py'}:f"
+
+    edited(change)(folder)
+    with pytest.raises(UserError, match="lacks the circuits"):
+        QViT.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+    edited(lambda c: c.update(backend="ibm_fez", circuits=None))(shutil.copytree(whole, tmp_path / "billed"))
+    model = QViT.from_pretrained(tmp_path / "billed")
+    assert model.transformer.blocks[0].fields[0].attention.query.layer.backend.name == "exact"
+
+
+def test_what_is_no_model_of_the_hub_is_one_sentence(whole, tmp_path):
+    with pytest.raises(UserError, match="and it is no id of the Hugging Face Hub"):
+        QViT.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="revision: 'best-mnist' comes with the package"):
+        QViT.from_pretrained("best-mnist", revision="main")
+    with pytest.raises(UserError, match="no backend 'nothing'"):
+        QViT.from_pretrained(whole, backend="nothing")
+    model = QViT.from_pretrained(whole)
+    with pytest.raises(UserError, match=r"take model.to\(torch.float32\)"):
+        model.double().save_pretrained(tmp_path / "double")
+    model.results = {"test": "good"}
+    assert "Measured" not in model._card()
