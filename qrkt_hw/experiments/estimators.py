@@ -6,7 +6,9 @@ import math
 import tempfile
 import threading
 from collections.abc import Mapping, Set
+from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 import numpy as np
@@ -32,6 +34,7 @@ BATCH = 256  # samples of a forward pass
 _ARGUMENTS = ("validation_fraction", "image_shape", "options", "folder", "random_state", "verbose")  # no options
 _DECIDED = ("model", "dataset", "data_dir", "download", "image_size", "seed", "name")  # options that are decided here
 _FILES = ("*.json", "*.yaml", "*.csv", "model.safetensors", "circuits/*")  # of a run, which an estimator keeps
+_LARGE = "X holds values too large to be normalised in float32; scale it"
 _TRAINING = threading.Lock()  # a training draws from torch's one generator, which all threads share
 
 
@@ -75,7 +78,9 @@ class _Classifier(ClassifierMixin, BaseEstimator):
                 )  # fmt: skip
             except UserError as error:  # scikit-learn's kind
                 text = str(error)
-                raise ValueError(f"folder{text[3:]}" if text.startswith("out: ") else text) from error
+                if text.startswith("out: "):
+                    text = f"folder{text[3:].partition(', or resume')[0]}"
+                raise ValueError(text) from error
             kept = [file for pattern in _FILES for file in run.path.glob(pattern)]
             self._files = {str(file.relative_to(run.path)): file.read_bytes() for file in kept}
             self._path = None if self.folder is None else run.path
@@ -85,11 +90,13 @@ class _Classifier(ClassifierMixin, BaseEstimator):
 
     def _held_out(self, samples: int) -> int:
         fraction = self.validation_fraction
-        if not (isinstance(fraction, (int, float)) and 0 <= fraction < 1):
+        if not (isinstance(fraction, Real) and 0 <= fraction < 1):
             raise ValueError(f"validation_fraction is {fraction!r}; it must be at least 0 and less than 1")
         return min(round(samples * fraction), samples - 1)
 
     def _options(self, given: dict[str, Any], samples: int) -> Config:
+        if not isinstance(self.options, (Mapping, NoneType)):
+            raise UserError(f"options: {self.options!r} is no dict of options by name")
         more = dict(self.options or {})
         twice = next((key for key in more if key in given or key in _DECIDED), None)
         if twice is not None:
@@ -243,7 +250,10 @@ class QViTClassifier(_Classifier):
         X, y = validate_data(self, X, y, allow_nd=True, ensure_min_samples=2)
         images = self._images(X)
         axes = (0, 2, 3)
-        self.shape_, self.mean_, self.scale_ = X.shape[1:], images.mean(axes), images.std(axes)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.shape_, self.mean_, self.scale_ = X.shape[1:], images.mean(axes), images.std(axes)
+        if not np.isfinite(self.scale_).all():
+            raise ValueError(_LARGE)
         self.scale_[self.scale_ == 0] = 1.0
         inputs = self._normalised(images, X.shape[1:])
         side = inputs.shape[-1]
@@ -262,11 +272,14 @@ class QViTClassifier(_Classifier):
         """Pixels ``(samples, channels, height, width)``; features are one row."""
         X = X.astype(np.float64)
         if self.image_shape is not None and X.ndim == 2:
-            if X.shape[1] != math.prod(self.image_shape) or len(self.image_shape) != 3:
-                raise ValueError(f"image_shape is {self.image_shape}; X has {X.shape[1]} features")
+            whole = isinstance(self.image_shape, (tuple, list)) and len(self.image_shape) == 3
+            if not whole or math.prod(self.image_shape) != X.shape[1]:
+                raise ValueError(
+                    f"image_shape is {self.image_shape}, not (channels, side, side) of {X.shape[1]} features"
+                )
             X = X.reshape(len(X), *self.image_shape)
         found = X[:, None, None, :] if X.ndim == 2 else X[:, None] if X.ndim == 3 else X
-        if found.ndim != 4 or (X.ndim > 2 and found.shape[2] != found.shape[3]):
+        if found.ndim != 4 or (X.ndim > 2 and found.shape[2] != found.shape[3]) or not found.size:
             raise ValueError(
                 f"X has samples of shape {X.shape[1:]}; give (side, side), (channels, side, side) or features"
             )
@@ -280,7 +293,7 @@ class QViTClassifier(_Classifier):
         with np.errstate(over="ignore"):
             found = found.astype(np.float32)
         if not np.isfinite(found).all():
-            raise ValueError("X holds values too large for float32 after normalisation; scale it")
+            raise ValueError(_LARGE)
         return torch.from_numpy(found)
 
 

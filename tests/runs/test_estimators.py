@@ -6,6 +6,7 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -214,6 +215,8 @@ def test_what_is_no_list_of_texts_is_refused(reader, X):
         ({"patch": 3}, "patch"),
         ({"validation_fraction": 1}, "validation_fraction"),
         ({"image_shape": (1, 4, 4)}, "image_shape"),
+        ({"image_shape": 64}, "image_shape"),
+        ({"options": "augment"}, "no dict of options"),
         ({"options": {"epochs": 3}}, "an argument of its own"),
         ({"options": {"dataset": "mnist"}}, "decided by the estimator"),
         ({"options": {"hiden": 3}}, "hiden"),
@@ -240,9 +243,12 @@ def test_wrong_images_are_refused(digits, fitted):
         (np.zeros((40, 8, 8, 3)), "samples of shape"),
         (np.where(X.max() == X, np.nan, X), "NaN"),
         (X[:0], "0 sample"),
+        (np.zeros((40, 0, 0)), "samples of shape"),
+        (X * 1e300, "too large"),
+        (scipy.sparse.csr_array(X), "[Ss]parse"),
     ):
-        with pytest.raises(ValueError, match=words):
-            machine.fit(wrong, y[: len(wrong)])
+        with pytest.raises((ValueError, TypeError), match=words):
+            machine.fit(wrong, y[: wrong.shape[0]])
     with pytest.raises(ValueError, match="one class"):
         machine.fit(X, np.zeros(40))
     with pytest.raises((ValueError, TypeError)):
