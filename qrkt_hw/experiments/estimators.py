@@ -6,7 +6,6 @@ import math
 import tempfile
 import threading
 from collections.abc import Mapping, Set
-from numbers import Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, Self
@@ -90,9 +89,9 @@ class _Classifier(ClassifierMixin, BaseEstimator):
 
     def _held_out(self, samples: int) -> int:
         fraction = self.validation_fraction
-        if not (isinstance(fraction, Real) and 0 <= fraction < 1):
+        if not (isinstance(fraction, (int, float, np.floating)) and 0 <= fraction < 1):
             raise ValueError(f"validation_fraction is {fraction!r}; it must be at least 0 and less than 1")
-        return min(round(samples * fraction), samples - 1)
+        return min(round(samples * float(fraction)), samples - 1)
 
     def _options(self, given: dict[str, Any], samples: int) -> Config:
         if not isinstance(self.options, (Mapping, NoneType)):

@@ -144,8 +144,8 @@ def shipped(name: str) -> Path:
     """
     names = list_models(pretrained=True)
     if name not in names:
-        have = f"{', '.join(names)} have" if names else "this installation has none"
-        raise UserError(f"pretrained: no weights of {name!r} come with qrkt-hw; {have}; qrkt_hw.train({name!r})")
+        have = f"those of {', '.join(names)} do" if names else "this installation has none"
+        raise UserError(f"pretrained: no weights of {name!r} come with qrkt-hw; {have}; train it: train({name!r})")
     return PRETRAINED / name
 
 
