@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -274,7 +274,7 @@ def _about(one: Tensor) -> str:
     return f"shape {tuple(one.shape)} ({str(one.dtype).removeprefix('torch.')})"
 
 
-def _pair(dataset: Any, index: int, named: str = "train") -> Any:
+def pair(dataset: Any, index: int, named: str = "train") -> Any:
     found = dataset[index]
     if not isinstance(found, (tuple, list)) or len(found) != 2:
         raise UserError(f"{named}: a sample is {type(found).__name__}, not a pair (input, label)")
@@ -282,7 +282,7 @@ def _pair(dataset: Any, index: int, named: str = "train") -> Any:
 
 
 def _input(dataset: Any, index: int, named: str = "train") -> Tensor:
-    found = _pair(dataset, index, named)[0]
+    found = pair(dataset, index, named)[0]
     found = tensor_of(found) if isinstance(found, np.ndarray) else found
     if not isinstance(found, Tensor) or not (found.is_floating_point() or found.dtype == torch.uint8):
         kind = f"{type(found).__name__}" if not isinstance(found, Tensor) else _about(found)
@@ -302,9 +302,9 @@ def labels_of(dataset: Any, named: str) -> Indices:
     if (
         found is None
         or len(found) != len(dataset)
-        or any(not np.array_equal(found[k], _pair(dataset, k, named)[1]) for k in some)
+        or any(not np.array_equal(found[k], pair(dataset, k, named)[1]) for k in some)
     ):
-        found = [_pair(dataset, k, named)[1] for k in range(len(dataset))]
+        found = [pair(dataset, k, named)[1] for k in range(len(dataset))]
     try:
         labels = np.asarray([int(label) for label in found], dtype=np.int64)
     except (TypeError, ValueError) as error:
@@ -319,23 +319,27 @@ def labels_of(dataset: Any, named: str) -> Indices:
     return labels
 
 
-def own(
-    options: DataConfig, train: Any, validation: Any = None, test: Any = None, names: Sequence[str] | None = None,
-    backbone: nn.Module | None = None,
-) -> Data:  # fmt: skip
-    """A user's map-style torch datasets as a data set. Without ``test``, a tenth of ``train`` becomes it; without
-    ``validation``, a tenth of the rest: classes in proportion, the same samples for every seed. Floats are taken as
-    they are, bytes (uint8) normalised by the training part. ``names`` of the classes default to ``train.classes``."""
-    parts = {"train": train, "validation": validation, "test": test}
-    labels = {name: labels_of(part, name) for name, part in parts.items() if part is not None}
-    given = names if names is not None else getattr(train, "classes", None)
+class Parts(NamedTuple):
+    """Splits of a user's datasets: names of the classes, for each split its dataset and indices, labels of the
+    datasets, and all training samples, whatever ``limit`` takes of them."""
+
+    names: tuple[str, ...]
+    chosen: dict[str, tuple[str, Indices]]
+    labels: dict[str, Indices]
+    whole: Indices
+
+
+def parts_of(options: DataConfig, given: dict[str, Any], names: Sequence[str] | None) -> Parts:
+    """The splits of map-style datasets ``train``, ``validation``, ``test``. Without ``test``, a tenth of ``train``
+    becomes it; without ``validation``, a tenth of the rest: classes in proportion, the same samples for every seed."""
+    train = given["train"]
+    labels = {name: labels_of(part, name) for name, part in given.items() if part is not None}
+    known = names if names is not None else getattr(train, "classes", None)
     most, samples = 1 + int(max(found.max() for found in labels.values())), len(labels["train"])
-    if isinstance(given, str) or (given is None and most > samples):
-        what = f"is the text {given!r}" if given is not None else f"is needed for label {most - 1} of {samples} samples"
+    if isinstance(known, str) or (known is None and most > max(samples, 1000)):
+        what = f"is the text {known!r}" if known is not None else f"is needed for label {most - 1} of {samples} samples"
         raise UserError(f"class_names: it {what}; give a list with a name for each class, the first for label 0")
-    if isinstance(backbone, type) or not (backbone is None or isinstance(backbone, nn.Module)):
-        raise UserError(f"backbone: {backbone!r} is no torch module")
-    names = tuple(map(str, given)) if given is not None else tuple(map(str, range(most)))
+    names = tuple(map(str, known)) if known is not None else tuple(map(str, range(most)))
     if len(names) < most:
         raise UserError(f"class_names: label {most - 1} found; there are {len(names)} classes")
     twice = next((name for k, name in enumerate(names) if name in names[:k]), None)
@@ -343,16 +347,29 @@ def own(
         raise UserError(f"class_names: {twice!r} is there twice; classes are told apart by their names")
     rest = np.arange(len(labels["train"]))
     chosen = {name: (name, np.arange(len(found))) for name, found in labels.items()}
-    if test is None:
+    if given["test"] is None:
         drawn, rest = stratified(labels["train"], max(1, round(len(rest) / 10)), salt=1)
         chosen["test"] = ("train", drawn)
-    if validation is None:
+    if given["validation"] is None:
         kept, held = held_out(labels["train"][rest], None)
         chosen["validation"], rest = ("train", rest[held]), rest[kept]
     whole = rest
     if options.limit is not None and options.limit < len(rest):
         rest = rest[stratified(labels["train"][rest], options.limit, salt=2)[0]]
     chosen["train"] = ("train", rest)
+    return Parts(names, chosen, labels, whole)
+
+
+def own(
+    options: DataConfig, train: Any, validation: Any = None, test: Any = None, names: Sequence[str] | None = None,
+    backbone: nn.Module | None = None,
+) -> Data:  # fmt: skip
+    """A user's map-style torch datasets as a data set, split by :func:`parts_of`. Floats are taken as they are, bytes
+    (uint8) normalised by the training part. ``names`` of the classes default to ``train.classes``."""
+    parts = {"train": train, "validation": validation, "test": test}
+    if isinstance(backbone, type) or not (backbone is None or isinstance(backbone, nn.Module)):
+        raise UserError(f"backbone: {backbone!r} is no torch module")
+    names, chosen, labels, whole = parts_of(options, parts, names)
     first = _input(train, 0)
     for part in ("validation", "test"):
         if parts[part] is not None and _about(other := _input(parts[part], 0, part)) != _about(first):

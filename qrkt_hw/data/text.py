@@ -5,13 +5,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qrkt_hw.data import parquet
-from qrkt_hw.data.base import Data, DataShape, held_out, indexed, located, places, regular
+from qrkt_hw.data.base import Data, DataShape, Indexed, Indices, held_out, indexed, located, places, regular
+from qrkt_hw.data.images import pair, parts_of
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.config import DataConfig
 
@@ -100,6 +102,35 @@ def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
         part.inputs = encode(part.inputs, vocabulary, options.text_length, **reading)
     shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
     return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
+
+
+def own(
+    options: DataConfig, vocabulary: Sequence[str], train: Any, validation: Any = None, test: Any = None,
+    names: Sequence[str] | None = None,
+) -> Data:  # fmt: skip
+    """A user's map-style datasets of ``(text, label)`` as a data set, split as their images are; the vocabulary is the
+    training part's where none is given."""
+    parts = {"train": train, "validation": validation, "test": test}
+    names, chosen, labels, whole = parts_of(options, parts, names)
+    texts = {name: [_text(part, k, name) for k in range(len(part))] for name, part in parts.items() if part is not None}
+    if not vocabulary:
+        vocabulary = vocabulary_of((texts["train"][k] for k in whole), options.vocabulary, pairs=options.word_pairs)
+
+    def split(part: str, index: Indices) -> Indexed:
+        reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+        ids = encode([texts[part][k] for k in index], vocabulary, options.text_length, **reading)
+        return Indexed(ids, torch.from_numpy(labels[part][index]), trimmed)
+
+    shape = DataShape(0, 0, len(names), len(vocabulary), options.text_length)
+    splits = {name: split(*place) for name, place in chosen.items()}
+    return Data(options.dataset, shape, names, (), (), splits, vocabulary=tuple(vocabulary))
+
+
+def _text(dataset: Any, index: int, named: str) -> str:
+    found = pair(dataset, index, named)[0]
+    if not isinstance(found, str):
+        raise UserError(f"{named}: an input is {type(found).__name__}; a text model reads str")
+    return found
 
 
 def _part(looked: list[Path], split: str) -> Part | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from pydantic import ValidationError
 from qiskit import QuantumCircuit, qasm3, qpy
 from qiskit.circuit import Parameter
@@ -16,19 +18,21 @@ from torch import Tensor, nn
 
 import qrkt_hw
 from qrkt_hw.backends import Backend
+from qrkt_hw.circuits import names
 from qrkt_hw.data import DataShape
 from qrkt_hw.errors import UserError, sentence
-from qrkt_hw.experiments.loading import Predictor, Reader, restored
-from qrkt_hw.models.factory import build_model, count_parameters, quantum_layers
+from qrkt_hw.experiments.loading import Predictor, Reader, list_models, restored, shipped
+from qrkt_hw.models.factory import DTYPES, build_model, count_parameters, quantum_layers
 from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_json, write_text
 from qrkt_hw.runs.circuits import Circuits, Index, Kept
 from qrkt_hw.runs.config import Config, of_kept
-from qrkt_hw.runs.folder import read_json
+from qrkt_hw.runs.folder import check_description, read_json
 from qrkt_hw.simulator.analysis import cones
 
+DRAWN = 80  # most gates of a circuit that the model card shows
 FORMATS = ("qasm3", "qpy", "hf")
 RULE = (
     "Input: y = input_scale * x (null is 1). Group g reads features g*n to (g+1)*n - 1 of y, n = len(inputs), as its "
@@ -140,8 +144,13 @@ class QViT(
             config = of_kept(options)
         except ValidationError as error:
             raise UserError(f"config.json is damaged: {sentence(error)}") from error
+        if not isinstance(data, dict) or not isinstance(results or {}, dict):
+            raise UserError("config.json is damaged: data and results must be objects")
         if config.model.kind == "gan" or data.get("backbone"):
             raise UserError("run: a GAN, or a model with a backbone of your own, is no QViT")
+        check_description(data, "config.json is damaged")
+        if circuits is None and config.has_circuits and config.circuit.ansatz not in names():
+            raise UserError(f"config.json is damaged: it lacks the circuits of {config.circuit.ansatz!r}")
         kept = Circuits(config.circuit.ansatz, begun=True) if circuits is None else _restored(config, circuits)
         self.config = config.with_circuits(lambda: kept)
         self.transformer = build_model(self.config, DataShape.of(data), backend)
@@ -186,7 +195,29 @@ class QViT(
         model.transformer.load_state_dict(restored(folder).state_dict())
         return model.eval()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> QViT:  # type: ignore[override]
+        """The model of a folder, of a hub id, or of a name of ``qrkt_hw.list_models(pretrained=True)``."""
+        name = str(pretrained_model_name_or_path)
+        backend = kwargs.pop("backend", "exact")  # never what a config.json says: it may be billed
+        if Path(name).is_dir():
+            read_json(Path(name) / "config.json")
+        elif name in list_models(pretrained=True):
+            device = kwargs.pop("map_location", "cpu")
+            if kwargs:
+                raise UserError(f"{next(iter(kwargs))}: {name!r} comes with the package; leave it out")
+            return cls.of_run(shipped(name), backend).to(device)
+        try:
+            return super().from_pretrained(name, backend=backend, **kwargs)
+        except HFValidationError as error:
+            raise UserError(f"no folder {name}, and it is no id of the Hugging Face Hub") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"config.json of {name} is damaged: it is not JSON") from error
+
     def _save_pretrained(self, save_directory: Path) -> None:
+        found, right = next(self.parameters()).dtype, DTYPES[self.config.circuit.dtype].to_real()
+        if found != right:
+            raise UserError(f"the weights are {found}, and this model is loaded as {right}: take model.to({right})")
         save_weights(self.state_dict(), save_directory / "model.safetensors", self.results.get("best_epoch", 0))
         content = {
             "model_type": "qrkt-hw", "architectures": [type(self).__name__],
@@ -218,7 +249,7 @@ class QViT(
 
     def _card(self) -> str:
         data, found, config = self.data, self.results, self.config
-        test, count = found.get("test") or {}, count_parameters(self)
+        test, count = _figures(found, "test"), count_parameters(self)
         text = config.model.kind == "text"
         head = ["---", "library_name: qrkt-hw", f"pipeline_tag: {'text' if text else 'image'}-classification",
                 "tags:", "- quantum-machine-learning", "- qiskit", "- pytorch_model_hub_mixin", "---"]  # fmt: skip
@@ -228,9 +259,9 @@ class QViT(
         if test:
             lines += ["", "## Measured", "", "| split | accuracy | macro F1 | AUROC | loss |", "|---|---|---|---|---|"]
             for split in ("test", "validation"):
-                row = found.get(split) or {}
+                row = _figures(found, split)
                 figures = [row.get(key) for key in ("accuracy", "f1", "auroc", "loss")]
-                shown = ["-" if value is None else f"{value:.4f}" for value in figures]
+                shown = [f"{value:.4f}" if isinstance(value, (int, float)) else "-" for value in figures]
                 lines.append(f"| {split} | {' | '.join(shown)} |")
             trained = (
                 f"Seed {found.get('seed')}, {config.training.epochs} epochs, circuits on `{found.get('backend')}`."
@@ -256,8 +287,15 @@ class QViT(
                 else (f"an output depends on at most {most} of {template.num_inputs} inputs (light cone)")
             )
             lines.append(f"- `{template.name}` on {qubits} qubits: {every}.")
+            if len(template.circuit.data) <= DRAWN:
+                lines += ["", "```text", str(template.circuit.draw("text", fold=100)), "```", ""]
         simulated = "Circuits of so few qubits are simulated exactly on a laptop; no quantum advantage is claimed."
         return [*lines, "", simulated]
+
+
+def _figures(results: dict[str, Any], split: str) -> dict[str, Any]:
+    found = results.get(split)
+    return found if isinstance(found, dict) else {}
 
 
 def _data(circuits: Circuits) -> dict[str, Any] | None:

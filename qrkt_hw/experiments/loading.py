@@ -1,4 +1,4 @@
-"""A trained model from its run folder, with what turns raw images or texts into its inputs."""
+"""A model from its run folder or a preset, with what turns raw images or texts into its inputs."""
 
 import io
 import warnings
@@ -9,19 +9,24 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
-from qrkt_hw.data.base import DataShape
+from qrkt_hw.data import DataShape, load_data
 from qrkt_hw.data.images import converted, decoded, normalised, read_image, tensor_of
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
-from qrkt_hw.models.factory import build_model
+from qrkt_hw.experiments import presets
+from qrkt_hw.models.factory import build_model, quantum_layers
+from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.weights import load_weights
+from qrkt_hw.resources.subject import usual_shape
 from qrkt_hw.runs import RunFolder, newest
-from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.config import Config, flattened, problem, unused
 from qrkt_hw.simulator import native
 
+PRETRAINED = Path(__file__).parent / "pretrained"  # links to kept runs of seed 0; what they need is in the wheel
 DIGITS = 16.0  # largest pixel of scikit-learn's digits
 
 
@@ -49,14 +54,113 @@ def load(
     """
     folder = run if isinstance(run, RunFolder) else RunFolder.open(Path(run) if run is not None else newest(), trust)
     options, model = folder.options(), restored(folder, backend, backbone)
+    return _equipped(model, options, folder.description() if options.model.kind != "gan" else None)
+
+
+def _equipped(model: nn.Module, options: Config, description: dict[str, Any] | None) -> nn.Module:
     cast(Any, model).config = options
-    if options.model.kind != "gan":
-        description, found = folder.description(), cast(Any, model)
+    if description is not None:
+        found = cast(Any, model)
         reader, names = Reader(options, description), tuple(description["class_names"])
         found.preprocess, found.class_names, found.predict = reader, names, Predictor(model, reader, names)
         if not reader.vocabulary:
             model.register_forward_pre_hook(reader.look)
     return model
+
+
+def list_models(pretrained: bool = False) -> list[str]:
+    """Names that :func:`create_model` takes: the presets of classifiers, or those whose weights come with the package.
+
+    Args:
+        pretrained: only those with weights.
+    """
+    if pretrained:
+        return sorted(file.parent.name for file in PRETRAINED.glob("*/model.safetensors"))
+    return [name for name in presets.names() if _classifies(name)]
+
+
+def _classifies(preset: str) -> bool:
+    return flattened(presets.load(preset)).get("model") != "gan"
+
+
+def create_model(
+    name: str, pretrained: bool = False, *, backend: str | Backend = "exact", **overrides: Any
+) -> nn.Module:
+    """The model of a preset: untrained, or with the weights of its kept run of seed 0. Nothing is downloaded.
+
+    The trained one is in evaluation mode and is what :func:`load` gives of that run, with ``config``, ``preprocess``,
+    ``predict`` and ``class_names``. The untrained one is in training mode, initialised from torch's generator. It has
+    all but ``config`` only where the package knows the data set: scikit-learn's digits, or that of a trained model.
+
+    Args:
+        name: of :func:`list_models`.
+        pretrained: with weights; ``list_models(pretrained=True)`` names those that have some.
+        backend: where its circuits run; the weights do not depend on it.
+        overrides: options of an untrained model over the preset's, such as ``rk="rk4"``.
+
+    Raises:
+        UserError: no such preset, one without weights, or options that cannot be.
+    """
+    known = name in presets.names()
+    if not known or not _classifies(name):
+        why = "is a preset that generates images" if known else "is no preset"
+        raise UserError(f"name: {name!r} {why}; qrkt_hw.list_models() names those that can be made")
+    if pretrained:
+        if overrides:
+            keys = ", ".join(overrides)
+            raise UserError(f"pretrained: {keys} cannot change a trained model; leave it out, or pretrained=False")
+        return load(shipped(name), backend)
+    try:
+        options = Config(**{**flattened(presets.load(name)), **flattened(overrides)})
+    except ValueError as error:
+        said = problem(error)[1] if isinstance(error, ValidationError) else str(error)
+        raise UserError(said) from error
+    if options.model.kind == "gan":
+        raise UserError("model: create_model makes classifiers; qrkt-hw train --model gan makes a GAN")
+    reason = unused(options, flattened(overrides))
+    if reason is not None:
+        raise UserError(reason)
+    description = _known(options)
+    size = usual_shape(options)
+    if description is None and size is None:
+        raise UserError(
+            f"dataset: the classes of {options.data.dataset} are not known without its files; take qrkt_hw.train"
+        )
+    if options.data.image_size is not None and size is not None:
+        size = {**size, "image_size": options.data.image_size}
+    shape = DataShape.of(description) if description is not None else DataShape(**cast(Any, size))
+    model = build_model(options, shape, backend)
+    if options.circuit.initial_angles == "conditioned":
+        condition(quantum_layers(model))
+    return _equipped(model, options, description)
+
+
+def shipped(name: str) -> Path:
+    """The run folder, without its records, of a trained model that comes with the package.
+
+    Raises:
+        UserError: none comes with it.
+    """
+    names = list_models(pretrained=True)
+    if name not in names:
+        have = f"those of {', '.join(names)} do" if names else "this installation has none"
+        raise UserError(f"pretrained: no weights of {name!r} come with qrkt-hw; {have}; train it: train({name!r})")
+    return PRETRAINED / name
+
+
+def _known(options: Config) -> dict[str, Any] | None:
+    """What a run on these data would keep of them, where the package knows it without reading files."""
+    data = options.data
+    if data.dataset == "digits":
+        return load_data(data).describe()
+    for name in list_models(pretrained=True):
+        folder = RunFolder(PRETRAINED / name)
+        theirs = folder.options().data
+        keys = ("dataset", "image_size", "vocabulary", "word_pairs")
+        if all(getattr(data, key) == getattr(theirs, key) for key in keys):
+            found = folder.description()
+            return {**found, "length": data.text_length} if "length" in found else found
+    return None
 
 
 def restored(folder: RunFolder, backend: str | Backend = "exact", backbone: nn.Module | None = None) -> nn.Module:

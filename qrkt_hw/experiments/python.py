@@ -18,11 +18,12 @@ from qrkt_hw.backends import Backend, Budget
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import Data
 from qrkt_hw.data.images import labels_of, own
+from qrkt_hw.data.text import own as own_texts
 from qrkt_hw.errors import UserError, flag
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.experiments.inference import Inputs, classify, infer_split, read_paths, read_split
-from qrkt_hw.experiments.loading import load
+from qrkt_hw.experiments.loading import list_models, load, shipped
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened, problem, unused
 from qrkt_hw.runs.folder import named, read_json
@@ -131,7 +132,7 @@ class Run:
             return backend
         if backend == "exact" and not device:
             return ExactBackend("exact")
-        found = backends.make(_config({"backend": backend}, device).backend, self.config.training.seed, QUIET)
+        found = backends.make(checked({"backend": backend}, device).backend, self.config.training.seed, QUIET)
         if found.bills:
             how = f"qrkt-hw infer {self.path} --backend {backend}"
             raise UserError(f"backend: {backend!r} bills its time; plan, limit and journal it by {how}")
@@ -164,7 +165,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _config(base: Mapping[str, Any], keys: Mapping[str, Any]) -> Config:
+def checked(base: Mapping[str, Any], keys: Mapping[str, Any]) -> Config:
     try:
         config = Config(**{**flattened(dict(base)), **flattened(dict(keys))})
     except ValidationError as error:
@@ -193,6 +194,7 @@ def train(
     budget: Budget | None = None,
     progress: bool = False,
     after_epoch: AfterEpoch | None = None,
+    figures: bool = True,
     **keys: Any,
 ) -> Run:
     """Train a model and return its run, as ``qrkt-hw train`` does. No file is read but what the arguments name.
@@ -200,18 +202,20 @@ def train(
     Args:
         config: options: a :class:`~qrkt_hw.runs.config.Config`, a dict (flat or nested), or the name of a preset.
         train, validation, test: map-style torch datasets of ``(input, label)`` instead of a data set by its name: float
-            tensors as they are, uint8 ones normalised by the training part. Without ``test`` a tenth of ``train``
-            becomes it, without ``validation`` a tenth of the rest.
+            tensors as they are, uint8 ones normalised by the training part; str for ``model="text"``. Without ``test``
+            a tenth of ``train`` becomes it, without ``validation`` a tenth of the rest.
         class_names: of their labels; default: ``train.classes``, or numbers.
         backbone: a module between inputs and transformer, trained with it (set ``requires_grad`` to False to freeze
             it): its features are ``(batch, channels, side, side)``, ``(batch, tokens, channels)`` with a square number
             of tokens, or ``(batch, channels)``. A copy is trained. ``patch`` is 1 unless given.
         out, name: the run's folder, or its name under ``runs/``.
-        start_from: a run whose options and weights this one starts from (fine-tuning).
+        start_from: a run, or the name of a trained model of :func:`list_models`, whose options and weights this one
+            starts from (fine-tuning).
         resume: a run to go on with; only ``epochs`` may be given beside it, and what was given in Python before.
         budget: limits of QPU time and money on a device.
         progress: show progress on standard error.
         after_epoch: is called with number and metrics of every epoch that is kept.
+        figures: draw charts into the run's folder.
         keys: options by their names, over ``config``: ``train(dataset="mnist", epochs=3)``.
 
     Raises:
@@ -228,6 +232,8 @@ def train(
         return _resume(resume, keys, console, budget, after_epoch, train, validation, test, class_names, backbone)
     source = None
     if start_from is not None:
+        if start_from in list_models(pretrained=True) and not Path(str(start_from)).is_dir():
+            start_from = shipped(str(start_from))
         source = start_from.folder if isinstance(start_from, Run) else RunFolder.open(Path(start_from))
     base: Mapping[str, Any] = {} if source is None else source.options().flat()
     if isinstance(config, str):
@@ -242,15 +248,18 @@ def train(
         raise UserError("name: out names the folder already; leave one of them out")
     data = None
     if train is not None:
-        given = {"patch": 1} if backbone is not None and "patch" not in {**base, **keys} else {}
+        both = {**base, **keys}
+        given = (
+            {"patch": 1} if backbone is not None and "patch" not in both and both.get("model", "vit") == "vit" else {}
+        )
         base, keys = {**base, **given}, {key: value for key, value in keys.items() if key != "dataset"}
-        options = _config({**base, "dataset": OWN}, keys)
-        data = _own(options, train, validation, test, class_names, backbone)
+        options = checked({**base, "dataset": OWN}, keys)
+        data = _own(options, source, train, validation, test, class_names, backbone)
     else:
         for what, value in {"validation": validation, "test": test, "backbone": backbone}.items():
             if value is not None:
                 raise UserError(f"{what}: it goes with train, a torch dataset")
-        options = _config(base, keys)
+        options = checked(base, keys)
     if source is not None:
         theirs = source.options()
         options = options.with_circuits(lambda: theirs.circuits)
@@ -258,14 +267,22 @@ def train(
         options = options.with_circuits(config._circuits)
     place = named(name) if name is not None else Path(out) if out is not None else None
     preset = config if isinstance(config, str) else None
-    run = fit.start(options, place, console, after_epoch, data, budget, source, preset)
+    run = fit.start(options, place, console, after_epoch, data, budget, source, preset, figures)
     return Run(run, backbone=backbone)
 
 
-def _own(options: Config, *parts: Any) -> Data:
-    if options.model.kind != "vit":
-        raise UserError(f"--model: torch datasets of tensors train a vit, not {options.model.kind}")
-    return own(options.data, *parts)
+def _own(
+    options: Config, source: RunFolder | None, train: Any, validation: Any, test: Any, names: Sequence[str] | None,
+    backbone: nn.Module | None,
+) -> Data:  # fmt: skip
+    kind = options.model.kind
+    if kind == "text" and backbone is None:
+        vocabulary = source.description().get("vocabulary", ()) if source is not None else ()
+        return own_texts(options.data, vocabulary, train, validation, test, names)
+    if kind != "vit":
+        what = "torch datasets train a vit or a text model" if backbone is None else "a backbone goes before a vit"
+        raise UserError(f"--model: {what}, not {kind}")
+    return own(options.data, train, validation, test, names, backbone)
 
 
 def _resume(
@@ -282,7 +299,7 @@ def _resume(
         raise UserError(f"train: {folder.path} was trained on a torch dataset; give it again")
     if parts[0] is None and any(part is not None for part in parts):
         raise UserError(f"train: {folder.path} takes no other datasets or backbone; leave them out")
-    data = _own(options, *parts) if parts[0] is not None else None
+    data = _own(options, folder, *parts) if parts[0] is not None else None
     fit.resume(
         folder, console, budget=budget, agreed=keys.get("backend"), epochs=keys.get("epochs"), data=data,
         after_epoch=after_epoch,

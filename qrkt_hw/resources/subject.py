@@ -83,7 +83,7 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
     Raises UserError: options that do not fit each other or the data.
     """
-    size = _usual_shape(options) if shape is None else asdict(shape)
+    size = usual_shape(options) if shape is None else asdict(shape)
 
     def build() -> tuple[Stages, Parameters]:
         from qrkt_hw.data import DataShape, load_data
@@ -146,7 +146,8 @@ def _subject(name: str, batch: int, build: Callable[[], tuple[Stages, Parameters
     return Subject(name, Description.model_validate(kept), batch, templates)
 
 
-def _usual_shape(options: Config) -> dict[str, int] | None:
+def usual_shape(options: Config) -> dict[str, int] | None:
+    """The shape of a data set of a known one, as :class:`~qrkt_hw.data.DataShape` takes it; else None."""
     if options.data.dataset == "imdb":  # as many words as the options allow: the true vocabulary needs the texts
         words, length = options.data.vocabulary, options.data.text_length
         return {"channels": 0, "image_size": 0, "classes": 2, "vocabulary": words, "length": length}

@@ -207,21 +207,7 @@ class RunFolder:
             UserError: the file is damaged.
         """
         value = read_json(self.data)
-        damaged = f"{self.data} is damaged: it"
-        missing = {"dataset", "channels", "image_size", "class_names", "mean", "std"} - set(value)
-        if missing:
-            raise UserError(f"{damaged} lacks {', '.join(sorted(missing))}")
-        text = bool(value.get("vocabulary"))
-        images_only = ("channels", "image_size", "mean", "std") if text else ()
-        try:
-            _Description.model_validate({key: given for key, given in value.items() if key not in images_only})
-        except ValidationError as error:
-            raise UserError(f"{self.data} is damaged: {sentence(error)}") from error
-        if text and "length" not in value:
-            raise UserError(f"{damaged} has a vocabulary and lacks length")
-        for key in () if text else ("mean", "std"):
-            if len(value[key]) != value["channels"]:
-                raise UserError(f"{damaged}s {key} has {len(value[key])} numbers for {value['channels']} channels")
+        check_description(value, f"{self.data} is damaged")
         if self._of_results("data_sha256") not in (None, self.data_sha256()):
             raise UserError(f"{self.data} is not what this run was trained with: results.json has another data_sha256")
         return value
@@ -301,6 +287,24 @@ class RunFolder:
             warnings.warn(text, RunWarning)
             return None
         return path
+
+
+def check_description(value: dict[str, Any], damaged: str) -> None:
+    """Make sure that a ``data.json`` holds what a model and its reader ask for. Raises UserError, ``damaged`` first."""
+    missing = {"dataset", "channels", "image_size", "class_names", "mean", "std"} - set(value)
+    if missing:
+        raise UserError(f"{damaged}: it lacks {', '.join(sorted(missing))}")
+    text = bool(value.get("vocabulary"))
+    images_only = ("channels", "image_size", "mean", "std") if text else ()
+    try:
+        _Description.model_validate({key: given for key, given in value.items() if key not in images_only})
+    except ValidationError as error:
+        raise UserError(f"{damaged}: {sentence(error)}") from error
+    if text and "length" not in value:
+        raise UserError(f"{damaged}: it has a vocabulary and lacks length")
+    for key in () if text else ("mean", "std"):
+        if len(value[key]) != value["channels"]:
+            raise UserError(f"{damaged}: its {key} has {len(value[key])} numbers for {value['channels']} channels")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -80,15 +80,15 @@ class ClassifierTask(Task):
         return True
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, only now: it delays the first step
-
         found: dict[str, Any] = {}
         for split in ("test", "validation"):
             batches = loader(self.data.splits[split], EVALUATION_BATCH, workers=self.options.data.workers)
             logits, labels = logits_of(self.model, batches)
             found[split] = classification_metrics(logits, labels)
-            if split == "test":
+            if split == "test" and self.figures:
+                from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, which takes a second
+
                 plot_confusion(logits.argmax(-1), labels, self.data.class_names, run.plots / "confusion.png")
-        plot_curves(record.history, record.best_epoch, run.plots / "curves.png")
+                plot_curves(record.history, record.best_epoch, run.plots / "curves.png")
         found["field_evaluations_per_forward"] = field_evaluations(self.model)
         return found | {"best_epoch": record.best_epoch}

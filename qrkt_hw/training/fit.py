@@ -51,6 +51,7 @@ def start(
     budget: Budget | None = None,
     source: RunFolder | None = None,
     preset: str | None = None,
+    figures: bool = True,
 ) -> RunFolder:
     """Train a new model; returns the run.
 
@@ -62,6 +63,7 @@ def start(
         budget: limits of QPU time and money on a device.
         source: a run whose trained weights the model starts from (fine-tuning).
         preset: the options' preset by name, kept in the run.
+        figures: draw the run's charts.
 
     Raises:
         UserError: options that do not fit each other, the data or the source, or a folder that cannot be written.
@@ -88,7 +90,7 @@ def start(
     run = RunFolder.create(options, data.describe(), out, origin, initial)
     try:
         with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **_activity(options)):
-            return _fit(run, options, data, model, console, backend, after_epoch)
+            return _fit(run, options, data, model, console, backend, after_epoch, figures=figures)
     except Exception:  # not Ctrl-C: such a run is resumed from its start
         run.discard_untrained()
         raise
@@ -253,6 +255,7 @@ def _fit(
     backend: Backend,
     after_epoch: AfterEpoch = None,
     planned: int = 0,
+    figures: bool = True,
 ) -> RunFolder:
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path may hold brackets
     with threads(options, data):
@@ -263,6 +266,7 @@ def _fit(
         console.print("\n".join(lines), **plain)
         write_json(run.path / "backend.json", backend.about())
         task = make_task(options, data, model)
+        task.figures = figures
         record = resume_from(run, task, backend)
         record.planned = record.planned or planned
         done, epochs = len(record.history), options.training.epochs

@@ -119,9 +119,10 @@ class GanTask(Task):
         return due
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
+        if self.figures:
+            from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
 
-        plot_losses(record.history, run.plots / "losses.png")
+            plot_losses(record.history, run.plots / "losses.png")
         frames = sorted((run.path / "samples").glob("epoch-*.png"))
         save_animation(frames, run.path / "samples" / "training.gif")
         losses = {k: v for k, v in record.history[-1].items() if k.endswith(("loss", "score", "penalty"))}

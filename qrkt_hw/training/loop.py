@@ -105,6 +105,7 @@ class Task(ABC):
     average is validated and kept; ``pairs`` are the model's networks, each with its optimizer."""
 
     shown: str  # an epoch's metrics in a few words: a format
+    figures = True  # whether charts are drawn at the end
 
     def __init__(self, options: Config, data: Data, model: nn.Module, averaged: nn.Module, pairs: Pairs) -> None:
         self.options, self.data, self.model = options, data, model
@@ -158,7 +159,7 @@ class Task(ABC):
 
     @abstractmethod
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        """The task's own part of ``results.json``; ``model`` holds the kept weights. Figures are drawn here."""
+        """The task's own part of ``results.json``; ``model`` holds the kept weights. Charts are drawn here."""
 
 
 class TrainingProgress:

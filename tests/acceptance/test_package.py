@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -66,6 +67,16 @@ def test_the_wheel_holds_every_module_and_data_file(installed):
     missing = {str(p) for p in wanted if not (installed / p).is_file()}
     assert not missing
     assert (installed / "qrkt_hw" / "backends.yaml").read_text() == (ROOT / "backends.yaml").read_text()
+    weights = installed / "qrkt_hw" / "experiments" / "pretrained"
+    files = [path for path in weights.rglob("*") if path.is_file()]
+    assert {(path.parent.name, path.name) for path in files} == {
+        (name, file)
+        for name in ("best-cifar10", "best-imdb", "best-mnist")
+        for file in ("config.yaml", "data.json", "model.safetensors", "results.json")
+    }
+    assert sum(path.stat().st_size for path in files) < 2_000_000
+    for path in files:
+        assert path.read_bytes() == (ROOT / "results" / path.parent.name / "seed-0" / path.name).read_bytes()
 
 
 def test_the_wheel_works_from_any_folder(installed, tmp_path):
@@ -74,10 +85,27 @@ def test_the_wheel_works_from_any_folder(installed, tmp_path):
         "from qrkt_hw.experiments import presets\n"
         "from qrkt_hw import backends, QuantumLayer\n"
         "print(qrkt_hw.__file__, len(c.names()), presets.names(), backends.get('exact').name)\n"
+        "model = qrkt_hw.create_model('best-mnist', pretrained=True)\n"
+        "print(model.predict(__import__('numpy').zeros((28, 28), 'uint8')), qrkt_hw.list_models(pretrained=True))\n"
     )
     result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(installed)) and "digits" in result.stdout
+    assert "['best-cifar10', 'best-imdb', 'best-mnist']" in result.stdout
+
+
+def test_the_source_distribution_holds_real_files(tmp_path):
+    script = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    built = python("-c", script, tmp_path, cwd=ROOT)
+    if built.returncode:  # an environment without setuptools
+        pytest.skip("needs setuptools")
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        members = packed.getmembers()
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    names = {member.name.partition("/")[2] for member in members if member.size}
+    assert {"qrkt_hw/backends.yaml", "qrkt_hw/circuits/__init__.py"} <= names
+    assert "qrkt_hw/experiments/pretrained/best-imdb/model.safetensors" in names
 
 
 def test_the_version_is_stated_once():

@@ -1,13 +1,21 @@
 """Exported circuits give a layer's values by plain Qiskit alone; exported models load anywhere, offline."""
 
+import base64
 import json
+import pickle
 import shutil
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from qiskit import qasm3, qpy
 from qiskit.quantum_info import SparsePauliOp, Statevector
+from safetensors.torch import load_file, save_file
 
 import qrkt_hw
 from qrkt_hw.errors import UserError
@@ -147,3 +155,164 @@ def test_kept_runs_are_exported(tmp_path):
     assert qrkt("export", kept, "--format", "hf", "--out", "out", cwd=tmp_path).returncode == 0
     model = QViT.from_pretrained(tmp_path / "out")
     assert model.results["test"]["accuracy"] > 0.97 and len(model.class_names) == 10
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload and a download ask for."""
+
+    asked: ClassVar[list] = []
+    files: ClassVar[dict] = {}
+
+    def answer(self, value, status=200):
+        content = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {
+            "Content-Length": len(content),
+            "ETag": f'"{zlib.crc32(content):x}"',
+            "X-Repo-Commit": "c" * 40,
+        }.items():
+            self.send_header(name, str(text))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.asked.append(self.path)
+        if self.path.endswith("/repos/create"):
+            self.answer({"url": f"http://{self.headers['Host']}/you/name", "name": "you/name"})
+        elif "/preupload/" in self.path:
+            found = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]  # fmt: skip
+            self.answer({"files": found})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self.answer(
+                {"commitUrl": f"http://{self.headers['Host']}/you/name/commit/c", "commitOid": "c", "success": True}
+            )
+        else:  # the check of the card's header
+            self.answer({"errors": [], "warnings": []})
+
+    def do_GET(self):
+        found = self.files.get(self.path.rpartition("/")[2]) if "/resolve/" in self.path else None
+        self.answer(found or {}, 200 if found else 404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_model_goes_to_the_hub_and_back(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "/{repo_id}/resolve/{revision}/{filename}")
+    try:
+        model = QViT.from_pretrained("best-mnist")
+        model.push_to_hub("you/name", token="hf_none")
+        assert {path.rpartition("/")[2] for path in Hub.asked} >= {"create", "main"}
+        assert set(Hub.files) == {"config.json", "model.safetensors", "README.md"}
+        again = QViT.from_pretrained("you/name", cache_dir=tmp_path, token=False)
+    finally:
+        server.shutdown()
+        server.server_close()
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(again(images), model(images))
+    card = Hub.files["README.md"].decode()
+    test = model.results["test"]
+    for said in (f"{test['accuracy']:.4f}", "ry_rz_ring", "light cone", "Seed 0", "no quantum advantage", "q_0"):
+        assert said in card, said
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "model"
+    QViT.from_pretrained("best-mnist").save_pretrained(folder)
+    return folder
+
+
+def edited(change):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return damage
+
+
+def reweighted(change):
+    def damage(folder):
+        state = load_file(folder / "model.safetensors")
+        state["transformer.head.weight"] = change(state["transformer.head.weight"]).contiguous()
+        save_file(state, folder / "model.safetensors")
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not JSON"),
+        (lambda folder: (folder / "config.json").write_bytes(b"\xff"), "not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "holds no object"),
+        (edited(lambda c: c.pop("data")), "lacks options and data"),
+        (edited(lambda c: c.update(data=None)), "must be objects"),
+        (edited(lambda c: c.update(results="good")), "must be objects"),
+        (edited(lambda c: c.update(options=None)), "damaged"),
+        (edited(lambda c: c.update(circuits="none")), "its circuits"),
+        (edited(lambda c: c["data"].pop("class_names")), "lacks class_names"),
+        (edited(lambda c: c["data"].update(class_names=3)), "class_names"),
+        (edited(lambda c: c["data"].update(mean=[0.1, 0.2])), "mean has 2 numbers"),
+        (edited(lambda c: c["data"].update(std=[0.0])), "std"),
+        (edited(lambda c: c["data"].update(image_size="28")), "image_size"),
+        (edited(lambda c: c["data"]["class_names"].pop()), "do not fit"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(pickle.dumps([1])), "not a safetensors file"),
+        (reweighted(lambda w: w[:5]), "do not fit"),
+        (reweighted(lambda w: w.double()), "float64, not float32"),
+        (reweighted(lambda w: w * torch.nan), "not finite"),
+    ],
+)
+def test_a_folder_of_the_hub_that_is_not_whole_is_refused(whole, damage, words, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    damage(folder)
+    with pytest.raises(UserError, match=words) as found:
+        QViT.from_pretrained(folder)
+    assert "\n" not in str(found.value)
+
+
+def test_a_config_json_runs_no_code_and_spends_nothing(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "model")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef f(n, layers): ...\n")
+
+    def change(config):
+        config["circuits"] = None
+        config["options"]["circuit"]["ansatz"] = f"{tmp_path / 'evil.py'}:f"
+
+    edited(change)(folder)
+    with pytest.raises(UserError, match="lacks the circuits"):
+        QViT.from_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+    edited(lambda c: c.update(backend="ibm_fez", circuits=None))(shutil.copytree(whole, tmp_path / "billed"))
+    model = QViT.from_pretrained(tmp_path / "billed")
+    assert model.transformer.blocks[0].fields[0].attention.query.layer.backend.name == "exact"
+
+
+def test_what_is_no_model_of_the_hub_is_one_sentence(whole, tmp_path):
+    with pytest.raises(UserError, match="and it is no id of the Hugging Face Hub"):
+        QViT.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="revision: 'best-mnist' comes with the package"):
+        QViT.from_pretrained("best-mnist", revision="main")
+    with pytest.raises(UserError, match="no backend 'nothing'"):
+        QViT.from_pretrained(whole, backend="nothing")
+    model = QViT.from_pretrained(whole)
+    with pytest.raises(UserError, match=r"take model.to\(torch.float32\)"):
+        model.double().save_pretrained(tmp_path / "double")
+    model.results = {"test": "good"}
+    assert "Measured" not in model._card()
