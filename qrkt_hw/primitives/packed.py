@@ -29,6 +29,7 @@ from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.providers import JobStatus
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.aer import AerBackend
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
@@ -36,7 +37,7 @@ from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.objects import of
 from qrkt_hw.backends.registry import resolve
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, in_python
 from qrkt_hw.primitives.circuits import Prepared, Term, prepare, whole_circuit
 
 Floats = NDArray[np.float64]
@@ -125,14 +126,32 @@ class PackedPrimitive:
         self._prepared: dict[bytes, Prepared] = {}
         self._templates: dict[tuple[bytes, tuple[Term, ...]], tuple[CircuitTemplate, list[int]]] = {}
         self._circuits: dict[tuple[bytes, Any], Any] = {}
-        self._stack, self._held, self._closed = ExitStack(), False, False
-        weakref.finalize(self, self._stack.close)
+        self._closed = False
+        self._unopened()
         self.journal: Journal | None = None
         self.activity: Any = None
         if journal is not None:
             path = journal if isinstance(journal, Journal) else Path(journal)
             self.journal = path if isinstance(path, Journal) else self._stack.enter_context(Journal(path))
             self.activity = self._begun(self.journal)
+
+    def _unopened(self) -> None:
+        self._stack, self._held = ExitStack(), False  # what is open, and whether the device is
+        weakref.finalize(self, self._stack.close)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a model that is copied runs on the same device, in the same program
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.journal is not None:
+            what = f"{type(self).__name__} on {self.backend.packer.device} keeps a journal, which cannot be pickled"
+            raise PrimitiveError(f"{what}; pickle the model with a primitive that has none, or make this one anew")
+        caches = {"_prepared": {}, "_templates": {}, "_circuits": {}}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held")} | caches
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unopened()
 
     def _begun(self, journal: Journal) -> Any:
         """The activity of this primitive in the journal. Raises PrimitiveError: it was begun otherwise."""
@@ -307,16 +326,23 @@ class PackedPrimitive:
 
 def device_backend(backend: Any, shots: int | None, seed: int | None, device: dict[str, Any]) -> DeviceBackend:
     """The device that is meant by a name, one of our backends, or an object of Qiskit's BackendV2."""
-    if isinstance(backend, str):
-        found = resolve(backend, shots=shots, seed=seed, device=device)
-    elif isinstance(backend, Backend):
-        if device:
-            raise PrimitiveError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
-        found = backend
-    else:
-        found = of(backend, shots=shots, **device)
+    try:
+        if isinstance(backend, str):
+            found = resolve(backend, shots=shots, seed=seed, device=device)
+        elif isinstance(backend, Backend):
+            if device:
+                raise UserError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
+            found = backend
+        else:
+            found = of(backend, shots=shots, **device)
+        if isinstance(found, AerBackend) and not isinstance(found, DeviceBackend):
+            from qiskit_aer import AerSimulator
+
+            found = of(AerSimulator(method=found.method, device=found.processor.upper()), shots=found.shots or shots)
+    except UserError as error:
+        raise PrimitiveError(in_python(str(error))) from error
     if not isinstance(found, DeviceBackend) or not found.shots:
-        way = "take a fake backend, a device of IBM, or a BackendV2"
+        way = "take aer_cpu, a fake backend, a device of IBM, or a BackendV2"
         raise PrimitiveError(f"backend {found.name!r} gives exact values and samples nothing; {way}")
     return found
 

@@ -1,6 +1,8 @@
 """Values of the packed primitives against Qiskit's exact ones, on circuits of every kind."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 
 from qrkt_hw import estimate
+from qrkt_hw.backends import fake
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.transpile import fake_device
@@ -248,3 +251,46 @@ def test_resources_of_the_circuits_of_a_file(tmp_path):
     assert one["executions"] == 20 and one["jobs"] == 1 and one["plan"] == "flex" and len(one["pubs"]) == 2
     refused = CliRunner().invoke(resources, asked[:2]).exception
     assert isinstance(refused, UserError) and "name one with --backend" in str(refused)
+
+
+def test_a_primitive_is_pickled_without_what_is_open_and_a_copy_of_a_model_shares_it(tmp_path):
+    pub = (real_amplitudes(2, reps=1), "ZZ", np.full(4, 0.1))
+    estimator = PackedEstimator("fake_guadalupe", seed=1, precision=0.1)
+    estimator.run([pub])
+    again = pickle.loads(pickle.dumps(estimator))
+    assert again.run([pub]).result()[0].data.evs == estimator.run([pub]).result()[0].data.evs
+    assert copy.deepcopy(estimator) is estimator
+    with PackedEstimator("fake_guadalupe", journal=tmp_path / "j.sqlite") as kept:
+        with pytest.raises(PrimitiveError, match="keeps a journal, which cannot be pickled"):
+            pickle.dumps(kept)
+
+
+def test_simulators_by_name():
+    circuit, values = real_amplitudes(2, reps=1), np.random.default_rng(0).uniform(-2, 2, (3, 4))
+    pub = (circuit, [["ZI"], ["XX"]], values)
+    exact = StatevectorEstimator().run([pub], precision=0).result()[0].data.evs
+    found = [
+        PackedEstimator("aer_cpu", precision=0.02, seed=seed).run([pub]).result()[0].data.evs for seed in (1, 1, 2)
+    ]
+    assert np.abs(found[0] - exact).max() < 0.1
+    assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
+    with pytest.raises(PrimitiveError, match="'exact' gives exact values; aer_cpu and the fake devices sample"):
+        PackedSampler("exact")
+
+
+def test_circuits_too_wide_for_a_density_matrix_are_sampled_with_their_noise(monkeypatch):
+    circuit = QuantumCircuit(3)
+    circuit.append(real_amplitudes(3, reps=1, entanglement="linear"), range(3))
+    values = np.random.default_rng(1).uniform(-2, 2, (2, circuit.num_parameters))
+    pubs = [(circuit, [["ZZI"], ["IXX"], ["IIZ"]], values)]
+    found = []
+    for widest in (11, 2):
+        monkeypatch.setattr(fake, "LARGEST_DENSITY", widest)
+        found.append(PackedEstimator("fake_torino", precision=0.02, seed=4).run(pubs).result()[0].data)
+    assert np.abs(found[0].evs - found[1].evs).max() < 5 * np.hypot(found[0].stds, found[1].stds).max()
+    wide = real_amplitudes(12, reps=1, entanglement="linear").measure_all(inplace=False)
+    counts = PackedSampler("fake_torino", shots=8, seed=1).run([(wide, np.zeros(24))]).result()[0].data.meas
+    assert counts.num_bits == 12 and counts.num_shots == 8
+    monkeypatch.setattr(fake, "LARGEST_TRAJECTORY", 10)
+    with pytest.raises(PrimitiveError, match="touches 12 qubits .*; noise is simulated on at most 10"):
+        PackedSampler("fake_torino", shots=8).run([(wide, np.zeros(24))])
