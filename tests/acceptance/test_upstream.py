@@ -119,7 +119,10 @@ def of_primitives(case):
 @pytest.mark.parametrize(("part", "case"), loaded())
 def test_upstream(part, case, monkeypatch):
     module = importlib.import_module(type(case).__module__)
-    modules = [module, *(sys.modules[base.__module__] for base in type(case).__mro__ if "test_torch_" in base.__module__)]
+    modules = [
+        module,
+        *(sys.modules[base.__module__] for base in type(case).__mro__ if "test_torch_" in base.__module__),
+    ]
     made = {"TorchConnector": layer} if part == "layer" else of_primitives(case)
     for where in modules if part == "layer" else [*modules, estimator_qnn, sampler_qnn]:
         for name, factory in made.items():

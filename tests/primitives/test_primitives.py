@@ -260,9 +260,9 @@ def test_a_primitive_is_pickled_without_what_is_open_and_a_copy_of_a_model_share
     again = pickle.loads(pickle.dumps(estimator))
     assert again.run([pub]).result()[0].data.evs == estimator.run([pub]).result()[0].data.evs
     assert copy.deepcopy(estimator) is estimator
-    with PackedEstimator("fake_guadalupe", journal=tmp_path / "j.sqlite") as kept:
-        with pytest.raises(PrimitiveError, match="keeps a journal, which cannot be pickled"):
-            pickle.dumps(kept)
+    kept = PackedEstimator("fake_guadalupe", journal=tmp_path / "j.sqlite")
+    with kept, pytest.raises(PrimitiveError, match="keeps a journal, which cannot be pickled"):
+        pickle.dumps(kept)
 
 
 def test_simulators_by_name():
@@ -292,5 +292,5 @@ def test_circuits_too_wide_for_a_density_matrix_are_sampled_with_their_noise(mon
     counts = PackedSampler("fake_torino", shots=8, seed=1).run([(wide, np.zeros(24))]).result()[0].data.meas
     assert counts.num_bits == 12 and counts.num_shots == 8
     monkeypatch.setattr(fake, "LARGEST_TRAJECTORY", 10)
-    with pytest.raises(PrimitiveError, match="touches 12 qubits .*; noise is simulated on at most 10"):
+    with pytest.raises(PrimitiveError, match=r"touches 12 qubits .*; noise is simulated on at most 10"):
         PackedSampler("fake_torino", shots=8).run([(wide, np.zeros(24))])
