@@ -204,6 +204,9 @@ class QiskitBackend(DeviceBackend):
             raise UserError(f"backend {self.name!r} failed: {type(error).__name__}: {error}") from error
         if not all(sum(one.values()) > 0 for one in found):
             raise UserError(f"backend {self.name!r} counted nothing in one of {len(circuits)} circuits")
+        fewest = min((sum(one.values()) for one in found), default=shots)
+        if fewest < shots:
+            raise UserError(f"backend {self.name!r} counted {fewest:g} of {shots} shots of a circuit")
         return found
 
 

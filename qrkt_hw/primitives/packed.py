@@ -9,7 +9,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
+from threading import RLock
 from typing import Any, Self
 
 import numpy as np
@@ -120,6 +122,9 @@ class PackedPrimitive:
         progress: Callable[[str], None] | None,
         device: dict[str, Any],
     ) -> None:
+        if isinstance(seed, bool) or not (seed is None or (isinstance(seed, Integral) and seed >= 0)):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 on, or None")
+        seed = None if seed is None else int(seed)
         self.backend, self.seed, self.progress = device_backend(backend, shots, seed, device), seed, progress
         self.budget = Budget.of(self.backend, budget)
         self._run, self._failed = 0, False  # runs that are done; whether the last one was not
@@ -137,6 +142,7 @@ class PackedPrimitive:
 
     def _unopened(self) -> None:
         self._stack, self._held = ExitStack(), False  # what is open, and whether the device is
+        self._turn = RLock()  # of threads: runs have an order
         weakref.finalize(self, self._stack.close)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -147,7 +153,7 @@ class PackedPrimitive:
             what = f"{type(self).__name__} on {self.backend.packer.device} keeps a journal, which cannot be pickled"
             raise PrimitiveError(f"{what}; pickle the model with a primitive that has none, or make this one anew")
         caches = {"_prepared": {}, "_templates": {}, "_circuits": {}}
-        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held")} | caches
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held", "_turn")} | caches
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -259,6 +265,10 @@ class PackedPrimitive:
         raise NotImplementedError
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
+        with self._turn:
+            return self._answered(pubs)
+
+    def _answered(self, pubs: Sequence[Any]) -> PackedJob:
         backend, journal = self.backend, self.journal
         try:
             self._open()  # before anything is planned: a journal may hold the plan
@@ -376,8 +386,10 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
         progress: Callable[[str], None] | None = None,
         **device: Any,
     ) -> None:
-        self.shots = shots
-        super().__init__(backend, shots, seed, journal, budget, progress, device)
+        if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
+            raise ValueError(f"shots is {shots!r}; it must be a positive whole number")
+        self.shots = int(shots)
+        super().__init__(backend, self.shots, seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, shots: int | None = None) -> PackedJob:
         """Run PUBs; results are in their order.

@@ -3,14 +3,15 @@
 import copy
 import json
 import pickle
+import threading
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit import ClassicalRegister, Clbit, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import PauliEvolutionGate, real_amplitudes, zz_feature_map
-from qiskit.primitives import BackendEstimatorV2, StatevectorEstimator, StatevectorSampler
+from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, StatevectorEstimator, StatevectorSampler
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import generate_preset_pass_manager
@@ -294,3 +295,94 @@ def test_circuits_too_wide_for_a_density_matrix_are_sampled_with_their_noise(mon
     monkeypatch.setattr(fake, "LARGEST_TRAJECTORY", 10)
     with pytest.raises(PrimitiveError, match=r"touches 12 qubits .*; noise is simulated on at most 10"):
         PackedSampler("fake_torino", shots=8).run([(wide, np.zeros(24))])
+
+
+@pytest.mark.parametrize("precision", [0, -1, float("nan"), float("inf"), "a", None, True])
+def test_a_precision_is_a_number_above_0(precision):
+    with pytest.raises(ValueError, match=r"precision is .*; it must be a number above 0"):
+        PackedEstimator("fake_guadalupe", precision=precision)
+    if precision not in ("a", None, True):
+        with pytest.raises(PubError, match=r"PUB 0: (its precision is|precision must be)"):
+            PackedEstimator(noiseless()).run([(zz_feature_map(2), "ZZ", [0.1, 0.2])], precision=precision)
+
+
+def test_shots_and_seeds_are_whole_numbers():
+    for shots in (0, -3, 1.5, "a", None, True):
+        with pytest.raises(ValueError, match="it must be a positive whole number"):
+            PackedSampler("fake_guadalupe", shots=shots)
+    for seed in (-1, 1.5, "a", True):
+        with pytest.raises(ValueError, match="it must be a whole number from 0 on, or None"):
+            PackedEstimator("fake_guadalupe", seed=seed)
+
+
+def test_containers_are_shaped_as_qiskits():
+    circuit = real_amplitudes(2, reps=1)
+    measured = circuit.measure_all(inplace=False)
+    sampler, estimator = PackedSampler(noiseless(), shots=9), PackedEstimator(noiseless(), precision=0.5)
+    for shape in ((0,), (3, 0), (2, 3), (1, 1, 1), ()):
+        values = np.zeros((*shape, circuit.num_parameters))
+        wanted = StatevectorSampler().run([(measured, values)], shots=9).result()[0].data
+        found = sampler.run([(measured, values)]).result()[0].data
+        assert found.meas.array.shape == wanted.meas.array.shape and found.shape == wanted.shape
+        for observables in ("ZZ", []) if shape == () else ("ZZ",):
+            wanted = StatevectorEstimator().run([(circuit, observables, values)]).result()[0].data
+            found = estimator.run([(circuit, observables, values)]).result()[0].data
+            assert found.evs.shape == wanted.evs.shape and found.stds.shape == wanted.stds.shape
+    bits = [Clbit() for _ in range(3)]
+    aliased = QuantumCircuit(QuantumRegister(2, "q"), bits)
+    for name, own in (("a", bits[:2]), ("b", bits[1:])):
+        aliased.add_register(ClassicalRegister(name=name, bits=own))
+    aliased.x(0)
+    aliased.measure([0, 1], [1, 2])
+    twice = QuantumCircuit(2, 1)
+    twice.x(0)
+    twice.measure([0, 1], [0, 0])
+    for one in (aliased, twice):
+        found, wanted = (
+            made.run([one], shots=9).result()[0].data for made in (sampler, BackendSamplerV2(backend=AerSimulator()))
+        )
+        assert {k: v.get_counts() for k, v in found.items()} == {k: v.get_counts() for k, v in wanted.items()}
+
+
+def test_threads_take_turns():
+    circuit, found = real_amplitudes(2, reps=1), {}
+    estimator = PackedEstimator(noiseless(), precision=0.03)
+
+    def measure(k):
+        found[k] = estimator.run([(circuit, "ZZ", np.full(4, 0.2 * k))]).result()[0].data.evs
+
+    threads = [threading.Thread(target=measure, args=(k,)) for k in range(6)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    exact = StatevectorEstimator().run([(circuit, "ZZ", [np.full(4, 0.2 * k) for k in range(6)])], precision=0)
+    assert np.abs(np.array([found[k] for k in range(6)]) - exact.result()[0].data.evs).max() < 0.15
+
+
+@pytest.mark.parametrize(("given", "says"), [(-1, "counted 8 of 9 shots"), (5, None), (-9, "counted nothing")])
+def test_a_backend_that_counts_other_shots_than_it_was_asked_for(given, says, monkeypatch):
+    device = AerSimulator()
+    monkeypatch.setattr(AerSimulator, "run", lambda self, circuits, shots, **_: Other(circuits, max(0, shots + given)))
+    measured = QuantumCircuit(1)
+    measured.h(0)
+    measured.measure_all()
+    sampler = PackedSampler(device, shots=9)
+    if says is None:
+        assert sampler.run([measured]).result()[0].data.meas.num_shots == 9
+        return
+    with pytest.raises(PrimitiveError, match=says):
+        sampler.run([measured])
+
+
+class Other:
+    success = True
+
+    def __init__(self, circuits, shots):
+        self.shots = shots
+
+    def result(self):
+        return self
+
+    def get_counts(self, _):
+        return {"0": self.shots - self.shots // 3, "1": self.shots // 3}

@@ -426,7 +426,8 @@ def _shots(
     rows = counted(counts_of(outcome), shots)
     found = np.zeros((len(rows), shots, len(read)), dtype=bool)
     if readout is not None:
-        rows = [_rounded(one, shots) for one in readout.nearest(rows, read)]
+        rows = readout.nearest(rows, read)
+    rows = [one if sum(one.values()) == shots else _rounded(one, shots) for one in rows]  # more may have been counted
     for row, one in enumerate(rows):
         states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
         found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
