@@ -66,7 +66,7 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
     ) -> None:
         if isinstance(precision, bool) or not isinstance(precision, Real) or not 0 < precision < math.inf:
             raise ValueError(f"precision is {precision!r}; it must be a number above 0")
-        self.precision = precision
+        self.precision: float = float(precision)
         super().__init__(backend, math.ceil(1 / precision**2), seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> PackedJob:

@@ -152,7 +152,7 @@ class PackedPrimitive:
         if self.journal is not None:
             what = f"{type(self).__name__} on {self.backend.packer.device} keeps a journal, which cannot be pickled"
             raise PrimitiveError(f"{what}; pickle the model with a primitive that has none, or make this one anew")
-        caches = {"_prepared": {}, "_templates": {}, "_circuits": {}}
+        caches: dict[str, Any] = {"_prepared": {}, "_templates": {}, "_circuits": {}}
         return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held", "_turn")} | caches
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -388,7 +388,7 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
     ) -> None:
         if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
             raise ValueError(f"shots is {shots!r}; it must be a positive whole number")
-        self.shots = int(shots)
+        self.shots: int = int(shots)
         super().__init__(backend, self.shots, seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, shots: int | None = None) -> PackedJob:
