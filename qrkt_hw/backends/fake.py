@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qiskit.circuit import ClassicalRegister, QuantumCircuit
 from qiskit.primitives import BitArray
+from qiskit.quantum_info import Kraus
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import noise as noises
@@ -26,6 +28,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
+LARGEST_TRAJECTORY = 20  # active qubits of Aer's statevectors, one for each shot
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
 
 
@@ -131,7 +134,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
             what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
-            way = f"noisy simulation takes at most {LARGEST_DENSITY}: use fewer --qubits"
+            way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, or use fewer --qubits"
             raise UserError(f"backend {self.name!r}: {what}; {way}")
         noise = self.noise
         return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
@@ -147,6 +150,10 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def submit(self, pubs: Sequence[PUB]) -> Counted:
         """Samples of every slot, with the noise of its own qubits; a budget is charged as the device would bill."""
+        widest = max((len(slot.physical) for pub in pubs for slot in pub.slots if pub.calibration is None), default=0)
+        if widest > LARGEST_TRAJECTORY:
+            what = f"a circuit touches {widest} qubits of {self.device.name}"
+            raise UserError(f"backend {self.name!r}: {what}; noise is simulated on at most {LARGEST_TRAJECTORY}")
         seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
         if self._budget is not None:
             self._budget.admit(seconds)
@@ -156,18 +163,42 @@ class FakeBackend(DeviceBackend, AerBackend):
         for number, pub in enumerate(pubs):
             if number:
                 self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            slots = range(len(pub.slots))
-            counts.append([sample(self._chances(pub, k), pub.shots, self.rng) for k in slots] or self._whole(pub))
+            counts.append([self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub))
         return counts
 
+    def _slot(self, pub: PUB, place: int) -> Counts | BitArray:
+        """What is counted in a slot: drawn from its chances, or of a wide circuit simulated shot by shot."""
+        slot = pub.slots[place]
+        if pub.calibration is not None or len(slot.physical) <= LARGEST_DENSITY:
+            return sample(self._chances(pub, place), pub.shots, self.rng)
+        template, placed = slot.group.template, slot.group.placed.moved(slot.physical)
+        circuit = noises.noisy_instructions(placed, self.noise, Kraus)
+        circuit.add_register(ClassicalRegister(template.num_qubits))
+        circuit.measure(placed.measured, range(template.num_qubits))
+        order = {parameter: k for k, parameter in enumerate(template.parameters)}
+        busy, values = slot.samples >= 0, pub.parameters(place)[:, [order[p] for p in circuit.parameters]]
+        from qiskit_aer import AerSimulator
+
+        (bits,) = self._shots(AerSimulator(method="statevector"), circuit, values, pub.shots)
+        read = np.zeros((pub.rows, pub.shots, template.num_qubits), dtype=bool)  # nobody reads rows of an idle slot
+        read[busy] = bits.to_bool_array(order="little")
+        for qubit, error in enumerate(noises.readout(placed, self.noise)):
+            read[..., qubit] = self.rng.random(read.shape[:2]) < error[:, 1][read[..., qubit].astype(int)]
+        return BitArray.from_bool_array(read, order="little")
+
     def _whole(self, pub: PUB) -> list[BitArray]:
-        """Shots of a circuit that is not packed, by Aer with the device's noise: it may measure on its way."""
+        """Shots of a circuit that is not packed: it may measure on its way."""
+        return self._shots(self._device_simulator, pub.circuit, pub.values, pub.shots)
+
+    def _shots(self, aer: Any, circuit: QuantumCircuit, values: NDArray[np.float64], shots: int) -> list[BitArray]:
+        """Those of each register, ``(rows,)``."""
         from qiskit.primitives import BackendSamplerV2
 
-        options = {"seed_simulator": int(self.rng.integers(2**31))}
-        sampler = BackendSamplerV2(backend=self._device_simulator, options=options)
-        data = sampler.run([(pub.circuit, pub.values if pub.values.size else None)], shots=pub.shots).result()[0].data
-        return [data[register.name].reshape(pub.rows) for register in pub.circuit.cregs]
+        sampler = BackendSamplerV2(backend=aer, options={"seed_simulator": int(self.rng.integers(2**31))})
+        pubs = [(circuit, values)] if circuit.num_parameters else [(circuit,)] * len(values)
+        data = [one.data for one in sampler.run(pubs, shots=shots).result()]
+        rows = len(values) if circuit.num_parameters else 1
+        return [BitArray.concatenate([one[r.name].reshape(rows) for one in data]) for r in circuit.cregs]
 
     @cached_property
     def _device_simulator(self) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from qiskit.quantum_info import SuperOp
+from qiskit.quantum_info import Kraus, SuperOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.cache import cache_folder, store
@@ -157,14 +157,17 @@ def noisy_circuit(
     return noisy.NoisyCircuit(tuple(noisy.fuse(steps)), len(placed.physical), effects)
 
 
-def noisy_instructions(placed: PlacedCircuit, noise: Noise) -> QuantumCircuit:
-    """The placed circuit with a superoperator instruction behind every noisy gate, as Aer's density matrix takes it."""
+def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp | Kraus] = SuperOp) -> QuantumCircuit:
+    """The placed circuit with an instruction for its error behind every noisy gate.
+
+    Aer's density matrix takes superoperators, and its statevector Kraus operators.
+    """
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
         circuit.append(instruction)
         qubits, error = _error(instruction, placed, noise)
         if error is not None:
-            circuit.append(SuperOp(error).to_instruction(), qubits)
+            circuit.append(kind(SuperOp(error)).to_instruction(), qubits)
     return circuit
 
 

@@ -157,6 +157,8 @@ class QiskitBackend(DeviceBackend):
         self.target = device.target
         label = f"{type(device).__module__}.{type(device).__name__}:{name}"  # never that of a shipped fake backend
         self.packer = Packer(self.target, device=label, level=level, shots=shots, pack=pack, runs_on=device)
+        self.rng: np.random.Generator | None = None  # where it is set, of the samples of an Aer simulator
+        self._seeded = label.startswith("qiskit_aer.")
 
     def about(self) -> dict[str, Any]:
         found = {**super().about(), "device": self.name, "qubits": self.num_qubits, "packed": self.packer.packs}
@@ -190,8 +192,11 @@ class QiskitBackend(DeviceBackend):
 
     def _run(self, circuits: list[QuantumCircuit], shots: int) -> list[dict[str, int]]:
         """The counts of each circuit."""
+        how: Any = {}
+        if self._seeded and self.rng is not None:
+            how["seed_simulator"] = int(self.rng.integers(2**31))
         try:
-            result = self.device.run(circuits, shots=shots).result()
+            result = self.device.run(circuits, shots=shots, **how).result()
             if not getattr(result, "success", True):
                 raise RuntimeError(getattr(result, "status", "no success"))
             found = [result.get_counts(k) for k in range(len(circuits))]
@@ -199,6 +204,9 @@ class QiskitBackend(DeviceBackend):
             raise UserError(f"backend {self.name!r} failed: {type(error).__name__}: {error}") from error
         if not all(sum(one.values()) > 0 for one in found):
             raise UserError(f"backend {self.name!r} counted nothing in one of {len(circuits)} circuits")
+        fewest = min((sum(one.values()) for one in found), default=shots)
+        if fewest < shots:
+            raise UserError(f"backend {self.name!r} counted {fewest:g} of {shots} shots of a circuit")
         return found
 
 

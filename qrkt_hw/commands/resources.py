@@ -129,6 +129,8 @@ def _circuits(file: Path, backends: tuple[str, ...], shots: int, plan: str, styl
     """What the circuits of a QPY file take together on each device; those that measure nothing are measured."""
     from qiskit import qpy
 
+    from qrkt_hw.backends import resolve
+    from qrkt_hw.primitives.packed import DEFAULT_SHOTS
     from qrkt_hw.resources.forecast import estimate
 
     if not backends:
@@ -143,7 +145,7 @@ def _circuits(file: Path, backends: tuple[str, ...], shots: int, plan: str, styl
     except Exception as error:  # whatever QPY makes of bytes that are none
         raise UserError(f"--circuits: {file} is not a QPY file, as qiskit.qpy.dump writes it") from error
     pubs = [(one if one.num_clbits else one.measure_all(inplace=False), [0.0] * one.num_parameters) for one in circuits]
-    found = [estimate(pubs, name, shots=shots, plan=plan) for name in backends]
+    found = [estimate(pubs, resolve(name, shots=shots or DEFAULT_SHOTS), shots=shots, plan=plan) for name in backends]
     if style == "json":
         echo(json.dumps([one.record() for one in found]))
     else:

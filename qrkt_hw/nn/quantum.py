@@ -157,6 +157,13 @@ class TemplateNetwork(NeuralNetwork):
         )
 
 
+class InputError(QiskitMachineLearningError, ValueError):
+    """What a layer cannot take, of the kinds that torch users and users of TorchConnector expect."""
+
+    def __str__(self) -> str:  # without the quotes that Qiskit adds
+        return str(self.message)
+
+
 class _Weight:
     """Hides the connector's property ``weight``: that one cannot be set or deleted, as pruning and parametrizing do.
 
@@ -368,18 +375,18 @@ class QuantumLayer(TorchConnector):
         """The template's inputs ``(..., groups, inputs)`` and weights ``(groups, weights)``, checked.
 
         Raises:
-            ValueError: no real, dense tensor of these features, or a ``.weight`` of another shape or kind.
+            InputError: no real, dense tensor of these features, or a ``.weight`` of another shape or kind.
         """
         if x is None and not self.features:
             x = torch.zeros(0, dtype=self.weight.dtype, device=self.weight.device)
         if not isinstance(x, Tensor):
-            raise ValueError(f"input must be a tensor (..., {self.features}), not {type(x).__name__}")
+            raise InputError(f"input must be a tensor (..., {self.features}), not {type(x).__name__}")
         if x.layout != torch.strided or x.is_nested or x.is_quantized:
-            raise ValueError(f"input must be a dense tensor (..., {self.features})")
+            raise InputError(f"input must be a dense tensor (..., {self.features})")
         if x.ndim == 0 or x.shape[-1] != self.features:
-            raise ValueError(f"input must be (..., {self.features}), not {tuple(x.shape)}")
+            raise InputError(f"input must be (..., {self.features}), not {tuple(x.shape)}")
         if x.is_complex():
-            raise ValueError(f"input must be real, not {x.dtype}")
+            raise InputError(f"input must be real, not {x.dtype}")
         weight, count = self.weight, self.network.num_weights
         if weight.shape != (count,) or not weight.is_floating_point():
             raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")

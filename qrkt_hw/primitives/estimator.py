@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,9 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
         progress: Callable[[str], None] | None = None,
         **device: Any,
     ) -> None:
-        if not precision > 0:
-            raise ValueError(f"precision is {precision}; it must be above 0")
-        self.precision = precision
+        if isinstance(precision, bool) or not isinstance(precision, Real) or not 0 < precision < math.inf:
+            raise ValueError(f"precision is {precision!r}; it must be a number above 0")
+        self.precision: float = float(precision)
         super().__init__(backend, math.ceil(1 / precision**2), seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, precision: float | None = None) -> PackedJob:
@@ -75,7 +76,7 @@ class PackedEstimator(PackedPrimitive, BaseEstimatorV2):
     def coerced(self, pubs: Iterable[Any], default: Any = None) -> list[Any]:
         found = self._coerced(EstimatorPub, pubs, self.precision if default is None else default)
         for number, pub in enumerate(found):
-            if not pub.precision > 0:
+            if not 0 < pub.precision < math.inf:
                 raise PubError(f"PUB {number}: its precision is {pub.precision:g}; shots give a number above 0")
         return found
 

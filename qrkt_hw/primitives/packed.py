@@ -9,7 +9,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
+from threading import RLock
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +31,7 @@ from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.providers import JobStatus
 
 from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.aer import AerBackend
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
@@ -36,7 +39,7 @@ from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.objects import of
 from qrkt_hw.backends.registry import resolve
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, in_python
 from qrkt_hw.primitives.circuits import Prepared, Term, prepare, whole_circuit
 
 Floats = NDArray[np.float64]
@@ -119,20 +122,42 @@ class PackedPrimitive:
         progress: Callable[[str], None] | None,
         device: dict[str, Any],
     ) -> None:
+        if isinstance(seed, bool) or not (seed is None or (isinstance(seed, Integral) and seed >= 0)):
+            raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 on, or None")
+        seed = None if seed is None else int(seed)
         self.backend, self.seed, self.progress = device_backend(backend, shots, seed, device), seed, progress
         self.budget = Budget.of(self.backend, budget)
         self._run, self._failed = 0, False  # runs that are done; whether the last one was not
         self._prepared: dict[bytes, Prepared] = {}
         self._templates: dict[tuple[bytes, tuple[Term, ...]], tuple[CircuitTemplate, list[int]]] = {}
         self._circuits: dict[tuple[bytes, Any], Any] = {}
-        self._stack, self._held, self._closed = ExitStack(), False, False
-        weakref.finalize(self, self._stack.close)
+        self._closed = False
+        self._unopened()
         self.journal: Journal | None = None
         self.activity: Any = None
         if journal is not None:
             path = journal if isinstance(journal, Journal) else Path(journal)
             self.journal = path if isinstance(path, Journal) else self._stack.enter_context(Journal(path))
             self.activity = self._begun(self.journal)
+
+    def _unopened(self) -> None:
+        self._stack, self._held = ExitStack(), False  # what is open, and whether the device is
+        self._turn = RLock()  # of threads: runs have an order
+        weakref.finalize(self, self._stack.close)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a model that is copied runs on the same device, in the same program
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.journal is not None:
+            what = f"{type(self).__name__} on {self.backend.packer.device} keeps a journal, which cannot be pickled"
+            raise PrimitiveError(f"{what}; pickle the model with a primitive that has none, or make this one anew")
+        caches: dict[str, Any] = {"_prepared": {}, "_templates": {}, "_circuits": {}}
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held", "_turn")} | caches
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._unopened()
 
     def _begun(self, journal: Journal) -> Any:
         """The activity of this primitive in the journal. Raises PrimitiveError: it was begun otherwise."""
@@ -240,6 +265,10 @@ class PackedPrimitive:
         raise NotImplementedError
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
+        with self._turn:
+            return self._answered(pubs)
+
+    def _answered(self, pubs: Sequence[Any]) -> PackedJob:
         backend, journal = self.backend, self.journal
         try:
             self._open()  # before anything is planned: a journal may hold the plan
@@ -307,16 +336,23 @@ class PackedPrimitive:
 
 def device_backend(backend: Any, shots: int | None, seed: int | None, device: dict[str, Any]) -> DeviceBackend:
     """The device that is meant by a name, one of our backends, or an object of Qiskit's BackendV2."""
-    if isinstance(backend, str):
-        found = resolve(backend, shots=shots, seed=seed, device=device)
-    elif isinstance(backend, Backend):
-        if device:
-            raise PrimitiveError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
-        found = backend
-    else:
-        found = of(backend, shots=shots, **device)
+    try:
+        if isinstance(backend, str):
+            found = resolve(backend, shots=shots, seed=seed, device=device)
+        elif isinstance(backend, Backend):
+            if device:
+                raise UserError(f"{', '.join(device)}: backend {backend.name!r} is made already; make it with them")
+            found = backend
+        else:
+            found = of(backend, shots=shots, **device)
+        if isinstance(found, AerBackend) and not isinstance(found, DeviceBackend):
+            from qiskit_aer import AerSimulator
+
+            found = of(AerSimulator(method=found.method, device=found.processor.upper()), shots=found.shots or shots)
+    except UserError as error:
+        raise PrimitiveError(in_python(str(error))) from error
     if not isinstance(found, DeviceBackend) or not found.shots:
-        way = "take a fake backend, a device of IBM, or a BackendV2"
+        way = "take aer_cpu, a fake backend, a device of IBM, or a BackendV2"
         raise PrimitiveError(f"backend {found.name!r} gives exact values and samples nothing; {way}")
     return found
 
@@ -350,8 +386,10 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
         progress: Callable[[str], None] | None = None,
         **device: Any,
     ) -> None:
-        self.shots = shots
-        super().__init__(backend, shots, seed, journal, budget, progress, device)
+        if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
+            raise ValueError(f"shots is {shots!r}; it must be a positive whole number")
+        self.shots: int = int(shots)
+        super().__init__(backend, self.shots, seed, journal, budget, progress, device)
 
     def run(self, pubs: Iterable[Any], *, shots: int | None = None) -> PackedJob:
         """Run PUBs; results are in their order.

