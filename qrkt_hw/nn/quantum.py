@@ -22,7 +22,7 @@ from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
-from qrkt_hw.simulator import REAL, full_precision, simulator
+from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
@@ -360,8 +360,8 @@ class QuantumLayer(TorchConnector):
         Raises:
             ValueError: no input where there are features, or another number of features.
         """
-        if remote.compiling():
-            return remote.apart(self.forward, input_data)
+        if compiling():
+            return apart(self.forward, input_data)
         x, weight = self.grouped(input_data)
         double = torch.float64 in (x.dtype, weight.dtype)
         expectation = self.expectation(torch.complex128 if double else torch.complex64)
@@ -477,8 +477,8 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
 
     A projection with hooks is called by itself: that costs a sequential stage more, and the hooks see their module.
     """
-    if remote.compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
-        return remote.apart(project_together, jobs)
+    if compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
+        return apart(project_together, jobs)
     batch = [
         (k, module, module.layer.grouped(module.before(x)))
         for k, (module, x) in enumerate(jobs)

@@ -7,7 +7,7 @@ noisy backend is a biased surrogate: it points where the ideal circuit would imp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -39,23 +39,6 @@ class Wanted:
         """1 for each parameter of the call by which to differentiate, 0 for the others."""
         template = call.template
         return np.repeat([float(self.inputs), float(self.weights)], [template.num_inputs, template.num_weights])
-
-
-def compiling() -> bool:
-    """Whether ``torch.compile`` reads this code."""
-    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
-
-
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns, called between two graphs of ``torch.compile``: one graph break."""
-    return torch.compiler.disable(function)(*arguments)
-
-
-# as torch.compiler.disable marks a function; calling that here would load the compiler with every layer
-vars(apart).update(
-    _torchdynamo_disable=True,
-    _torchdynamo_disable_msg="circuits run on native kernels or on a backend, as in eager mode",
-)
 
 
 class ParameterShift:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,6 +99,23 @@ def full_precision(tensor: Tensor) -> AbstractContextManager:
     if not torch._C._is_any_autocast_enabled() or tensor.is_meta:
         return _AS_IT_IS
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` reads this code."""
+    return torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting()
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, called between two graphs of ``torch.compile``: one graph break."""
+    return torch.compiler.disable(function)(*arguments)
+
+
+# as torch.compiler.disable marks a function; calling that here would load the compiler with every layer
+vars(apart).update(
+    _torchdynamo_disable=True,
+    _torchdynamo_disable_msg="circuits run on native kernels or on a backend, as in eager mode",
+)
 
 
 @remembered

@@ -201,7 +201,7 @@ def test_calls_beyond_the_limits_of_a_job_are_split(undisturbed, fez, service):
         ("no account", ["no IBM Quantum account", "save_account"]),
         ("wrong key", ["does not accept the API key"]),
         ("no network", ["cannot be reached", "network"]),
-        ("no instance", ["no access to the instance", "--instance"]),
+        ("no instance", ["no access to the instance", "instance names another"]),
         ("unknown", ["no device 'ibm_nowhere'", "ibm_fez", "ibm_least_busy"]),
         ("retired", ["retired", "2026-04-01", "fake_torino", "ibm_least_busy"]),
         ("offline", ["offline", "ibm_least_busy"]),
@@ -242,7 +242,7 @@ def test_what_a_user_can_meet_is_one_sentence(how, words, fez, service, monkeypa
 def test_a_bill_above_the_estimate_stops_at_the_limit_and_keeps_what_came_back(undisturbed, fez, service, tmp_path):
     service.reset(billing_factor=4.0)
     with Journal(tmp_path / "journal.sqlite") as journal:
-        with pytest.raises(UserError, match="max-qpu-seconds"):
+        with pytest.raises(UserError, match="max_qpu_seconds"):
             evaluate(fez(), journal, budget=Budget(qpu_seconds=10.0))
         report = service.report()
         assert len(report["executed"]) == 1 and report["jobs"][0]["limit"] == 10  # passed on to the service

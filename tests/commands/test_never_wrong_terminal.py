@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import group, main
 from qrkt_hw.commands.interface import printable
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, speaking_flags
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from tests.command_line import qrkt, refused
@@ -56,8 +56,12 @@ def test_every_command_refuses_an_option_given_twice():
         for option in command.params:
             if not isinstance(option, click.Option) or option.multiple or option.is_flag:
                 continue
-            found = CliRunner().invoke(command, [option.opts[0], "1", option.opts[0], "2"])
-            assert option.opts[0] in str(found.exception) and "given 2 times" in str(found.exception), (words, option)
+            with speaking_flags():
+                found = CliRunner().invoke(command, [option.opts[0], "1", option.opts[0], "2"])
+                assert option.opts[0] in str(found.exception) and "given 2 times" in str(found.exception), (
+                    words,
+                    option,
+                )
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ def test_the_mlp_takes_the_smaller_of_qubits_and_width():
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"heads": 3}, "--heads"),
-        ({"qubits": 3}, "--qubits"),
-        ({"mlp_qubits": 3}, "--mlp-qubits"),
-        ({"patch": 3}, "--patch"),
+        ({"heads": 3}, "heads"),
+        ({"qubits": 3}, "qubits"),
+        ({"mlp_qubits": 3}, "mlp_qubits"),
+        ({"patch": 3}, "patch"),
     ],
 )
 def test_sizes_that_do_not_fit_name_the_flag(options, flag):

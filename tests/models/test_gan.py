@@ -53,11 +53,11 @@ def test_each_side_is_quantum_or_classical(generator, discriminator):
 @pytest.mark.parametrize(
     ("options", "flag"),
     [
-        ({"generator_stages": 3, "generator_patch": 4}, "--generator-stages"),
-        ({"generator_hidden": 30}, "--generator-hidden"),
-        ({"generator_hidden": 24}, "--generator-heads"),
-        ({"generator_rk_blocks": "1,1,1"}, "--generator-rk-blocks"),
-        ({"generator_hidden": 32, "qubits": 3}, "--qubits"),
+        ({"generator_stages": 3, "generator_patch": 4}, "generator_stages"),
+        ({"generator_hidden": 30}, "generator_hidden"),
+        ({"generator_hidden": 24}, "generator_heads"),
+        ({"generator_rk_blocks": "1,1,1"}, "generator_rk_blocks"),
+        ({"generator_hidden": 32, "qubits": 3}, "qubits"),
     ],
 )
 def test_sizes_that_do_not_fit_name_the_flag(options, flag):
