@@ -219,8 +219,8 @@ def _fields(circuit: Absorbed, angles: Sequence[Affine], template: CircuitTempla
 def _runs(strings: Sequence[tuple[int, int] | None], qubits: int) -> tuple[int, list[int], list, list, list, list]:
     """The fields of the kernel's ``Runs``: strings ``x, z`` whose flips lie in one small span go through together.
 
-    What is on a coset of the span stays there. So a block of so many rows, small enough for the nearest cache, takes all
-    strings of its run one after the other. None is a matrix, which is a run of its own.
+    What is on a coset of the span stays there. So a block of so many rows, small enough for the nearest cache, takes
+    all strings of its run one after the other. None is a matrix, which is a run of its own.
     """
     most = qubits if qubits <= native.BLOCKED else native.RANK
     starts, ranks, bases, local = list[int](), list[int](), list[int](), list[tuple[int, int]]()
