@@ -113,9 +113,10 @@ INLINE REAL FN(across)(const REAL *row) {
     return total;
 }
 
-INLINE FN(row) FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t) {
+/* sum[h] += term t of a sum, a register of columns at a time */
+INLINE void FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t, FN(lane) *sum) {
     REAL c = p->position[t] < 0 ? (REAL)1 : coefficient[p->position[t]];
-    return c * ROW(node + (int64_t)p->source[t] * CH);
+    for (int h = 0; h < LANES; h++) sum[h] += c * LANE(node + (int64_t)p->source[t] * CH, h);
 }
 
 INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *stride, int64_t first, int64_t batch,
@@ -138,20 +139,17 @@ INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *str
         int l = p->left[k], r = p->right[k];
         if (r >= 0) {
             const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
-            ROW(out) = ROW(a) * ROW(b);
+            for (int h = 0; h < LANES; h++) LANE(out, h) = LANE(a, h) * LANE(b, h);
         } else {
-            /* four sums side by side: one alone would wait for each addition */
-            FN(row) sum = {0}, second = sum, third = sum, fourth = sum;
+            /* two sums side by side: one alone would wait for each addition */
+            FN(lane) sum[LANES] = {0}, other[LANES] = {0};
             int t = l, end = -r - 1;
-            for (; t + 3 < end; t += 4) {
-                sum += FN(term)(p, coefficient, node, t);
-                second += FN(term)(p, coefficient, node, t + 1);
-                third += FN(term)(p, coefficient, node, t + 2);
-                fourth += FN(term)(p, coefficient, node, t + 3);
+            for (; t + 1 < end; t += 2) {
+                FN(term)(p, coefficient, node, t, sum);
+                FN(term)(p, coefficient, node, t + 1, other);
             }
-            for (; t < end; t++) sum += FN(term)(p, coefficient, node, t);
-            sum += second + (third + fourth);
-            ROW(out) = sum;
+            if (t < end) FN(term)(p, coefficient, node, t, sum);
+            for (int h = 0; h < LANES; h++) LANE(out, h) = sum[h] + other[h];
         }
     }
 }
@@ -235,19 +233,21 @@ static void FN(tape_backward_task)(void *what, int task, int thread) {
             if (r >= 0) {
                 const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
                 REAL *da = grad + (int64_t)l * CH, *db = grad + (int64_t)r * CH;
-                ROW(da) += ROW(s) * ROW(b);
-                ROW(db) += ROW(s) * ROW(a);
+                for (int h = 0; h < LANES; h++) { /* a may be b */
+                    LANE(da, h) += LANE(s, h) * LANE(b, h);
+                    LANE(db, h) += LANE(s, h) * LANE(a, h);
+                }
             } else {
-                FN(row) kept = ROW(s);
+                FN(lane) kept[LANES];
+                for (int h = 0; h < LANES; h++) kept[h] = LANE(s, h);
                 for (int t = l; t < -r - 1; t++) {
                     const REAL *a = node + (int64_t)p->source[t] * CH;
                     REAL *da = grad + (int64_t)p->source[t] * CH;
                     int position = p->position[t];
                     REAL c = position < 0 ? (REAL)1 : coefficient[position];
-                    if (own && position >= 0) {
-                        ROW(sums + (int64_t)position * CH) += kept * ROW(a);
-                    }
-                    ROW(da) += c * kept;
+                    if (own && position >= 0)
+                        for (int h = 0; h < LANES; h++) LANE(sums + (int64_t)position * CH, h) += kept[h] * LANE(a, h);
+                    for (int h = 0; h < LANES; h++) LANE(da, h) += c * kept[h];
                 }
             }
         }

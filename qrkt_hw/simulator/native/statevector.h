@@ -28,7 +28,7 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
 /* psi <- cos psi - i sine s P psi on rows of CH columns; P is the string x, z on these rows, times i where imaginary, and
  * s the rest of its phase with its sign. Where grad is no NULL, before that *grad += Im <lambda| s P |psi>, and lambda is
  * rotated too. The rows k and k ^ x go together, a register of columns at a time. */
-INLINE void FN(rotate_)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
+INLINE void FN(rotate_as)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
                         const REAL *cosine, const REAL *sine, REAL *grad) {
     FN(lane) total[LANES] = {0}, c[LANES], t[LANES];
     for (int h = 0; h < LANES; h++) {
@@ -70,15 +70,15 @@ INLINE void FN(rotate_)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, 
         for (int h = 0; h < LANES; h++) LANE(grad, h) += s * total[h];
 }
 
-/* what the compiler should know */
+/* one copy of the loops for each kind of string */
 INLINE void FN(rotate)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
                        const REAL *cosine, const REAL *sine, REAL *grad) {
     if (!x)
-        FN(rotate_)(re, im, lre, lim, size, 0, z, 0, s, cosine, sine, grad);
+        FN(rotate_as)(re, im, lre, lim, size, 0, z, 0, s, cosine, sine, grad);
     else if (imaginary)
-        FN(rotate_)(re, im, lre, lim, size, x, z, 1, s, cosine, sine, grad);
+        FN(rotate_as)(re, im, lre, lim, size, x, z, 1, s, cosine, sine, grad);
     else
-        FN(rotate_)(re, im, lre, lim, size, x, z, 0, s, cosine, sine, grad);
+        FN(rotate_as)(re, im, lre, lim, size, x, z, 0, s, cosine, sine, grad);
 }
 
 /* a matrix (real parts, then imaginary ones, row by row) on some qubits; adjoint: its conjugate transpose */
@@ -86,7 +86,7 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
                              const double *matrix, int adjoint) {
     int64_t rows = (int64_t)1 << qubits;
     int64_t mask = 0, where[64];
-    FN(row) old_re[64], old_im[64];
+    FN(lane) old_re[64], old_im[64];
     for (int q = 0; q < qubits; q++) mask |= (int64_t)1 << qubit[q];
     for (int64_t r = 0; r < rows; r++) {
         where[r] = 0;
@@ -95,57 +95,67 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
     const double *mre = matrix, *mim = matrix + rows * rows;
     for (int64_t base = 0; base < size; base++) {
         if (base & mask) continue;
-        for (int64_t r = 0; r < rows; r++) {
-            old_re[r] = ROW(re + (base | where[r]) * CH);
-            old_im[r] = ROW(im + (base | where[r]) * CH);
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            FN(row) sum_re = {0}, sum_im = {0};
-            for (int64_t c = 0; c < rows; c++) {
-                REAL u = (REAL)(adjoint ? mre[c * rows + r] : mre[r * rows + c]);
-                REAL v = (REAL)(adjoint ? -mim[c * rows + r] : mim[r * rows + c]);
-                if (u == 0 && v == 0) continue;
-                sum_re += u * old_re[c] - v * old_im[c];
-                sum_im += u * old_im[c] + v * old_re[c];
+        for (int h = 0; h < LANES; h++) {
+            for (int64_t r = 0; r < rows; r++) {
+                old_re[r] = LANE(re + (base | where[r]) * CH, h);
+                old_im[r] = LANE(im + (base | where[r]) * CH, h);
             }
-            ROW(re + (base | where[r]) * CH) = sum_re;
-            ROW(im + (base | where[r]) * CH) = sum_im;
+            for (int64_t r = 0; r < rows; r++) {
+                FN(lane) sum_re = {0}, sum_im = {0};
+                for (int64_t c = 0; c < rows; c++) {
+                    REAL u = (REAL)(adjoint ? mre[c * rows + r] : mre[r * rows + c]);
+                    REAL v = (REAL)(adjoint ? -mim[c * rows + r] : mim[r * rows + c]);
+                    if (u == 0 && v == 0) continue;
+                    sum_re += u * old_re[c] - v * old_im[c];
+                    sum_im += u * old_im[c] + v * old_re[c];
+                }
+                LANE(re + (base | where[r]) * CH, h) = sum_re;
+                LANE(im + (base | where[r]) * CH, h) = sum_im;
+            }
         }
     }
 }
 
-/* sum over rows of the real part of conj(psi[k]) (P psi)[k], without the phase of P; plane: |psi|^2 */
-INLINE FN(row) FN(expectation)(const REAL *re, const REAL *im, const REAL *plane, int64_t size, int32_t x, int32_t z,
-                               int imaginary) {
-    FN(row) total[2] = {{0}, {0}};
-    if (!x) {
-        for (int64_t k = 0; k < size; k++) total[__builtin_parity((uint32_t)k & z)] += ROW(plane + k * CH);
-        return total[0] - total[1];
-    }
-    int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
-    /* both rows of a pair give the same real part */
+/* sums += factor times the sum over rows of the real part of conj(psi[k]) (P psi)[k], without the phase of P; plane:
+ * |psi|^2 */
+INLINE void FN(expectation)(const REAL *re, const REAL *im, const REAL *plane, int64_t size, int32_t x, int32_t z,
+                            int imaginary, REAL factor, REAL *sums) {
+    FN(lane) total[LANES] = {0};
+    int64_t top = x ? (int64_t)1 << (31 - __builtin_clz((uint32_t)x)) : size;
+    if (x) factor *= 2; /* both rows of a pair give the same real part */
     for (int64_t base = 0; base < size; base += 2 * top)
         for (int64_t k = base; k < base + top; k++) {
+            REAL sign = __builtin_parity((uint32_t)k & z) ? (REAL)-1 : (REAL)1;
             const REAL *ar = re + k * CH, *ai = im + k * CH, *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
-            total[__builtin_parity((uint32_t)k & z)] +=
-                imaginary ? ROW(ar) * ROW(bi) - ROW(ai) * ROW(br) : ROW(ar) * ROW(br) + ROW(ai) * ROW(bi);
+            for (int h = 0; h < LANES; h++)
+                if (!x)
+                    total[h] += sign * LANE(plane + k * CH, h);
+                else if (imaginary)
+                    total[h] += sign * (LANE(ar, h) * LANE(bi, h) - LANE(ai, h) * LANE(br, h));
+                else
+                    total[h] += sign * (LANE(ar, h) * LANE(br, h) + LANE(ai, h) * LANE(bi, h));
         }
-    return (REAL)2 * (total[0] - total[1]);
+    for (int h = 0; h < LANES; h++) LANE(sums, h) += factor * total[h];
 }
 
 /* lambda += weight P psi, with the phase of P in the weight; for x = 0 into plane, by which psi is multiplied in the end */
 INLINE void FN(add_string)(const REAL *re, const REAL *im, REAL *plane, REAL *lre, REAL *lim, int64_t size, int32_t x,
-                           int32_t z, int imaginary, FN(row) one) {
-    FN(row) weight[2] = {one, -one};
-    if (!x) {
-        for (int64_t k = 0; k < size; k++) ROW(plane + k * CH) += weight[__builtin_parity((uint32_t)k & z)];
-        return;
-    }
+                           int32_t z, int imaginary, REAL factor, const REAL *weight) {
     for (int64_t k = 0; k < size; k++) {
-        FN(row) w = weight[__builtin_parity((uint32_t)k & z)];
-        FN(row) br = ROW(re + (k ^ x) * CH), bi = ROW(im + (k ^ x) * CH);
-        ROW(lre + k * CH) += imaginary ? -w * bi : w * br;
-        ROW(lim + k * CH) += imaginary ? w * br : w * bi;
+        REAL sign = __builtin_parity((uint32_t)k & z) ? -factor : factor;
+        const REAL *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
+        for (int h = 0; h < LANES; h++) {
+            FN(lane) w = sign * LANE(weight, h);
+            if (!x) {
+                LANE(plane + k * CH, h) += w;
+            } else if (imaginary) {
+                LANE(lre + k * CH, h) -= w * LANE(bi, h);
+                LANE(lim + k * CH, h) += w * LANE(br, h);
+            } else {
+                LANE(lre + k * CH, h) += w * LANE(br, h);
+                LANE(lim + k * CH, h) += w * LANE(bi, h);
+            }
+        }
     }
 }
 
@@ -231,14 +241,13 @@ static void FN(read_part)(void *pass, int part, int thread) {
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
         FN(take)(&at, a->source, b, 2, room);
         REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
-        for (int64_t k = 0; k < at.rows * CH; k += CH)
-            ROW(plane + k) = ROW(b[0] + k) * ROW(b[0] + k) + ROW(b[1] + k) * ROW(b[1] + k);
+        for (int64_t k = 0; k < at.rows * CH; k++) plane[k] = b[0][k] * b[0][k] + b[1][k] * b[1][k];
         for (int r = first; r < end; r++) {
             int32_t x = p->reading_x[r], z = p->reading_z[r];
             int imaginary = __builtin_popcount(x & z) & 1;
-            REAL sign = x ? (REAL)(imaginary ? -phase(x, z) : phase(x, z)) : (REAL)1;
-            ROW(sums + (r - first) * CH) += FN(odd)(&at, z) * sign
-                * FN(expectation)(b[0], b[1], plane, at.rows, a->runs->x[r], a->runs->z[r], imaginary);
+            REAL sign = FN(odd)(&at, z) * (x ? (REAL)(imaginary ? -phase(x, z) : phase(x, z)) : (REAL)1);
+            FN(expectation)(b[0], b[1], plane, at.rows, a->runs->x[r], a->runs->z[r], imaginary, sign,
+                            sums + (r - first) * CH);
         }
     }
 }
@@ -263,11 +272,11 @@ static void FN(read_back_part)(void *pass, int part, int thread) {
             int32_t x = p->reading_x[r], z = p->reading_z[r];
             REAL factor = FN(odd)(&at, z) * (REAL)p->reading_factor[r] * (x ? (REAL)phase(x, z) : (REAL)1);
             FN(add_string)(b[0], b[1], plane, b[2], b[3], at.rows, a->runs->x[r], a->runs->z[r],
-                           __builtin_popcount(x & z) & 1, factor * ROW(a->given + p->reading_output[r] * CH));
+                           __builtin_popcount(x & z) & 1, factor, a->given + p->reading_output[r] * CH);
         }
-        for (int64_t k = 0; k < at.rows * CH; k += CH) {
-            ROW(b[2] + k) += ROW(plane + k) * ROW(b[0] + k);
-            ROW(b[3] + k) += ROW(plane + k) * ROW(b[1] + k);
+        for (int64_t k = 0; k < at.rows * CH; k++) {
+            b[2][k] += plane[k] * b[0][k];
+            b[3][k] += plane[k] * b[1][k];
         }
         FN(put)(&at, a->planes, b, a->zero ? 0 : 2, 4);
     }
