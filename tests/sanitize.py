@@ -75,7 +75,7 @@ def main(seed: str) -> int:
 
 # ---- the driver, inside the copy ------------------------------------------------------------------------------------
 
-BATCHES = [0, 1, 7, 8, 9, 15, 16, 17, 33]
+BATCHES = [0, 1, 7, 8, 9, 15, 16, 17, 33, 400]
 
 
 def placed(shape: tuple[int, ...], dtype, how: str):
@@ -103,7 +103,7 @@ def simulators(draw: random.Random, counts: Counter) -> None:
     from qrkt_hw.simulator import Simulator
 
     for qubits, name, method in itertools.product(
-        range(1, 11), ("qrkt", "ry_rz_ring", "reuploading"), ("pauli", "adjoint")
+        range(1, 12), ("qrkt", "ry_rz_ring", "reuploading"), ("pauli", "adjoint")
     ):
         try:
             template = circuits.build(name, qubits, draw.choice([1, 2]))
@@ -114,6 +114,7 @@ def simulators(draw: random.Random, counts: Counter) -> None:
         for real, batch in itertools.product((torch.float32, torch.float64), BATCHES):
             simulate = single if real == torch.float32 else double
             groups = draw.choice([1, 2, 3, 6])
+            torch.set_num_threads(draw.choice([1, 2, 5]))
             x = placed((batch, groups, template.num_inputs), real, draw.choice(WAYS))
             w = placed((groups, template.num_weights), real, draw.choice(WAYS))
             x, w = x.requires_grad_(draw.random() < 0.6), w.requires_grad_(draw.random() < 0.6)

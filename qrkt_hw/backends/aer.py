@@ -5,12 +5,14 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call, LocalBackend
 from qrkt_hw.backends.device.measurement import Basis, Floats, bases, confuse, sample
+from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.simulator import memory
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
@@ -53,6 +55,13 @@ class AerBackend(LocalBackend):
         self.processor, self.method, self.shots, self.level = device, method, shots, optimization_level
         self.rng = np.random.default_rng(seed)
         self._compiled: dict[CircuitTemplate, list[Compiled]] = {}
+
+    @property
+    def stand_in(self) -> ExactBackend | None:
+        """The torch simulator, on the GPU for Aer's, where values are exact and the gradient is ``adjoint``."""
+        if self.shots is not None or self.gradient != "adjoint":
+            return None
+        return ExactBackend(self.name, "cuda" if self.processor == "gpu" and torch.cuda.is_available() else "auto")
 
     def about(self) -> dict[str, Any]:
         return {**super().about(), "device": self.processor, "method": self.method}

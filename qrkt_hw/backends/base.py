@@ -96,6 +96,11 @@ class Backend(ABC):
         """A differentiable function with exactly the values of :meth:`run`; None where the template has none."""
         return None
 
+    @property
+    def stand_in(self) -> Backend | None:
+        """A differentiable backend with the same values, through which a training goes; None: it goes through this."""
+        return None
+
     def about(self) -> dict[str, Any]:
         """What a report says: ``name, kind, shots, gradient``; ``device`` and ``calibrated`` where it has them."""
         keys = ("name", "kind", "shots", "gradient", *(("fell_back_from",) if self.fell_back_from else ()))

@@ -81,6 +81,10 @@ class FakeBackend(DeviceBackend, AerBackend):
         return self.shots is None and self.gradient == "adjoint" and self.wanted != "density_matrix"
 
     @property
+    def stand_in(self) -> None:  # noise is not what the torch simulator computes
+        return None
+
+    @property
     def noise(self) -> noises.DeviceNoise | None:
         if self.noise_name == "none":
             return None

@@ -47,7 +47,9 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         size = 2.0**template.num_qubits
         if compiled and template.num_qubits <= LARGEST_NATIVE:
             plane, columns = size * 64, native.COLUMNS[real]  # one row of columns for each amplitude
-            return Need(plane * (5 if gradient else 3), 0, 2 * plane / columns if gradient else 0, columns)
+            planes = (4 if gradient else 2) + (template.num_qubits <= native.BLOCKED)
+            threads = 1 if template.num_qubits >= native.SHARED else min(torch.get_num_threads(), native.PARTS)
+            return Need(plane * planes * threads, 0, 2 * plane / columns if gradient else 0, columns)
         found = absorb(template)
         signs = {s.z for s in found.steps if isinstance(s, PauliRotation)} if size <= LARGEST_TABLE else ()
         flips = {r.x for r in found.readings}

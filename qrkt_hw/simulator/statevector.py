@@ -205,10 +205,57 @@ def _fields(circuit: Absorbed, angles: Sequence[Affine], template: CircuitTempla
             rows.append((0, 0, 1, 0, len(step.qubits), len(matrices)))
             qubits += [*step.qubits, *([0] * (LARGEST_MATRIX - len(step.qubits)))]
             matrices += [*step.matrix.real.ravel().tolist(), *step.matrix.imag.ravel().tolist()]
-    readings = circuit.readings
+    readings = sorted(circuit.readings, key=lambda r: r.x)
+    rotations = [(r[0], r[1]) if not r[4] else None for r in rows]
     return (
         template.num_qubits, template.num_inputs, template.num_weights, template.num_outputs, len(rows), len(readings),
         *np.array(rows, dtype=np.int32).reshape(-1, 6).T, qubits, matrices or [0.0], [r.x for r in readings],
         [r.z for r in readings], [r.observable for r in readings], [float(r.factor) for r in readings] or [0.0],
         [any(i < template.num_inputs for i, _ in angle.terms) for angle in angles],
+        *_runs(rotations, template.num_qubits), *_runs([(r.x, r.z) for r in readings], template.num_qubits),
     )  # fmt: skip
+
+
+def _runs(strings: Sequence[tuple[int, int] | None], qubits: int) -> tuple[int, list[int], list, list, list, list]:
+    """The fields of the kernel's ``Runs``: strings ``x, z`` whose flips lie in one small span go through together.
+
+    What is on a coset of the span stays there. So a block of so many rows, small enough for the nearest cache, takes
+    all strings of its run one after the other. None is a matrix, which is a run of its own.
+    """
+    most = qubits if qubits <= native.BLOCKED else native.RANK
+    starts, ranks, bases, local = list[int](), list[int](), list[int](), list[tuple[int, int]]()
+    begin = 0
+    while begin < len(strings):
+        basis, end = list[int](), begin
+        while end < len(strings) and (string := strings[end]) is not None:
+            if (grown := _spanning(basis, string[0], most)) is None:
+                break
+            basis, end = grown, end + 1
+        if end == begin:
+            ranks.append(-1)
+            local.append((0, 0))
+            end = begin + 1
+        else:
+            for qubit in range(qubits):
+                basis = _spanning(basis, 1 << qubit, most) or basis
+            basis.sort()
+            ranks.append(len(basis))
+            for x, z in filter(None, strings[begin:end]):
+                flips = sum((x >> v.bit_length() - 1 & 1) << i for i, v in enumerate(basis))
+                local.append((flips, sum(((v & z).bit_count() & 1) << i for i, v in enumerate(basis))))
+        bases += basis + [0] * (qubits - len(basis))
+        starts.append(begin)
+        begin = end
+    return len(ranks), [*starts, len(strings)], ranks, bases, [x for x, _ in local], [z for _, z in local]
+
+
+def _spanning(basis: list[int], x: int, most: int) -> list[int] | None:
+    """Vectors that span x too, each with a highest bit that no other has; None where that takes more than ``most``."""
+    for v in basis:
+        x = x ^ v if x >> v.bit_length() - 1 & 1 else x
+    if not x:
+        return basis
+    if len(basis) == most:
+        return None
+    top = 1 << x.bit_length() - 1
+    return [v ^ x if v & top else v for v in basis] + [x]

@@ -29,6 +29,7 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.sections import TWICE
+from qrkt_hw.training.agreement import SAMPLES, Agreement
 from qrkt_hw.training.classifier import ClassifierTask
 from qrkt_hw.training.gan import GanTask
 from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_from, train
@@ -38,7 +39,7 @@ from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_
 FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
 # tensors that the data of a fine-tuning decide
 OF_DATA = ("backbone.", "tokens.", "decoder.tokens.", "pool.", "head.")
-SAMPLES = 4  # that a training is estimated from
+FEW = 4  # samples that a training is estimated from
 LONG = 20.0  # seconds after which one sample, with all that is prepared once, has to do
 
 
@@ -78,7 +79,9 @@ def start(
     theirs = options.circuits  # of the run that the options come from
     circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansatz, begun=True)
     options = options.with_circuits(lambda: circuits)
-    model = fresh_model(options, data, backend)  # before the folder appears: impossible options leave nothing behind
+    model = fresh_model(
+        options, data, backend.stand_in or backend
+    )  # before the folder appears: impossible options leave nothing behind
     origin: dict[str, Any] = {"preset": preset, "from": None}
     initial = None
     if source is not None:
@@ -149,7 +152,7 @@ def resume(
         )
     again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
     with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
-        model = fresh_model(options, data, backend)
+        model = fresh_model(options, data, backend.stand_in or backend)
         if run.initial.is_file():
             load_weights(model, run.initial)
         if options.training.epochs != before:
@@ -258,11 +261,18 @@ def _fit(
     figures: bool = True,
 ) -> RunFolder:
     plain: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}  # a path may hold brackets
+    stand_in = backend.stand_in if quantum_layers(model) else None
     with threads(options, data):
+        if stand_in is not None:
+            gpu = " on the GPU" if getattr(stand_in, "device", None) == "cuda" else ""
+            console.print(
+                f"{backend.name}: the torch simulator{gpu} trains, as its values are the same; "
+                f"{backend.name} evaluates one sample an epoch and {SAMPLES} at the end", **plain,
+            )  # fmt: skip
         console.print(f"run {run.path}", **plain)
         lines = summarize(model, data.shape, backend.shots)
         if not run.checkpoint.is_file():
-            lines += estimate(options, data, model, backend)
+            lines += estimate(options, data, model, stand_in or backend)
         console.print("\n".join(lines), **plain)
         write_json(run.path / "backend.json", backend.about())
         task = make_task(options, data, model)
@@ -275,18 +285,28 @@ def _fit(
                 f"from epoch {done + 1} on with the learning rates of {epochs} epochs; "
                 f"so far they were those of {record.planned}", **plain,
             )  # fmt: skip
+        agreement = None if stand_in is None else Agreement(backend, model, data)
+
+        def checked(epoch: int, metrics: dict[str, float]) -> None:
+            if agreement is not None:
+                agreement.check()
+            if after_epoch is not None:
+                after_epoch(epoch, metrics)
+
         try:
-            train(task, run, record, backend, console, after_epoch)
+            if agreement is not None:
+                agreement.check()  # before an epoch is spent
+            train(task, run, record, backend, console, checked)
         except KeyboardInterrupt:
             billed = command("train", run.path, {"backend": options.backend.name})
             how = billed if backend.bills else f"qrkt-hw train --resume {run.path}"
             console.print(f"resume with: {how}", **plain)
             raise
-        _conclude(run, task, record, backend)
+        _conclude(run, task, record, backend, agreement)
     return run
 
 
-def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> None:
+def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, agreement: Agreement | None) -> None:
     """Write figures and ``results.json`` of the kept weights."""
     started = time.perf_counter()
     model = task.model.cpu()
@@ -303,6 +323,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend) -> N
         "evaluation_seconds": round(time.perf_counter() - started, 3),
         "seed": task.options.training.seed,
         **({"schedule_changed_after": record.rescheduled} if record.rescheduled else {}),
+        **({} if agreement is None else {"agreement": agreement.check(SAMPLES)}),
         "backend": backend.name,
         # what it counted, where torch cannot see through it
         "backend_details": backend.about() | ({} if backend.differentiable else asdict(backend.counters)),
@@ -318,7 +339,7 @@ def estimate(options: Config, data: Data, model: nn.Module, backend: Backend) ->
     before = backend.state()
     sizes = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
-        for few in sorted({1, min(SAMPLES, sizes["train"])}):
+        for few in sorted({1, min(FEW, sizes["train"])}):
             step, forward, circuits = _measured(model, data, backend, few)
             if step >= LONG:
                 break

@@ -2,12 +2,16 @@
 
 import ctypes
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from qiskit.circuit import ParameterVector, QuantumCircuit
+from qiskit.quantum_info import random_unitary
 
 from qrkt_hw import circuits
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
@@ -61,6 +65,92 @@ def test_compiled_and_torch_agree(method, dtype, monkeypatch):
                 assert (ours - theirs).abs().max() <= bound * (1 + theirs.abs().max())
             compared += 1
     assert compared >= 9
+
+
+def computed(simulate, batch, groups, threads=1, seed=0):
+    """Values and gradients."""
+    template, real = simulate.template, torch.zeros((), dtype=simulate.dtype).real.dtype
+    torch.manual_seed(seed)
+    x = (2 * torch.randn(batch, groups, template.num_inputs, dtype=real)).requires_grad_()
+    w = torch.randn(groups, template.num_weights, dtype=real, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        values = simulate(x, w)
+        return values, *torch.autograd.grad(values.square().sum(), (x, w))
+    finally:
+        torch.set_num_threads(before)
+
+
+def wide(qubits, layers=2, matrices=()):
+    """Flips across the whole width, so that runs of few strings fill a block; some gates stay matrices."""
+    x, w = ParameterVector("x", qubits), ParameterVector("w", 2 * qubits * layers)
+    circuit, place = QuantumCircuit(qubits), 0
+    for qubit in range(qubits):
+        circuit.ry(x[qubit], qubit)
+    for layer in range(layers):
+        for qubit in range(qubits):
+            circuit.ry(w[place], qubit)
+            circuit.rx(w[place + 1], qubit)
+            place += 2
+        for qubit in range(qubits):
+            circuit.cx(qubit, (qubit + 1) % qubits)
+        for on in matrices:
+            circuit.unitary(random_unitary(2 ** len(on), seed=layer), on)
+    ends = "I" * (qubits - 2)
+    return circuits.CircuitTemplate("wide", circuit, x, w, ("Z" * qubits, f"X{ends}Y", f"{ends}ZZ", "Y" * qubits))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "template", [wide(10), wide(10, matrices=[(0, 9), (3, 4, 8)]), wide(12)], ids=["10", "matrices", "12"]
+)
+def test_a_state_in_blocks_agrees_with_torch(template, monkeypatch):
+    for dtype, bound in ((torch.complex64, 3e-5), (torch.complex128, 1e-11)):
+        simulate = Simulator(template, dtype, "adjoint")
+        ours = computed(simulate, 19, 2)
+        with monkeypatch.context() as patch:
+            without_library(patch)
+            theirs = computed(simulate, 19, 2)
+        for one, other in zip(ours, theirs, strict=True):
+            assert (one - other).abs().max() <= bound * (1 + other.abs().max())
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("template", "method", "batch", "groups"),
+    [(TEMPLATES[0], "pauli", 9000, 3), (TEMPLATES[2], "adjoint", 3000, 1), (TEMPLATES[2], "adjoint", 600, 40),
+     (wide(11), "adjoint", 40, 3), (wide(15, 1), "adjoint", 3, 2)],
+    ids=["pauli", "samples", "groups", "blocks", "shared"],
+)  # fmt: skip
+def test_the_same_bits_on_any_number_of_threads(template, method, batch, groups):
+    simulate = Simulator(template, torch.complex64, method)
+    alone = computed(simulate, batch, groups)
+    for threads in (2, 3, 7, 50):
+        for one, other in zip(computed(simulate, batch, groups, threads), alone, strict=True):
+            assert torch.equal(one, other), threads
+
+
+FORKED = """
+import os, threading, torch
+from qrkt_hw import circuits
+from qrkt_hw.simulator import Simulator
+simulate = Simulator(circuits.build("qrkt", 4, 1), torch.complex64, "pauli")
+x, w = torch.randn(9000, 3, 4), torch.randn(3, simulate.template.num_weights)
+torch.set_num_threads(2)
+wanted = simulate(x, w)
+assert threading.active_count() == 1
+child = os.fork()
+if not child:
+    os._exit(not torch.equal(simulate(x, w), wanted))
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@needs_library
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_threads_leave_nothing_that_a_fork_breaks():
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
 
 
 @needs_library
@@ -148,7 +238,7 @@ def test_narrow_vectors_give_the_values_of_wide_ones(monkeypatch, dtype):
         monkeypatch.setattr(native, "library", lambda g=generation: native.routines(library, g))
         torch.manual_seed(0)
         values = []
-        for template in map(copied, TEMPLATES[::4]):
+        for template in map(copied, [*TEMPLATES[::4], wide(10, 1)]):
             x = torch.randn(19, 2, template.num_inputs, dtype=real, requires_grad=True)
             w = torch.randn(2, template.num_weights, dtype=real, requires_grad=True)
             out = Simulator(template, dtype, "auto")(x, w)

@@ -22,17 +22,20 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.compiler.program import Affine
 
-VERSION = 6
+VERSION = 7
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # arguments after the plan
 _SIGNATURES: dict[str, list[Any]] = {
     "coefficients_forward": [_P, _L, _P],
     "coefficients_backward": [_P, _P, _L, _P],
-    "tape_forward": [_P, _P, _P, _L, _L, _P],
-    "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P],
-    "circuit_forward": [_P, _P, _P, _L, _L, _P, _P],
-    "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P],
+    "tape_forward": [_P, _P, _P, _L, _L, _P, _I],
+    "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _I],
+    "circuit_forward": [_P, _P, _P, _L, _L, _P, _P, _I],
+    "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _I],
 }
+# as in kernels.c: qubits of the largest state that is one block, and of a block beyond; qubits from which threads share
+# a state, where before each has its own; threads of a call
+BLOCKED, RANK, SHARED, PARTS = 9, 7, 15, 32
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
 

@@ -18,6 +18,9 @@
 #define EACH for (int j = 0; j < CH; j++)
 /* a row of CH columns, 64 bytes, wherever it lies */
 #define ROW(pointer) (*(FN(row) *)(pointer))
+/* the h-th register of a row */
+#define LANE(pointer, h) (((FN(lane) *)(pointer))[h])
+#define LANES (64 / REGISTER)
 
 /* angles[a] = offset[a] + sum over its terms of factor * parameter */
 typedef struct {
@@ -42,6 +45,14 @@ typedef struct {
     const int32_t *left, *right, *position, *source, *output;
 } Tape;
 
+/* Steps start[run] to start[run + 1] whose flips x lie in the span of rank vectors (basis: qubits for each run), each with
+ * a highest bit that no other has. On a coset of the span, numbered by these bits, a step is the string x, z of this
+ * structure. rank < 0: a matrix. */
+typedef struct {
+    int32_t count;
+    const int32_t *start, *rank, *basis, *x, *z;
+} Runs;
+
 /* a rotation exp(-i angle/2 P), P = sign * i^|x&z| X^x Z^z; or, where size > 0, a matrix on some qubits */
 typedef struct {
     Angles angles;
@@ -52,6 +63,7 @@ typedef struct {
     const int32_t *reading_x, *reading_z, *reading_output;
     const double *reading_factor;
     const int32_t *by_input; /* whether an angle depends on inputs */
+    Runs rotations, reads;
 } Circuit;
 
 /* P psi [k] = (-i)^|x&z| (-1)^|z&k| psi[k^x] for P = i^|x&z| X^x Z^z; this is the part of (-i)^|x&z| that is not 0 */
@@ -114,7 +126,90 @@ static void trim(int which) {
     held->bytes[which] = 0;
 }
 
-int64_t qrkt_version(void) { return 6; }
+/* Threads -------------------------------------------------------------------------------------------------------- */
+#define WORTH 200000   /* rows of work, some 2 ns each, from which a second thread pays */
+#define PARTS 32       /* of a state that threads share, and so the most threads of a call */
+#define SHARED 15      /* qubits from which threads share a state; before, each takes other samples */
+#define BLOCKED 9      /* qubits up to which a state stays in the nearest cache as it is */
+#define RANK 7         /* of a run's span beyond that */
+#define BLOCK (1 << RANK)
+
+typedef void Work(void *what, int task, int thread);
+
+typedef struct {
+    Work *work;
+    void *what;
+    int tasks, next;
+} Crew;
+
+typedef struct {
+    Crew *crew;
+    int thread;
+    pthread_t id;
+} Member;
+
+static void *labour(void *member) {
+    const Member *own = member;
+    for (int task; (task = __atomic_fetch_add(&own->crew->next, 1, __ATOMIC_RELAXED)) < own->crew->tasks;)
+        own->crew->work(own->crew->what, task, own->thread);
+    return NULL;
+}
+
+/* Does all tasks. Threads live for one call: nothing is left that a fork would break or that waits in a loop. */
+static void share(int threads, int tasks, Work *work, void *what) {
+    Crew crew = {work, what, tasks, 0};
+    Member members[PARTS];
+    int others = 0;
+    for (int k = 1; k < threads && k < tasks; k++) {
+        members[others] = (Member){&crew, k, 0};
+        if (pthread_create(&members[others].id, NULL, labour, &members[others])) break; /* the others do its work */
+        others++;
+    }
+    labour(&(Member){&crew, 0, 0});
+    for (int k = 0; k < others; k++) pthread_join(members[k].id, NULL);
+}
+
+/* how many parts the samples of a weight set are dealt to, by sizes alone: sums do not depend on the number of threads */
+static int slices_of(int64_t rows, int64_t groups, int64_t chunks) {
+    int64_t slices = rows < WORTH ? 1 : PARTS / groups;
+    if (slices > chunks) slices = chunks;
+    return slices < 1 ? 1 : (int)slices;
+}
+
+/* the cosets of a run's span that are a part of a state, one after the other */
+typedef struct {
+    int all; /* the span is the whole space */
+    int64_t rows, left, base, pivots;
+    int32_t place[BLOCK]; /* rows of a coset: base ^ place */
+} Cosets;
+
+static void begin(Cosets *at, const Runs *runs, int run, int qubits, int part, int parts) {
+    int rank = runs->rank[run];
+    const int32_t *basis = runs->basis + (int64_t)run * qubits;
+    int64_t cosets = (int64_t)1 << (qubits - rank), from = cosets * part / parts;
+    at->all = rank == qubits;
+    at->rows = (int64_t)1 << rank;
+    at->left = cosets * (part + 1) / parts - from;
+    at->base = at->pivots = 0;
+    if (at->all) return;
+    at->place[0] = 0;
+    for (int i = 0; i < rank; i++) {
+        at->pivots |= (int64_t)1 << (31 - __builtin_clz((uint32_t)basis[i]));
+        for (int e = 0; e < 1 << i; e++) at->place[e + (1 << i)] = at->place[e] ^ basis[i];
+    }
+    for (int64_t bit = 1, rest = from; rest; bit <<= 1)
+        if (!(at->pivots & bit)) {
+            at->base |= rest & 1 ? bit : 0;
+            rest >>= 1;
+        }
+}
+
+static void next(Cosets *at) {
+    at->left--;
+    at->base = ((at->base | at->pivots) + 1) & ~at->pivots;
+}
+
+int64_t qrkt_version(void) { return 7; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }
@@ -141,7 +236,9 @@ int64_t qrkt_generation(void) {
 }
 
 #define GENERATION _1
+#define REGISTER 16
 #include "parts.h"
+#undef REGISTER
 #undef GENERATION
 
 #if GENERATIONS
@@ -152,7 +249,9 @@ int64_t qrkt_generation(void) {
 #pragma GCC target("avx2,fma")
 #endif
 #define GENERATION _2
+#define REGISTER 32
 #include "parts.h"
+#undef REGISTER
 #undef GENERATION
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -161,7 +260,9 @@ int64_t qrkt_generation(void) {
 #pragma GCC target("avx2,fma,avx512f,avx512dq,avx512vl")
 #endif
 #define GENERATION _3
+#define REGISTER 64
 #include "parts.h"
+#undef REGISTER
 #undef GENERATION
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -92,8 +92,9 @@ class PropagatedKernel(_Kernel):
         self._coefficients.forward(weights.data_ptr(), groups, coefficients.data_ptr())
         values = inputs.new_empty(batch, groups, self.num_outputs)
         self._tape.forward(
-            inputs.data_ptr(), _Strides(*inputs.stride()), coefficients.data_ptr(), batch, groups, values.data_ptr()
-        )
+            inputs.data_ptr(), _Strides(*inputs.stride()), coefficients.data_ptr(), batch, groups, values.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
         return values, coefficients
 
     def backward(self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]) -> Pair:
@@ -105,7 +106,7 @@ class PropagatedKernel(_Kernel):
         grad_coefficients = torch.empty_like(coefficients) if needs[1] else None
         self._tape.backward(
             inputs.data_ptr(), _Strides(*inputs.stride()), coefficients.data_ptr(), cotangent.data_ptr(), batch, groups,
-            native.address(grad_inputs), native.address(grad_coefficients),
+            native.address(grad_inputs), native.address(grad_coefficients), torch.get_num_threads(),
         )  # fmt: skip
         if grad_coefficients is None:
             return grad_inputs, None
@@ -129,7 +130,7 @@ class StatevectorKernel(_Kernel):
         states = inputs.new_empty(self._saved(batch, groups)) if keep else None
         self._circuit.forward(
             inputs.data_ptr(), _Strides(*inputs.stride()), weights.data_ptr(), batch, groups, values.data_ptr(),
-            native.address(states),
+            native.address(states), torch.get_num_threads(),
         )  # fmt: skip
         return values, states
 
@@ -142,7 +143,7 @@ class StatevectorKernel(_Kernel):
         grad_weights = torch.empty_like(weights) if needs[1] else None
         self._circuit.backward(
             inputs.data_ptr(), _Strides(*inputs.stride()), weights.data_ptr(), cotangent.data_ptr(), batch, groups,
-            states.data_ptr(), native.address(grad_inputs), native.address(grad_weights),
+            states.data_ptr(), native.address(grad_inputs), native.address(grad_weights), torch.get_num_threads(),
         )  # fmt: skip
         return grad_inputs, grad_weights
 

@@ -2,6 +2,7 @@
  * set; then for each sample a tape of products and sums over the cosines and sines of the inputs' angles. */
 
 typedef REAL FN(row) __attribute__((vector_size(64), aligned(64), may_alias));
+typedef REAL FN(lane) __attribute__((vector_size(REGISTER), aligned(REGISTER), may_alias));
 
 INLINE double FN(angle_of)(const Angles *a, int k, const REAL *inputs, int64_t stride, int num_inputs,
                            const REAL *weights) {
@@ -112,9 +113,10 @@ INLINE REAL FN(across)(const REAL *row) {
     return total;
 }
 
-INLINE FN(row) FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t) {
+/* sum[h] += term t of a sum, a register of columns at a time */
+INLINE void FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t, FN(lane) *sum) {
     REAL c = p->position[t] < 0 ? (REAL)1 : coefficient[p->position[t]];
-    return c * ROW(node + (int64_t)p->source[t] * CH);
+    for (int h = 0; h < LANES; h++) sum[h] += c * LANE(node + (int64_t)p->source[t] * CH, h);
 }
 
 INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *stride, int64_t first, int64_t batch,
@@ -137,104 +139,158 @@ INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *str
         int l = p->left[k], r = p->right[k];
         if (r >= 0) {
             const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
-            ROW(out) = ROW(a) * ROW(b);
+            for (int h = 0; h < LANES; h++) LANE(out, h) = LANE(a, h) * LANE(b, h);
         } else {
-            /* four sums side by side: one alone would wait for each addition */
-            FN(row) sum = {0}, second = sum, third = sum, fourth = sum;
+            /* two sums side by side: one alone would wait for each addition */
+            FN(lane) sum[LANES] = {0}, other[LANES] = {0};
             int t = l, end = -r - 1;
-            for (; t + 3 < end; t += 4) {
-                sum += FN(term)(p, coefficient, node, t);
-                second += FN(term)(p, coefficient, node, t + 1);
-                third += FN(term)(p, coefficient, node, t + 2);
-                fourth += FN(term)(p, coefficient, node, t + 3);
+            for (; t + 1 < end; t += 2) {
+                FN(term)(p, coefficient, node, t, sum);
+                FN(term)(p, coefficient, node, t + 1, other);
             }
-            for (; t < end; t++) sum += FN(term)(p, coefficient, node, t);
-            sum += second + (third + fourth);
-            ROW(out) = sum;
+            if (t < end) FN(term)(p, coefficient, node, t, sum);
+            for (int h = 0; h < LANES; h++) LANE(out, h) = sum[h] + other[h];
+        }
+    }
+}
+
+/* a call, and what its tasks read and write; samples of a group are dealt to slices */
+typedef struct {
+    const Tape *p;
+    const REAL *inputs, *coefficients, *cotangent;
+    const int64_t *stride;
+    int64_t batch, groups, chunks, room_size;
+    int slices;
+    REAL *out, *grad_inputs, *sums, *room;
+} FN(Taped);
+
+static int FN(plan_tape)(FN(Taped) *job, int64_t rows, int *threads) {
+    const Tape *p = job->p;
+    int64_t nodes = 1 + 2 * (int64_t)p->angles.count + p->operations;
+    job->chunks = (job->batch + CH - 1) / CH;
+    int64_t work = job->groups * job->chunks * nodes;
+    job->slices = slices_of(work, job->groups, job->chunks);
+    if (work < WORTH) *threads = 1;
+    if (*threads > job->groups * job->slices) *threads = (int)(job->groups * job->slices);
+    if (*threads > PARTS) *threads = PARTS;
+    job->room_size = rows * CH;
+    job->room = workspace(0, sizeof(REAL) * (size_t)(*threads * job->room_size));
+    return job->room != NULL;
+}
+
+static void FN(tape_forward_task)(void *what, int task, int thread) {
+    const FN(Taped) *job = what;
+    const Tape *p = job->p;
+    int64_t g = task / job->slices, slice = task % job->slices;
+    REAL *node = job->room + thread * job->room_size;
+    int64_t end = job->chunks * (slice + 1) / job->slices * CH;
+    for (int64_t first = job->chunks * slice / job->slices * CH; first < end; first += CH) {
+        FN(tape_chunk)(p, job->inputs, job->stride, first, job->batch, g, job->coefficients + g * p->positions, node);
+        int n = job->batch - first < CH ? (int)(job->batch - first) : CH;
+        for (int m = 0; m < p->outputs; m++) {
+            const REAL *value = node + (int64_t)p->output[m] * CH;
+            for (int j = 0; j < n; j++) job->out[((first + j) * job->groups + g) * p->outputs + m] = value[j];
         }
     }
 }
 
 /* inputs (batch, groups, inputs) by strides, coefficients (groups, positions) to out (batch, groups, outputs) */
 int FN(tape_forward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *coefficients, int64_t batch,
-                     int64_t groups, REAL *out) {
-    size_t nodes = 1 + 2 * (size_t)p->angles.count + p->operations;
-    REAL *node = workspace(0, sizeof(REAL) * CH * nodes);
-    if (!node) return 1;
-    for (int64_t g = 0; g < groups; g++)
-        for (int64_t first = 0; first < batch; first += CH) {
-            FN(tape_chunk)(p, inputs, stride, first, batch, g, coefficients + g * p->positions, node);
-            int n = batch - first < CH ? (int)(batch - first) : CH;
-            for (int m = 0; m < p->outputs; m++) {
-                const REAL *value = node + (int64_t)p->output[m] * CH;
-                for (int j = 0; j < n; j++) out[((first + j) * groups + g) * p->outputs + m] = value[j];
+                     int64_t groups, REAL *out, int threads) {
+    FN(Taped) job = {.p = p, .inputs = inputs, .stride = stride, .coefficients = coefficients, .batch = batch,
+                     .groups = groups, .out = out};
+    if (!FN(plan_tape)(&job, 1 + 2 * (int64_t)p->angles.count + p->operations, &threads)) return 1;
+    share(threads, (int)(groups * job.slices), FN(tape_forward_task), &job);
+    trim(0);
+    return 0;
+}
+
+static void FN(tape_backward_task)(void *what, int task, int thread) {
+    const FN(Taped) *job = what;
+    const Tape *p = job->p;
+    int count = p->angles.count;
+    int64_t g = task / job->slices, slice = task % job->slices, nodes = 1 + 2 * (int64_t)count + p->operations;
+    REAL *node = job->room + thread * job->room_size;
+    REAL *restrict grad = node + CH * nodes, *restrict sums = grad + CH * nodes;
+    REAL given[CH] __attribute__((aligned(64)));
+    REAL *own = job->sums ? job->sums + task * (int64_t)p->positions : NULL;
+    const REAL *coefficient = job->coefficients + g * p->positions;
+    if (own) memset(sums, 0, sizeof(REAL) * CH * p->positions);
+    int64_t end = job->chunks * (slice + 1) / job->slices * CH;
+    for (int64_t first = job->chunks * slice / job->slices * CH; first < end; first += CH) {
+        int n = job->batch - first < CH ? (int)(job->batch - first) : CH;
+        FN(tape_chunk)(p, job->inputs, job->stride, first, job->batch, g, coefficient, node);
+        memset(grad, 0, sizeof(REAL) * CH * nodes);
+        for (int m = 0; m < p->outputs; m++) {
+            REAL *into = grad + (int64_t)p->output[m] * CH;
+            EACH given[j] = 0;
+            for (int j = 0; j < n; j++) given[j] = job->cotangent[((first + j) * job->groups + g) * p->outputs + m];
+            ROW(into) += ROW(given);
+        }
+        for (int k = p->operations - 1; k >= 0; k--) {
+            int l = p->left[k], r = p->right[k];
+            const REAL *s = grad + (1 + 2 * (int64_t)count + k) * CH;
+            if (r >= 0) {
+                const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
+                REAL *da = grad + (int64_t)l * CH, *db = grad + (int64_t)r * CH;
+                for (int h = 0; h < LANES; h++) { /* a may be b */
+                    LANE(da, h) += LANE(s, h) * LANE(b, h);
+                    LANE(db, h) += LANE(s, h) * LANE(a, h);
+                }
+            } else {
+                FN(lane) kept[LANES];
+                for (int h = 0; h < LANES; h++) kept[h] = LANE(s, h);
+                for (int t = l; t < -r - 1; t++) {
+                    const REAL *a = node + (int64_t)p->source[t] * CH;
+                    REAL *da = grad + (int64_t)p->source[t] * CH;
+                    int position = p->position[t];
+                    REAL c = position < 0 ? (REAL)1 : coefficient[position];
+                    if (own && position >= 0)
+                        for (int h = 0; h < LANES; h++) LANE(sums + (int64_t)position * CH, h) += kept[h] * LANE(a, h);
+                    for (int h = 0; h < LANES; h++) LANE(da, h) += c * kept[h];
+                }
             }
         }
-    return 0;
+        if (!job->grad_inputs) continue;
+        for (int a = 0; a < count; a++) {
+            const REAL *c = node + (1 + a) * CH, *s = node + (1 + count + a) * CH;
+            const REAL *dc = grad + (1 + a) * CH, *ds = grad + (1 + count + a) * CH;
+            REAL by_angle[CH] __attribute__((aligned(64)));
+            ROW(by_angle) = ROW(ds) * ROW(c) - ROW(dc) * ROW(s);
+            for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
+                REAL factor = (REAL)p->angles.factor[t];
+                REAL *x = job->grad_inputs + (first * job->groups + g) * p->inputs + p->angles.index[t];
+                for (int j = 0; j < n; j++) x[j * job->groups * p->inputs] += factor * by_angle[j];
+            }
+        }
+    }
+    if (own)
+        for (int k = 0; k < p->positions; k++) own[k] = FN(across)(sums + (int64_t)k * CH);
 }
 
 /* cotangent (batch, groups, outputs) to grad_inputs (batch, groups, inputs), contiguous, which is added to, and to
  * grad_coefficients (groups, positions); each may be NULL */
 int FN(tape_backward)(const Tape *p, const REAL *inputs, const int64_t *stride, const REAL *coefficients,
                       const REAL *cotangent, int64_t batch, int64_t groups, REAL *grad_inputs,
-                      REAL *grad_coefficients) {
-    int count = p->angles.count;
-    size_t nodes = 1 + 2 * (size_t)count + p->operations;
-    REAL *node = workspace(0, sizeof(REAL) * CH * (nodes * 2 + p->positions));
-    if (!node) return 1;
-    REAL *restrict grad = node + CH * nodes, *restrict sums = grad + CH * nodes;
-    REAL given[CH] __attribute__((aligned(64)));
-    for (int64_t g = 0; g < groups; g++) {
-        REAL *own = grad_coefficients ? grad_coefficients + g * p->positions : NULL;
-        const REAL *coefficient = coefficients + g * p->positions;
-        if (own) memset(sums, 0, sizeof(REAL) * CH * p->positions);
-        for (int64_t first = 0; first < batch; first += CH) {
-            int n = batch - first < CH ? (int)(batch - first) : CH;
-            FN(tape_chunk)(p, inputs, stride, first, batch, g, coefficient, node);
-            memset(grad, 0, sizeof(REAL) * CH * nodes);
-            for (int m = 0; m < p->outputs; m++) {
-                REAL *into = grad + (int64_t)p->output[m] * CH;
-                EACH given[j] = 0;
-                for (int j = 0; j < n; j++) given[j] = cotangent[((first + j) * groups + g) * p->outputs + m];
-                ROW(into) += ROW(given);
-            }
-            for (int k = p->operations - 1; k >= 0; k--) {
-                int l = p->left[k], r = p->right[k];
-                const REAL *s = grad + (1 + 2 * (int64_t)count + k) * CH;
-                if (r >= 0) {
-                    const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
-                    REAL *da = grad + (int64_t)l * CH, *db = grad + (int64_t)r * CH;
-                    ROW(da) += ROW(s) * ROW(b);
-                    ROW(db) += ROW(s) * ROW(a);
-                } else {
-                    FN(row) kept = ROW(s);
-                    for (int t = l; t < -r - 1; t++) {
-                        const REAL *a = node + (int64_t)p->source[t] * CH;
-                        REAL *da = grad + (int64_t)p->source[t] * CH;
-                        int position = p->position[t];
-                        REAL c = position < 0 ? (REAL)1 : coefficient[position];
-                        if (own && position >= 0) {
-                            ROW(sums + (int64_t)position * CH) += kept * ROW(a);
-                        }
-                        ROW(da) += c * kept;
-                    }
-                }
-            }
-            if (!grad_inputs) continue;
-            for (int a = 0; a < count; a++) {
-                const REAL *c = node + (1 + a) * CH, *s = node + (1 + count + a) * CH;
-                const REAL *dc = grad + (1 + a) * CH, *ds = grad + (1 + count + a) * CH;
-                REAL by_angle[CH] __attribute__((aligned(64)));
-                ROW(by_angle) = ROW(ds) * ROW(c) - ROW(dc) * ROW(s);
-                for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
-                    REAL factor = (REAL)p->angles.factor[t];
-                    REAL *x = grad_inputs + (first * groups + g) * p->inputs + p->angles.index[t];
-                    for (int j = 0; j < n; j++) x[j * groups * p->inputs] += factor * by_angle[j];
-                }
-            }
-        }
-        if (own)
-            for (int k = 0; k < p->positions; k++) own[k] = FN(across)(sums + (int64_t)k * CH);
+                      REAL *grad_coefficients, int threads) {
+    FN(Taped) job = {.p = p, .inputs = inputs, .stride = stride, .coefficients = coefficients, .cotangent = cotangent,
+                     .batch = batch, .groups = groups, .grad_inputs = grad_inputs};
+    int64_t nodes = 1 + 2 * (int64_t)p->angles.count + p->operations;
+    if (!FN(plan_tape)(&job, nodes * 2 + p->positions, &threads)) return 1;
+    if (grad_coefficients) {
+        job.sums = job.slices == 1 ? grad_coefficients
+                                   : workspace(1, sizeof(REAL) * (size_t)(groups * job.slices * p->positions));
+        if (!job.sums) return 1;
     }
+    share(threads, (int)(groups * job.slices), FN(tape_backward_task), &job);
+    if (grad_coefficients && job.slices > 1)
+        for (int64_t g = 0; g < groups; g++)
+            for (int k = 0; k < p->positions; k++) {
+                REAL total = 0;
+                for (int s = 0; s < job.slices; s++) total += job.sums[(g * job.slices + s) * p->positions + k];
+                grad_coefficients[g * p->positions + k] = total;
+            }
+    trim(0);
+    trim(1);
     return 0;
 }

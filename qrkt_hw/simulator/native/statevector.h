@@ -25,59 +25,60 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
     }
 }
 
-/* stores cos - i sin P of the rows k (p + iu) and o = k ^ x (q + iv) of a state; t: the sine with the sign of P at k */
-INLINE void FN(rotate_pair)(REAL *re, REAL *im, int64_t k, int64_t o, int imaginary, FN(row) c, FN(row) t, FN(row) p,
-                            FN(row) q, FN(row) u, FN(row) v) {
-    if (imaginary) {
-        ROW(re + k * CH) = c * p + t * q;
-        ROW(re + o * CH) = c * q - t * p;
-        ROW(im + k * CH) = c * u + t * v;
-        ROW(im + o * CH) = c * v - t * u;
-    } else {
-        ROW(re + k * CH) = c * p + t * v;
-        ROW(im + k * CH) = c * u - t * q;
-        ROW(re + o * CH) = c * q + t * u;
-        ROW(im + o * CH) = c * v - t * p;
+/* psi <- cos psi - i sine s P psi on rows of CH columns; P is the string x, z on these rows, times i where imaginary, and
+ * s the rest of its phase with its sign. Where grad is no NULL, before that *grad += Im <lambda| s P |psi>, and lambda is
+ * rotated too. The rows k and k ^ x go together, a register of columns at a time. */
+INLINE void FN(rotate_as)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
+                        const REAL *cosine, const REAL *sine, REAL *grad) {
+    FN(lane) total[LANES] = {0}, c[LANES], t[LANES];
+    for (int h = 0; h < LANES; h++) {
+        c[h] = LANE(cosine, h);
+        t[h] = s * LANE(sine, h);
     }
+    int64_t top = x ? (int64_t)1 << (31 - __builtin_clz((uint32_t)x)) : size;
+    for (int64_t base = 0; base < size; base += 2 * top)
+        for (int64_t k = base; k < base + top; k++) {
+            REAL sign = __builtin_parity((uint32_t)k & z) ? (REAL)-1 : (REAL)1;
+            REAL *a = re + k * CH, *b = im + k * CH, *d = re + (k ^ x) * CH, *e = im + (k ^ x) * CH;
+            REAL *la = lre + k * CH, *lb = lim + k * CH, *ld = lre + (k ^ x) * CH, *le = lim + (k ^ x) * CH;
+            for (int h = 0; h < LANES; h++) {
+                FN(lane) w = sign * t[h], p = LANE(a, h), u = LANE(b, h), q = LANE(d, h), v = LANE(e, h);
+                if (!x) {
+                    LANE(a, h) = c[h] * p + w * u;
+                    LANE(b, h) = c[h] * u - w * p;
+                    if (!grad) continue;
+                    FN(lane) lp = LANE(la, h), lu = LANE(lb, h);
+                    total[h] += sign * (lp * u - lu * p);
+                    LANE(la, h) = c[h] * lp + w * lu;
+                    LANE(lb, h) = c[h] * lu - w * lp;
+                    continue;
+                }
+                LANE(a, h) = c[h] * p + w * (imaginary ? q : v);
+                LANE(d, h) = c[h] * q + w * (imaginary ? -p : u);
+                LANE(b, h) = c[h] * u + w * (imaginary ? v : -q);
+                LANE(e, h) = c[h] * v - w * (imaginary ? u : p);
+                if (!grad) continue;
+                FN(lane) lp = LANE(la, h), lu = LANE(lb, h), lq = LANE(ld, h), lv = LANE(le, h);
+                total[h] += sign * (imaginary ? lp * q + lu * v - lq * p - lv * u : lp * v - lu * q + lq * u - lv * p);
+                LANE(la, h) = c[h] * lp + w * (imaginary ? lq : lv);
+                LANE(ld, h) = c[h] * lq + w * (imaginary ? -lp : lu);
+                LANE(lb, h) = c[h] * lu + w * (imaginary ? lv : -lq);
+                LANE(le, h) = c[h] * lv - w * (imaginary ? lu : lp);
+            }
+        }
+    if (grad)
+        for (int h = 0; h < LANES; h++) LANE(grad, h) += s * total[h];
 }
 
-/* psi <- cos psi - i sin sign P psi on rows of CH columns. Where grad is no NULL, before that grad = Im <lambda| sign P
- * |psi>, and lambda is rotated too. */
-INLINE void FN(rotate)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int sign,
-                       const REAL *cosine, const REAL *sine, FN(row) *grad) {
-    FN(row) c = ROW(cosine), signed_sine[2], total[2] = {{0}, {0}};
-    int imaginary = __builtin_popcount(x & z) & 1;
-    REAL s = (REAL)(sign * phase(x, z));
-    signed_sine[0] = s * ROW(sine);
-    signed_sine[1] = -signed_sine[0];
-    if (!x) {
-        for (int64_t k = 0; k < size; k++) {
-            int odd = __builtin_parity((uint32_t)k & z);
-            FN(row) t = signed_sine[odd], p = ROW(re + k * CH), u = ROW(im + k * CH);
-            ROW(re + k * CH) = c * p + t * u;
-            ROW(im + k * CH) = c * u - t * p;
-            if (!grad) continue;
-            FN(row) lp = ROW(lre + k * CH), lu = ROW(lim + k * CH);
-            total[odd] += lp * u - lu * p;
-            ROW(lre + k * CH) = c * lp + t * lu;
-            ROW(lim + k * CH) = c * lu - t * lp;
-        }
-    } else {
-        int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
-        for (int64_t base = 0; base < size; base += 2 * top)
-            for (int64_t k = base; k < base + top; k++) {
-                int64_t o = k ^ x;
-                int odd = __builtin_parity((uint32_t)k & z);
-                FN(row) t = signed_sine[odd];
-                FN(row) p = ROW(re + k * CH), q = ROW(re + o * CH), u = ROW(im + k * CH), v = ROW(im + o * CH);
-                FN(rotate_pair)(re, im, k, o, imaginary, c, t, p, q, u, v);
-                if (!grad) continue;
-                FN(row) lp = ROW(lre + k * CH), lq = ROW(lre + o * CH), lu = ROW(lim + k * CH), lv = ROW(lim + o * CH);
-                total[odd] += imaginary ? lp * q + lu * v - lq * p - lv * u : lp * v - lu * q + lq * u - lv * p;
-                FN(rotate_pair)(lre, lim, k, o, imaginary, c, t, lp, lq, lu, lv);
-            }
-    }
-    if (grad) *grad = s * (total[0] - total[1]);
+/* one copy of the loops for each kind of string */
+INLINE void FN(rotate)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
+                       const REAL *cosine, const REAL *sine, REAL *grad) {
+    if (!x)
+        FN(rotate_as)(re, im, lre, lim, size, 0, z, 0, s, cosine, sine, grad);
+    else if (imaginary)
+        FN(rotate_as)(re, im, lre, lim, size, x, z, 1, s, cosine, sine, grad);
+    else
+        FN(rotate_as)(re, im, lre, lim, size, x, z, 0, s, cosine, sine, grad);
 }
 
 /* a matrix (real parts, then imaginary ones, row by row) on some qubits; adjoint: its conjugate transpose */
@@ -85,7 +86,7 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
                              const double *matrix, int adjoint) {
     int64_t rows = (int64_t)1 << qubits;
     int64_t mask = 0, where[64];
-    FN(row) old_re[64], old_im[64];
+    FN(lane) old_re[64], old_im[64];
     for (int q = 0; q < qubits; q++) mask |= (int64_t)1 << qubit[q];
     for (int64_t r = 0; r < rows; r++) {
         where[r] = 0;
@@ -94,171 +95,381 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
     const double *mre = matrix, *mim = matrix + rows * rows;
     for (int64_t base = 0; base < size; base++) {
         if (base & mask) continue;
-        for (int64_t r = 0; r < rows; r++) {
-            old_re[r] = ROW(re + (base | where[r]) * CH);
-            old_im[r] = ROW(im + (base | where[r]) * CH);
-        }
-        for (int64_t r = 0; r < rows; r++) {
-            FN(row) sum_re = {0}, sum_im = {0};
-            for (int64_t c = 0; c < rows; c++) {
-                REAL u = (REAL)(adjoint ? mre[c * rows + r] : mre[r * rows + c]);
-                REAL v = (REAL)(adjoint ? -mim[c * rows + r] : mim[r * rows + c]);
-                if (u == 0 && v == 0) continue;
-                sum_re += u * old_re[c] - v * old_im[c];
-                sum_im += u * old_im[c] + v * old_re[c];
+        for (int h = 0; h < LANES; h++) {
+            for (int64_t r = 0; r < rows; r++) {
+                old_re[r] = LANE(re + (base | where[r]) * CH, h);
+                old_im[r] = LANE(im + (base | where[r]) * CH, h);
             }
-            ROW(re + (base | where[r]) * CH) = sum_re;
-            ROW(im + (base | where[r]) * CH) = sum_im;
-        }
-    }
-}
-
-/* values of all readings of one chunk, (outputs, CH); plane: scratch of (size, CH) */
-INLINE void FN(read_out)(const Circuit *p, const REAL *re, const REAL *im, int64_t size, REAL *plane, REAL *values) {
-    for (int64_t k = 0; k < size * CH; k += CH)
-        ROW(plane + k) = ROW(re + k) * ROW(re + k) + ROW(im + k) * ROW(im + k);
-    memset(values, 0, sizeof(REAL) * CH * p->outputs);
-    for (int r = 0; r < p->readings; r++) {
-        int32_t x = p->reading_x[r], z = p->reading_z[r];
-        FN(row) total[2] = {{0}, {0}};
-        int imaginary = __builtin_popcount(x & z) & 1;
-        double sign = 1;
-        if (!x) {
-            for (int64_t k = 0; k < size; k++) total[__builtin_parity((uint32_t)k & z)] += ROW(plane + k * CH);
-        } else {
-            int64_t top = (int64_t)1 << (31 - __builtin_clz((uint32_t)x));
-            /* both rows of a pair give the same real part */
-            sign = imaginary ? -2.0 * phase(x, z) : 2.0 * phase(x, z);
-            for (int64_t base = 0; base < size; base += 2 * top)
-                for (int64_t k = base; k < base + top; k++) {
-                    const REAL *ar = re + k * CH, *ai = im + k * CH;
-                    const REAL *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
-                    total[__builtin_parity((uint32_t)k & z)] +=
-                        imaginary ? ROW(ar) * ROW(bi) - ROW(ai) * ROW(br) : ROW(ar) * ROW(br) + ROW(ai) * ROW(bi);
+            for (int64_t r = 0; r < rows; r++) {
+                FN(lane) sum_re = {0}, sum_im = {0};
+                for (int64_t c = 0; c < rows; c++) {
+                    REAL u = (REAL)(adjoint ? mre[c * rows + r] : mre[r * rows + c]);
+                    REAL v = (REAL)(adjoint ? -mim[c * rows + r] : mim[r * rows + c]);
+                    if (u == 0 && v == 0) continue;
+                    sum_re += u * old_re[c] - v * old_im[c];
+                    sum_im += u * old_im[c] + v * old_re[c];
                 }
+                LANE(re + (base | where[r]) * CH, h) = sum_re;
+                LANE(im + (base | where[r]) * CH, h) = sum_im;
+            }
         }
-        REAL factor = (REAL)(sign * p->reading_factor[r]);
-        ROW(values + p->reading_output[r] * CH) += factor * (total[0] - total[1]);
     }
 }
 
-/* lambda = sum over readings of cotangent * factor * P psi; cotangent (outputs, CH) */
-INLINE void FN(read_back)(const Circuit *p, const REAL *re, const REAL *im, int64_t size, const REAL *cotangent,
-                          REAL *plane, REAL *lre, REAL *lim) {
-    memset(plane, 0, sizeof(REAL) * CH * size);
-    for (int r = 0; r < p->readings; r++) {
-        if (p->reading_x[r]) continue;
-        FN(row) weight[2];
-        weight[0] = (REAL)p->reading_factor[r] * ROW(cotangent + p->reading_output[r] * CH);
-        weight[1] = -weight[0];
-        for (int64_t k = 0; k < size; k++)
-            ROW(plane + k * CH) += weight[__builtin_parity((uint32_t)k & p->reading_z[r])];
-    }
-    for (int64_t k = 0; k < size * CH; k += CH) {
-        ROW(lre + k) = ROW(plane + k) * ROW(re + k);
-        ROW(lim + k) = ROW(plane + k) * ROW(im + k);
-    }
-    for (int r = 0; r < p->readings; r++) {
-        int32_t x = p->reading_x[r], z = p->reading_z[r];
-        if (!x) continue;
-        int imaginary = __builtin_popcount(x & z) & 1;
-        FN(row) weight[2];
-        weight[0] = (REAL)phase(x, z) * (REAL)p->reading_factor[r] * ROW(cotangent + p->reading_output[r] * CH);
-        weight[1] = -weight[0];
-        for (int64_t k = 0; k < size; k++) {
-            FN(row) w = weight[__builtin_parity((uint32_t)k & z)];
-            FN(row) br = ROW(re + (k ^ x) * CH), bi = ROW(im + (k ^ x) * CH);
-            ROW(lre + k * CH) += imaginary ? -w * bi : w * br;
-            ROW(lim + k * CH) += imaginary ? w * br : w * bi;
+/* sums += factor times the sum over rows of the real part of conj(psi[k]) (P psi)[k], without the phase of P; plane:
+ * |psi|^2 */
+INLINE void FN(expectation)(const REAL *re, const REAL *im, const REAL *plane, int64_t size, int32_t x, int32_t z,
+                            int imaginary, REAL factor, REAL *sums) {
+    FN(lane) total[LANES] = {0};
+    int64_t top = x ? (int64_t)1 << (31 - __builtin_clz((uint32_t)x)) : size;
+    if (x) factor *= 2; /* both rows of a pair give the same real part */
+    for (int64_t base = 0; base < size; base += 2 * top)
+        for (int64_t k = base; k < base + top; k++) {
+            REAL sign = __builtin_parity((uint32_t)k & z) ? (REAL)-1 : (REAL)1;
+            const REAL *ar = re + k * CH, *ai = im + k * CH, *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
+            for (int h = 0; h < LANES; h++)
+                if (!x)
+                    total[h] += sign * LANE(plane + k * CH, h);
+                else if (imaginary)
+                    total[h] += sign * (LANE(ar, h) * LANE(bi, h) - LANE(ai, h) * LANE(br, h));
+                else
+                    total[h] += sign * (LANE(ar, h) * LANE(br, h) + LANE(ai, h) * LANE(bi, h));
         }
+    for (int h = 0; h < LANES; h++) LANE(sums, h) += factor * total[h];
+}
+
+/* lambda += weight P psi, with the phase of P in the weight; for x = 0 into plane, by which psi is multiplied in the end */
+INLINE void FN(add_string)(const REAL *re, const REAL *im, REAL *plane, REAL *lre, REAL *lim, int64_t size, int32_t x,
+                           int32_t z, int imaginary, REAL factor, const REAL *weight) {
+    for (int64_t k = 0; k < size; k++) {
+        REAL sign = __builtin_parity((uint32_t)k & z) ? -factor : factor;
+        const REAL *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
+        for (int h = 0; h < LANES; h++) {
+            FN(lane) w = sign * LANE(weight, h);
+            if (!x) {
+                LANE(plane + k * CH, h) += w;
+            } else if (imaginary) {
+                LANE(lre + k * CH, h) -= w * LANE(bi, h);
+                LANE(lim + k * CH, h) += w * LANE(br, h);
+            } else {
+                LANE(lre + k * CH, h) += w * LANE(br, h);
+                LANE(lim + k * CH, h) += w * LANE(bi, h);
+            }
+        }
+    }
+}
+
+/* One run of steps or readings on the states of a chunk, planes re, im, lre, lim. The state goes through in blocks, which
+ * stay in the nearest cache; threads share its parts, whose sums (parts, longest) are added in one order. */
+typedef struct {
+    const Circuit *p;
+    const Runs *runs;
+    int run, parts, longest, zero; /* zero: what is written to is 0 so far */
+    REAL *source[4], *planes[4]; /* read from, written to */
+    REAL *blocks, *sums, *scratch; /* scratch: a plane, where a block is the whole state */
+    const REAL *waves, *given;
+} FN(Pass);
+
+INLINE void FN(take)(const Cosets *at, REAL *const *whole, REAL **block, int planes, REAL *room) {
+    int64_t after = at->left > 1 ? ((at->base | at->pivots) + 1) & ~at->pivots : at->base;
+    for (int i = 0; i < planes; i++) {
+        block[i] = at->all ? whole[i] : room + (int64_t)i * CH * BLOCK;
+        if (at->all) continue;
+        for (int64_t e = 0; e < at->rows; e++) {
+            ROW(block[i] + e * CH) = ROW(whole[i] + (at->base ^ at->place[e]) * CH);
+            __builtin_prefetch(whole[i] + (after ^ at->place[e]) * CH, 1);
+        }
+    }
+}
+
+INLINE void FN(put)(const Cosets *at, REAL *const *whole, REAL *const *block, int first, int planes) {
+    if (at->all) return;
+    for (int i = first; i < planes; i++)
+        for (int64_t e = 0; e < at->rows; e++) ROW(whole[i] + (at->base ^ at->place[e]) * CH) = ROW(block[i] + e * CH);
+}
+
+INLINE REAL FN(odd)(const Cosets *at, int32_t z) { return __builtin_parity((uint32_t)at->base & z) ? (REAL)-1 : (REAL)1; }
+
+static void FN(forward_part)(void *pass, int part, int thread) {
+    const FN(Pass) *a = pass;
+    const Circuit *p = a->p;
+    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
+    Cosets at;
+    for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
+        FN(take)(&at, a->source, b, 2, room);
+        if (a->zero) { /* the circuit begins with |0> */
+            memset(b[0], 0, sizeof(REAL) * CH * at.rows);
+            memset(b[1], 0, sizeof(REAL) * CH * at.rows);
+            if (!at.base) EACH b[0][j] = 1;
+        }
+        for (int k = a->runs->start[a->run]; k < a->runs->start[a->run + 1]; k++) {
+            const REAL *c = a->waves + (int64_t)p->angle[k] * 2 * CH;
+            int32_t x = p->x[k], z = p->z[k];
+            FN(rotate)(b[0], b[1], NULL, NULL, at.rows, a->runs->x[k], a->runs->z[k], __builtin_popcount(x & z) & 1,
+                       FN(odd)(&at, z) * (REAL)(p->sign[k] * phase(x, z)), c, c + CH, NULL);
+        }
+        FN(put)(&at, a->planes, b, 0, 2);
+    }
+}
+
+static void FN(backward_part)(void *pass, int part, int thread) {
+    const FN(Pass) *a = pass;
+    const Circuit *p = a->p;
+    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
+    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK, *sums = a->sums + (int64_t)part * a->longest * CH;
+    Cosets at;
+    memset(sums, 0, sizeof(REAL) * CH * (end - first));
+    for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
+        FN(take)(&at, a->source, b, 4, room);
+        for (int k = end - 1; k >= first; k--) {
+            const REAL *c = a->waves + (int64_t)p->angle[k] * 2 * CH;
+            int32_t x = p->x[k], z = p->z[k];
+            FN(rotate)(b[0], b[1], b[2], b[3], at.rows, a->runs->x[k], a->runs->z[k], __builtin_popcount(x & z) & 1,
+                       FN(odd)(&at, z) * (REAL)(-p->sign[k] * phase(x, z)), c, c + CH, sums + (k - first) * CH);
+        }
+        FN(put)(&at, a->planes, b, 0, 4);
+    }
+}
+
+static void FN(read_part)(void *pass, int part, int thread) {
+    const FN(Pass) *a = pass;
+    const Circuit *p = a->p;
+    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
+    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK, *sums = a->sums + (int64_t)part * a->longest * CH;
+    Cosets at;
+    memset(sums, 0, sizeof(REAL) * CH * (end - first));
+    for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
+        FN(take)(&at, a->source, b, 2, room);
+        REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
+        for (int64_t k = 0; k < at.rows * CH; k++) plane[k] = b[0][k] * b[0][k] + b[1][k] * b[1][k];
+        for (int r = first; r < end; r++) {
+            int32_t x = p->reading_x[r], z = p->reading_z[r];
+            int imaginary = __builtin_popcount(x & z) & 1;
+            REAL sign = FN(odd)(&at, z) * (x ? (REAL)(imaginary ? -phase(x, z) : phase(x, z)) : (REAL)1);
+            FN(expectation)(b[0], b[1], plane, at.rows, a->runs->x[r], a->runs->z[r], imaginary, sign,
+                            sums + (r - first) * CH);
+        }
+    }
+}
+
+/* lambda = sum over readings of cotangent * factor * P psi; the first run sets it, the others add */
+static void FN(read_back_part)(void *pass, int part, int thread) {
+    const FN(Pass) *a = pass;
+    const Circuit *p = a->p;
+    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
+    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
+    Cosets at;
+    for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
+        FN(take)(&at, a->source, b, a->zero ? 2 : 4, room);
+        REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
+        memset(plane, 0, sizeof(REAL) * CH * at.rows);
+        if (a->zero) {
+            for (int i = 2; i < 4; i++) b[i] = at.all ? a->planes[i] : room + (int64_t)i * CH * BLOCK;
+            memset(b[2], 0, sizeof(REAL) * CH * at.rows);
+            memset(b[3], 0, sizeof(REAL) * CH * at.rows);
+        }
+        for (int r = first; r < end; r++) {
+            int32_t x = p->reading_x[r], z = p->reading_z[r];
+            REAL factor = FN(odd)(&at, z) * (REAL)p->reading_factor[r] * (x ? (REAL)phase(x, z) : (REAL)1);
+            FN(add_string)(b[0], b[1], plane, b[2], b[3], at.rows, a->runs->x[r], a->runs->z[r],
+                           __builtin_popcount(x & z) & 1, factor, a->given + p->reading_output[r] * CH);
+        }
+        for (int64_t k = 0; k < at.rows * CH; k++) {
+            b[2][k] += plane[k] * b[0][k];
+            b[3][k] += plane[k] * b[1][k];
+        }
+        FN(put)(&at, a->planes, b, a->zero ? 0 : 2, 4);
+    }
+}
+
+/* one pass over the states, on as many threads as may share them */
+static void FN(go)(FN(Pass) *a, const Runs *runs, int run, int threads, Work *part) {
+    int64_t cosets = (int64_t)1 << (a->p->qubits - runs->rank[run]);
+    a->runs = runs;
+    a->run = run;
+    a->parts = cosets < PARTS ? (int)cosets : PARTS;
+    share(threads, a->parts, part, a);
+}
+
+/* sizes of a call, and what its tasks read and write */
+typedef struct {
+    const Circuit *p;
+    const REAL *inputs, *weights, *cotangent;
+    const int64_t *stride;
+    int64_t batch, groups, chunks, room_size;
+    int slices, inside, longest; /* threads that share a state */
+    REAL *out, *states, *grad_inputs, *room;
+    double *sums;
+} FN(Job);
+
+/* samples of a weight set are dealt to slices by sizes alone, so that sums do not depend on the number of threads */
+static int FN(plan)(FN(Job) *job, int planes, int waves, int *threads) {
+    const Circuit *p = job->p;
+    int64_t size = (int64_t)1 << p->qubits, rows = 0;
+    job->chunks = (job->batch + CH - 1) / CH;
+    for (const Runs *runs = &p->rotations;; runs = &p->reads) {
+        for (int k = 0; k < runs->count; k++)
+            if (runs->start[k + 1] - runs->start[k] > job->longest) job->longest = runs->start[k + 1] - runs->start[k];
+        if (runs == &p->reads) break;
+    }
+    rows = job->groups * job->chunks * size * (p->steps + p->readings + 1);
+    job->slices = slices_of(rows, job->groups, job->chunks);
+    if (rows < WORTH) *threads = 1;
+    if (*threads > PARTS) *threads = PARTS;
+    job->inside = p->qubits >= SHARED ? *threads : 1;
+    if (p->qubits >= SHARED) *threads = 1;
+    if (*threads > job->groups * job->slices) *threads = (int)(job->groups * job->slices);
+    job->room_size = planes * size * CH + (waves * (int64_t)p->angles.count + p->outputs) * CH
+                     + (p->qubits > BLOCKED ? job->inside * (int64_t)5 * CH * BLOCK : 0) + (int64_t)PARTS * job->longest * CH;
+    job->room = workspace(1, sizeof(REAL) * (size_t)(*threads * job->room_size));
+    return job->room != NULL;
+}
+
+static void FN(forward_task)(void *what, int task, int thread) {
+    const FN(Job) *job = what;
+    const Circuit *p = job->p;
+    int64_t size = (int64_t)1 << p->qubits, plane = size * CH, g = task / job->slices, slice = task % job->slices;
+    int all = p->qubits <= BLOCKED;
+    REAL *room = job->room + thread * job->room_size, *own = room;
+    if (!job->states) room += 2 * plane;
+    FN(Pass) a = {.p = p, .longest = job->longest, .scratch = room};
+    if (all) room += plane;
+    REAL *waves = room, *values = waves + 2 * (int64_t)p->angles.count * CH;
+    a.waves = waves;
+    a.sums = values + (int64_t)p->outputs * CH;
+    a.blocks = a.sums + (int64_t)PARTS * job->longest * CH;
+    int64_t begin = job->chunks * slice / job->slices, end = job->chunks * (slice + 1) / job->slices;
+    for (int64_t chunk = begin; chunk < end; chunk++) {
+        int64_t first = chunk * CH;
+        REAL *re = job->states ? job->states + (g * job->chunks + chunk) * 2 * plane : own, *im = re + plane;
+        a.source[0] = a.planes[0] = re;
+        a.source[1] = a.planes[1] = im;
+        FN(half_angles)(p, job->inputs, job->stride, job->weights, first, job->batch, g, waves, chunk > begin);
+        a.zero = p->rotations.count && p->rotations.rank[0] >= 0;
+        if (!a.zero) {
+            memset(re, 0, sizeof(REAL) * 2 * plane);
+            EACH re[j] = 1;
+        }
+        for (int run = 0; run < p->rotations.count; run++, a.zero = 0) {
+            int k = p->rotations.start[run];
+            if (p->rotations.rank[run] < 0)
+                FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
+            else
+                FN(go)(&a, &p->rotations, run, job->inside, FN(forward_part));
+        }
+        memset(values, 0, sizeof(REAL) * CH * p->outputs);
+        for (int run = 0; run < p->reads.count; run++) {
+            FN(go)(&a, &p->reads, run, job->inside, FN(read_part));
+            for (int r = p->reads.start[run]; r < p->reads.start[run + 1]; r++)
+                for (int part = 0; part < a.parts; part++)
+                    ROW(values + p->reading_output[r] * CH) += (REAL)p->reading_factor[r]
+                        * ROW(a.sums + ((int64_t)part * job->longest + r - p->reads.start[run]) * CH);
+        }
+        int n = job->batch - first < CH ? (int)(job->batch - first) : CH;
+        for (int m = 0; m < p->outputs; m++)
+            for (int j = 0; j < n; j++)
+                job->out[((first + j) * job->groups + g) * p->outputs + m] = values[m * CH + j];
     }
 }
 
 /* inputs (batch, groups, inputs) by strides, weights (groups, weights) to out (batch, groups, outputs); states: NULL, or
  * room for the final states, groups * chunks * 2 * 2^qubits * CH */
-int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
-                               int64_t batch, int64_t groups, REAL *out, REAL *states) {
-    int64_t size = (int64_t)1 << p->qubits, plane = size * CH;
-    size_t rows = 2 * (size_t)p->angles.count + p->outputs;
-    REAL *room = workspace(1, sizeof(REAL) * (3 * (size_t)plane + rows * CH));
-    if (!room) return 1;
-    REAL *waves = room + 3 * plane, *values = waves + 2 * (size_t)p->angles.count * CH;
-    for (int64_t g = 0; g < groups; g++)
-        for (int64_t first = 0; first < batch; first += CH) {
-            REAL *re = states ? states : room, *im = re + plane;
-            if (states) states += 2 * plane;
-            FN(half_angles)(p, inputs, stride, weights, first, batch, g, waves, first > 0);
-            memset(re, 0, sizeof(REAL) * 2 * plane);
-            EACH re[j] = 1;
-            for (int k = 0; k < p->steps; k++) {
-                const REAL *c = waves + (int64_t)p->angle[k] * 2 * CH;
-                if (p->size[k])
-                    FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
-                else
-                    FN(rotate)(re, im, NULL, NULL, size, p->x[k], p->z[k], p->sign[k], c, c + CH, NULL);
-            }
-            FN(read_out)(p, re, im, size, room + 2 * plane, values);
-            int n = batch - first < CH ? (int)(batch - first) : CH;
-            for (int m = 0; m < p->outputs; m++)
-                for (int j = 0; j < n; j++) out[((first + j) * groups + g) * p->outputs + m] = values[m * CH + j];
-        }
+int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights, int64_t batch,
+                        int64_t groups, REAL *out, REAL *states, int threads) {
+    FN(Job) job = {.p = p, .inputs = inputs, .stride = stride, .weights = weights, .batch = batch, .groups = groups,
+                   .out = out, .states = states};
+    if (!FN(plan)(&job, (states ? 0 : 2) + (p->qubits <= BLOCKED), 2, &threads)) return 1;
+    share(threads, (int)(groups * job.slices), FN(forward_task), &job);
     trim(1);
     return 0;
+}
+
+static void FN(backward_task)(void *what, int task, int thread) {
+    const FN(Job) *job = what;
+    const Circuit *p = job->p;
+    int64_t size = (int64_t)1 << p->qubits, plane = size * CH, g = task / job->slices, slice = task % job->slices;
+    int all = p->qubits <= BLOCKED;
+    REAL *room = job->room + thread * job->room_size, *re = room, *im = re + plane, *lre = im + plane, *lim = lre + plane;
+    FN(Pass) a = {.p = p, .longest = job->longest, .planes = {re, im, lre, lim}, .scratch = lim + plane};
+    REAL *waves = lim + plane + (all ? plane : 0), *grads = waves + 2 * (int64_t)p->angles.count * CH;
+    REAL *given = grads + (int64_t)p->angles.count * CH;
+    a.waves = waves;
+    a.given = given;
+    a.sums = given + (int64_t)p->outputs * CH;
+    a.blocks = a.sums + (int64_t)PARTS * job->longest * CH;
+    double *sums = job->sums + task * (int64_t)p->weights;
+    for (int k = 0; k < p->weights; k++) sums[k] = 0;
+    int64_t begin = job->chunks * slice / job->slices, end = job->chunks * (slice + 1) / job->slices;
+    for (int64_t chunk = begin; chunk < end; chunk++) {
+        int64_t first = chunk * CH;
+        int n = job->batch - first < CH ? (int)(job->batch - first) : CH;
+        REAL *kept = job->states + (g * job->chunks + chunk) * 2 * plane;
+        FN(half_angles)(p, job->inputs, job->stride, job->weights, first, job->batch, g, waves, chunk > begin);
+        memset(grads, 0, sizeof(REAL) * (p->angles.count + p->outputs) * CH);
+        for (int m = 0; m < p->outputs; m++)
+            for (int j = 0; j < n; j++)
+                given[m * CH + j] = job->cotangent[((first + j) * job->groups + g) * p->outputs + m];
+        if (all || !p->reads.count) memcpy(re, kept, sizeof(REAL) * 2 * plane);
+        if (!p->reads.count) memset(lre, 0, sizeof(REAL) * 2 * plane);
+        for (int i = 0; i < 4; i++) a.source[i] = a.planes[i];
+        for (int run = 0; run < p->reads.count; run++) {
+            a.zero = !run;
+            if (!all) {
+                a.source[0] = run ? re : kept;
+                a.source[1] = run ? im : kept + plane;
+            }
+            FN(go)(&a, &p->reads, run, job->inside, FN(read_back_part));
+        }
+        a.zero = 0;
+        a.source[0] = re;
+        a.source[1] = im;
+        for (int run = p->rotations.count - 1; run >= 0; run--) {
+            int k = p->rotations.start[run];
+            if (p->rotations.rank[run] < 0) {
+                FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
+                FN(apply_matrix)(lre, lim, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
+                continue;
+            }
+            FN(go)(&a, &p->rotations, run, job->inside, FN(backward_part));
+            for (int m = p->rotations.start[run + 1] - 1; m >= k; m--)
+                for (int part = 0; part < a.parts; part++)
+                    ROW(grads + (int64_t)p->angle[m] * CH) -= ROW(a.sums + ((int64_t)part * job->longest + m - k) * CH);
+        }
+        for (int k = 0; k < p->angles.count; k++) {
+            const REAL *grad = grads + (int64_t)k * CH;
+            double total = 0;
+            EACH total += (double)grad[j];
+            for (int t = p->angles.start[k]; t < p->angles.start[k + 1]; t++) {
+                int i = p->angles.index[t];
+                if (i >= p->inputs) {
+                    sums[i - p->inputs] += p->angles.factor[t] * total;
+                } else if (job->grad_inputs) {
+                    REAL *x = job->grad_inputs + (first * job->groups + g) * p->inputs + i;
+                    for (int j = 0; j < n; j++) x[j * job->groups * p->inputs] += (REAL)p->angles.factor[t] * grad[j];
+                }
+            }
+        }
+    }
 }
 
 /* states of circuit_forward and cotangent (batch, groups, outputs) to grad_inputs (batch, groups,
  * inputs), added up, and grad_weights (groups, weights) */
 int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *stride, const REAL *weights,
-                         const REAL *cotangent, int64_t batch, int64_t groups, const REAL *states, REAL *grad_inputs,
-                         REAL *grad_weights) {
-    int64_t size = (int64_t)1 << p->qubits, plane = size * CH;
-    size_t rows = 3 * (size_t)p->angles.count + p->outputs;
-    REAL *room = workspace(1, sizeof(REAL) * (5 * (size_t)plane + rows * CH));
-    double *sums = workspace(0, sizeof(double) * (p->weights + 1));
-    if (!room || !sums) return 1;
-    REAL *lre = room, *lim = room + plane, *re = room + 3 * plane, *im = room + 4 * plane;
-    REAL *waves = room + 5 * plane, *grads = waves + 2 * (size_t)p->angles.count * CH;
-    REAL *given = grads + (size_t)p->angles.count * CH;
-    for (int64_t g = 0; g < groups; g++) {
-        for (int k = 0; k < p->weights; k++) sums[k] = 0;
-        for (int64_t first = 0; first < batch; first += CH) {
-            int n = batch - first < CH ? (int)(batch - first) : CH;
-            memcpy(re, states, sizeof(REAL) * 2 * plane);
-            states += 2 * plane;
-            FN(half_angles)(p, inputs, stride, weights, first, batch, g, waves, first > 0);
-            memset(grads, 0, sizeof(REAL) * (rows - 2 * (size_t)p->angles.count) * CH);
-            for (int m = 0; m < p->outputs; m++)
-                for (int j = 0; j < n; j++) given[m * CH + j] = cotangent[((first + j) * groups + g) * p->outputs + m];
-            FN(read_back)(p, re, im, size, given, room + 2 * plane, lre, lim);
-            for (int k = p->steps - 1; k >= 0; k--) {
-                const REAL *c = waves + (int64_t)p->angle[k] * 2 * CH;
-                if (p->size[k]) {
-                    FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
-                    FN(apply_matrix)(lre, lim, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
-                } else {
-                    FN(row) grad;
-                    FN(rotate)(re, im, lre, lim, size, p->x[k], p->z[k], -p->sign[k], c, c + CH, &grad);
-                    ROW(grads + (int64_t)p->angle[k] * CH) -= grad;
-                }
-            }
-            for (int a = 0; a < p->angles.count; a++) {
-                const REAL *grad = grads + (int64_t)a * CH;
-                double total = 0;
-                EACH total += (double)grad[j];
-                for (int t = p->angles.start[a]; t < p->angles.start[a + 1]; t++) {
-                    int i = p->angles.index[t];
-                    if (i >= p->inputs) {
-                        sums[i - p->inputs] += p->angles.factor[t] * total;
-                    } else if (grad_inputs) {
-                        REAL *x = grad_inputs + (first * groups + g) * p->inputs + i;
-                        for (int j = 0; j < n; j++) x[j * groups * p->inputs] += (REAL)p->angles.factor[t] * grad[j];
-                    }
-                }
-            }
+                         const REAL *cotangent, int64_t batch, int64_t groups, REAL *states, REAL *grad_inputs,
+                         REAL *grad_weights, int threads) {
+    FN(Job) job = {.p = p, .inputs = inputs, .stride = stride, .weights = weights, .cotangent = cotangent,
+                   .batch = batch, .groups = groups, .states = states, .grad_inputs = grad_inputs};
+    if (!FN(plan)(&job, 4 + (p->qubits <= BLOCKED), 3, &threads)) return 1;
+    job.sums = workspace(0, sizeof(double) * (size_t)(groups * job.slices * p->weights + 1));
+    if (!job.sums) return 1;
+    share(threads, (int)(groups * job.slices), FN(backward_task), &job);
+    for (int64_t g = 0; grad_weights && g < groups; g++)
+        for (int k = 0; k < p->weights; k++) {
+            double total = 0;
+            for (int s = 0; s < job.slices; s++) total += job.sums[(g * job.slices + s) * p->weights + k];
+            grad_weights[g * p->weights + k] = (REAL)total;
         }
-        if (grad_weights)
-            for (int k = 0; k < p->weights; k++) grad_weights[g * p->weights + k] = (REAL)sums[k];
-    }
     trim(1);
+    trim(0);
     return 0;
 }
