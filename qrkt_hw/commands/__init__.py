@@ -15,7 +15,7 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.errors import RunWarning, UserError, rank_and_count
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> None:
         message = _of_the_machine(error)
         if not message:
             raise
-    _end(arguments is None, status, " ".join(message.split()))
+    _end(arguments is None, status, " ".join(message.split()) if rank_and_count()[0] == 0 else "")
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -148,6 +148,8 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
+        if rank_and_count()[0]:
+            return
         echo("warning: " + " ".join(str(message).split()), err=True)
     else:
         _others(message, category, *rest, **more)
