@@ -177,7 +177,8 @@ class Stream(Dataset[Any]):
     def batch(
         self, seed: int | None, epoch: int, number: int, size: int, own: slice = slice(None)
     ) -> tuple[Tensor, Tensor]:
-        """Batch ``number`` of an epoch, or its samples ``own``; the others are not decoded. Batches before it are read over, not decoded: each of several workers decodes
+        """Batch ``number`` of an epoch, or its samples ``own``; the others are not decoded. Batches before it are read
+        over, not decoded: each of several workers decodes
         its own and the order does not depend on their number."""
         key, upcoming, samples = self._place
         if key != (seed, epoch, size) or number < upcoming:

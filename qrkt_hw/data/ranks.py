@@ -195,8 +195,10 @@ class Ranks:
         for rank, found in enumerate(others):
             for name, value in others[0].items():
                 if found[name] != value:
-                    raise Joint(f"rank {rank} has another {name} ({found[name]}) than rank 0 ({value}); start all ranks "
-                                "with the same program, options and files")  # fmt: skip
+                    raise Joint(
+                        f"rank {rank} has another {name} ({found[name]}) than rank 0 ({value}); start all ranks with "
+                        "the same program, options and files"
+                    )
 
     def whole(self, values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
         """Rows of all samples in their order, of the rows of each rank; ``counts`` are the samples of the batches."""
