@@ -36,6 +36,11 @@ def rank_and_count() -> tuple[int, int]:
     return (int(e["LOCAL_RANK"]), int(e["WORLD_SIZE"])) if PARENT in e else (0, 1)
 
 
+def restarted() -> bool:
+    """Whether torchrun started this process in the place of one that ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def flag(key: str) -> str:
     """The command-line flag of a key: ``rk_blocks`` is ``--rk-blocks``."""
     return "--" + key.replace("_", "-")

@@ -15,10 +15,11 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError, rank_and_count
+from qrkt_hw.errors import RunWarning, UserError
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
+    "launch": "Batch script for a training on a cluster.",
     "infer": "Accuracy of a run, or classes of your images.",
     "generate": "Images from the generator of a GAN.",
     "evaluate": "FID, KID, precision and recall of a GAN's images.",
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         message = _of_the_machine(error)
         if not message:
             raise
-    _end(arguments is None, status, " ".join(message.split()) if rank_and_count()[0] == 0 else "")
+    _end(arguments is None, status, " ".join(message.split()))
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -148,8 +149,6 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
-        if rank_and_count()[0]:
-            return
         echo("warning: " + " ".join(str(message).split()), err=True)
     else:
         _others(message, category, *rest, **more)

@@ -8,7 +8,7 @@ import click
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import RANKS, TRAINING, backend_options, check_early, given, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
-from qrkt_hw.errors import UserError, flag, rank_and_count
+from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 
 
 @click.command(cls=cli.Command)
@@ -75,7 +75,10 @@ def train(
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
+        if restarted() and out is not None and RunFolder(out).config.is_file():
+            run = fit.resume(RunFolder.open(out), said, **device)  # torchrun started all ranks again
+        else:
+            run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
     if rank_and_count()[0]:
         return  # the first rank tells
     results = read_json(run.results)

@@ -219,7 +219,7 @@ class Ranks:
         except RuntimeError as error:  # gloo and NCCL raise nothing narrower when a process is gone
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            raise UserError(self.lost()) from error
+            raise Joint(self.lost()) from error
 
     def lost(self) -> str:
         """One sentence on why the ranks cannot go on."""
@@ -314,11 +314,18 @@ def launched(options: Config) -> Iterator[Ranks]:
         set_share(None)
 
 
+def fabric_of(options: Config, **how: Any) -> Any:
+    """Lightning's Fabric with the accelerator and the precision of the options."""
+    from lightning_fabric import Fabric
+
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it tells goes to no log of ours
+    return Fabric(accelerator=options.training.accelerator, precision=options.training.precision, **how)
+
+
 def _launch(options: Config, local: int, nodes: int) -> None:
     global _here
     from datetime import timedelta
 
-    from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy
 
     class Strategy(DDPStrategy):
@@ -328,16 +335,11 @@ def _launch(options: Config, local: int, nodes: int) -> None:
         def setup_module(self, module: nn.Module) -> Any:
             return module
 
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)  # what it tells of the ranks goes to no log of ours
     children = _children(local, nodes) if started_by() is None and "LOCAL_RANK" not in os.environ else []
     if PARENT in os.environ:
         threading.Thread(target=_follow, args=(int(os.environ[PARENT]),), daemon=True).start()
     atexit.register(_end, children)
-    t = options.training
-    fabric = Fabric(
-        accelerator=t.accelerator, devices=local, num_nodes=nodes, precision=t.precision,
-        strategy=Strategy(timeout=timedelta(minutes=30)),
-    )  # fmt: skip
+    fabric = fabric_of(options, devices=local, num_nodes=nodes, strategy=Strategy(timeout=timedelta(minutes=30)))
     try:
         fabric.launch()
     except (RuntimeError, ValueError) as error:  # torch.distributed's errors are of the first kind
@@ -367,7 +369,7 @@ def _children(local: int, nodes: int) -> list[subprocess.Popen[bytes]]:
     os.environ |= {"MASTER_PORT": str(wanted), "LOCAL_RANK": "0", "WORLD_SIZE": str(local * nodes)}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // local)))
     command = [sys.executable, *sys.orig_argv[1:]]
-    own = {**os.environ, PARENT: str(os.getpid())}
+    own = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, PARENT: str(os.getpid())}
     return [subprocess.Popen(command, env={**own, "LOCAL_RANK": str(k)}) for k in range(1, local)]
 
 

@@ -95,7 +95,7 @@ def start(
             def initial(path: Path) -> None:
                 save_weights(model.state_dict(), path, 0)
 
-        _check_ranks(there, options, data, model, backend)
+        _check_training(there, options, data, model, backend)
         run = RunFolder(there.first(lambda: RunFolder.create(options, data.describe(), out, origin, initial).path))
         try:
             with (
@@ -150,7 +150,8 @@ def resume(
         if epochs < done:
             raise UserError(f"--epochs: {run.path} has {done} epochs already; name {done} or more, or train a new run")
         options = options.replace(epochs=epochs)
-    options = options.replace(**(ranks_of or {}))
+    anew = {"devices": None, "num_nodes": 1} if ranks.started_by() is not None else {}
+    options = options.replace(**anew, **(ranks_of or {}))
     check_accelerator(options)
     if data is not None:
         options.check_own(data.describe(), run.description(), run.path)
@@ -168,7 +169,7 @@ def resume(
             model = fresh_model(options, data, backend.stand_in or backend)
             if run.initial.is_file():
                 load_weights(model, run.initial)
-            _check_ranks(there, options, data, model, backend)
+            _check_training(there, options, data, model, backend)
             if options != run.options() and there.leads:
                 run.write_options(options)
             return _fit(run, options, data, model, console, backend, planned=before)
@@ -210,19 +211,24 @@ def _writing(run: RunFolder, there: ranks.Ranks) -> AbstractContextManager[None]
     return run.writing() if there.leads else nullcontext()
 
 
-def _check_ranks(there: ranks.Ranks, options: Config, data: Data, model: nn.Module, backend: Backend) -> None:
-    """Make sure that all ranks train the same, and that it does not depend on their number.
+def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.Module, backend: Backend) -> None:
+    """Make sure that all ranks train the same, which does not depend on their number, in this precision.
 
-    Raises UserError: circuits that torch cannot see through, a module that reads the whole batch, or a rank whose
+    Raises UserError: a precision that the training cannot have, circuits that torch cannot see through, a module that reads the whole batch, or a rank whose
     program, options, data or first weights are others."""
-    if options.training.precision != "32-true" and (options.circuit.dtype == "complex128" and options.has_circuits):
-        raise UserError("--precision: bf16-mixed with --dtype complex128 has no meaning; take --precision 32-true")
-    place = backend.stand_in or backend
+    place, mixed = backend.stand_in or backend, options.training.precision != "32-true"
+    if mixed and options.has_circuits and options.circuit.dtype == "complex128":
+        raise UserError("--precision: bf16-mixed beside --dtype complex128 has no use; take --precision 32-true")
+    if mixed and isinstance(model, Gan) and options.gan.loss in TWICE and options.gan.penalty:
+        raise UserError(
+            f"--precision: the penalty of {options.gan.loss} differentiates twice, which bf16-mixed does not; take "
+            "--precision 32-true, or --loss hinge"
+        )
     if quantum_layers(model) and not place.differentiable:
-        if options.training.precision != "32-true":
+        if mixed:
             raise UserError(f"--precision: circuits on {backend.name!r} take float64; take --precision 32-true")
         if there.count > 1:
-            billed = ", which bills its time" if backend.bills else ""
+            billed = ", which bills its time," if backend.bills else ""
             raise UserError(
                 f"--devices: training on {backend.name!r}{billed} runs in one process, not {there.count}; leave it out"
             )

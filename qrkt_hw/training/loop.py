@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
-from qrkt_hw.data.ranks import here
+from qrkt_hw.data.ranks import fabric_of, here
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.models.weights import read_weights, save_weights
@@ -113,7 +113,7 @@ class Task(ABC):
         self.options, self.data, self.model = options, data, model
         d, t = options.data, options.training
         self.ranks = here()
-        self.fabric = self.ranks.fabric or Fabric(accelerator=t.accelerator, devices=1, precision=t.precision)
+        self.fabric = self.ranks.fabric or fabric_of(options, devices=1)
         self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks)
         self.total_steps = options.training.epochs * len(self.batches)
         self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
