@@ -15,7 +15,7 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.errors import RunWarning, UserError, rank_and_count
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -36,6 +36,7 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
+ALONE = ("generate", "evaluate", "export", "compare", "baseline", "twin", "tune", "jobs")  # that write, or bill
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
@@ -55,6 +56,11 @@ OLD_NAMES = {
 @click.pass_context
 def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+    if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
+        raise UserError(
+            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (ranks share train "
+            "and infer)"
+        )
     from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())

@@ -305,9 +305,10 @@ def launched(options: Config) -> Iterator[Ranks]:
         threading.Thread(target=_watch, args=(_here, inside), daemon=True).start()
     try:
         yield _here
-    except UserError as error:
+    except Exception as error:
         if _here.count > 1 and not _here.leads and not isinstance(error, Joint):
-            _say(str(error))
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            _say(f"rank {_here.rank}: {kind}{error}")
         raise
     finally:
         inside.set()

@@ -212,7 +212,8 @@ def train(
             of tokens, or ``(batch, channels)``. A copy is trained. ``patch`` is 1 unless given.
         out, name: the run's folder, or its name under ``runs/``.
         start_from: a run whose options and weights this one starts from (fine-tuning).
-        resume: a run to go on with; only ``epochs`` may be given beside it, and what was given in Python before.
+        resume: a run to go on with; only ``epochs``, ``devices`` and ``num_nodes`` may be given beside it, and what was
+            given in Python before.
         budget: limits of QPU time and money on a device.
         progress: show progress on standard error.
         after_epoch: is called with number and metrics of every epoch that is kept.
@@ -270,11 +271,12 @@ def _resume(
 ) -> Run:
     folder = resume.folder if isinstance(resume, Run) else RunFolder.open(Path(resume))
     epochs, agreed = keys.pop("epochs", None), keys.pop("backend", None)
+    ranks_of = {key: keys.pop(key) for key in ("devices", "num_nodes", "strategy") if key in keys}
     if keys:
         raise UserError(f"--resume uses the run's own options; leave out {flag(next(iter(keys)))}")
     options = folder.options()
     if options.data.dataset == OWN and parts[0] is None:
         raise UserError(f"train: {folder.path} was trained on a torch dataset; give it again")
     data = _own(options, *parts) if parts[0] is not None else None
-    fit.resume(folder, console, budget=budget, agreed=agreed, epochs=epochs, data=data)
+    fit.resume(folder, console, budget=budget, agreed=agreed, epochs=epochs, data=data, ranks_of=ranks_of)
     return Run(folder, backbone=parts[-1])

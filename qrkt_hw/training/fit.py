@@ -214,8 +214,10 @@ def _writing(run: RunFolder, there: ranks.Ranks) -> AbstractContextManager[None]
 def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.Module, backend: Backend) -> None:
     """Make sure that all ranks train the same, which does not depend on their number, in this precision.
 
-    Raises UserError: a precision that the training cannot have, circuits that torch cannot see through, a module that reads the whole batch, or a rank whose
-    program, options, data or first weights are others."""
+    Raises UserError: a precision that the training cannot have, circuits that torch cannot see through, fewer samples
+        than ranks, a module that reads the whole batch, or a rank whose program, options, data or first weights are
+        others.
+    """
     place, mixed = backend.stand_in or backend, options.training.precision != "32-true"
     if mixed and options.has_circuits and options.circuit.dtype == "complex128":
         raise UserError("--precision: bf16-mixed beside --dtype complex128 has no use; take --precision 32-true")
@@ -234,6 +236,9 @@ def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.M
             )
     if there.count == 1:
         return
+    samples = len(data.splits["train"])  # type: ignore[arg-type]
+    if samples < there.count:
+        raise UserError(f"--devices: {there.count} ranks and {samples} training samples: every rank needs one")
     whole = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
     for name, module in model.named_modules():
         if isinstance(module, whole) and not isinstance(module, ranks.Dropout):

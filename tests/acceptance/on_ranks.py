@@ -114,3 +114,58 @@ def steps(keys: dict[str, Any], count: int = 20) -> dict[str, Any]:
         size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
         return {"losses": losses[:count], "figures": figures, "sha256": sha256(model.state_dict()), "state": state,
                 "sent": there.sent, "bytes": size, "steps": number, "torch": torch.__version__}  # fmt: skip
+
+
+def trained(folder: str, keys: dict[str, Any], name: str = "run", after: Any = None) -> Any:
+    """Train a run, or resume it where it is there; returns its results. ``after`` is done to this rank first."""
+    from qrkt_hw.data import ranks
+    from qrkt_hw.experiments.python import train
+
+    place = f"{folder}/{name}"
+    if after is not None:
+        after()
+    run = train(resume=place) if os.path.exists(place) else train(out=place, **keys)  # noqa: PTH110
+    return run.results if ranks.here().leads else None
+
+
+def die_at(moment: str) -> None:
+    """Let this process be killed at a moment of its training."""
+    from tests.acceptance import killing
+
+    killing.arrange(moment)
+
+
+def of_another_version() -> None:
+    from importlib import metadata
+
+    found = metadata.version
+    metadata.version = lambda name: "0.0.1" if name == "qrkt-hw" else found(name)
+
+
+def of_other_labels() -> None:
+    from qrkt_hw.training import fit
+
+    load = fit.load_data
+
+    def loaded(*arguments: Any) -> Any:
+        data = load(*arguments)
+        data.splits["train"].labels[3] += 1
+        return data
+
+    fit.load_data = loaded
+
+
+def damaged() -> None:
+    """Let reading a batch of the second epoch fail."""
+    from qrkt_hw.data import base
+    from qrkt_hw.errors import UserError
+
+    read, calls = base.Indexed.__getitem__, [0]
+
+    def broken(self: Any, indices: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 7:
+            raise UserError("image 17 is damaged")
+        return read(self, indices)
+
+    base.Indexed.__getitem__ = broken
