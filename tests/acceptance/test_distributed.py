@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,12 @@ LOSSES = {
     "wgangp": {"loss": "wgangp-eps", "dropout": 0.2, "critic_steps": 2, "penalty_every": 2},
     "hinge": {"loss": "hinge", "dtype": "complex128"},  # Adam makes a rate of what rounding leaves of a zero
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """The server of ranks loads torch while other tests run."""
+    forkserver.ensure_running()
 
 
 class One(Ranks):
