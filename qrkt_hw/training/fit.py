@@ -245,7 +245,8 @@ def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.M
             what = type(module).__name__
             raise UserError(f"--devices: {name} is a {what}, which needs the whole batch; leave --devices out")
     described = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
-    labels = [getattr(split, "labels", torch.zeros(0)) for split in data.splits.values()]
+    nothing = [torch.zeros(0)]
+    labels = [getattr(part, "labels", getattr(part, "tensors", nothing)[-1]) for part in data.splits.values()]
     own = json.dumps([data.describe(), described]).encode() + b"".join(kept.numpy().tobytes() for kept in labels)
     flat = {k: v for k, v in options.flat(mode="json").items() if k not in OF_MACHINE}
     there.same(
