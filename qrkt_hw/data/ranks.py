@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -121,7 +122,8 @@ class Ranks:
 
     def __init__(self, fabric: Any = None, children: Sequence[subprocess.Popen[bytes]] = ()) -> None:
         self.fabric, self.children = fabric, children
-        self.rank, self.count = (0, 1) if fabric is None else (fabric.global_rank, fabric.world_size)
+        self.rank: int = 0 if fabric is None else fabric.global_rank
+        self.count: int = 1 if fabric is None else fabric.world_size
         self.sent, self.advice = 0, ""
 
     @property
@@ -147,7 +149,7 @@ class Ranks:
             own = [g for g in gradients if g.dtype == dtype]
             flat = torch.cat([g.reshape(-1) for g in own])
             self.sent += flat.numel() * flat.element_size()
-            self._collective(lambda flat=flat: torch.distributed.all_reduce(flat))
+            self._collective(partial(torch.distributed.all_reduce, flat))
             sums = flat.split([g.numel() for g in own])
             torch._foreach_copy_(own, [s.view_as(g) for s, g in zip(sums, own, strict=True)])
 

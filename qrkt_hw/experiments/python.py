@@ -271,7 +271,7 @@ def _resume(
 ) -> Run:
     folder = resume.folder if isinstance(resume, Run) else RunFolder.open(Path(resume))
     epochs, agreed = keys.pop("epochs", None), keys.pop("backend", None)
-    ranks_of = {key: keys.pop(key) for key in ("devices", "num_nodes", "strategy") if key in keys}
+    ranks_of: dict[str, Any] = {key: keys.pop(key) for key in ("devices", "num_nodes", "strategy") if key in keys}
     if keys:
         raise UserError(f"--resume uses the run's own options; leave out {flag(next(iter(keys)))}")
     options = folder.options()

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -389,3 +390,20 @@ def test_the_options_of_ranks_are_kept_in_the_configuration():
     kept = yaml.safe_load(yaml.safe_dump(Config(devices=4, num_nodes=2).model_dump(mode="json")))
     assert (kept["training"]["devices"], kept["training"]["num_nodes"]) == ("4", 2)
     assert Config(**kept).alone() == Config()
+
+
+def test_the_page_on_scale_prints_what_it_says(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    (code,), (printed,) = re.findall(r"```python\n(.*?)```", page, re.S), re.findall(r"```\n(\d.*?)```", page, re.S)
+    exec(compile(code, "docs/scale.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+    numbers = [float(x.replace(",", "")) for x in re.findall(r"[\d.,]*\d", printed)]
+    fixed, sample, traffic = numbers[2] / 1e3, numbers[3] / 1e3, numbers[4]
+    rows = [[float(re.match(r"[\d.,]+", cell.strip())[0].replace(",", "")) for cell in line.split("|")[1:-1]]
+            for line in page.splitlines() if re.match(r"\| \d+ .*\d \|$", line)]  # fmt: skip
+    assert len(rows) == 5
+    for count, batch, own, memory, draw, sent in rows:
+        assert own == batch / count
+        assert memory == pytest.approx(fixed + sample * own, abs=0.06)
+        assert draw == pytest.approx(0 if count == 1 else 12 * batch * 4 * 1024**2 / 1e9, abs=0.06)
+        assert sent == pytest.approx(2 * (count - 1) / count * traffic, abs=0.1)
