@@ -80,7 +80,14 @@ def dropout(inputs: Tensor, probability: float) -> Tensor:
     """torch's dropout of a training step; the batch stands first."""
     if _share is None:
         return F.dropout(inputs, probability)
-    return inputs * drawn(lambda shape: F.dropout(inputs.new_ones(shape), probability), inputs.shape)
+    # on a GPU torch draws in the order of memory: the ones lie there as the inputs of the whole batch would
+    order = sorted(range(inputs.ndim), key=lambda axis: -inputs.stride(axis))
+    back = [order.index(axis) for axis in range(inputs.ndim)]
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return F.dropout(inputs.new_ones([shape[axis] for axis in order]).permute(back), probability)
+
+    return inputs * drawn(draw, inputs.shape)
 
 
 class Dropout(nn.Dropout):

@@ -66,7 +66,8 @@ class Learner:
         """One step down the gradient of ``loss``, of all ranks' sum, with this learning rate."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        self.ranks.add_up([p.grad for p in self.parameters if p.grad is not None])
+        if self.ranks.count > 1:
+            self.ranks.add_up([p.grad for p in self.parameters if p.grad is not None])
         if self.blocks and self.updates % NORMS_EVERY == 0:  # before clipping
             gradients = [[p.grad for p in b.parameters() if p.grad is not None] for b in self.blocks.values()]
             norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]

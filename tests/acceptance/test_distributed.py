@@ -104,14 +104,16 @@ def test_a_stream_is_dealt_without_overlap(tmp_path, workers):
             assert torch.cat([found[1] for found in kept]).equal(labels)
 
 
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("layout", [(0, 1, 2), (0, 2, 1)])
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_random_numbers_are_those_of_the_whole_batch(copies, count):
-    total, like = 6, torch.ones(copies * 6, 4, 3)
+def test_random_numbers_are_those_of_the_whole_batch(copies, count, layout, device):
+    total, like = 6, torch.ones(copies * 6, 4, 3, device=device).permute(layout)
 
     def everything(rows):
         torch.manual_seed(3)
-        half = torch.ones(rows * copies, 4, 3)
+        half = torch.ones(rows * copies, 4, 3, device=device).permute(layout)
         found = ranks.dropout(half, 0.4), ranks.drawn(partial(torch.randn), (rows * copies, 5))
         moves = ranks.drawn(partial(torch.randint, 0, 100), (2, rows * copies, 1), axis=1)
         return *found, moves.transpose(0, 1)
