@@ -81,7 +81,8 @@ def dropout(inputs: Tensor, probability: float) -> Tensor:
     if _share is None:
         return F.dropout(inputs, probability)
     # on a GPU torch draws in the order of memory: the ones lie there as the inputs of the whole batch would
-    order = sorted(range(inputs.ndim), key=lambda axis: -inputs.stride(axis))
+    strides = inputs.stride()
+    order = sorted(range(inputs.ndim), key=lambda axis: -strides[axis])
     back = [order.index(axis) for axis in range(inputs.ndim)]
 
     def draw(shape: tuple[int, ...]) -> Tensor:
