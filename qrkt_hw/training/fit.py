@@ -373,6 +373,7 @@ def _fit(
             console.print(f"resume with: {how}", **plain)
             raise
         _conclude(run, task, record, backend, agreement)
+        there.gather(None)  # what rank 0 wrote is there for all
     return run
 
 
