@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,24 @@ def speaking_flags() -> Iterator[None]:
 
 class RunWarning(UserWarning):
     """What a user must know of a run that is used all the same; the command line shows it in one line."""
+
+
+PARENT = "QRKT_HW_PARENT"  # environment variable of a rank that another process of this package started: its number
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Number of this process and of all, by what torchrun, srun or rank 0 put into the environment."""
+    e = os.environ
+    if "TORCHELASTIC_RUN_ID" in e:
+        return int(e["RANK"]), int(e["WORLD_SIZE"])
+    if int(e.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return int(e["SLURM_PROCID"]), int(e["SLURM_STEP_NUM_TASKS"])
+    return (int(e["LOCAL_RANK"]), int(e["WORLD_SIZE"])) if PARENT in e else (0, 1)
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process in the place of one that ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def flag(key: str) -> str:

@@ -15,10 +15,11 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError, speaking_flags
+from qrkt_hw.errors import RunWarning, UserError, rank_and_count, speaking_flags
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
+    "launch": "Batch script for a training on a cluster.",
     "infer": "Accuracy of a run, or classes of your images.",
     "generate": "Images from the generator of a GAN.",
     "evaluate": "FID, KID, precision and recall of a GAN's images.",
@@ -35,6 +36,7 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
+ALONE = ("generate", "evaluate", "export", "compare", "baseline", "twin", "tune", "jobs")  # that write, or bill
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
@@ -54,6 +56,11 @@ OLD_NAMES = {
 @click.pass_context
 def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+    if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
+        raise UserError(
+            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (ranks share train "
+            "and infer)"
+        )
     from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())

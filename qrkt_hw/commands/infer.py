@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import INFERRING, check_used, given, options_from
-from qrkt_hw.errors import UserError
+from qrkt_hw.commands.options import INFERRING, backend_options, check_used, given, options_from
+from qrkt_hw.errors import UserError, rank_and_count
 
 
 @click.command(cls=cli.Command)
@@ -40,7 +40,7 @@ from qrkt_hw.errors import UserError
 )
 @cli.trust_flag
 @cli.json_flag
-@options_from(INFERRING)
+@options_from((*INFERRING, "devices", "num_nodes"))
 @cli.device_flags
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
@@ -79,6 +79,10 @@ def infer(
     kind = options.model.kind
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
+    ranks = given({key: flags.pop(key) for key in ("devices", "num_nodes")})
+    if rank_and_count()[1] > 1:
+        ranks.setdefault("devices", None)  # torchrun or srun started several
+    backend_options(ranks)
     place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
@@ -104,6 +108,8 @@ def infer(
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
+    if ranks:
+        _launch(options, ranks, backend, dry_run, paths or images or texts)
     given_inputs = None
     if paths:
         given_inputs = inference.read_paths(folder, paths)
@@ -170,6 +176,24 @@ def infer(
         if "exact_accuracy" in record:
             for line in [*_report(record, "texts" if kind == "text" else "images"), *_layers(record)]:
                 cli.echo(line)
+
+
+def _launch(options: Any, keys: dict[str, Any], backend: Any, dry_run: bool, inputs: Any) -> None:
+    """Be one of several ranks, which deal a split, until the command ends."""
+    from qrkt_hw.data import ranks
+    from qrkt_hw.experiments.inference import BATCH
+
+    if inputs or dry_run or backend.bills:
+        what = (
+            "inputs of your own"
+            if inputs
+            else f"{backend.name!r}, which bills its time,"
+            if backend.bills
+            else "a plan"
+        )
+        raise UserError(f"--devices: ranks share a split; {what} runs in one process, so leave it out")
+    chosen = {"devices": None, "num_nodes": 1, "accelerator": "cpu", "batch_size": BATCH, **keys}
+    click.get_current_context().with_resource(ranks.launched(options.replace(**chosen)))
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:

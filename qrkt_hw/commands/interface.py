@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, rank_and_count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -162,7 +162,8 @@ def printable(text: str) -> str:
 
 def echo(text: str = "", err: bool = False) -> None:
     """Print a line whose control characters are written out."""
-    click.echo(printable(text), err=err)
+    if rank_and_count()[0] == 0:  # of several ranks the first one tells
+        click.echo(printable(text), err=err)
 
 
 def defined(value: float | None) -> str:
@@ -195,4 +196,4 @@ def console(**how: Any) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would end the process with status 1; main ends all commands alike
 
-    return Terminal(**how)
+    return Terminal(**how, quiet=rank_and_count()[0] > 0)  # of several ranks the first one tells

@@ -17,6 +17,7 @@ from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
+RANKS = ("devices", "num_nodes", "strategy")  # what a resume may change
 # what a newcomer needs, and the titles of all others in the help
 _FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
 _TITLES = {

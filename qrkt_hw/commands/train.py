@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
+from qrkt_hw.commands.options import RANKS, TRAINING, backend_options, check_early, given, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 
 
 @click.command(cls=cli.Command)
@@ -19,7 +19,8 @@ from qrkt_hw.errors import UserError, flag
 @click.option(
     "--resume",
     type=cli.PATH,
-    help="resume this run with its own options; --epochs N goes on longer; --backend NAME again where it bills",
+    help="resume this run with its own options; --epochs N goes on longer; --devices and --num-nodes may change; "
+    "--backend NAME again where it bills",
 )
 @click.option("--from", "source", type=cli.PATH, help="fine-tune: start from the options and weights of this run")
 @cli.trust_flag
@@ -46,10 +47,12 @@ def train(
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         epochs = flags.pop("epochs")
+        how = given({key: flags.pop(key) for key in RANKS})
         flags = {"preset": preset, "config": config, "out": out, "name": name, "from": source, **flags}
-        given = [k for k, v in flags.items() if v is not None]
-        if given:
-            raise UserError(f"--resume uses the run's own options; leave out {flag(given[0])}")
+        others = list(given(flags))
+        if others:
+            raise UserError(f"--resume uses the run's own options; leave out {flag(others[0])}")
+        backend_options(how)  # a wrong value is named at once
         if epochs is not None and epochs < 1:
             raise UserError(f"--epochs: {epochs} is less than 1")
         folder = RunFolder.open(resume, trust_ansatz)
@@ -58,7 +61,7 @@ def train(
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.resume(folder, said, agreed=backend, epochs=epochs, **device)
+        run = fit.resume(folder, said, agreed=backend, epochs=epochs, ranks_of=how, **device)
     else:
         if name is not None and out is not None:
             raise UserError("--name: --out names the folder already; leave one of them out")
@@ -72,7 +75,12 @@ def train(
             import_fabric()
         from qrkt_hw.training import fit
 
-        run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
+        if restarted() and out is not None and RunFolder(out).config.is_file():
+            run = fit.resume(RunFolder.open(out), said, **device)  # torchrun started all ranks again
+        else:
+            run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
+    if rank_and_count()[0]:
+        return  # the first rank tells
     results = read_json(run.results)
     if "losses" in results:
         losses = results["losses"]

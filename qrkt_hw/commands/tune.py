@@ -44,6 +44,10 @@ def tune(
     options = merge(preset, config, flags)
     if options.model.kind == "gan":
         raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
+    if options != options.alone() or {"devices", "num_nodes"} & set(keys):
+        raise UserError(
+            "--devices: a trial has one process; start tune several times with one --storage, and they share the trials"
+        )
     tuning.check_space(options, dimensions)
     if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):
         check_early(options)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from qrkt_hw.data.parquet import Stream
+from qrkt_hw.data.ranks import Ranks, Share, set_share
 from qrkt_hw.errors import UserError
 
 
@@ -36,6 +37,10 @@ class EpochBatches(Sampler[Draw]):
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
+    def counts(self) -> list[int]:
+        """Samples of each batch."""
+        return [min(self.batch_size, self.size - start) for start in range(0, self.size, self.batch_size)]
+
     def __iter__(self) -> Iterator[Draw]:
         order = np.arange(self.size)
         if self.seed is not None:
@@ -44,22 +49,26 @@ class EpochBatches(Sampler[Draw]):
             yield Draw(order[start : start + self.batch_size].tolist(), self.seed, self.epoch, number)
 
 
-def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
+def augmented(images: Tensor, kind: str, random: np.random.Generator, share: Share | None = None) -> Tensor:
     """A batch ``(batch, channels, height, width)``, each image on its own flipped left to right, shifted, or both.
 
     ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
     ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-    whose border is not the mean colour.
+    whose border is not the mean colour. The images may be a share of a batch, whose random numbers they then have.
     """
-    count, _, height, width = images.shape
+    _, _, height, width = images.shape
+    count = len(images) if share is None else share.total
+    own = slice(None) if share is None else slice(share.start, share.stop)
     if "crop" in kind or kind == "shift":
         border = max(1, height // (16 if kind == "shift" else 8))
         padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
-        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)) for _ in range(2))
+        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)[own]) for _ in range(2))
         row, column = rows[:, None] + torch.arange(height), columns[:, None] + torch.arange(width)
-        images = padded[torch.arange(count)[:, None, None], :, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2)
+        images = padded[torch.arange(len(images))[:, None, None], :, row[:, :, None], column[:, None, :]].permute(
+            0, 3, 1, 2
+        )
     if "flip" in kind:
-        flips = torch.from_numpy(random.random(count) < 0.5)
+        flips = torch.from_numpy(random.random(count)[own] < 0.5)
         images = torch.where(flips[:, None, None, None], images.flip(-1), images)
     return images.contiguous()
 
@@ -67,37 +76,45 @@ def augmented(images: Tensor, kind: str, random: np.random.Generator) -> Tensor:
 class _Fetched(Dataset[Any]):
     """Batches of a data set; runs in the worker processes. A user's error travels as a value, whole and short."""
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, augment: str) -> None:
-        self.dataset, self.batch_size, self.augment = dataset, batch_size, augment
+    def __init__(self, dataset: Dataset[Any], batch_size: int, augment: str, ranks: tuple[int, int]) -> None:
+        self.dataset, self.batch_size, self.augment, self.ranks = dataset, batch_size, augment, ranks
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | UserError:
+        share = None if self.ranks[1] == 1 else Share.of(len(draw.indices), *self.ranks)
+        own = slice(None) if share is None else slice(share.start, share.stop)
         try:
             if isinstance(self.dataset, Stream):
-                inputs, labels = self.dataset.batch(draw.seed, draw.epoch, draw.number, self.batch_size)
+                inputs, labels = self.dataset.batch(draw.seed, draw.epoch, draw.number, self.batch_size, own)
             else:
-                inputs, labels = self.dataset[draw.indices]
+                inputs, labels = self.dataset[draw.indices[own]]
+                if share is not None and not inputs.is_floating_point():  # texts are as long as the batch's longest
+                    inputs = self.dataset[draw.indices][0][own]
         except UserError as error:
             return error
         if self.augment != "none":
             # the 1 keeps these numbers apart from the order of the samples
-            inputs = augmented(
-                inputs, self.augment, np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
-            )
+            random = np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
+            inputs = augmented(inputs, self.augment, random, share)
         return inputs, labels
 
 
 class Batches(DataLoader[Any]):
-    """A DataLoader that raises a worker's UserError as it was and leaves no worker behind."""
+    """A DataLoader that raises a worker's UserError as it was and leaves no worker behind. Of several ranks each gets
+    its share of every batch."""
+
+    ranks: Ranks
 
     def __iter__(self) -> Any:
         batches = super().__iter__()
         workers = list(getattr(batches, "_workers", ()))
         try:
-            for batch in batches:
+            for batch, count in zip(batches, self.sampler.counts(), strict=True):  # type: ignore[attr-defined]
                 if isinstance(batch, UserError):
                     raise batch
+                set_share(self.ranks.share(count))
                 yield batch
         finally:
+            set_share(None)
             if workers:
                 batches._shutdown_workers()  # type: ignore[attr-defined]
             for worker in workers:  # one that read parquet can hang in arrow's threads when it ends
@@ -108,14 +125,22 @@ class Batches(DataLoader[Any]):
 
 
 def loader(
-    dataset: Dataset[Any], batch_size: int, seed: int | None = None, workers: int = 0, augment: str = "none"
-) -> DataLoader[Any]:
+    dataset: Dataset[Any],
+    batch_size: int,
+    seed: int | None = None,
+    workers: int = 0,
+    augment: str = "none",
+    ranks: Ranks | None = None,
+) -> Batches:
     """Batches of a data set that takes index lists, or of a stream; in order without a seed. The batches, augmentation
-    included, are the same for any number of workers."""
-    fetched = _Fetched(dataset, batch_size, augment)
+    included, are the same for any number of workers, and dealt to ``ranks`` where they are given."""
+    ranks = ranks or Ranks()
+    fetched = _Fetched(dataset, batch_size, augment, (ranks.rank, ranks.count))
     draws = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
     own = torch.Generator()  # a new iterator would draw from torch's, and dropout depend on when it is made
-    return Batches(fetched, batch_size=None, sampler=draws, num_workers=workers, generator=own)
+    batches = Batches(fetched, batch_size=None, sampler=draws, num_workers=workers, generator=own)
+    batches.ranks = ranks
+    return batches
 
 
 def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:

@@ -174,8 +174,11 @@ class Stream(Dataset[Any]):
         count = sum(int(shard.members(self.split).sum()) for shard in self.shards)
         return count if self.limit is None else min(count, self.limit)
 
-    def batch(self, seed: int | None, epoch: int, number: int, size: int) -> tuple[Tensor, Tensor]:
-        """Batch ``number`` of an epoch. Batches before it are read over, not decoded: each of several workers decodes
+    def batch(
+        self, seed: int | None, epoch: int, number: int, size: int, own: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
+        """Batch ``number`` of an epoch, or its samples ``own``; the others are not decoded. Batches before it are read
+        over, not decoded: each of several workers decodes
         its own and the order does not depend on their number."""
         key, upcoming, samples = self._place
         if key != (seed, epoch, size) or number < upcoming:
@@ -184,8 +187,8 @@ class Stream(Dataset[Any]):
         self._place = (seed, epoch, size), number + 1, samples
         if not taken:
             raise UserError(f"{self.shards[-1].file} is damaged: it has fewer rows than it says")
-        pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken])
-        return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken])
+        pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken[own]])
+        return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken[own]])
 
     def _ordered(self, seed: int | None, epoch: int) -> Iterator[Sample]:
         if seed is None:

@@ -47,7 +47,7 @@ def train_baselines(
 
     Raises UserError: the run has no circuits, or ``out`` belongs to other options.
     """
-    options = run.options()
+    options = run.options().alone()
     if not options.has_circuits:
         raise UserError(f"run: {run.path} has no circuits, so it has no classical baseline")
     if bills(options.backend):
@@ -86,7 +86,7 @@ class _Baselines:
             finished: dict[float, RunFolder] = {}
             for rate in rates(own.training.learning_rate, trials):
                 trial = own.replace(learning_rate=rate, epochs=self.record["epochs"])
-                if trial == self.run.options() and self.run.results.is_file():
+                if trial == self.run.options().alone() and self.run.results.is_file():
                     finished[rate] = self.run
                     continue
                 self.console.print(f"{side}: learning rate {rate}", highlight=False)

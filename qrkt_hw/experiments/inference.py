@@ -20,8 +20,9 @@ from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
 from qrkt_hw.data.base import regular
-from qrkt_hw.data.batches import first, loader
+from qrkt_hw.data.batches import Batches, first, loader
 from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
+from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
 from qrkt_hw.models.ablation import ablated
@@ -76,10 +77,14 @@ def infer_split(
         )
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
-    batches, started = loader(samples, BATCH), time.perf_counter()
+    there, exact = here(), isinstance(backend, ExactBackend) or not quantum_layers(model)
+    if there.count > 1 and (backend.bills or layers or (backend.shots and not exact)):
+        what = "--report" if layers else f"{backend.name!r} samples, and its random numbers are those of one process"
+        raise UserError(f"--devices: {what}; infer in one process")
+    batches, started = loader(samples, BATCH, ranks=there), time.perf_counter()
     report: dict[str, Any] = {}
-    if isinstance(backend, ExactBackend) or not quantum_layers(model):
-        logits, labels = logits_of(model, batches)
+    if exact:
+        logits, labels = logits_everywhere(model, batches)
     else:
         logits, labels, report = on_backend(model, batches, backend, console, layers)
     seconds = report.get("wall_seconds", time.perf_counter() - started)
@@ -89,10 +94,20 @@ def infer_split(
     record.update(report)
     for name in ablate:
         with ablated(model, name):
-            found = classification_metrics(*logits_of(model, batches))
+            found = classification_metrics(*logits_everywhere(model, batches))
         record.setdefault("ablations", {})[name] = found
-    run.keep_inference(record)
+    if there.leads:
+        run.keep_inference(record)
     return record
+
+
+def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all batches, of which each rank evaluates its part where they are dealt."""
+    found = logits_of(model, batches)
+    if isinstance(batches, Batches):
+        logits, labels = batches.ranks.whole(found, batches.sampler.counts())  # type: ignore[attr-defined]
+        return logits, labels
+    return found
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
@@ -224,16 +239,19 @@ def on_backend(
         With ``layers`` also :meth:`Watched.rows`.
     """
     set_backend(model, ExactBackend("exact"))
-    exact, labels = logits_of(model, batches)
+    exact, labels = logits_everywhere(model, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     watched = Watched(backend, compare=layers)
     set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
     with _Bar(console, total) as tell, backend.reporting(tell):
-        logits, _ = logits_of(model, batches)
+        logits, _ = logits_everywhere(model, batches)
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
+    if isinstance(batches, Batches):  # of all ranks
+        everybody = batches.ranks.gather(used)
+        used = {key: (max if key == "rounds" else sum)(one[key] for one in everybody) for key in used}
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
     alike = logits.argmax(-1) == exact.argmax(-1)
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]

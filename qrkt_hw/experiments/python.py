@@ -156,6 +156,7 @@ class _Raw(Dataset[Any]):
 
 
 QUIET = Console(quiet=True)
+RANKS = ("devices", "num_nodes", "strategy")  # options that a resume may change
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -211,7 +212,8 @@ def train(
         out, name: the run's folder, or its name under ``runs/``.
         start_from: a run, or the name of a trained model of :func:`list_models`, whose options and weights this one
             starts from (fine-tuning).
-        resume: a run to go on with; only ``epochs`` may be given beside it, and what was given in Python before.
+        resume: a run to go on with; only ``epochs``, ``devices``, ``num_nodes`` and ``strategy`` may be given beside
+            it, and what was given in Python before.
         budget: limits of QPU time and money on a device.
         progress: show progress on standard error.
         after_epoch: is called with number and metrics of every epoch that is kept.
@@ -225,7 +227,7 @@ def train(
     if resume is not None:
         others = {"config": config, "out": out, "name": name, "start_from": start_from}
         more = next((key for key, value in others.items() if value is not None), None) or next(
-            (key for key in keys if key not in ("epochs", "backend")), None
+            (key for key in keys if key not in ("epochs", "backend", *RANKS)), None
         )
         if more is not None:
             raise UserError(f"resume uses the run's own options; leave out {more}")
@@ -302,6 +304,6 @@ def _resume(
     data = _own(options, folder, *parts) if parts[0] is not None else None
     fit.resume(
         folder, console, budget=budget, agreed=keys.get("backend"), epochs=keys.get("epochs"), data=data,
-        after_epoch=after_epoch,
+        after_epoch=after_epoch, ranks_of={key: keys[key] for key in RANKS if key in keys},
     )  # fmt: skip
     return Run(folder, backbone=parts[-1])

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qrkt_hw.data import ranks
 from qrkt_hw.nn.quantum import ProjectionFactory, project_together
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
@@ -99,7 +100,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
     _check(query, key, value, heads, dropout, mask)
     q, k, v = (t.unflatten(-1, (heads, -1)).transpose(-2, -3) for t in (query, key, value))
     seen = None if mask is None else mask[..., None, None, :]
-    if q.shape[-2] * k.shape[-2] > FUSED:
+    if q.shape[-2] * k.shape[-2] > FUSED and not (
+        dropout and ranks.shared()
+    ):  # it would draw for this rank's samples alone
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     else:
         scores = (q * q.shape[-1] ** -0.5) @ k.mT
@@ -107,7 +110,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
             weights = scores.softmax(-1)
         else:
             weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1).masked_fill(~seen, 0.0)
-        mixed = (F.dropout(weights, dropout) if dropout else weights) @ v
+        mixed = (ranks.dropout(weights, dropout) if dropout else weights) @ v
     return mixed.transpose(-2, -3).flatten(-2)
 
 

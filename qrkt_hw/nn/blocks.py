@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from qrkt_hw.data.ranks import Dropout
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.quantum import ProjectionFactory, project_together
 
@@ -20,7 +21,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.enter = nn.Linear(hidden, size)
         self.projection = projection(size) if projection is not None else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.activation = nn.GELU()
         self.leave = nn.Linear(size, hidden)
 
@@ -60,7 +61,7 @@ class TransformerBlock(nn.Module):
         self.cross_attention = cross_attention
         self.feed_forward_norm = nn.LayerNorm(hidden)
         self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, y: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, seen: Tensor | None = None
@@ -102,7 +103,7 @@ class TransformerField(nn.Module):
         self.attention = attention
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """``(batch, tokens, hidden)``, same out; ``mask (batch, tokens)`` is True where a token is not padding."""

@@ -1,11 +1,13 @@
 """From images and texts to tokens with their positions, and from tokens to what a classifier's head reads."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.data.ranks import Dropout, drawn, longest
 from qrkt_hw.data.text import trimmed
 
 PADDING = 0  # the id of padding in texts
@@ -50,7 +52,7 @@ class Tokens(nn.Module):
             rows, columns, width = *grid, table.shape[-1]
             shapes = ((1, rows, 1, width), (1, 1, columns, width))
             self.axes = nn.ParameterList(nn.Parameter(torch.randn(shape) * 0.02) for shape in shapes)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """``(batch, tokens, hidden)``, of as many tokens as the inputs have."""
@@ -154,11 +156,12 @@ class TextTokens(Tokens):
         """In training, the texts without a share of their words; a text keeps its first."""
         if not (self.training and self.word_dropout):
             return ids
-        gone = torch.rand(ids.shape, device=ids.device) < self.word_dropout
+        gone = drawn(partial(torch.rand, device=ids.device), ids.shape) < self.word_dropout
         gone[:, 0] = False
         ids = ids.masked_fill(gone, PADDING)
         kept_first = (ids == PADDING).to(torch.uint8).argsort(dim=1, stable=True)
-        return trimmed(ids.gather(1, kept_first))
+        ids = ids.gather(1, kept_first)
+        return ids[:, : longest(trimmed(ids).shape[1])]
 
     def mask(self, ids: Tensor) -> Tensor | None:
         """``(batch, tokens)``, False where a token is padding; None where nothing is."""

@@ -145,6 +145,10 @@ class Config(BaseModel):
         sides = {"generator_projection": None, "discriminator_projection": None} if self.model.kind == "gan" else {}
         return self.replace(projection="classical", **sides)
 
+    def alone(self) -> Self:
+        """The same configuration on one process."""
+        return self.replace(devices=None, num_nodes=1)
+
     @property
     def mlp_qubits(self) -> int:
         """Qubits per group in the MLP, the default resolved."""

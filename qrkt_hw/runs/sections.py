@@ -230,10 +230,28 @@ class TrainingConfig(Section):
     label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)
     ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
     accelerator: Literal["cpu", "cuda"] = key("cpu", "where the training runs")
+    devices: str | None = key(
+        None,
+        "processes of this machine, one for each GPU with cuda; auto: all GPUs [default: 1, or as srun and "
+        "torchrun started them]",
+    )
+    num_nodes: int = key(1, "machines", ge=1, le=65_536)
+    strategy: Literal["auto", "ddp"] = key("auto", "ddp: each process computes a part of every batch; auto: the same")
+    precision: Literal["32-true", "bf16-mixed"] = key(
+        "32-true", "of classical layers in training; circuits keep --dtype"
+    )
     threads: int | None = key(
         None, "CPU threads of torch [default: 1 for small batches, else all cores]", ge=1, le=1024
     )
     seed: int = key(42, "seed of weights, batches and dropout", ge=0, le=2**32 - 1)
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> str | None:
+        text = None if value is None else str(value).strip()
+        if text not in (None, "auto") and not (text.isdigit() and 1 <= int(text) <= 1024):
+            raise ValueError("must be a number of processes from 1 to 1024, or auto")
+        return text
 
 
 class BackendConfig(Section):

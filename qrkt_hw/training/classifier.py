@@ -1,6 +1,7 @@
 """The task of a classifier: cross-entropy, validated after each epoch."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qrkt_hw.data import Data
-from qrkt_hw.data.batches import loader
+from qrkt_hw.data.batches import Batches, loader
+from qrkt_hw.data.ranks import part
 from qrkt_hw.models.factory import field_evaluations
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
@@ -39,8 +41,16 @@ class ClassifierTask(Task):
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
         super().__init__(options, data, model, model, [(model, optimizer)])
         (self.learner,) = self.learners
-        self.validation = loader(data.splits["validation"], EVALUATION_BATCH, workers=options.data.workers)
+        self.validation = self._evaluated("validation")
         self.evaluations = field_evaluations(model) * len(data.splits["train"])  # type: ignore[arg-type]
+
+    def _evaluated(self, split: str) -> Batches:
+        samples, workers = self.data.splits[split], self.options.data.workers
+        return loader(samples, EVALUATION_BATCH, workers=workers, ranks=self.ranks)
+
+    def _logits(self, model: nn.Module, batches: Batches, given: Iterable[Any]) -> list[Tensor]:
+        """Logits and labels of a split, of whose batches each rank evaluates its part."""
+        return self.ranks.whole(logits_of(model, given), batches.sampler.counts())  # type: ignore[attr-defined]
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)
@@ -52,14 +62,16 @@ class ClassifierTask(Task):
     def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
         inputs, labels = batch
         loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.training.label_smoothing)
+        loss = part(loss)
         self.learner.update(loss, self._rate(number))
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self._losses.append(loss.detach())
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        loss = self.fabric.all_reduce(torch.stack(self._losses).mean()).item()
-        found = classification_metrics(*logits_of(self.kept, map(self.fabric.to_device, self.validation)))
+        loss = self.ranks.sum(torch.stack(self._losses).mean()).item()
+        given = map(self.fabric.to_device, self.validation)
+        found = classification_metrics(*self._logits(self.kept, self.validation, given))
         if not (math.isfinite(loss) and math.isfinite(found["loss"])):
             raise self.diverged(epoch, f"training loss {loss}, validation loss {found['loss']}")
         return {
@@ -82,10 +94,10 @@ class ClassifierTask(Task):
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for split in ("test", "validation"):
-            batches = loader(self.data.splits[split], EVALUATION_BATCH, workers=self.options.data.workers)
-            logits, labels = logits_of(self.model, batches)
+            batches = self._evaluated(split)
+            logits, labels = self._logits(self.model, batches, batches)
             found[split] = classification_metrics(logits, labels)
-            if split == "test" and self.figures:
+            if split == "test" and self.figures and self.ranks.leads:
                 from qrkt_hw.plots.charts import plot_confusion, plot_curves  # matplotlib, which takes a second
 
                 plot_confusion(logits.argmax(-1), labels, self.data.class_names, run.plots / "confusion.png")

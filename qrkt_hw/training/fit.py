@@ -1,10 +1,13 @@
 """Train a model into a run folder, or resume a run."""
 
+import hashlib
 import itertools
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,14 @@ from torch import nn
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
 from qrkt_hw.backends.registry import command
-from qrkt_hw.data import Data, DataShape, load_data
+from qrkt_hw.data import Data, DataShape, load_data, ranks
 from qrkt_hw.data.batches import first, loader
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, flag
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.transformer import Transformer
-from qrkt_hw.models.weights import load_weights, save_weights, sha256
+from qrkt_hw.models.weights import load_weights, read_weights, save_weights, sha256
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -37,6 +40,7 @@ from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_
 # features of a batch of a GAN, amplitudes in one projection of another batch, below which waking a second thread costs
 # more than it brings
 FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
+OF_MACHINE = ("data_dir", "workers", "threads", "devices", "backends_file")  # keys in which ranks may differ
 # tensors that the data of a fine-tuning decide
 OF_DATA = ("backbone.", "tokens.", "decoder.tokens.", "pool.", "head.")
 FEW = 4  # samples that a training is estimated from
@@ -73,30 +77,37 @@ def start(
     check_accelerator(options)
     if source is not None:
         options.check_source(source.options(), source.path)
-    data = data or load_data(options.data, source.description().get("vocabulary", ()) if source is not None else ())
-    backend = backends.make(options.backend, options.training.seed, console)
-    budget = Budget.of(backend, budget)
-    theirs = options.circuits  # of the run that the options come from
-    circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansatz, begun=True)
-    options = options.with_circuits(lambda: circuits)
-    model = fresh_model(
-        options, data, backend.stand_in or backend
-    )  # before the folder appears: impossible options leave nothing behind
-    origin: dict[str, Any] = {"preset": preset, "from": None}
-    initial = None
-    if source is not None:
-        origin["from"] = adopt(model, options, data, source, console)
+    with ranks.launched(options) as there:
+        console = console if there.leads else Console(quiet=True)
+        vocabulary = source.description().get("vocabulary", ()) if source is not None else ()
+        data = data or there.together(lambda: load_data(options.data, vocabulary))
+        backend = backends.make(options.backend, options.training.seed, console)
+        budget = Budget.of(backend, budget)
+        theirs = options.circuits  # of the run that the options come from
+        circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansatz, begun=True)
+        options = options.with_circuits(lambda: circuits)
+        # before the folder appears: impossible options leave nothing behind
+        model = fresh_model(options, data, backend.stand_in or backend)
+        origin: dict[str, Any] = {"preset": preset, "from": None}
+        initial = None
+        if source is not None:
+            origin["from"] = adopt(model, options, data, source, console)
 
-        def initial(path: Path) -> None:
-            save_weights(model.state_dict(), path, 0)
+            def initial(path: Path) -> None:
+                save_weights(model.state_dict(), path, 0)
 
-    run = RunFolder.create(options, data.describe(), out, origin, initial)
-    try:
-        with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **_activity(options)):
-            return _fit(run, options, data, model, console, backend, after_epoch, figures=figures)
-    except Exception:  # not Ctrl-C: such a run is resumed from its start
-        run.discard_untrained()
-        raise
+        _check_training(there, options, data, model, backend)
+        run = RunFolder(there.first(lambda: RunFolder.create(options, data.describe(), out, origin, initial).path))
+        try:
+            with (
+                _writing(run, there),
+                backends.open(backend, run=run, budget=budget, console=console, **_activity(options)),
+            ):
+                return _fit(run, options, data, model, console, backend, after_epoch, figures=figures)
+        except Exception:  # not Ctrl-C: such a run is resumed from its start
+            if there.leads:
+                run.discard_untrained()
+            raise
 
 
 def resume(
@@ -109,6 +120,7 @@ def resume(
     epochs: int | None = None,
     data: Data | None = None,
     after_epoch: AfterEpoch = None,
+    ranks_of: dict[str, Any] | None = None,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
 
@@ -126,6 +138,7 @@ def resume(
         epochs: how many in all, instead of the run's number.
         data: the run's data set, where it was given in Python.
         after_epoch: is called when an epoch is kept.
+        ranks_of: keys that say on how many processes to go on, instead of the run's.
 
     Raises:
         UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
@@ -140,24 +153,29 @@ def resume(
         if epochs < done:
             raise UserError(f"--epochs: {run.path} has {done} epochs already; name {done} or more, or train a new run")
         options = options.replace(epochs=epochs)
+    anew = {"devices": None, "num_nodes": 1} if ranks.started_by() is not None else {}
+    options = options.replace(**anew, **(ranks_of or {}))
     check_accelerator(options)
     if data is not None:
         options.check_own(data.describe(), run.description(), run.path)
-    data = data or load_data(options.data, run.description().get("vocabulary", ()))
-    backend = backends.make(options.backend, options.training.seed, console)
-    if backend.bills and agreed is None:
-        raise UserError(
-            f"--resume: {run.path} trains on {options.backend.name!r} with {backend.shots} shots a circuit, which is "
-            f"billed; add --backend {options.backend.name} to agree (--max-qpu-seconds and --max-cost limit it)"
-        )
-    again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
-    with run.writing(), backends.open(backend, run=run, budget=budget, console=console, **again):
-        model = fresh_model(options, data, backend.stand_in or backend)
-        if run.initial.is_file():
-            load_weights(model, run.initial)
-        if options.training.epochs != before:
-            run.write_options(options)
-        return _fit(run, options, data, model, console, backend, after_epoch, planned=before)
+    with ranks.launched(options) as there:
+        console = console if there.leads else Console(quiet=True)
+        data = data or there.together(lambda: load_data(options.data, run.description().get("vocabulary", ())))
+        backend = backends.make(options.backend, options.training.seed, console)
+        if backend.bills and agreed is None:
+            raise UserError(
+                f"--resume: {run.path} trains on {options.backend.name!r} with {backend.shots} shots a circuit, which "
+                f"is billed; add --backend {options.backend.name} to agree (--max-qpu-seconds and --max-cost limit it)"
+            )
+        again: dict[str, Any] = {**_activity(options), "resume": True, "resubmit": resubmit, "replan": replan}
+        with _writing(run, there), backends.open(backend, run=run, budget=budget, console=console, **again):
+            model = fresh_model(options, data, backend.stand_in or backend)
+            if run.initial.is_file():
+                load_weights(model, run.initial)
+            _check_training(there, options, data, model, backend)
+            if options != run.options() and there.leads:
+                run.write_options(options)
+            return _fit(run, options, data, model, console, backend, after_epoch, planned=before)
 
 
 def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, console: Console) -> dict[str, Any]:
@@ -190,6 +208,58 @@ def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, cons
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     return {"run": str(source.path), "weights_sha256": weights, "fresh": fresh}
+
+
+def _writing(run: RunFolder, there: ranks.Ranks) -> AbstractContextManager[None]:
+    return run.writing() if there.leads else nullcontext()
+
+
+def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.Module, backend: Backend) -> None:
+    """Make sure that all ranks train the same, which does not depend on their number, in this precision.
+
+    Raises UserError: a precision that the training cannot have, circuits that torch cannot see through, fewer samples
+        than ranks, a module that reads the whole batch, or a rank whose program, options, data or first weights are
+        others.
+    """
+    place, mixed = backend.stand_in or backend, options.training.precision != "32-true"
+    if mixed and options.has_circuits and options.circuit.dtype == "complex128":
+        raise UserError("--precision: bf16-mixed beside --dtype complex128 has no use; take --precision 32-true")
+    if mixed and isinstance(model, Gan) and options.gan.loss in TWICE and options.gan.penalty:
+        raise UserError(
+            f"--precision: the penalty of {options.gan.loss} differentiates twice, which bf16-mixed does not; take "
+            "--precision 32-true, or --loss hinge"
+        )
+    if quantum_layers(model) and not place.differentiable:
+        if mixed:
+            raise UserError(f"--precision: circuits on {backend.name!r} take float64; take --precision 32-true")
+        if there.count > 1:
+            billed = ", which bills its time," if backend.bills else ""
+            raise UserError(
+                f"--devices: training on {backend.name!r}{billed} runs in one process, not {there.count}; leave it out"
+            )
+    if there.count == 1:
+        return
+    samples = len(data.splits["train"])  # type: ignore[arg-type]
+    if samples < there.count:
+        raise UserError(f"--devices: {there.count} ranks and {samples} training samples: every rank needs one")
+    whole = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+    for name, module in model.named_modules():
+        if isinstance(module, whole) and not isinstance(module, ranks.Dropout):
+            what = type(module).__name__
+            raise UserError(f"--devices: {name} is a {what}, which needs the whole batch; leave --devices out")
+    described = {name: len(split) for name, split in data.splits.items()}  # type: ignore[arg-type]
+    nothing = [torch.zeros(0)]
+    labels = [getattr(part, "labels", getattr(part, "tensors", nothing)[-1]) for part in data.splits.values()]
+    own = json.dumps([data.describe(), described]).encode() + b"".join(kept.numpy().tobytes() for kept in labels)
+    flat = {k: v for k, v in options.flat(mode="json").items() if k not in OF_MACHINE}
+    there.same(
+        {
+            "version": metadata.version("qrkt-hw"),
+            **{flag(key): str(value) for key, value in flat.items()},
+            "data_sha256": hashlib.sha256(own).hexdigest(),
+            "first weights": sha256(model.state_dict()),
+        }
+    )
 
 
 def _activity(options: Config) -> dict[str, Any]:
@@ -274,10 +344,15 @@ def _fit(
         if not run.checkpoint.is_file():
             lines += estimate(options, data, model, stand_in or backend)
         console.print("\n".join(lines), **plain)
-        write_json(run.path / "backend.json", backend.about())
+        there = ranks.here()
+        there.advice = f"; resume with: qrkt-hw train --resume {run.path}"
+        if there.leads:
+            write_json(run.path / "backend.json", backend.about())
         task = make_task(options, data, model)
         task.figures = figures
-        record = resume_from(run, task, backend)
+        record = there.together(lambda: resume_from(run, task, backend))
+        if there.count > 1:
+            there.same({"state of the run": f"{len(record.history)} epochs, {sha256(task.modules.state_dict())}"})
         record.planned = record.planned or planned
         done, epochs = len(record.history), options.training.epochs
         if done and done < epochs and record.planned not in (0, epochs):
@@ -289,13 +364,13 @@ def _fit(
 
         def checked(epoch: int, metrics: dict[str, float]) -> None:
             if agreement is not None:
-                agreement.check()
-            if after_epoch is not None:
+                there.first(agreement.check)
+            if after_epoch is not None and there.leads:
                 after_epoch(epoch, metrics)
 
         try:
             if agreement is not None:
-                agreement.check()  # before an epoch is spent
+                there.first(agreement.check)  # before an epoch is spent
             train(task, run, record, backend, console, checked)
         except KeyboardInterrupt:
             billed = command("train", run.path, {"backend": options.backend.name})
@@ -303,15 +378,21 @@ def _fit(
             console.print(f"resume with: {how}", **plain)
             raise
         _conclude(run, task, record, backend, agreement)
+        there.gather(None)  # what rank 0 wrote is there for all
     return run
 
 
 def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, agreement: Agreement | None) -> None:
     """Write figures and ``results.json`` of the kept weights."""
-    started = time.perf_counter()
+    started, there = time.perf_counter(), ranks.here()
     model = task.model.cpu()
-    weights = load_weights(model, run.model)
-    results = task.results(record, run) | {
+    weights = there.first(lambda: read_weights(model, run.model))
+    model.load_state_dict(weights)
+    found = task.results(record, run)
+    checked = None if agreement is None else there.first(lambda: agreement.check(SAMPLES))
+    if not there.leads:
+        return
+    results = found | {
         "parameters": count_parameters(model),
         "qubits": largest_circuit(model),
         "summed_qubits": summed_qubits(model),
@@ -323,7 +404,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, agre
         "evaluation_seconds": round(time.perf_counter() - started, 3),
         "seed": task.options.training.seed,
         **({"schedule_changed_after": record.rescheduled} if record.rescheduled else {}),
-        **({} if agreement is None else {"agreement": agreement.check(SAMPLES)}),
+        **({} if agreement is None else {"agreement": checked}),
         "backend": backend.name,
         # what it counted, where torch cannot see through it
         "backend_details": backend.about() | ({} if backend.differentiable else asdict(backend.counters)),

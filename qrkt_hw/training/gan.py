@@ -6,6 +6,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qrkt_hw.data import Data
+from qrkt_hw.data.ranks import drawn, part, squared_mean
 from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.plots.charts import save_animation, save_grid
@@ -67,7 +69,7 @@ class GanTask(Task):
         real = ((batch[0] * self.std + self.mean) * 2 - 1).to(self.like["dtype"])
         due = (number + 1) % o.critic_steps == 0
         with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
-            fake = self.generator(torch.randn(len(real), self.model.latent, **self.like))
+            fake = self.generator(drawn(partial(torch.randn, **self.like), (len(real), self.model.latent)))
         self._rate, rate = (learner.peak * left * warm for learner in self.learners)
         losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
         if due:
@@ -80,14 +82,15 @@ class GanTask(Task):
         on_real, on_fake = self.discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
         loss = discriminator_loss(o.loss, on_real, on_fake)
         extra = penalty(o, self.discriminator, real, fake) if penalised else loss.new_zeros(())
-        self.discriminator.update(loss + o.penalty_every * extra, rate)
-        return [x.detach() for x in (loss, extra, on_real.mean(), on_fake.mean())]
+        self.discriminator.update(part(loss + o.penalty_every * extra), rate)
+        return [part(x.detach()) for x in (loss, extra, on_real.mean(), on_fake.mean())]
 
     def _generator_step(self, fake: Tensor, rate: float) -> Tensor:
         o = self.options.gan
         for weight in self.discriminator.parameters:
             weight.requires_grad_(False)
         loss = generator_loss(o.loss, self.discriminator(diff_augment(fake, o.diffaugment)))
+        loss = part(loss)
         self.generator.update(loss, rate)
         for weight in self.discriminator.parameters:
             weight.requires_grad_(True)
@@ -96,7 +99,7 @@ class GanTask(Task):
         return loss.detach()
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        means = self.fabric.all_reduce(torch.stack(self._measured).mean(0)).tolist()
+        means = self.ranks.sum(torch.stack(self._measured).mean(0)).tolist()
         metrics = dict(zip(MEASURED, means, strict=True))
         for name, learner in zip(self.model.sides, self.learners, strict=True):
             metrics |= learner.gradient_norms(f"{name}_")
@@ -108,7 +111,7 @@ class GanTask(Task):
         """The last weights, and a grid of samples of the same noise."""
         record.best_epoch = epoch = record.history[-1]["epoch"]
         due = epoch == self.options.training.epochs or epoch % self.every == 0
-        if due or epoch == 1:
+        if (due or epoch == 1) and self.ranks.leads:
             kept = self.kept
             was = kept.training
             noise = torch.randn(COLUMNS * ROWS, kept.latent, generator=torch.Generator().manual_seed(0))
@@ -119,12 +122,13 @@ class GanTask(Task):
         return due
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        if self.figures:
+        if self.figures and self.ranks.leads:
             from qrkt_hw.plots.charts import plot_losses  # matplotlib, only now: it delays the first step
 
             plot_losses(record.history, run.plots / "losses.png")
-        frames = sorted((run.path / "samples").glob("epoch-*.png"))
-        save_animation(frames, run.path / "samples" / "training.gif")
+        if self.ranks.leads:
+            frames = sorted((run.path / "samples").glob("epoch-*.png"))
+            save_animation(frames, run.path / "samples" / "training.gif")
         losses = {k: v for k, v in record.history[-1].items() if k.endswith(("loss", "score", "penalty"))}
         sides = {name: count_parameters(side) for name, side in self.model.sides.items()}
         return {"parameters_of": sides, "losses": losses, "epochs": record.best_epoch}
@@ -141,7 +145,7 @@ def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     if loss == "nonsaturating-r1":
         return F.softplus(-real).mean() + F.softplus(fake).mean()
-    return fake.mean() - real.mean() + DRIFT * real.mean().square()
+    return fake.mean() - real.mean() + DRIFT * squared_mean(real)
 
 
 def penalty(options: GanConfig, score: Score, real: Tensor, fake: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ def penalty(options: GanConfig, score: Score, real: Tensor, fake: Tensor) -> Ten
     if options.loss == "nonsaturating-r1":
         return options.penalty / 2 * _gradients(score, real).square().flatten(1).sum(1).mean()
     count = min(len(real), len(fake))
-    between = torch.rand(count, 1, 1, 1, dtype=real.dtype, device=real.device)
+    between = drawn(partial(torch.rand, dtype=real.dtype, device=real.device), (count, 1, 1, 1))
     points = between * real[:count] + (1 - between) * fake[:count]
     norms, phi = _gradients(score, points).flatten(1).norm(dim=1), options.penalty_target
     return options.penalty / phi**2 * (norms - phi).square().mean()
@@ -182,7 +186,8 @@ def diff_augment(images: Tensor, policy: str) -> Tensor:
 
 
 def color(images: Tensor) -> Tensor:
-    brightness, saturation, contrast = torch.rand(3, len(images), 1, 1, 1, dtype=images.dtype, device=images.device)
+    draw = partial(torch.rand, dtype=images.dtype, device=images.device)
+    brightness, saturation, contrast = drawn(draw, (3, len(images), 1, 1, 1), axis=1)
     images = images + (brightness - 0.5)
     grey = images.mean(1, keepdim=True)
     images = (images - grey) * (2 * saturation) + grey
@@ -194,7 +199,8 @@ def translation(images: Tensor) -> Tensor:
     size = images.shape[-1]
     most = int(size * SHIFT + 0.5)
     padded = F.pad(images, (most,) * 4)
-    moves = torch.randint(0, 2 * most + 1, (2, len(images), 1, 1), device=images.device)
+    draw = partial(torch.randint, 0, 2 * most + 1, device=images.device)
+    moves = drawn(draw, (2, len(images), 1, 1), axis=1)
     along = torch.arange(size, device=images.device)
     rows, columns = moves[0] + along[:, None], moves[1] + along[None, :]
     picture = torch.arange(len(images), device=images.device)[:, None, None]
@@ -204,7 +210,8 @@ def translation(images: Tensor) -> Tensor:
 def cutout(images: Tensor) -> Tensor:
     size = images.shape[-1]
     side = int(size * HOLE + 0.5)
-    corners = torch.randint(0, size + 1 - side % 2, (2, len(images), 1, 1), device=images.device) - side // 2
+    draw = partial(torch.randint, 0, size + 1 - side % 2, device=images.device)
+    corners = drawn(draw, (2, len(images), 1, 1), axis=1) - side // 2
     along = torch.arange(size, device=images.device)
     inside = [(along >= corner) & (along < corner + side) for corner in corners]
     hole = inside[0].transpose(-1, -2) & inside[1]

@@ -29,6 +29,7 @@ from torch.optim.swa_utils import AveragedModel
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
+from qrkt_hw.data.ranks import fabric_of, here
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import named_blocks
 from qrkt_hw.models.weights import read_weights, save_weights
@@ -48,6 +49,7 @@ class Learner:
     peak of the schedule; ``clip`` is the gradient norm at which gradients are clipped."""
 
     def __init__(self, fabric: Fabric, network: nn.Module, optimizer: Optimizer, clip: float) -> None:
+        self.ranks = here()
         self.fabric, self.clip, self.peak = fabric, clip, optimizer.param_groups[0]["lr"]
         self.parameters = list(network.parameters())  # walking the modules for every use costs some per cent of a step
         self.blocks = named_blocks(network)
@@ -61,9 +63,11 @@ class Learner:
         return self.network(inputs)
 
     def update(self, loss: Tensor, rate: float) -> None:
-        """One step down the gradient of ``loss`` with this learning rate."""
+        """One step down the gradient of ``loss``, of all ranks' sum, with this learning rate."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        if self.ranks.count > 1:
+            self.ranks.add_up([p.grad for p in self.parameters if p.grad is not None])
         if self.blocks and self.updates % NORMS_EVERY == 0:  # before clipping
             gradients = [[p.grad for p in b.parameters() if p.grad is not None] for b in self.blocks.values()]
             norms = [get_total_norm(found) if found else torch.zeros(()) for found in gradients]
@@ -109,9 +113,10 @@ class Task(ABC):
 
     def __init__(self, options: Config, data: Data, model: nn.Module, averaged: nn.Module, pairs: Pairs) -> None:
         self.options, self.data, self.model = options, data, model
-        self.fabric = Fabric(accelerator=options.training.accelerator, devices=1)
-        d = options.data
-        self.batches = loader(data.splits["train"], d.batch_size, options.training.seed, d.workers, d.augment)
+        d, t = options.data, options.training
+        self.ranks = here()
+        self.fabric = self.ranks.fabric or fabric_of(options, devices=1)
+        self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks)
         self.total_steps = options.training.epochs * len(self.batches)
         self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
         self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
@@ -155,11 +160,11 @@ class Task(ABC):
 
     @abstractmethod
     def keep(self, record: Record, run: RunFolder) -> bool:
-        """Whether the weights of the record's last epoch are kept; what else the task keeps is written here."""
+        """Whether the weights of the record's last epoch are kept; rank 0 writes here what else the task keeps."""
 
     @abstractmethod
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
-        """The task's own part of ``results.json``; ``model`` holds the kept weights. Charts are drawn here."""
+        """The task's own part of ``results.json``; ``model`` holds the kept weights. Rank 0 draws the charts."""
 
 
 class TrainingProgress:
@@ -204,9 +209,13 @@ def train(
         if done and record.planned not in (0, epochs):
             record.rescheduled.append(done)
         record.planned = epochs
-    logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="")
+    leads = task.ranks.leads
+    logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="") if leads else None
     with ExitStack() as ending:
-        ending.callback(logger.finalize, "ended")  # also of a trial that is pruned: it writes what is not on disk yet
+        if logger is not None:
+            ending.callback(
+                logger.finalize, "ended"
+            )  # also of a trial that is pruned: it writes what is not on disk yet
         progress = ending.enter_context(TrainingProgress(console, epochs, len(batches), done))
         for epoch in range(done + 1, epochs + 1):
             started = time.perf_counter(), time.process_time()
@@ -219,7 +228,8 @@ def train(
             record.cpu_seconds += time.process_time() - started[1]
             measured = {"peak_memory_mb": round(peak_memory(), 1), "seconds": record.train_seconds}
             record.history.append({"epoch": epoch, **metrics, **measured, "cpu_seconds": record.cpu_seconds})
-            logger.log_metrics(metrics, epoch * len(batches))
+            if logger is not None:
+                logger.log_metrics(metrics, epoch * len(batches))
             _keep(task, run, record, backend)
             progress.end_epoch(epoch, task.shown.format(**metrics))
             if after_epoch is not None:
@@ -228,7 +238,10 @@ def train(
 
 def _keep(task: Task, run: RunFolder, record: Record, backend: Backend) -> None:
     """Write ``metrics.csv``, the weights where they are kept, and last of all the checkpoint. A run that is killed
-    anywhere between repeats the epoch and writes the same files again."""
+    anywhere between repeats the epoch and writes the same files again. Of several ranks the first one writes."""
+    if not task.ranks.leads:
+        task.keep(record, run)
+        return
     _write_metrics(run, record)
     if task.keep(record, run):
         run.results.unlink(missing_ok=True)  # of another model: of a run that is resumed after its end
