@@ -134,7 +134,7 @@ def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
 
 def test_a_loss_that_differentiates_twice_is_refused_where_circuits_cannot(tmp_path):
     for loss in ("wgangp-eps", "nonsaturating-r1"):
-        done = qrkt(*TRAIN, "--backend", "aer_cpu", "--loss", loss, "--out", "run", cwd=tmp_path)
+        done = qrkt(*TRAIN, "--backend", "aer_cpu", "--shots", 8, "--loss", loss, "--out", "run", cwd=tmp_path)
         refused(done, "--loss", loss, "hinge")
         assert not (tmp_path / "run").exists()
 
