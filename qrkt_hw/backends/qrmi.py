@@ -48,10 +48,10 @@ def resources() -> dict[str, str]:
             continue
         separator = os.environ.get("QRMI_LIST_DELIMITER") or ","
         names, types = ([one.strip() for one in (text or "").split(separator) if one.strip()] for text in given)
-        if len(names) != len(types):
+        if names and len(names) != len(types):
             found = f"{variables[0]} names {len(names)} QPUs and {variables[1]} {len(types)} types"
-            raise UserError(f"--backend: {found}; the scheduler's plug-in sets both")
-        return dict(zip(names, types, strict=True))
+            raise UserError(f"{found}; the scheduler's plug-in sets both")
+        return dict(zip(names, types, strict=False))
     return {}
 
 
@@ -62,16 +62,16 @@ def unavailable(name: str | None) -> str | None:
     try:
         given = resources()
     except UserError as error:
-        return str(error).removeprefix("--backend: ")
+        return str(error)
     if not given:
         what = "the environment names no QPU of a cluster (QRMI_JOB_QPU_RESOURCES is not set or empty)"
         return f"{what}; run it in a job that asks for one, such as sbatch --qpu=NAME"
     listed = ", ".join(given)
     if name is None and len(given) > 1:
-        return f"this job has {len(given)} QPUs ({listed}); name one, such as --backend qrmi_{next(iter(given))}"
+        return f"this job has {len(given)} QPUs ({listed}); take --backend qrmi_{next(iter(given))}, or another"
     name = next(iter(given)) if name is None else name
     if name not in given:
-        return f"this job has no QPU {name!r}, it has {listed}; ask for it when the job is submitted (--qpu={name})"
+        return f"this job has no QPU {name!r}, it has {listed}; a job asks for it by sbatch --qpu={name}"
     if given[name] not in TYPES:
         return f"{name} is of type {given[name]!r}, which does not run Qiskit's Sampler; there are {', '.join(TYPES)}"
     return None
@@ -92,6 +92,7 @@ class Resource:
             raise UserError(f"--backend: this version of qrmi knows no {self.type}; pip install --upgrade qrmi")
         kinds = (getattr(self.module, one, None) for one in REFUSED)
         self.refused = tuple(one for one in kinds if one is not None)
+        self.trouble = getattr(self.module, "QrmiError", RuntimeError)  # and of all others
         self.not_found: Any = getattr(self.module, "TaskNotFoundError", ())
         self.handle = self.ask(lambda: self.module.QuantumResource(self.name, kind), f"opening {self.name}")
         self.token: str | None = None  # of what was acquired here
@@ -109,7 +110,8 @@ class Resource:
             except Exception as error:
                 if isinstance(error, self.not_found):
                     raise
-                if isinstance(error, self.refused) or time.monotonic() + pause > deadline:
+                passing = isinstance(error, self.trouble) and not isinstance(error, self.refused)
+                if not passing or time.monotonic() + pause > deadline:
                     raise UserError(f"{doing}: {reason(error)}") from None
                 time.sleep(pause)
                 pause = min(2 * pause, 10.0)
