@@ -96,7 +96,7 @@ class Resource:
         self.not_found: Any = getattr(self.module, "TaskNotFoundError", ())
         self.handle = self.ask(lambda: self.module.QuantumResource(self.name, kind), f"opening {self.name}")
         self.token: str | None = None  # of what was acquired here
-        self.under_way: set[str] = set()  # tasks that were started here
+        self.under_way: set[str] = set()  # tasks that were started in what was acquired here
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
         """The answer, with back-off. Raises UserError: refused, or none within ``patience``; passes on not_found."""
@@ -152,6 +152,7 @@ class Resource:
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 self.handle.release(self.token)
         self.token = None
+        self.under_way.clear()
 
     def status(self, task: str) -> str:
         found = self.ask(lambda: self.handle.task_status(task), f"asking for task {task}")
@@ -261,6 +262,7 @@ class Tasks(DeviceJobs):
             task = self._run(text)
         except Exception as error:
             if not isinstance(error, self.place.refused):
+                self.place.under_way.add(submission.tag)  # it may be
                 raise self._hold(submission, f"no answer: {reason(error)}") from None
             self.journal.mark(submission, "failed", remark=reason(error))
             raise UserError(f"starting a task on {self.place.name}: {reason(error)}") from None

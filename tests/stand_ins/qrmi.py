@@ -1,8 +1,8 @@
 """Stands in for the package ``qrmi``: what qrkt-hw uses of it, with tasks in a folder, so that they outlive a process.
 
-``QRMI_STAND_IN`` names the folder. Its ``how.json`` says how to misbehave: ``die`` (a moment, and at which time it comes
-by), ``fail`` and ``cancel`` (tasks that have ended so), ``garbage`` (results), ``refuse``, ``lose`` (the answer to
-``task_start``), ``offline``, ``slow`` (times a status is asked for until a task is done).
+``QRMI_STAND_IN`` names the folder. Its ``how.json`` says how to misbehave: ``die`` (a moment, and at which time it
+comes by), ``fail`` and ``cancel`` (tasks that have ended so), ``garbage`` (results), ``refuse``, ``lose`` (the answer
+to the start of a task), ``offline``, ``no_target``, ``slow`` (times a status is asked for until a task is done).
 """
 
 import enum
