@@ -20,6 +20,7 @@ from qrkt_hw.errors import UserError, sentence
 
 Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
+SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
 Level = Annotated[int, Field(ge=0, le=3, strict=True)]

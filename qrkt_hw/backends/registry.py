@@ -15,6 +15,7 @@ from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.entries import (
     CWD,
     RENAMED,
+    SAMPLER_KEYS,
     AerEntry,
     BilledEntry,
     Entry,
@@ -25,12 +26,11 @@ from qrkt_hw.backends.entries import (
     config_file,
     layers,
     parse_entry,
-)  # fmt: skip
+)
 from qrkt_hw.errors import UserError, flag
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
-SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 DEVICE_KEYS = (*COPY_KEYS, *RENAMED, "mode", "instance", "max_time", *SAMPLER_KEYS)
 EVERY = 20.0  # seconds between two lines on what is waited for
 SENT = ("submitting", "submitted", "done", "held")

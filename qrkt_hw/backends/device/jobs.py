@@ -17,11 +17,10 @@ from qrkt_hw.backends.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
 from qrkt_hw.backends.device.packing import Counted, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, JobLimits, parts, together
-from qrkt_hw.backends.entries import BilledEntry
+from qrkt_hw.backends.entries import SAMPLER_KEYS, BilledEntry
 from qrkt_hw.errors import UserError
 
 AGAIN = 2  # times a job that failed on the service, for no fault of ours, is sent again
-OPTIONS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
 
 
 @dataclass
@@ -218,7 +217,7 @@ class BillingBackend(DeviceBackend):
             raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
         self.entry: Any = entry
         self.shots = shots or entry.shots
-        self.options = {key: getattr(entry, key) for key in OPTIONS}
+        self.options = {key: getattr(entry, key) for key in SAMPLER_KEYS}
         self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
         self.jobs: DeviceJobs | None = None
         # QPU seconds billed, those estimated for the same jobs, and how many jobs: by activity, as the journal has it,
