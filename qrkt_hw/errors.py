@@ -70,7 +70,7 @@ ARGUMENTS = {"from": "start_from", "ansatz-file": "ansatz"}  # of functions, whe
 
 def in_python(text: str) -> str:
     """A sentence that speaks of flags, in the words of somebody who calls a function: ``--rk-blocks`` is ``rk_blocks``,
-    ``take --loss hinge`` is ``take loss='hinge'``. Commands of the command line stay what they are."""
+    ``take --loss hinge`` is ``take loss='hinge'``. Commands of a shell stay what they are."""
 
     def named(flag: str) -> str:
         return ARGUMENTS.get(flag, flag.replace("-", "_"))
@@ -79,10 +79,10 @@ def in_python(text: str) -> str:
         value = found[2] if found[2].replace(".", "").isdigit() else repr(found[2])
         return f"take {named(found[1])}={value}"
 
-    said, command, rest = text.partition("qrkt-hw ")
+    said, *command = re.split("(qrkt-hw |sbatch |pip install )", text, maxsplit=1)
     said = re.sub(r"take --([a-z][a-z0-9-]*) ([\w.]+(?<!\.))", chosen, said)
     said = re.sub(r"(?<![^\s(\"'])--no-([a-z][a-z0-9-]*)", lambda found: f"{named(found[1])}=False", said)
-    return re.sub(r"(?<![^\s(\"'])--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + command + rest
+    return re.sub(r"(?<![^\s(\"'])--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + "".join(command)
 
 
 def sentence(error: ValidationError, key: str | None = None) -> str:

@@ -20,6 +20,7 @@ from qrkt_hw.errors import UserError, sentence
 
 Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
+SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
 Level = Annotated[int, Field(ge=0, le=3, strict=True)]
@@ -70,36 +71,50 @@ class FakeEntry(_Device, _Sampling):
     noise: FakeName | Literal["none"] | None = None
 
 
-class IBMEntry(_Device):
-    """A device of IBM Quantum; never simulated in its stead, so it has no fallback.
+class BilledEntry(_Device):
+    """A device that bills; never simulated in its stead, so it has no fallback."""
 
-    A ``fake_NAME`` runs in the client's own local testing mode: its code path without a service.
-    """
-
-    provider: Literal["ibm"]
-    name: Annotated[str, StringConstraints(pattern=r"^(least_busy|ibm_[a-z0-9_]+|fake_[a-z0-9_]+)$")]
     shots: Shots = 1024
     seed: Annotated[int, Field(ge=0, strict=True)] | None = None
-    mode: Literal["job", "batch", "session", "auto"] = "batch"
-    instance: str | None = None
-    max_time: Seconds | None = None
     dynamical_decoupling: Literal["XX", "XpXm", "XY4"] | bool = False
     twirl_gates: bool = False
     twirl_measure: bool = False
     rep_delay: Annotated[float, Field(ge=0, le=1)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
     patience: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 120.0
-    grace: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 60.0
     max_wait: Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)] = 86_400.0
-    submissions_per_minute: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 5
     # what one job may hold: executions, bytes of input, QPU seconds (the service's limits: 10 million, 50 MB, 3 h)
     largest_job: Annotated[int, Field(ge=1, le=10_000_000, strict=True)] = 10_000_000
     largest_input: Annotated[int, Field(ge=1, le=50_000_000, strict=True)] = 45_000_000
     longest_job: Annotated[float, Field(gt=0, le=10_800)] = 9_720.0
 
 
-Entry = ExactEntry | AerEntry | FakeEntry | IBMEntry
-PROVIDERS: dict[str, type[_Entry]] = {"exact": ExactEntry, "aer": AerEntry, "fake": FakeEntry, "ibm": IBMEntry}
+class IBMEntry(BilledEntry):
+    """A device of IBM Quantum.
+
+    A ``fake_NAME`` runs in the client's own local testing mode: its code path without a service.
+    """
+
+    provider: Literal["ibm"]
+    name: Annotated[str, StringConstraints(pattern=r"^(least_busy|ibm_[a-z0-9_]+|fake_[a-z0-9_]+)$")]
+    mode: Literal["job", "batch", "session", "auto"] = "batch"
+    instance: str | None = None
+    max_time: Seconds | None = None
+    timeout: Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)] = 60.0
+    grace: Annotated[float, Field(ge=0, le=31_536_000, allow_inf_nan=False)] = 60.0
+    submissions_per_minute: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] = 5
+
+
+class QRMIEntry(BilledEntry):
+    """A QPU that the scheduler of a cluster hands a job; without a name the only one of the job."""
+
+    provider: Literal["qrmi"]
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+
+
+Entry = ExactEntry | AerEntry | FakeEntry | IBMEntry | QRMIEntry
+PROVIDERS: dict[str, type[_Entry]] = {
+    "exact": ExactEntry, "aer": AerEntry, "fake": FakeEntry, "ibm": IBMEntry, "qrmi": QRMIEntry,
+}  # fmt: skip
 
 
 def parse_entry(name: str, value: Any, where: str) -> Entry:
@@ -115,8 +130,9 @@ def parse_entry(name: str, value: Any, where: str) -> Entry:
     if not isinstance(provider, str) or provider not in PROVIDERS:
         found = "is missing" if "provider" not in value else f"is {_short(provider)}"
         raise UserError(f"{where}: {name}.provider {found}; it must be one of {', '.join(PROVIDERS)}")
-    if provider == "ibm" and "fallback" in value:
-        raise UserError(f"{where}: {name}.fallback is not allowed: an IBM device is never replaced by a simulator")
+    if issubclass(PROVIDERS[provider], BilledEntry) and "fallback" in value:
+        kind = "an IBM device" if provider == "ibm" else "a QPU"
+        raise UserError(f"{where}: {name}.fallback is not allowed: {kind} is never replaced by a simulator")
     known = {RENAMED.get(key, key): given for key, given in value.items()}
     if len(known) < len(value):
         twice = next(new for old, new in RENAMED.items() if old in value and new in value)
@@ -223,12 +239,13 @@ def layers(named: Path | str | None = None) -> dict[str, tuple[Entry, str]]:
 
 def _check_name(name: str, entry: Entry, where: str, below: dict[str, tuple[Entry, str]]) -> None:
     """``exact`` is what everything is compared with, and the names of simulators are typed without fear of a bill."""
-    simulators = {key.lower() for key, (other, _) in below.items() if not isinstance(other, IBMEntry)}
+    simulators = {key.lower() for key, (other, _) in below.items() if not isinstance(other, BilledEntry)}
     why = None
     if name.lower() == "exact" and not isinstance(entry, ExactEntry):
         why = f"exact.provider is {entry.provider!r}; the name exact is reserved for provider exact, so"
-    elif isinstance(entry, IBMEntry) and (name.lower().startswith("fake_") or name.lower() in simulators):
-        why = f"{name}.provider is 'ibm', but {name} is the name of a simulator, which bills nothing;"
+    elif isinstance(entry, BilledEntry) and (name.lower().startswith("fake_") or name.lower() in simulators):
+        provider = getattr(entry, "provider", "")
+        why = f"{name}.provider is {provider!r}, but {name} is the name of a simulator, which bills nothing;"
     if why is not None:
         raise UserError(f"{where}: {why} give the entry another name")
 
@@ -257,7 +274,7 @@ def _check_fallback(name: str, entries: dict[str, tuple[Entry, str]]) -> None:
             wrong = f": it loops ({' -> '.join([*chain, following])})"
         elif following not in entries:
             wrong = f", which names no backend; there are {', '.join(entries)}"
-        elif isinstance(entries[following][0], IBMEntry):
+        elif isinstance(entries[following][0], BilledEntry):
             wrong = ", a device that bills; a fallback must be a simulator"
         if wrong is not None:
             raise UserError(f"{where}: {chain[-1]}.fallback is {following!r}{wrong}")

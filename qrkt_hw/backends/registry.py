@@ -12,15 +12,26 @@ from typing import Any, NamedTuple
 
 from qrkt_hw.backends.base import Backend, Gradient
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.entries import CWD, RENAMED, AerEntry, Entry, ExactEntry, FakeEntry, IBMEntry, config_file, layers
+from qrkt_hw.backends.entries import (
+    CWD,
+    RENAMED,
+    SAMPLER_KEYS,
+    AerEntry,
+    BilledEntry,
+    Entry,
+    ExactEntry,
+    FakeEntry,
+    IBMEntry,
+    QRMIEntry,
+    config_file,
+    layers,
+    parse_entry,
+)
 from qrkt_hw.errors import UserError, flag
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
-DEVICE_KEYS = (
-    *COPY_KEYS, *RENAMED,
-    "mode", "instance", "max_time", "dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay",
-)  # fmt: skip
+DEVICE_KEYS = (*COPY_KEYS, *RENAMED, "mode", "instance", "max_time", *SAMPLER_KEYS)
 EVERY = 20.0  # seconds between two lines on what is waited for
 SENT = ("submitting", "submitted", "done", "held")
 NAMES = {"infer": "inference", "train": "training", "generate": "image generation"}
@@ -89,7 +100,7 @@ def from_options(options: Any, seed: int | None = None) -> Backend:
 
 def bills(options: Any) -> bool:
     """Whether the ``backend`` section of a configuration names a device that bills its time; asks no network."""
-    return isinstance(_entry(options.name, layers(options.backends_file)), IBMEntry)
+    return isinstance(_entry(options.name, layers(options.backends_file)), BilledEntry)
 
 
 def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backend:
@@ -103,6 +114,10 @@ def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backe
         from qrkt_hw.backends.ibm.backend import IBMBackend
 
         return IBMBackend(name, entry, shots)
+    if isinstance(entry, QRMIEntry):
+        from qrkt_hw.backends.qrmi import QRMIBackend
+
+        return QRMIBackend(name, entry, shots)
     count = entry.shots if shots is None else (shots or None)
     seed = entry.seed if entry.seed is not None else seed
     common: dict[str, Any] = {"shots": count, "seed": seed, "optimization_level": entry.optimization_level}
@@ -119,10 +134,11 @@ def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backe
 
 def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
     for key in keys:
-        shared = RENAMED.get(key, key) in COPY_KEYS
-        if not isinstance(entry, (IBMEntry, FakeEntry) if shared else IBMEntry):
+        shared, sampler = RENAMED.get(key, key) in COPY_KEYS, key in SAMPLER_KEYS
+        if not isinstance(entry, (BilledEntry, FakeEntry) if shared else BilledEntry if sampler else IBMEntry):
             kind = "devices" if shared else "devices of IBM Quantum"
-            found = "a simulator" if not isinstance(entry, FakeEntry) else "a fake backend"
+            named = {FakeEntry: "a fake backend", QRMIEntry: "a QPU of the cluster"}
+            found = named.get(type(entry), "a simulator")
             raise UserError(f"{flag(key)} applies only to {kind}; backend {name!r} is {found}")
     return entry.model_copy(update={RENAMED.get(key, key): value for key, value in keys.items()})
 
@@ -146,6 +162,10 @@ def unavailable(entry: Entry) -> str | None:
         from qrkt_hw.backends.ibm import account
 
         return account.unavailable(entry.name)
+    if isinstance(entry, QRMIEntry):
+        from qrkt_hw.backends import qrmi
+
+        return qrmi.unavailable(entry.name)
     return None
 
 
@@ -164,6 +184,8 @@ def listing(file: Path | None = None) -> list[Description]:
     found = []
     for name, (entry, where) in layers(file).items():
         problem, kind, qubits = unavailable(entry), "IBM Quantum", None
+        if isinstance(entry, QRMIEntry):
+            kind = "QPU of the cluster (QRMI)"
         if isinstance(entry, ExactEntry):
             kind = f"exact simulator ({entry.device})"
         elif isinstance(entry, AerEntry):
@@ -195,6 +217,8 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
         raise UserError(f"--backend: no fake backend {name!r}; there are {', '.join(fake_names())}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
+    if name.startswith("qrmi_"):
+        return parse_entry(name, {"provider": "qrmi", "name": name.removeprefix("qrmi_") or None}, "--backend")
     there = f"{', '.join(known)}, and every fake_NAME of the IBM runtime"
     raise UserError(f"--backend: no backend {name!r}; there are {there}")
 
@@ -311,7 +335,7 @@ def _activity(
         journal.finish(activity)
         activity = None
     # what of the device's entry decides the bill
-    terms = {"shots": backend.shots, "mode": backend.entry.mode, "instance": backend.entry.instance}
+    terms = backend.terms
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
     if activity.arguments.get("terms", terms) != terms:

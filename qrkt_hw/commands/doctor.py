@@ -62,6 +62,7 @@ def examine() -> list[Finding]:
         "torch": lambda: [_torch()],
         "torchvision": lambda: [_torchvision()],
         "IBM account": _account,
+        "qrmi": lambda: [_qrmi()],
     }
     for name, check in checks.items():
         try:
@@ -176,6 +177,18 @@ def _plan() -> Finding:
         return Finding("problem", "IBM Quantum", text, "qrkt-hw backends list --remote")
     rest = f", {left:,.0f} QPU seconds left" if left is not None else ""
     return Finding("ok", "IBM Quantum", f"signed in, plan {plan}{rest}")
+
+
+def _qrmi() -> Finding:
+    """The QPUs that the scheduler of a cluster gave this job."""
+    from qrkt_hw.backends import qrmi
+
+    given = qrmi.resources()
+    names: list[str | None] = [*given] or [None]
+    problem = next((text for text in map(qrmi.unavailable, names) if text), None)
+    if problem is not None:
+        return Finding("problem" if given else "warning", "QPU of the cluster", problem)
+    return Finding("ok", "QPU of the cluster", ", ".join(f"{name} ({kind})" for name, kind in given.items()))
 
 
 def _nvidia() -> bool:

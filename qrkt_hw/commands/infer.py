@@ -229,7 +229,7 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
     ]  # fmt: skip
     if "billed_seconds" in there:
         estimated = f"{there['jobs']} jobs, estimated {there['estimated_seconds']:.1f}"
-        how = f"{there['plan']} plan, {there['mode']} mode"
+        how = there.get("billing") or f"{there['plan']} plan, {there['mode']} mode"
         rows.append(("billed", f"{there['billed_seconds']:.1f} QPU seconds for {estimated} ({how})"))
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))

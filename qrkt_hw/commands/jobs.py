@@ -73,17 +73,17 @@ def cancel(run: Path | None, number: int | None) -> None:
         if not chosen:
             echo(f"no job of {folder.path} is under way")
             return
-        account = None
+        service = None
         for one in chosen:
             if one.state == "planned":
                 journal.mark(one, "failed", remark="cancelled before it was sent")
                 continue
-            account = account or _account(journal, one)
-            job_id = one.job or _search(account, one.tag)
+            service = service or _service(journal, one)
+            job_id = one.job or service.find(one.tag)
             if job_id is None:
                 echo(f"#{one.id}: the service finds no job by its tag; it stays {one.state}")
                 continue
-            text = _cancel(account, job_id)
+            text = service.cancel(job_id)
             if text == "done":  # its result waits to be taken
                 journal.mark(one, "submitted", job=job_id)
                 echo(f"#{one.id}: job {job_id} is done already; --resume takes its result")
@@ -106,11 +106,11 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
         if not chosen:
             echo(f"no job of {folder.path} is held")
             return
-        account = _account(journal, chosen[0])
+        service = _service(journal, chosen[0])
         for one in chosen:
-            found = job_id or _search(account, one.tag)
+            found = job_id or service.find(one.tag)
             if job_id is not None:
-                account.ask(lambda: account.service.job(job_id), f"looking for job {job_id}")
+                service.look(job_id)
             if found is None:
                 journal.mark(one, "held")
                 echo(f"#{one.id}: the service finds no job by its tag; --resume --resubmit sends it anew")
@@ -141,34 +141,20 @@ def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[A
     return [s for s in found if s.id == number]
 
 
-def _account(journal: Any, submission: Any) -> Any:
-    from qrkt_hw.backends.ibm.account import Account
-
+def _service(journal: Any, submission: Any) -> Any:
+    """The service that a job was sent to."""
     arguments = next(a for a in journal.activities() if a.id == submission.activity).arguments
     terms = arguments.get("terms")  # with the instance of the entry, where no flag named another
+    if isinstance(terms, dict) and terms.get("provider") == "qrmi":
+        from qrkt_hw.backends.qrmi import Resource
+
+        return Resource(submission.device)
+    from qrkt_hw.backends.ibm.account import Account
+
     instance = arguments.get("instance") or (terms.get("instance") if isinstance(terms, dict) else None)
     if instance is not None and not isinstance(instance, str):
         raise UserError(f"{journal.path} is damaged: instance of activity {submission.activity} is no text")
     return Account(instance)
-
-
-def _search(account: Any, tag: str) -> str | None:
-    found = account.ask(lambda: account.service.jobs(job_tags=[tag], limit=5), "searching for a job by its tag")
-    return str(found[-1].job_id()) if found else None
-
-
-def _cancel(account: Any, job_id: str) -> str:
-    from qiskit_ibm_runtime.exceptions import RuntimeInvalidStateError
-
-    def ask() -> str:
-        job = account.service.job(job_id)
-        try:
-            job.cancel()
-        except RuntimeInvalidStateError:
-            return "done" if str(job.status()) == "DONE" else f"had ended already ({job.status()})"
-        return "is cancelled"
-
-    return str(account.ask(ask, f"cancelling job {job_id}"))
 
 
 def _shown(submission: Any, kinds: dict[int, str]) -> dict[str, Any]:

@@ -95,6 +95,7 @@ def secrets() -> list[str]:
     saved = saved_accounts(os.environ.get("QISKIT_IBM_CONFIG"))
     for entry in saved.values() if isinstance(saved, dict) else ():
         found += [str(entry.get("token", ""))] if isinstance(entry, dict) else []
+    found += [value for key, value in os.environ.items() if re.search("_QRMI_.*(KEY|SECRET|TOKEN)", key)]
     return [secret for secret in found if len(secret) >= 4]
 
 
@@ -272,6 +273,29 @@ class Account:
             way = "--backend ibm_least_busy takes the one with the shortest queue"
             raise UserError(f"--backend: the account has no device {name!r}; {there}; {way}")
         return found
+
+    def find(self, tag: str) -> str | None:
+        """The id of the first job with a tag."""
+        found = self.ask(lambda: self.service.jobs(job_tags=[tag], limit=5), "searching for a job by its tag")
+        return str(found[-1].job_id()) if found else None
+
+    def look(self, job: str) -> None:
+        """Raises UserError: the service knows no such job."""
+        self.ask(lambda: self.service.job(job), f"looking for job {job}")
+
+    def cancel(self, job: str) -> str:
+        """Cancel a job; what became of it, ``done`` where its result waits to be taken."""
+        from qiskit_ibm_runtime.exceptions import RuntimeInvalidStateError
+
+        def ask() -> str:
+            found = self.service.job(job)
+            try:
+                found.cancel()
+            except RuntimeInvalidStateError:
+                return "done" if str(found.status()) == "DONE" else f"had ended already ({found.status()})"
+            return "is cancelled"
+
+        return str(self.ask(ask, f"cancelling job {job}"))
 
 
 def _why_no_account(error: BaseException, instance: str | None) -> str:

@@ -2,18 +2,17 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qrkt_hw.backends.base import Backend, Call
+from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.device.journal import Journal
-from qrkt_hw.backends.device.packing import Counted, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, JobLimits
+from qrkt_hw.backends.device.jobs import BillingBackend
+from qrkt_hw.backends.device.journal import Activity, Journal
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.entries import IBMEntry
 from qrkt_hw.backends.ibm.account import Account, classify, explain
@@ -21,7 +20,7 @@ from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
 
 
-class IBMBackend(DeviceBackend):
+class IBMBackend(BillingBackend):
     """A device of IBM Quantum, signed in, or a fake backend in the client's local testing mode.
 
     There circuits are not packed, as the client simulates the whole chip. Raises UserError: no account, no network, a
@@ -29,141 +28,39 @@ class IBMBackend(DeviceBackend):
     """
 
     kind = "IBM Quantum"
-    bills = True
 
     def __init__(self, name: str, entry: IBMEntry, shots: int | None) -> None:
-        super().__init__(name)
-        if shots == 0:
-            raise UserError(f"--shots: {name} is a device and samples; give a number of shots")
+        super().__init__(name, entry, shots)
         self.account: Account | None = None
         if not entry.name.startswith("fake_"):
             self.account = Account(entry.instance, entry.timeout, entry.patience)
         device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
-        self.entry, self.place = entry, Place(self.account, device, entry.mode, entry.max_time)
-        self.shots = shots or entry.shots
-        keys = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")
-        self.options = {key: getattr(entry, key) for key in keys}
-        self.job_limits = JobLimits(entry.largest_job, entry.largest_input, entry.longest_job)
-        self.jobs: Jobs | None = None
-        # QPU seconds billed, those estimated for the same jobs, and how many jobs: by activity, as the journal has it,
-        # so that what an earlier process paid for counts too
-        self._totals: dict[str, tuple[float, float, int]] = {}
-        self.billed, self.submissions = 0.0, 0
-        self.notices: list[str] = []
+        self.place = Place(self.account, device, entry.mode, entry.max_time)
         self._use_device()
 
-    def _use_device(self) -> None:
-        self.target = self.place.device.target
-        self.packer = Packer(
-            self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots or 0,
-            pack=self.entry.pack and self.account is not None, spacing=self.entry.spacing, options=self.options,
-            min_fidelity=self.entry.min_fidelity, mitigation=self.entry.mitigation == "mthree",
-        )  # fmt: skip
-        self._kept_groups, self._pinned = 0, None  # groups in the kept plan; the calibration it was made with
+    def _use_device(self, pack: bool = True) -> None:
+        super()._use_device(pack and self.account is not None)
+
+    def _jobs(self, journal: Journal, activity: Activity, budget: Budget | None, resubmit: bool) -> Jobs:
+        return Jobs(self, journal, activity, budget, resubmit)
 
     @property
-    def device(self) -> Any:  # type: ignore[override]
-        return self.place.device
+    def terms(self) -> dict[str, Any]:
+        return {"shots": self.shots, "mode": self.entry.mode, "instance": self.entry.instance}
 
-    @property
-    def default_rep_delay(self) -> float:
-        return super().default_rep_delay if self.entry.rep_delay is None else self.entry.rep_delay
-
-    def about(self) -> dict[str, Any]:
-        more = {k: v for k, v in {**self.options, "notices": list(self.notices)}.items() if v}
-        return {
-            **super().about(), "device": self.place.name, "qubits": self.num_qubits, "calibrated": self.calibrated(),
-            "plan": self.place.plan, "mode": self.place.mode, "jobs": self.submissions,
-            "estimated_seconds": round(self.estimated, 3), "billed_seconds": round(self.billed, 3), **more,
-        }  # fmt: skip
-
-    @contextmanager
-    def open(
-        self,
-        journal: Any = None,
-        budget: Any = None,
-        progress: Callable[[str], None] | None = None,
-        *,
-        activity: Any = None,
-        resubmit: bool = False,  # send again what is held
-        replan: bool = False,  # let go of the plan that was pinned
-    ) -> Iterator[Backend]:
-        """Hold journal, budget and session for many circuit batches.
-
-        Without a journal one is kept in memory, without an activity one is started, without a budget the entry's
-        ``max_seconds`` limits. Raises UserError: the activity is another device's, or its plan is damaged.
-        """
-        own = journal is None
-        journal = journal or Journal(None)
-        activity = activity or journal.start("run", self.place.name, {})
-        budget = Budget.of(self, budget)
-        if activity.device != self.place.name:
-            if self.account is None or self.entry.name != "least_busy":
-                what = f"--backend: {self.name} is {self.place.name}, but what was begun ran on {activity.device}"
-                way = "name the backend it was begun on, or begin anew with --restart"
-                raise UserError(f"{what}; {way}")
-            self.place = Place(self.account, self.account.device(activity.device), self.entry.mode, self.entry.max_time)
-            self._use_device()
-        plan, calibrated = (None, None) if replan else journal.plan(activity)
-        if plan is not None or replan:
-            self._use_device()
-        self._kept_groups = 0  # this activity has a plan of its own, whatever was kept for another
-        if plan is not None:
-            try:
-                self.packer.from_bytes(plan)
-            except ValueError as error:
-                damage = f"the plan of what was begun is damaged ({error}); --resume --replan makes a new one"
-                raise UserError(f"{journal.path}: {damage}") from error
-            self._pinned = calibrated
-            if calibrated != self.calibrated():
-                way = "its pinned plan is kept (--replan makes a new one)"
-                self.notices.append(f"{self.place.name} was calibrated anew since this began; {way}")
-        if budget is not None:
-            budget.charge(journal.billed(activity))
-        self.jobs = Jobs(self, journal, activity, budget, resubmit)
-        self._settle(self.jobs)
-        try:
-            with self.reporting(progress):
-                yield self
-        finally:
-            self.place.close()
-            self._settle(self.jobs)
-            self.jobs = None
-            if own:
-                journal.close()
+    def _move(self, device: str) -> bool:
+        if self.account is None or self.entry.name != "least_busy":
+            return False
+        self.place = Place(self.account, self.account.device(device), self.entry.mode, self.entry.max_time)
+        self._use_device()
+        return True
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        """See :meth:`DeviceBackend.run`. Raises UserError where the device bills and :meth:`open` does not hold it."""
-        if self.jobs is not None:
-            return super().run(calls)
-        if self.account is not None:
-            what = f"backend {self.name!r}: {self.place.name} bills what it runs; run it inside 'with backend.open():'"
-            way = "with a journal if nothing is to be paid for twice and a budget if there is a limit"
-            raise UserError(f"{what}, {way}")
-        with self.open():
-            return super().run(calls)
-
-    def submit(self, pubs: Sequence[PUB]) -> Counted:
-        """Jobs of the service, journalled before they are sent and awaited; the plan is kept first."""
-        jobs = self.jobs
-        assert jobs is not None
-        if len(self.packer.groups) != self._kept_groups:
-            jobs.journal.keep_plan(jobs.activity, self.packer.to_bytes(), self._pinned or self.calibrated())
-            self._kept_groups = len(self.packer.groups)
-        try:
-            outcomes = jobs.outcomes(pubs)
-        finally:
-            self._settle(jobs)
-        both = zip(pubs, outcomes, strict=True)
-        return [[found[register.name] for register in pub.circuit.cregs] for pub, found in both]
-
-    def _settle(self, jobs: Jobs) -> None:
-        self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
-        self.billed, self.estimated, self.submissions = (sum(one) for one in zip(*self._totals.values(), strict=True))
-        self.notices += [n for n in jobs.notices if n not in self.notices]
-        jobs.notices = []
-        if self.notices:
-            self.notice = "; ".join(self.notices)
+        """See :meth:`BillingBackend.run`; the local testing mode bills nothing and needs not to be held open."""
+        if self.jobs is None and self.account is None:
+            with self.open():
+                return super().run(calls)
+        return super().run(calls)
 
     def configure(self, sampler: Any) -> None:
         options, sequence = sampler.options, self.options["dynamical_decoupling"]
@@ -208,6 +105,9 @@ class Place:
     @property
     def session_id(self) -> str | None:
         return getattr(self._object, "session_id", None)
+
+    def about(self) -> dict[str, Any]:
+        return {"plan": self.plan, "mode": self.mode}
 
     def describe(self) -> str:
         return f"{self.name} ({self.plan} plan, {self.mode})" if self.account is not None else f"{self.name} (local)"

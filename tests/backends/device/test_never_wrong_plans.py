@@ -14,7 +14,7 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.registry import command, same
-from qrkt_hw.commands.jobs import _account
+from qrkt_hw.commands.jobs import _service
 from qrkt_hw.errors import UserError
 from tests.command_line import qrkt
 
@@ -116,7 +116,7 @@ def test_an_odd_cell_is_one_sentence(table, column, value, tmp_path):
                 for one in journal.submissions(activity):
                     journal.mark(one, "held")
                     if column == "arguments":
-                        _account(journal, one)
+                        _service(journal, one)
         except UserError as error:
             assert "\n" not in str(error)
 
