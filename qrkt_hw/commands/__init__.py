@@ -47,6 +47,7 @@ OLD_NAMES = {
 @click.group(
     cls=LazyGroup,
     commands=COMMANDS,
+    elsewhere={"about": "doctor", "compare": "runs"},
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda word: OLD_NAMES.get(word, word),

@@ -28,7 +28,7 @@ def baseline(run: Path | None, trials: int | None, epochs: int | None, out: Path
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
-    from qrkt_hw.commands.compare import show
+    from qrkt_hw.commands.runs import show
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)

@@ -1,4 +1,4 @@
-"""``qrkt-hw doctor``: each check looks at the installation, and says what it saw and what would fix it."""
+"""``qrkt-hw doctor``, whose checks say what they saw of the installation and what fixes it, and ``qrkt-hw about``."""
 
 import importlib
 import json
@@ -193,3 +193,16 @@ def _qrmi() -> Finding:
 
 def _nvidia() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
+
+
+@click.command(cls=Command)
+def about() -> None:
+    """Versions and devices, for a bug report."""
+    from qrkt_hw.runs.folder import environment
+
+    found = environment()
+    packages = found.pop("packages")
+    for key, value in {**found, **packages}.items():
+        if isinstance(value, list):
+            value = ", ".join(value) or "none"
+        echo(f"{key:24} {value}")

@@ -73,18 +73,20 @@ class LazyGroup(click.Group):
 
     Args:
         commands: name -> one line of help; its module has its name.
+        elsewhere: name -> another module.
     """
 
-    def __init__(self, *args: Any, commands: dict[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, commands: dict[str, str], elsewhere: dict[str, str], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.known = commands
+        self.known, self.elsewhere = commands, elsewhere
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.known)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        known = cmd_name in self.known
-        return getattr(importlib.import_module(f"qrkt_hw.commands.{cmd_name}"), cmd_name) if known else None
+        if cmd_name not in self.known:
+            return None
+        return getattr(importlib.import_module(f"qrkt_hw.commands.{self.elsewhere.get(cmd_name, cmd_name)}"), cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -1,4 +1,4 @@
-"""``qrkt-hw runs``."""
+"""``qrkt-hw runs`` and ``qrkt-hw compare``: several runs beside each other."""
 
 from pathlib import Path
 
@@ -35,3 +35,32 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
          f"{one['accuracy']:.4f}" if isinstance(one["accuracy"], float) else "-", one["state"])
         for one in found
     ), right=("seed", "accuracy"))  # fmt: skip
+
+
+@click.command(cls=cli.Command)
+@click.argument("runs", nargs=-1, required=True, type=cli.PATH)
+@click.option("--out", type=cli.PATH, default=Path("comparison"), show_default=True)
+def compare(runs: tuple[Path, ...], out: Path) -> None:
+    """One table and one set of curves for several RUNS; seeds of the same configuration are averaged.
+
+    Writes table.md, table.csv, loss.png and auroc.png.
+    """
+    from qrkt_hw.runs import RunFolder
+
+    folders = [RunFolder.open(path) for path in runs]
+    from qrkt_hw.experiments.comparison import grouped, write_comparison
+
+    groups = grouped(folders)
+    files = write_comparison(groups, out)
+    show(groups)
+    for file in files:
+        cli.echo(str(file))
+
+
+def show(groups: list) -> None:
+    """The table on the terminal, upright: a column per configuration."""
+    from qrkt_hw.experiments.comparison import table as compared
+
+    header, rows = compared(groups)
+    upright = zip(header[1:], *(row[1:] for row in rows), strict=True)
+    cli.table(["", *(row[0] for row in rows)], upright)

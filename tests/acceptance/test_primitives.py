@@ -231,6 +231,7 @@ def test_the_service_bills_what_was_estimated(fez, service):
     assert set(counts) <= {"00", "11"} and found[0].data.meas.num_shots == 200
 
 
+@pytest.mark.slow
 def test_stopped_while_a_job_runs_its_result_is_taken_and_nothing_is_sent_twice(fez, service, tmp_path, monkeypatch):
     pubs = pubs_of_a_user()[:2]
 

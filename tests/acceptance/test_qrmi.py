@@ -415,7 +415,7 @@ def kill(cluster, home, moment, nth, *flags):
 
 
 @pytest.mark.parametrize(
-    "moment", [pytest.param(m, marks=() if m in MOMENTS[2:4] else pytest.mark.slow) for m in MOMENTS]
+    "moment", [pytest.param(m, marks=() if m in MOMENTS[2:3] else pytest.mark.slow) for m in MOMENTS]
 )
 @pytest.mark.parametrize("nth", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(moment, nth, undisturbed, cluster, home, run):

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.acceptance
 PAGE = Path(__file__).parents[2] / "docs" / "runs.md"
 
 
+@pytest.mark.slow
 def test_the_page_of_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(bash|python)\n(.*?)```", PAGE.read_text(), re.S)

@@ -122,7 +122,9 @@ class Between(nn.Module):
         return self.module(self.before(x)).sin()
 
 
-@of([*LAYERS, sampled])
+@pytest.mark.parametrize(
+    "make", [LAYERS[0], *(pytest.param(m, marks=pytest.mark.slow) for m in [*LAYERS[1:], sampled])]
+)
 def test_compiled_with_breaks_at_the_circuits_only(make):
     module, x = made(make)
     whole = Between(module, x.shape[1])
