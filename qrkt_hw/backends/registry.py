@@ -292,7 +292,9 @@ def open(
     """
     arguments = arguments or {}
     how = {"resume": resume, "restart": restart, "resubmit": resubmit, "replan": replan}
-    if not isinstance(options, str) and not hasattr(options, "strict_backend"):
+    if isinstance(options, Backend):
+        backend = options
+    elif not isinstance(options, str) and not hasattr(options, "strict_backend"):
         from qrkt_hw.backends.objects import of
 
         backend = of(options)

@@ -420,6 +420,8 @@ class QuantumLayer(TorchConnector):
 
 
 def _resolved(backend: Any) -> Backend:
+    if isinstance(backend, Backend):
+        return backend  # without the import of what other objects need
     return backends.get(backend) if isinstance(backend, str) else backends.of(backend)
 
 
