@@ -141,6 +141,7 @@ def test_a_job_whose_tag_is_seen_late_is_found_or_adopted_later(mode, undisturbe
     assert not service.report()["twice"]
 
 
+@pytest.mark.slow
 def test_a_plan_without_sessions(undisturbed, fez, service, monkeypatch):
     for name, value in service.environment("open").items():
         monkeypatch.setenv(name, value)

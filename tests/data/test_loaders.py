@@ -118,6 +118,7 @@ def test_a_stream_holds_every_row_once(tmp_path):
     assert isinstance(few.splits["train"], Stream) and sum(len(y) for _, y in collected(few, 0)) == 10
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_for_a_stream(tmp_path):
     # 118 MB of images in files of 20 MB; the process may grow by far less
     for k in range(6):
