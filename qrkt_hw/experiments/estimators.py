@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from pathlib import Path
 from types import NoneType
@@ -50,7 +51,7 @@ class _Samples(Dataset[Any]):
         return self.inputs[self.index[k]], int(self.targets[k])
 
 
-class _Classifier(ClassifierMixin, BaseEstimator):
+class _Classifier(ClassifierMixin, BaseEstimator, ABC):
     """What both classifiers share."""
 
     model_: nn.Module
@@ -128,9 +129,9 @@ class _Classifier(ClassifierMixin, BaseEstimator):
         """Probabilities ``(samples, classes)``, in the order of ``classes_``."""
         return self._probabilities(self.inputs(X))
 
+    @abstractmethod
     def inputs(self, X: Any) -> Tensor:
-        """What ``model_`` reads of these samples."""
-        raise NotImplementedError
+        """What ``model_`` reads of these samples. Raises ValueError: samples that ``fit`` would not take."""
 
     @property
     def run_(self) -> Run:

@@ -6,6 +6,7 @@ import hashlib
 import uuid
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -107,7 +108,7 @@ class Work:
     key: str = ""  # a hash of the PUBs
 
 
-class PackedPrimitive:
+class PackedPrimitive(ABC):
     """What both primitives do: open the device, keep the journal, make work of PUBs and results of what was counted."""
 
     kind: str
@@ -226,13 +227,13 @@ class PackedPrimitive:
             for k, part in enumerate(parts) if len(part)
         ]  # fmt: skip
 
+    @abstractmethod
     def _work(self, pubs: Sequence[Any]) -> tuple[Work, Any]:
         """The work of PUBs, and what makes their results of what was counted. Raises ValueError: one is wrong."""
-        raise NotImplementedError
 
+    @abstractmethod
     def coerced(self, pubs: Iterable[Any], default: Any = None) -> list[Any]:
         """PUBs of Qiskit's kind, each with its shots or precision. Raises PubError, TypeError: one is none."""
-        raise NotImplementedError
 
     def _coerced(self, kind: Any, pubs: Iterable[Any], default: Any) -> list[Any]:
         if self._closed:
@@ -261,8 +262,9 @@ class PackedPrimitive:
                 raise PubError(f"PUB {number}: {shots:,} shots are more than a job may hold ({most:,}); take fewer")
         return work, results
 
+    @abstractmethod
     def shots_of(self, pub: Any) -> int:
-        raise NotImplementedError
+        """Shots of each circuit of a PUB."""
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
         with self._turn:
@@ -330,8 +332,9 @@ class PackedPrimitive:
             readout.learn(int(state), [int(qubit)], [share])  # type: ignore[union-attr]
         return kept
 
+    @abstractmethod
     def _result(self, number: int, pub: Any, arrays: dict[str, NDArray[Any]]) -> PubResult:
-        raise NotImplementedError
+        """A PUB's result of the arrays that its run gave."""
 
 
 def device_backend(backend: Any, shots: int | None, seed: int | None, device: dict[str, Any]) -> DeviceBackend:
