@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from qiskit.primitives import BitArray
 
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.device.jobs import AGAIN, BillingBackend, DeviceJobs, Pending
+from qrkt_hw.backends.device.jobs import AGAIN, BillingBackend, DeviceJobs, Pending, patiently
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.entries import QRMIEntry
@@ -100,21 +100,14 @@ class Resource:
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
         """The answer, with back-off. Raises UserError: refused, or none within ``patience``; passes on not_found."""
-        deadline, pause = time.monotonic() + self.patience, 0.5
-        while True:
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    return question()
-            except UserError:
-                raise
-            except Exception as error:
-                if isinstance(error, self.not_found):
-                    raise
-                passing = isinstance(error, self.trouble) and not isinstance(error, self.refused)
-                if not passing or time.monotonic() + pause > deadline:
-                    raise UserError(f"{doing}: {reason(error)}") from None
-                time.sleep(pause)
-                pause = min(2 * pause, 10.0)
+
+        def refused(error: Exception, late: bool) -> str | None:
+            if isinstance(error, self.not_found):
+                raise error
+            passing = isinstance(error, self.trouble) and not isinstance(error, self.refused)
+            return None if passing and not late else f"{doing}: {reason(error)}"
+
+        return patiently(question, self.patience, refused)
 
     @cached_property
     def device(self) -> Any:

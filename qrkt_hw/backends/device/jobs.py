@@ -2,11 +2,12 @@
 
 import math
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,31 @@ from qrkt_hw.backends.device.pubs import PUB, JobLimits, parts, together
 from qrkt_hw.backends.entries import SAMPLER_KEYS, BilledEntry
 from qrkt_hw.errors import UserError
 
+T = TypeVar("T")
 AGAIN = 2  # times a job that failed on the service, for no fault of ours, is sent again
+
+
+def patiently(question: Callable[[], T], patience: float, refused: Callable[[Exception, bool], str | None]) -> T:
+    """The answer of a service, asked again with growing pauses for ``patience`` seconds.
+
+    ``refused(error, late)`` gives what the user is told; None where the error may pass and it is not too ``late``. It
+    may raise the error instead.
+
+    Raises UserError: refused, or no answer in time.
+    """
+    deadline, pause = time.monotonic() + patience, 0.5
+    while True:
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                return question()
+        except UserError:
+            raise
+        except Exception as error:
+            late = time.monotonic() + pause > deadline
+            if (told := refused(error, late)) is not None:
+                raise UserError(told) from None
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
 
 
 @dataclass

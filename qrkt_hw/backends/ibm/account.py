@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 import requests
 import urllib3
 
+from qrkt_hw.backends.device.jobs import patiently
 from qrkt_hw.errors import UserError
 
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
@@ -219,23 +220,22 @@ class Account:
 
     def ask(self, question: Callable[[], T], doing: str) -> T:
         """The answer, with back-off and after signing in anew. Raises UserError: none within ``patience``."""
-        deadline, pause, signed_in = time.monotonic() + self.patience, 0.5, 0
-        while True:
-            try:
-                with warnings.catch_warnings(action="ignore"):
+
+        def signed_in() -> T:
+            for _ in range(2):
+                try:
                     return question()
-            except UserError:
-                raise
-            except Exception as error:
-                kind = classify(error)
-                if kind == "unauthorized" and signed_in < 2:
-                    signed_in += 1
+                except Exception as error:
+                    if classify(error) != "unauthorized":
+                        raise
                     self.connect()
-                    continue
-                if kind not in ("unreachable", "lost", "server", "busy") or time.monotonic() + pause > deadline:
-                    raise UserError(explain(error, doing)) from None
-                time.sleep(pause)
-                pause = min(2 * pause, 10.0)
+            return question()
+
+        def refused(error: Exception, late: bool) -> str | None:
+            passing = classify(error) in ("unreachable", "lost", "server", "busy")
+            return None if passing and not late else explain(error, doing)
+
+        return patiently(signed_in, self.patience, refused)
 
     @property
     def plan(self) -> str:
