@@ -100,7 +100,7 @@ def train(
         circuits = f"{count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
         cli.echo(f"{count['total']} parameters, {circuits}")
     if (held := results.get("agreement")) is not None:
-        what = f"test samples: accuracy {held['accuracy']:.4f}," if "accuracy" in held else "drawn images:"
+        what = f"test samples: accuracy {held['accuracy']:.4f}," if "accuracy" in held else "generated samples:"
         cli.echo(
             f"{results['backend']} on {held['samples']} {what} largest difference "
             f"{held['largest_difference']:.0e}, {held['circuits']:,} circuits, {held['seconds']:.0f} s"

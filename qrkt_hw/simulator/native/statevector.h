@@ -170,11 +170,12 @@ typedef struct {
     const REAL *waves, *given;
 } FN(Pass);
 
-INLINE void FN(take)(const Cosets *at, REAL *const *whole, REAL **block, int planes, REAL *room) {
+/* block: where a block's planes lie; the first ones are gathered */
+INLINE void FN(take)(const Cosets *at, REAL *const *whole, REAL **block, int planes, int gathered, REAL *room) {
     int64_t after = at->left > 1 ? ((at->base | at->pivots) + 1) & ~at->pivots : at->base;
     for (int i = 0; i < planes; i++) {
         block[i] = at->all ? whole[i] : room + (int64_t)i * CH * BLOCK;
-        if (at->all) continue;
+        if (at->all || i >= gathered) continue;
         for (int64_t e = 0; e < at->rows; e++) {
             ROW(block[i] + e * CH) = ROW(whole[i] + (at->base ^ at->place[e]) * CH);
             __builtin_prefetch(whole[i] + (after ^ at->place[e]) * CH, 1);
@@ -196,7 +197,7 @@ static void FN(forward_part)(void *pass, int part, int thread) {
     REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
     Cosets at;
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 2, room);
+        FN(take)(&at, a->source, b, 2, a->zero ? 0 : 2, room);
         if (a->zero) { /* the circuit begins with |0> */
             memset(b[0], 0, sizeof(REAL) * CH * at.rows);
             memset(b[1], 0, sizeof(REAL) * CH * at.rows);
@@ -220,7 +221,7 @@ static void FN(backward_part)(void *pass, int part, int thread) {
     Cosets at;
     memset(sums, 0, sizeof(REAL) * CH * (end - first));
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 4, room);
+        FN(take)(&at, a->source, b, 4, 4, room);
         for (int k = end - 1; k >= first; k--) {
             const REAL *c = a->waves + (int64_t)p->angle[k] * 2 * CH;
             int32_t x = p->x[k], z = p->z[k];
@@ -239,7 +240,7 @@ static void FN(read_part)(void *pass, int part, int thread) {
     Cosets at;
     memset(sums, 0, sizeof(REAL) * CH * (end - first));
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 2, room);
+        FN(take)(&at, a->source, b, 2, 2, room);
         REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
         for (int64_t k = 0; k < at.rows * CH; k++) plane[k] = b[0][k] * b[0][k] + b[1][k] * b[1][k];
         for (int r = first; r < end; r++) {
@@ -260,11 +261,10 @@ static void FN(read_back_part)(void *pass, int part, int thread) {
     REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
     Cosets at;
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, a->zero ? 2 : 4, room);
+        FN(take)(&at, a->source, b, 4, a->zero ? 2 : 4, room);
         REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
         memset(plane, 0, sizeof(REAL) * CH * at.rows);
         if (a->zero) {
-            for (int i = 2; i < 4; i++) b[i] = at.all ? a->planes[i] : room + (int64_t)i * CH * BLOCK;
             memset(b[2], 0, sizeof(REAL) * CH * at.rows);
             memset(b[3], 0, sizeof(REAL) * CH * at.rows);
         }
