@@ -18,9 +18,9 @@
 #define EACH for (int j = 0; j < CH; j++)
 /* a row of CH columns, 64 bytes, wherever it lies */
 #define ROW(pointer) (*(FN(row) *)(pointer))
-/* the h-th register of a row */
-#define LANE(pointer, h) (((FN(lane) *)(pointer))[h])
-#define LANES (64 / REGISTER)
+/* the h-th SIMD register of a row */
+#define VEC(pointer, h) (((FN(vec) *)(pointer))[h])
+#define VECS (64 / REGISTER)
 
 /* angles[a] = offset[a] + sum over its terms of factor * parameter */
 typedef struct {
@@ -127,7 +127,7 @@ static void trim(int which) {
 }
 
 /* Threads -------------------------------------------------------------------------------------------------------- */
-#define WORTH 200000   /* rows of work, some 2 ns each, from which a second thread pays */
+#define PARALLEL_ROWS 200000 /* rows of work, some 2 ns each, from which a second thread pays */
 #define PARTS 32       /* of a state that threads share, and so the most threads of a call */
 #define SHARED 15      /* qubits from which threads share a state; before, each takes other samples */
 #define BLOCKED 9      /* qubits up to which a state stays in the nearest cache as it is */
@@ -140,38 +140,38 @@ typedef struct {
     Work *work;
     void *what;
     int tasks, next;
-} Crew;
+} Team;
 
 typedef struct {
-    Crew *crew;
+    Team *team;
     int thread;
     pthread_t id;
-} Member;
+} Worker;
 
-static void *labour(void *member) {
-    const Member *own = member;
-    for (int task; (task = __atomic_fetch_add(&own->crew->next, 1, __ATOMIC_RELAXED)) < own->crew->tasks;)
-        own->crew->work(own->crew->what, task, own->thread);
+static void *run_tasks(void *worker) {
+    const Worker *own = worker;
+    for (int task; (task = __atomic_fetch_add(&own->team->next, 1, __ATOMIC_RELAXED)) < own->team->tasks;)
+        own->team->work(own->team->what, task, own->thread);
     return NULL;
 }
 
 /* Does all tasks. Threads live for one call: nothing is left that a fork would break or that waits in a loop. */
-static void share(int threads, int tasks, Work *work, void *what) {
-    Crew crew = {work, what, tasks, 0};
-    Member members[PARTS];
+static void parallel(int threads, int tasks, Work *work, void *what) {
+    Team team = {work, what, tasks, 0};
+    Worker workers[PARTS];
     int others = 0;
     for (int k = 1; k < threads && k < tasks; k++) {
-        members[others] = (Member){&crew, k, 0};
-        if (pthread_create(&members[others].id, NULL, labour, &members[others])) break; /* the others do its work */
+        workers[others] = (Worker){&team, k, 0};
+        if (pthread_create(&workers[others].id, NULL, run_tasks, &workers[others])) break; /* the others do its work */
         others++;
     }
-    labour(&(Member){&crew, 0, 0});
-    for (int k = 0; k < others; k++) pthread_join(members[k].id, NULL);
+    run_tasks(&(Worker){&team, 0, 0});
+    for (int k = 0; k < others; k++) pthread_join(workers[k].id, NULL);
 }
 
 /* how many parts the samples of a weight set are dealt to, by sizes alone: sums do not depend on the number of threads */
 static int slices_of(int64_t rows, int64_t groups, int64_t chunks) {
-    int64_t slices = rows < WORTH ? 1 : PARTS / groups;
+    int64_t slices = rows < PARALLEL_ROWS ? 1 : PARTS / groups;
     if (slices > chunks) slices = chunks;
     return slices < 1 ? 1 : (int)slices;
 }

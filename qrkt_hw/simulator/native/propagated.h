@@ -2,7 +2,7 @@
  * set; then for each sample a tape of products and sums over the cosines and sines of the inputs' angles. */
 
 typedef REAL FN(row) __attribute__((vector_size(64), aligned(64), may_alias));
-typedef REAL FN(lane) __attribute__((vector_size(REGISTER), aligned(REGISTER), may_alias));
+typedef REAL FN(vec) __attribute__((vector_size(REGISTER), aligned(REGISTER), may_alias));
 
 INLINE double FN(angle_of)(const Angles *a, int k, const REAL *inputs, int64_t stride, int num_inputs,
                            const REAL *weights) {
@@ -113,10 +113,10 @@ INLINE REAL FN(across)(const REAL *row) {
     return total;
 }
 
-/* sum[h] += term t of a sum, a register of columns at a time */
-INLINE void FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t, FN(lane) *sum) {
+/* sum[h] += term t of a sum, one SIMD register at a time */
+INLINE void FN(term)(const Tape *p, const REAL *coefficient, const REAL *node, int t, FN(vec) *sum) {
     REAL c = p->position[t] < 0 ? (REAL)1 : coefficient[p->position[t]];
-    for (int h = 0; h < LANES; h++) sum[h] += c * LANE(node + (int64_t)p->source[t] * CH, h);
+    for (int h = 0; h < VECS; h++) sum[h] += c * VEC(node + (int64_t)p->source[t] * CH, h);
 }
 
 INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *stride, int64_t first, int64_t batch,
@@ -139,17 +139,17 @@ INLINE void FN(tape_chunk)(const Tape *p, const REAL *inputs, const int64_t *str
         int l = p->left[k], r = p->right[k];
         if (r >= 0) {
             const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
-            for (int h = 0; h < LANES; h++) LANE(out, h) = LANE(a, h) * LANE(b, h);
+            for (int h = 0; h < VECS; h++) VEC(out, h) = VEC(a, h) * VEC(b, h);
         } else {
             /* two sums side by side: one alone would wait for each addition */
-            FN(lane) sum[LANES] = {0}, other[LANES] = {0};
+            FN(vec) sum[VECS] = {0}, other[VECS] = {0};
             int t = l, end = -r - 1;
             for (; t + 1 < end; t += 2) {
                 FN(term)(p, coefficient, node, t, sum);
                 FN(term)(p, coefficient, node, t + 1, other);
             }
             if (t < end) FN(term)(p, coefficient, node, t, sum);
-            for (int h = 0; h < LANES; h++) LANE(out, h) = sum[h] + other[h];
+            for (int h = 0; h < VECS; h++) VEC(out, h) = sum[h] + other[h];
         }
     }
 }
@@ -170,7 +170,7 @@ static int FN(plan_tape)(FN(Taped) *job, int64_t rows, int *threads) {
     job->chunks = (job->batch + CH - 1) / CH;
     int64_t work = job->groups * job->chunks * nodes;
     job->slices = slices_of(work, job->groups, job->chunks);
-    if (work < WORTH) *threads = 1;
+    if (work < PARALLEL_ROWS) *threads = 1;
     if (*threads > job->groups * job->slices) *threads = (int)(job->groups * job->slices);
     if (*threads > PARTS) *threads = PARTS;
     job->room_size = rows * CH;
@@ -200,7 +200,7 @@ int FN(tape_forward)(const Tape *p, const REAL *inputs, const int64_t *stride, c
     FN(Taped) job = {.p = p, .inputs = inputs, .stride = stride, .coefficients = coefficients, .batch = batch,
                      .groups = groups, .out = out};
     if (!FN(plan_tape)(&job, 1 + 2 * (int64_t)p->angles.count + p->operations, &threads)) return 1;
-    share(threads, (int)(groups * job.slices), FN(tape_forward_task), &job);
+    parallel(threads, (int)(groups * job.slices), FN(tape_forward_task), &job);
     trim(0);
     return 0;
 }
@@ -233,21 +233,21 @@ static void FN(tape_backward_task)(void *what, int task, int thread) {
             if (r >= 0) {
                 const REAL *a = node + (int64_t)l * CH, *b = node + (int64_t)r * CH;
                 REAL *da = grad + (int64_t)l * CH, *db = grad + (int64_t)r * CH;
-                for (int h = 0; h < LANES; h++) { /* a may be b */
-                    LANE(da, h) += LANE(s, h) * LANE(b, h);
-                    LANE(db, h) += LANE(s, h) * LANE(a, h);
+                for (int h = 0; h < VECS; h++) { /* a may be b */
+                    VEC(da, h) += VEC(s, h) * VEC(b, h);
+                    VEC(db, h) += VEC(s, h) * VEC(a, h);
                 }
             } else {
-                FN(lane) kept[LANES];
-                for (int h = 0; h < LANES; h++) kept[h] = LANE(s, h);
+                FN(vec) kept[VECS];
+                for (int h = 0; h < VECS; h++) kept[h] = VEC(s, h);
                 for (int t = l; t < -r - 1; t++) {
                     const REAL *a = node + (int64_t)p->source[t] * CH;
                     REAL *da = grad + (int64_t)p->source[t] * CH;
                     int position = p->position[t];
                     REAL c = position < 0 ? (REAL)1 : coefficient[position];
                     if (own && position >= 0)
-                        for (int h = 0; h < LANES; h++) LANE(sums + (int64_t)position * CH, h) += kept[h] * LANE(a, h);
-                    for (int h = 0; h < LANES; h++) LANE(da, h) += c * kept[h];
+                        for (int h = 0; h < VECS; h++) VEC(sums + (int64_t)position * CH, h) += kept[h] * VEC(a, h);
+                    for (int h = 0; h < VECS; h++) VEC(da, h) += c * kept[h];
                 }
             }
         }
@@ -282,7 +282,7 @@ int FN(tape_backward)(const Tape *p, const REAL *inputs, const int64_t *stride, 
                                    : workspace(1, sizeof(REAL) * (size_t)(groups * job.slices * p->positions));
         if (!job.sums) return 1;
     }
-    share(threads, (int)(groups * job.slices), FN(tape_backward_task), &job);
+    parallel(threads, (int)(groups * job.slices), FN(tape_backward_task), &job);
     if (grad_coefficients && job.slices > 1)
         for (int64_t g = 0; g < groups; g++)
             for (int k = 0; k < p->positions; k++) {

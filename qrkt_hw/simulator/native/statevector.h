@@ -27,13 +27,13 @@ INLINE void FN(half_angles)(const Circuit *p, const REAL *inputs, const int64_t 
 
 /* psi <- cos psi - i sine s P psi on rows of CH columns; P is the string x, z on these rows, times i where imaginary, and
  * s the rest of its phase with its sign. Where grad is no NULL, before that *grad += Im <lambda| s P |psi>, and lambda is
- * rotated too. The rows k and k ^ x go together, a register of columns at a time. */
+ * rotated too. The rows k and k ^ x go together, one SIMD register of them at a time. */
 INLINE void FN(rotate_as)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size, int32_t x, int32_t z, int imaginary, REAL s,
                         const REAL *cosine, const REAL *sine, REAL *grad) {
-    FN(lane) total[LANES] = {0}, c[LANES], t[LANES];
-    for (int h = 0; h < LANES; h++) {
-        c[h] = LANE(cosine, h);
-        t[h] = s * LANE(sine, h);
+    FN(vec) total[VECS] = {0}, c[VECS], t[VECS];
+    for (int h = 0; h < VECS; h++) {
+        c[h] = VEC(cosine, h);
+        t[h] = s * VEC(sine, h);
     }
     int64_t top = x ? (int64_t)1 << (31 - __builtin_clz((uint32_t)x)) : size;
     for (int64_t base = 0; base < size; base += 2 * top)
@@ -41,33 +41,33 @@ INLINE void FN(rotate_as)(REAL *re, REAL *im, REAL *lre, REAL *lim, int64_t size
             REAL sign = __builtin_parity((uint32_t)k & z) ? (REAL)-1 : (REAL)1;
             REAL *a = re + k * CH, *b = im + k * CH, *d = re + (k ^ x) * CH, *e = im + (k ^ x) * CH;
             REAL *la = lre + k * CH, *lb = lim + k * CH, *ld = lre + (k ^ x) * CH, *le = lim + (k ^ x) * CH;
-            for (int h = 0; h < LANES; h++) {
-                FN(lane) w = sign * t[h], p = LANE(a, h), u = LANE(b, h), q = LANE(d, h), v = LANE(e, h);
+            for (int h = 0; h < VECS; h++) {
+                FN(vec) w = sign * t[h], p = VEC(a, h), u = VEC(b, h), q = VEC(d, h), v = VEC(e, h);
                 if (!x) {
-                    LANE(a, h) = c[h] * p + w * u;
-                    LANE(b, h) = c[h] * u - w * p;
+                    VEC(a, h) = c[h] * p + w * u;
+                    VEC(b, h) = c[h] * u - w * p;
                     if (!grad) continue;
-                    FN(lane) lp = LANE(la, h), lu = LANE(lb, h);
+                    FN(vec) lp = VEC(la, h), lu = VEC(lb, h);
                     total[h] += sign * (lp * u - lu * p);
-                    LANE(la, h) = c[h] * lp + w * lu;
-                    LANE(lb, h) = c[h] * lu - w * lp;
+                    VEC(la, h) = c[h] * lp + w * lu;
+                    VEC(lb, h) = c[h] * lu - w * lp;
                     continue;
                 }
-                LANE(a, h) = c[h] * p + w * (imaginary ? q : v);
-                LANE(d, h) = c[h] * q + w * (imaginary ? -p : u);
-                LANE(b, h) = c[h] * u + w * (imaginary ? v : -q);
-                LANE(e, h) = c[h] * v - w * (imaginary ? u : p);
+                VEC(a, h) = c[h] * p + w * (imaginary ? q : v);
+                VEC(d, h) = c[h] * q + w * (imaginary ? -p : u);
+                VEC(b, h) = c[h] * u + w * (imaginary ? v : -q);
+                VEC(e, h) = c[h] * v - w * (imaginary ? u : p);
                 if (!grad) continue;
-                FN(lane) lp = LANE(la, h), lu = LANE(lb, h), lq = LANE(ld, h), lv = LANE(le, h);
+                FN(vec) lp = VEC(la, h), lu = VEC(lb, h), lq = VEC(ld, h), lv = VEC(le, h);
                 total[h] += sign * (imaginary ? lp * q + lu * v - lq * p - lv * u : lp * v - lu * q + lq * u - lv * p);
-                LANE(la, h) = c[h] * lp + w * (imaginary ? lq : lv);
-                LANE(ld, h) = c[h] * lq + w * (imaginary ? -lp : lu);
-                LANE(lb, h) = c[h] * lu + w * (imaginary ? lv : -lq);
-                LANE(le, h) = c[h] * lv - w * (imaginary ? lu : lp);
+                VEC(la, h) = c[h] * lp + w * (imaginary ? lq : lv);
+                VEC(ld, h) = c[h] * lq + w * (imaginary ? -lp : lu);
+                VEC(lb, h) = c[h] * lu + w * (imaginary ? lv : -lq);
+                VEC(le, h) = c[h] * lv - w * (imaginary ? lu : lp);
             }
         }
     if (grad)
-        for (int h = 0; h < LANES; h++) LANE(grad, h) += s * total[h];
+        for (int h = 0; h < VECS; h++) VEC(grad, h) += s * total[h];
 }
 
 /* one copy of the loops for each kind of string */
@@ -86,7 +86,7 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
                              const double *matrix, int adjoint) {
     int64_t rows = (int64_t)1 << qubits;
     int64_t mask = 0, where[64];
-    FN(lane) old_re[64], old_im[64];
+    FN(vec) old_re[64], old_im[64];
     for (int q = 0; q < qubits; q++) mask |= (int64_t)1 << qubit[q];
     for (int64_t r = 0; r < rows; r++) {
         where[r] = 0;
@@ -95,13 +95,13 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
     const double *mre = matrix, *mim = matrix + rows * rows;
     for (int64_t base = 0; base < size; base++) {
         if (base & mask) continue;
-        for (int h = 0; h < LANES; h++) {
+        for (int h = 0; h < VECS; h++) {
             for (int64_t r = 0; r < rows; r++) {
-                old_re[r] = LANE(re + (base | where[r]) * CH, h);
-                old_im[r] = LANE(im + (base | where[r]) * CH, h);
+                old_re[r] = VEC(re + (base | where[r]) * CH, h);
+                old_im[r] = VEC(im + (base | where[r]) * CH, h);
             }
             for (int64_t r = 0; r < rows; r++) {
-                FN(lane) sum_re = {0}, sum_im = {0};
+                FN(vec) sum_re = {0}, sum_im = {0};
                 for (int64_t c = 0; c < rows; c++) {
                     REAL u = (REAL)(adjoint ? mre[c * rows + r] : mre[r * rows + c]);
                     REAL v = (REAL)(adjoint ? -mim[c * rows + r] : mim[r * rows + c]);
@@ -109,8 +109,8 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
                     sum_re += u * old_re[c] - v * old_im[c];
                     sum_im += u * old_im[c] + v * old_re[c];
                 }
-                LANE(re + (base | where[r]) * CH, h) = sum_re;
-                LANE(im + (base | where[r]) * CH, h) = sum_im;
+                VEC(re + (base | where[r]) * CH, h) = sum_re;
+                VEC(im + (base | where[r]) * CH, h) = sum_im;
             }
         }
     }
@@ -120,22 +120,22 @@ INLINE void FN(apply_matrix)(REAL *re, REAL *im, int64_t size, int qubits, const
  * |psi|^2 */
 INLINE void FN(expectation)(const REAL *re, const REAL *im, const REAL *plane, int64_t size, int32_t x, int32_t z,
                             int imaginary, REAL factor, REAL *sums) {
-    FN(lane) total[LANES] = {0};
+    FN(vec) total[VECS] = {0};
     int64_t top = x ? (int64_t)1 << (31 - __builtin_clz((uint32_t)x)) : size;
     if (x) factor *= 2; /* both rows of a pair give the same real part */
     for (int64_t base = 0; base < size; base += 2 * top)
         for (int64_t k = base; k < base + top; k++) {
             REAL sign = __builtin_parity((uint32_t)k & z) ? (REAL)-1 : (REAL)1;
             const REAL *ar = re + k * CH, *ai = im + k * CH, *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
-            for (int h = 0; h < LANES; h++)
+            for (int h = 0; h < VECS; h++)
                 if (!x)
-                    total[h] += sign * LANE(plane + k * CH, h);
+                    total[h] += sign * VEC(plane + k * CH, h);
                 else if (imaginary)
-                    total[h] += sign * (LANE(ar, h) * LANE(bi, h) - LANE(ai, h) * LANE(br, h));
+                    total[h] += sign * (VEC(ar, h) * VEC(bi, h) - VEC(ai, h) * VEC(br, h));
                 else
-                    total[h] += sign * (LANE(ar, h) * LANE(br, h) + LANE(ai, h) * LANE(bi, h));
+                    total[h] += sign * (VEC(ar, h) * VEC(br, h) + VEC(ai, h) * VEC(bi, h));
         }
-    for (int h = 0; h < LANES; h++) LANE(sums, h) += factor * total[h];
+    for (int h = 0; h < VECS; h++) VEC(sums, h) += factor * total[h];
 }
 
 /* lambda += weight P psi, with the phase of P in the weight; for x = 0 into plane, by which psi is multiplied in the end */
@@ -144,16 +144,16 @@ INLINE void FN(add_string)(const REAL *re, const REAL *im, REAL *plane, REAL *lr
     for (int64_t k = 0; k < size; k++) {
         REAL sign = __builtin_parity((uint32_t)k & z) ? -factor : factor;
         const REAL *br = re + (k ^ x) * CH, *bi = im + (k ^ x) * CH;
-        for (int h = 0; h < LANES; h++) {
-            FN(lane) w = sign * LANE(weight, h);
+        for (int h = 0; h < VECS; h++) {
+            FN(vec) w = sign * VEC(weight, h);
             if (!x) {
-                LANE(plane + k * CH, h) += w;
+                VEC(plane + k * CH, h) += w;
             } else if (imaginary) {
-                LANE(lre + k * CH, h) -= w * LANE(bi, h);
-                LANE(lim + k * CH, h) += w * LANE(br, h);
+                VEC(lre + k * CH, h) -= w * VEC(bi, h);
+                VEC(lim + k * CH, h) += w * VEC(br, h);
             } else {
-                LANE(lre + k * CH, h) += w * LANE(br, h);
-                LANE(lim + k * CH, h) += w * LANE(bi, h);
+                VEC(lre + k * CH, h) += w * VEC(br, h);
+                VEC(lim + k * CH, h) += w * VEC(bi, h);
             }
         }
     }
@@ -164,14 +164,24 @@ INLINE void FN(add_string)(const REAL *re, const REAL *im, REAL *plane, REAL *lr
 typedef struct {
     const Circuit *p;
     const Runs *runs;
-    int run, parts, longest, zero; /* zero: what is written to is 0 so far */
+    int run, first, end, parts, longest, zero; /* first to end: of the run; zero: what is written to is 0 so far */
     REAL *source[4], *planes[4]; /* read from, written to */
     REAL *blocks, *sums, *scratch; /* scratch: a plane, where a block is the whole state */
     const REAL *waves, *given;
 } FN(Pass);
 
+/* where a thread keeps its blocks: 4 planes and a scratch one */
+INLINE REAL *FN(blocks_of)(const FN(Pass) *a, int thread) { return a->blocks + (int64_t)thread * 5 * CH * BLOCK; }
+
+/* the sums of a part, which begin with 0 */
+INLINE REAL *FN(sums_of)(const FN(Pass) *a, int part) {
+    REAL *sums = a->sums + (int64_t)part * a->longest * CH;
+    memset(sums, 0, sizeof(REAL) * CH * (a->end - a->first));
+    return sums;
+}
+
 /* block: where a block's planes lie; the first ones are gathered */
-INLINE void FN(take)(const Cosets *at, REAL *const *whole, REAL **block, int planes, int gathered, REAL *room) {
+INLINE void FN(gather)(const Cosets *at, REAL *const *whole, REAL **block, int planes, int gathered, REAL *room) {
     int64_t after = at->left > 1 ? ((at->base | at->pivots) + 1) & ~at->pivots : at->base;
     for (int i = 0; i < planes; i++) {
         block[i] = at->all ? whole[i] : room + (int64_t)i * CH * BLOCK;
@@ -183,7 +193,7 @@ INLINE void FN(take)(const Cosets *at, REAL *const *whole, REAL **block, int pla
     }
 }
 
-INLINE void FN(put)(const Cosets *at, REAL *const *whole, REAL *const *block, int first, int planes) {
+INLINE void FN(scatter)(const Cosets *at, REAL *const *whole, REAL *const *block, int first, int planes) {
     if (at->all) return;
     for (int i = first; i < planes; i++)
         for (int64_t e = 0; e < at->rows; e++) ROW(whole[i] + (at->base ^ at->place[e]) * CH) = ROW(block[i] + e * CH);
@@ -194,61 +204,57 @@ INLINE REAL FN(odd)(const Cosets *at, int32_t z) { return __builtin_parity((uint
 static void FN(forward_part)(void *pass, int part, int thread) {
     const FN(Pass) *a = pass;
     const Circuit *p = a->p;
-    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
+    REAL *b[4], *room = FN(blocks_of)(a, thread);
     Cosets at;
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 2, a->zero ? 0 : 2, room);
+        FN(gather)(&at, a->source, b, 2, a->zero ? 0 : 2, room);
         if (a->zero) { /* the circuit begins with |0> */
             memset(b[0], 0, sizeof(REAL) * CH * at.rows);
             memset(b[1], 0, sizeof(REAL) * CH * at.rows);
             if (!at.base) EACH b[0][j] = 1;
         }
-        for (int k = a->runs->start[a->run]; k < a->runs->start[a->run + 1]; k++) {
+        for (int k = a->first; k < a->end; k++) {
             const REAL *c = a->waves + (int64_t)p->angle[k] * 2 * CH;
             int32_t x = p->x[k], z = p->z[k];
             FN(rotate)(b[0], b[1], NULL, NULL, at.rows, a->runs->x[k], a->runs->z[k], __builtin_popcount(x & z) & 1,
                        FN(odd)(&at, z) * (REAL)(p->sign[k] * phase(x, z)), c, c + CH, NULL);
         }
-        FN(put)(&at, a->planes, b, 0, 2);
+        FN(scatter)(&at, a->planes, b, 0, 2);
     }
 }
 
 static void FN(backward_part)(void *pass, int part, int thread) {
     const FN(Pass) *a = pass;
     const Circuit *p = a->p;
-    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
-    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK, *sums = a->sums + (int64_t)part * a->longest * CH;
+    REAL *b[4], *room = FN(blocks_of)(a, thread), *sums = FN(sums_of)(a, part);
     Cosets at;
-    memset(sums, 0, sizeof(REAL) * CH * (end - first));
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 4, 4, room);
-        for (int k = end - 1; k >= first; k--) {
+        FN(gather)(&at, a->source, b, 4, 4, room);
+        for (int k = a->end - 1; k >= a->first; k--) {
             const REAL *c = a->waves + (int64_t)p->angle[k] * 2 * CH;
             int32_t x = p->x[k], z = p->z[k];
             FN(rotate)(b[0], b[1], b[2], b[3], at.rows, a->runs->x[k], a->runs->z[k], __builtin_popcount(x & z) & 1,
-                       FN(odd)(&at, z) * (REAL)(-p->sign[k] * phase(x, z)), c, c + CH, sums + (k - first) * CH);
+                       FN(odd)(&at, z) * (REAL)(-p->sign[k] * phase(x, z)), c, c + CH, sums + (k - a->first) * CH);
         }
-        FN(put)(&at, a->planes, b, 0, 4);
+        FN(scatter)(&at, a->planes, b, 0, 4);
     }
 }
 
 static void FN(read_part)(void *pass, int part, int thread) {
     const FN(Pass) *a = pass;
     const Circuit *p = a->p;
-    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
-    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK, *sums = a->sums + (int64_t)part * a->longest * CH;
+    REAL *b[4], *room = FN(blocks_of)(a, thread), *sums = FN(sums_of)(a, part);
     Cosets at;
-    memset(sums, 0, sizeof(REAL) * CH * (end - first));
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 2, 2, room);
+        FN(gather)(&at, a->source, b, 2, 2, room);
         REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
         for (int64_t k = 0; k < at.rows * CH; k++) plane[k] = b[0][k] * b[0][k] + b[1][k] * b[1][k];
-        for (int r = first; r < end; r++) {
+        for (int r = a->first; r < a->end; r++) {
             int32_t x = p->reading_x[r], z = p->reading_z[r];
             int imaginary = __builtin_popcount(x & z) & 1;
             REAL sign = FN(odd)(&at, z) * (x ? (REAL)(imaginary ? -phase(x, z) : phase(x, z)) : (REAL)1);
             FN(expectation)(b[0], b[1], plane, at.rows, a->runs->x[r], a->runs->z[r], imaginary, sign,
-                            sums + (r - first) * CH);
+                            sums + (r - a->first) * CH);
         }
     }
 }
@@ -257,18 +263,17 @@ static void FN(read_part)(void *pass, int part, int thread) {
 static void FN(read_back_part)(void *pass, int part, int thread) {
     const FN(Pass) *a = pass;
     const Circuit *p = a->p;
-    int first = a->runs->start[a->run], end = a->runs->start[a->run + 1];
-    REAL *b[4], *room = a->blocks + (int64_t)thread * 5 * CH * BLOCK;
+    REAL *b[4], *room = FN(blocks_of)(a, thread);
     Cosets at;
     for (begin(&at, a->runs, a->run, p->qubits, part, a->parts); at.left; next(&at)) {
-        FN(take)(&at, a->source, b, 4, a->zero ? 2 : 4, room);
+        FN(gather)(&at, a->source, b, 4, a->zero ? 2 : 4, room);
         REAL *plane = at.all ? a->scratch : room + (int64_t)4 * CH * BLOCK;
         memset(plane, 0, sizeof(REAL) * CH * at.rows);
         if (a->zero) {
             memset(b[2], 0, sizeof(REAL) * CH * at.rows);
             memset(b[3], 0, sizeof(REAL) * CH * at.rows);
         }
-        for (int r = first; r < end; r++) {
+        for (int r = a->first; r < a->end; r++) {
             int32_t x = p->reading_x[r], z = p->reading_z[r];
             REAL factor = FN(odd)(&at, z) * (REAL)p->reading_factor[r] * (x ? (REAL)phase(x, z) : (REAL)1);
             FN(add_string)(b[0], b[1], plane, b[2], b[3], at.rows, a->runs->x[r], a->runs->z[r],
@@ -278,17 +283,19 @@ static void FN(read_back_part)(void *pass, int part, int thread) {
             b[2][k] += plane[k] * b[0][k];
             b[3][k] += plane[k] * b[1][k];
         }
-        FN(put)(&at, a->planes, b, a->zero ? 0 : 2, 4);
+        FN(scatter)(&at, a->planes, b, a->zero ? 0 : 2, 4);
     }
 }
 
 /* one pass over the states, on as many threads as may share them */
-static void FN(go)(FN(Pass) *a, const Runs *runs, int run, int threads, Work *part) {
+static void FN(run_pass)(FN(Pass) *a, const Runs *runs, int run, int threads, Work *part) {
     int64_t cosets = (int64_t)1 << (a->p->qubits - runs->rank[run]);
     a->runs = runs;
     a->run = run;
+    a->first = runs->start[run];
+    a->end = runs->start[run + 1];
     a->parts = cosets < PARTS ? (int)cosets : PARTS;
-    share(threads, a->parts, part, a);
+    parallel(threads, a->parts, part, a);
 }
 
 /* sizes of a call, and what its tasks read and write */
@@ -297,7 +304,7 @@ typedef struct {
     const REAL *inputs, *weights, *cotangent;
     const int64_t *stride;
     int64_t batch, groups, chunks, room_size;
-    int slices, inside, longest; /* threads that share a state */
+    int slices, inside, parts, longest; /* inside: threads that share a state; parts: the most of a pass */
     REAL *out, *states, *grad_inputs, *room;
     double *sums;
 } FN(Job);
@@ -312,15 +319,16 @@ static int FN(plan)(FN(Job) *job, int planes, int waves, int *threads) {
             if (runs->start[k + 1] - runs->start[k] > job->longest) job->longest = runs->start[k + 1] - runs->start[k];
         if (runs == &p->reads) break;
     }
+    job->parts = p->qubits > BLOCKED ? PARTS : 1;
     rows = job->groups * job->chunks * size * (p->steps + p->readings + 1);
     job->slices = slices_of(rows, job->groups, job->chunks);
-    if (rows < WORTH) *threads = 1;
+    if (rows < PARALLEL_ROWS) *threads = 1;
     if (*threads > PARTS) *threads = PARTS;
     job->inside = p->qubits >= SHARED ? *threads : 1;
     if (p->qubits >= SHARED) *threads = 1;
     if (*threads > job->groups * job->slices) *threads = (int)(job->groups * job->slices);
     job->room_size = planes * size * CH + (waves * (int64_t)p->angles.count + p->outputs) * CH
-                     + (p->qubits > BLOCKED ? job->inside * (int64_t)5 * CH * BLOCK : 0) + (int64_t)PARTS * job->longest * CH;
+                     + (p->qubits > BLOCKED ? job->inside * (int64_t)5 * CH * BLOCK : 0) + (int64_t)job->parts * job->longest * CH;
     job->room = workspace(1, sizeof(REAL) * (size_t)(*threads * job->room_size));
     return job->room != NULL;
 }
@@ -337,7 +345,7 @@ static void FN(forward_task)(void *what, int task, int thread) {
     REAL *waves = room, *values = waves + 2 * (int64_t)p->angles.count * CH;
     a.waves = waves;
     a.sums = values + (int64_t)p->outputs * CH;
-    a.blocks = a.sums + (int64_t)PARTS * job->longest * CH;
+    a.blocks = a.sums + (int64_t)job->parts * job->longest * CH;
     int64_t begin = job->chunks * slice / job->slices, end = job->chunks * (slice + 1) / job->slices;
     for (int64_t chunk = begin; chunk < end; chunk++) {
         int64_t first = chunk * CH;
@@ -355,11 +363,11 @@ static void FN(forward_task)(void *what, int task, int thread) {
             if (p->rotations.rank[run] < 0)
                 FN(apply_matrix)(re, im, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 0);
             else
-                FN(go)(&a, &p->rotations, run, job->inside, FN(forward_part));
+                FN(run_pass)(&a, &p->rotations, run, job->inside, FN(forward_part));
         }
         memset(values, 0, sizeof(REAL) * CH * p->outputs);
         for (int run = 0; run < p->reads.count; run++) {
-            FN(go)(&a, &p->reads, run, job->inside, FN(read_part));
+            FN(run_pass)(&a, &p->reads, run, job->inside, FN(read_part));
             for (int r = p->reads.start[run]; r < p->reads.start[run + 1]; r++)
                 for (int part = 0; part < a.parts; part++)
                     ROW(values + p->reading_output[r] * CH) += (REAL)p->reading_factor[r]
@@ -379,7 +387,7 @@ int FN(circuit_forward)(const Circuit *p, const REAL *inputs, const int64_t *str
     FN(Job) job = {.p = p, .inputs = inputs, .stride = stride, .weights = weights, .batch = batch, .groups = groups,
                    .out = out, .states = states};
     if (!FN(plan)(&job, (states ? 0 : 2) + (p->qubits <= BLOCKED), 2, &threads)) return 1;
-    share(threads, (int)(groups * job.slices), FN(forward_task), &job);
+    parallel(threads, (int)(groups * job.slices), FN(forward_task), &job);
     trim(1);
     return 0;
 }
@@ -396,7 +404,7 @@ static void FN(backward_task)(void *what, int task, int thread) {
     a.waves = waves;
     a.given = given;
     a.sums = given + (int64_t)p->outputs * CH;
-    a.blocks = a.sums + (int64_t)PARTS * job->longest * CH;
+    a.blocks = a.sums + (int64_t)job->parts * job->longest * CH;
     double *sums = job->sums + task * (int64_t)p->weights;
     for (int k = 0; k < p->weights; k++) sums[k] = 0;
     int64_t begin = job->chunks * slice / job->slices, end = job->chunks * (slice + 1) / job->slices;
@@ -418,7 +426,7 @@ static void FN(backward_task)(void *what, int task, int thread) {
                 a.source[0] = run ? re : kept;
                 a.source[1] = run ? im : kept + plane;
             }
-            FN(go)(&a, &p->reads, run, job->inside, FN(read_back_part));
+            FN(run_pass)(&a, &p->reads, run, job->inside, FN(read_back_part));
         }
         a.zero = 0;
         a.source[0] = re;
@@ -430,7 +438,7 @@ static void FN(backward_task)(void *what, int task, int thread) {
                 FN(apply_matrix)(lre, lim, size, p->size[k], p->qubit + 6 * k, p->matrix + p->place[k], 1);
                 continue;
             }
-            FN(go)(&a, &p->rotations, run, job->inside, FN(backward_part));
+            FN(run_pass)(&a, &p->rotations, run, job->inside, FN(backward_part));
             for (int m = p->rotations.start[run + 1] - 1; m >= k; m--)
                 for (int part = 0; part < a.parts; part++)
                     ROW(grads + (int64_t)p->angle[m] * CH) -= ROW(a.sums + ((int64_t)part * job->longest + m - k) * CH);
@@ -462,7 +470,7 @@ int FN(circuit_backward)(const Circuit *p, const REAL *inputs, const int64_t *st
     if (!FN(plan)(&job, 4 + (p->qubits <= BLOCKED), 3, &threads)) return 1;
     job.sums = workspace(0, sizeof(double) * (size_t)(groups * job.slices * p->weights + 1));
     if (!job.sums) return 1;
-    share(threads, (int)(groups * job.slices), FN(backward_task), &job);
+    parallel(threads, (int)(groups * job.slices), FN(backward_task), &job);
     for (int64_t g = 0; grad_weights && g < groups; g++)
         for (int k = 0; k < p->weights; k++) {
             double total = 0;
