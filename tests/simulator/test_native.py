@@ -133,6 +133,20 @@ def test_the_same_bits_on_any_number_of_threads(template, method, batch, groups)
 
 
 @needs_library
+@pytest.mark.parametrize("qubits", [4, 11])
+def test_states_that_a_hook_gives_back_off_their_alignment(qubits):
+    simulate = Simulator(wide(qubits), torch.complex64, "adjoint")
+    wanted = computed(simulate, 19, 2)
+
+    def moved(tensor):
+        return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+    with torch.autograd.graph.saved_tensors_hooks(moved, lambda tensor: tensor):
+        for one, other in zip(computed(simulate, 19, 2), wanted, strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_library
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_threads_leave_nothing_that_a_fork_breaks():
     simulate = Simulator(TEMPLATES[0], torch.complex64, "pauli")

@@ -36,6 +36,7 @@ _SIGNATURES: dict[str, list[Any]] = {
 # as in kernels.c: qubits of the largest state that is one block, and of a block beyond; qubits from which threads share
 # a state, where before each has its own; threads of a call
 BLOCKED, RANK, SHARED, PARTS = 9, 7, 15, 32
+ALIGNED = 64  # bytes, of rows of states; torch gives new tensors so
 COLUMNS = {torch.float32: 16, torch.float64: 8}  # samples that go through together
 
 
