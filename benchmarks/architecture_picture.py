@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).parents[1]
 HOLDS = {
-    "commands": "one file per command; processes' settings",
+    "commands": "the command line; processes' settings",
     "experiments": "infer, compare, baselines, tune, export",
     "training": "one loop, two tasks: classifier and GAN",
     "resources": "the report: qubits, depth, shots, seconds, price",

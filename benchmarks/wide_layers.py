@@ -21,7 +21,7 @@ from timing import save
 from qrkt_hw.ansatz import CircuitTemplate, z_observables
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
 from qrkt_hw.simulator import Simulator, native
-from qrkt_hw.simulator.statevector import _runs
+from qrkt_hw.simulator.statevector import runs_of
 
 SIZES = [(8, 8, 64), (12, 8, 16), (16, 8, 16), (18, 4, 16), (20, 4, 16)]  # qubits, layers, samples
 
@@ -41,16 +41,17 @@ def chain(qubits: int, layers: int) -> CircuitTemplate:
     return CircuitTemplate("chain", circuit, x, w, z_observables(qubits))
 
 
-def traffic(template: CircuitTemplate, batch: int, columns: int) -> float:
-    """Bytes of states that a step reads and writes beyond its blocks; 0 where a state is one block."""
-    if template.num_qubits <= native.BLOCKED:
-        return 0.0
+def passes(template: CircuitTemplate, batch: int, columns: int) -> tuple[float, float]:
+    """Rotations of a block each time that it is read, and the bytes of states that a step reads and writes beyond its
+    blocks; 0 where a state is one block."""
     found = absorb(template)
-    steps = _runs([(s.x, s.z) if isinstance(s, PauliRotation) else None for s in found.steps], template.num_qubits)[0]
-    reads = _runs([(r.x, r.z) for r in sorted(found.readings, key=lambda r: r.x)], template.num_qubits)[0]
+    steps = runs_of([(s.x, s.z) if isinstance(s, PauliRotation) else None for s in found.steps], template.num_qubits)[0]
+    if template.num_qubits <= native.BLOCKED:
+        return len(found.steps) / steps, 0.0
+    reads = runs_of([(r.x, r.z) for r in sorted(found.readings, key=lambda r: r.x)], template.num_qubits)[0]
     forward = 4 * steps - 2 + 2 * reads
     backward = 6 * reads + 8 * steps
-    return (forward + backward) * 2.0**template.num_qubits * 64 * -(-batch // columns)
+    return len(found.steps) / steps, (forward + backward) * 2.0**template.num_qubits * 64 * -(-batch // columns)
 
 
 def fastest(run, repeats: int) -> float:
@@ -100,11 +101,12 @@ def main() -> None:
             x = torch.rand(batch, 1, qubits, dtype=real, requires_grad=True)
             w = torch.rand(1, template.num_weights, dtype=real, requires_grad=True)
             seconds = fastest(lambda x=x, w=w, s=simulate: s(x, w).square().sum().backward(), 3 if qubits > 16 else 9)
-            speed = traffic(template, batch, native.COLUMNS[real]) / seconds / 1e9
+            rotations, moved_bytes = passes(template, batch, native.COLUMNS[real])
+            speed = moved_bytes / seconds / 1e9
             alone = first.setdefault((qubits, layers), seconds)
             rows.append(
                 {"size": f"{qubits}, {layers}, {batch}", "threads": threads, "ms": 1e3 * seconds, "GB/s": speed,
-                 "of triad": speed / moved, "gain": alone / seconds}
+                 "of triad": speed / moved, "gain": alone / seconds, "rotations a pass": rotations}
             )  # fmt: skip
     save(asked.json, rows)
 

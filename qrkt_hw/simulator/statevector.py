@@ -212,12 +212,15 @@ def _fields(circuit: Absorbed, angles: Sequence[Affine], template: CircuitTempla
         *np.array(rows, dtype=np.int32).reshape(-1, 6).T, qubits, matrices or [0.0], [r.x for r in readings],
         [r.z for r in readings], [r.observable for r in readings], [float(r.factor) for r in readings] or [0.0],
         [any(i < template.num_inputs for i, _ in angle.terms) for angle in angles],
-        *_runs(rotations, template.num_qubits), *_runs([(r.x, r.z) for r in readings], template.num_qubits),
+        *runs_of(rotations, template.num_qubits), *runs_of([(r.x, r.z) for r in readings], template.num_qubits),
     )  # fmt: skip
 
 
-def _runs(strings: Sequence[tuple[int, int] | None], qubits: int) -> tuple[int, list[int], list, list, list, list]:
+def runs_of(strings: Sequence[tuple[int, int] | None], qubits: int) -> tuple[int, list[int], list, list, list, list]:
     """The fields of the kernel's ``Runs``: strings ``x, z`` whose flips lie in one small span go through together.
+
+    They are the number of runs, where each begins (and the last ends), its rank (-1: a matrix), ``qubits`` numbers for
+    its basis, and the strings on its cosets.
 
     What is on a coset of the span stays there. So a block of so many rows, small enough for the nearest cache, takes
     all strings of its run one after the other. None is a matrix, which is a run of its own.
