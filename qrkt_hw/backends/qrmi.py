@@ -1,4 +1,4 @@
-"""A QPU that the scheduler of a cluster hands a job, through IBM's Quantum Resource Management Interface (qrmi)."""
+"""A QPU that a cluster's scheduler allocates to a job, through IBM's Quantum Resource Management Interface (qrmi)."""
 
 import importlib
 import importlib.util
@@ -56,7 +56,7 @@ def resources() -> dict[str, str]:
 
 
 def unavailable(name: str | None) -> str | None:
-    """Why a resource, or without a name the only one, cannot be used; None where it may be. Asks no network."""
+    """Why a resource, or without a name the only one, cannot be used; None where it may be. Uses no network."""
     if "qrmi" not in sys.modules and importlib.util.find_spec("qrmi") is None:
         return "the package qrmi is not installed; pip install qrmi"
     try:
@@ -78,7 +78,7 @@ def unavailable(name: str | None) -> str | None:
 
 
 class Resource:
-    """A QPU of the job. Raises UserError: there is none of that name, or it cannot be asked."""
+    """A QPU of the job. Raises UserError: there is none of that name, or it does not answer."""
 
     def __init__(self, name: str | None, patience: float = 120.0) -> None:
         problem = unavailable(name)
@@ -132,7 +132,7 @@ class Resource:
 
         online, why = self.ask(look, f"asking for the status of {self.name}")
         if not online:
-            raise UserError(f"--backend: {self.name} takes no tasks now ({why}); --resume goes on later")
+            raise UserError(f"--backend: {self.name} takes no tasks now ({why}); resume later with --resume")
 
     def acquire(self) -> None:
         if self.token is not None or any(os.environ.get(f"{self.name}_{variable}") for variable in ACQUIRED):

@@ -59,8 +59,8 @@ def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
     if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
         raise UserError(
-            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (ranks share train "
-            "and infer)"
+            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (only "
+            "train and infer run on several)"
         )
     from qrkt_hw.backends.entries import working_folder
 

@@ -49,7 +49,7 @@ def infer(
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
-    PATHs are images of any size, folders of them, or for a run on texts files with a text in each line. Images are
+    PATHs are images of any size, folders of them, or for a run on texts files with one text in each line. Images are
     scaled and cropped as the training images were; digits are cut out, and their polarity is guessed.
 
     On a backend other than exact the accuracy there stands beside the exact one, with what it took. The weights are the
@@ -179,19 +179,22 @@ def infer(
 
 
 def _launch(options: Any, keys: dict[str, Any], backend: Any, dry_run: bool, inputs: Any) -> None:
-    """Be one of several ranks, which deal a split, until the command ends."""
+    """Be one of several ranks, which divide a split, until the command ends.
+
+    Raises UserError: what is inferred runs in one process.
+    """
     from qrkt_hw.data import ranks
     from qrkt_hw.experiments.inference import BATCH
 
-    if inputs or dry_run or backend.bills:
-        what = (
-            "inputs of your own"
-            if inputs
-            else f"{backend.name!r}, which bills its time,"
-            if backend.bills
-            else "a plan"
-        )
-        raise UserError(f"--devices: ranks share a split; {what} runs in one process, so leave it out")
+    alone = None
+    if inputs:
+        alone = "your own inputs are classified"
+    elif backend.bills:
+        alone = f"{backend.name!r}, which bills its time, runs"
+    elif dry_run:
+        alone = "--dry-run plans"
+    if alone is not None:
+        raise UserError(f"--devices: several processes divide a split, but {alone} in one process; leave it out")
     chosen = {"devices": None, "num_nodes": 1, "accelerator": "cpu", "batch_size": BATCH, **keys}
     click.get_current_context().with_resource(ranks.launched(options.replace(**chosen)))
 

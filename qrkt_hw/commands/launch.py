@@ -23,7 +23,7 @@ export MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 
-# the run folder must lie where all machines see it; a job that is requeued goes on from its last whole epoch
+# the run folder must lie where all machines see it; a requeued job resumes after its last complete epoch
 if [ -e {out}/config.yaml ]; then TRAIN=(--resume {out}); else TRAIN=({train}); fi
 srun --kill-on-bad-exit=1 qrkt-hw train "${{TRAIN[@]}}"
 """
@@ -31,13 +31,13 @@ srun --kill-on-bad-exit=1 qrkt-hw train "${{TRAIN[@]}}"
 
 @click.command(cls=cli.Command)
 @click.argument("file", type=cli.PATH, metavar="RUN.yaml")
-@click.option("--slurm", is_flag=True, help="print a batch script for sbatch (the only kind there is)")
+@click.option("--slurm", is_flag=True, help="print a batch script for sbatch (the only kind of script)")
 @click.option("--nodes", type=click.IntRange(1, 65_536), default=1, show_default=True, help="machines")
 @click.option("--gpus", type=click.IntRange(0, 1024), default=1, show_default=True,
-              help="GPUs of each, one rank for each; 0: on CPUs")  # fmt: skip
+              help="GPUs of each machine, one rank for each GPU; 0: on CPUs")  # fmt: skip
 @click.option("--tasks", type=click.IntRange(1, 1024), help="ranks on each machine  [default: its GPUs, or 1]")
 @click.option("--cpus", type=click.IntRange(1, 1024), default=8, show_default=True, help="CPUs of a rank")
-@click.option("--time", default="24:00:00", show_default=True, help="limit of the job")
+@click.option("--time", default="24:00:00", show_default=True, help="time limit of the job")
 @click.option("--out", type=cli.PATH, help="run folder  [default: runs/ and the name of RUN.yaml]")
 def launch(
     file: Path, slurm: bool, nodes: int, gpus: int, tasks: int | None, cpus: int, time: str, out: Path | None

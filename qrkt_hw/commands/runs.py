@@ -12,7 +12,7 @@ from qrkt_hw.errors import UserError
 @click.argument("folders", nargs=-1, type=cli.PATH, metavar="[FOLDER]...")
 @click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:
-    """List the runs in FOLDERs (runs/ without) and below, the newest last: name, preset, seed, test accuracy, state."""
+    """List the runs in FOLDERs (default: runs/) and below, newest last: name, preset, seed, test accuracy, state."""
     from qrkt_hw.runs.atomic import to_json
     from qrkt_hw.runs.folder import RUNS, under
 

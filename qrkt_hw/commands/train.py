@@ -19,7 +19,7 @@ from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 @click.option(
     "--resume",
     type=cli.PATH,
-    help="resume this run with its own options; --epochs N goes on longer; --devices and --num-nodes may change; "
+    help="resume this run with its own options; --epochs N trains longer; --devices and --num-nodes may change; "
     "--backend NAME again where it bills",
 )
 @click.option("--from", "source", type=cli.PATH, help="fine-tune: start from the options and weights of this run")
@@ -99,10 +99,11 @@ def train(
         )
         circuits = f"{count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
         cli.echo(f"{count['total']} parameters, {circuits}")
-    if (held := results.get("agreement")) is not None:
-        what = f"test samples: accuracy {held['accuracy']:.4f}," if "accuracy" in held else "generated samples:"
+    if (agreement := results.get("agreement")) is not None:
+        accuracy = agreement.get("accuracy")
+        what = "generated samples:" if accuracy is None else f"test samples: accuracy {accuracy:.4f},"
         cli.echo(
-            f"{results['backend']} on {held['samples']} {what} largest difference "
-            f"{held['largest_difference']:.0e}, {held['circuits']:,} circuits, {held['seconds']:.0f} s"
+            f"{results['backend']} on {agreement['samples']} {what} largest difference "
+            f"{agreement['largest_difference']:.0e}, {agreement['circuits']:,} circuits, {agreement['seconds']:.0f} s"
         )
     cli.echo(str(run.path))

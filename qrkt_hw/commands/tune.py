@@ -46,7 +46,7 @@ def tune(
         raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
     if options != options.alone() or {"devices", "num_nodes"} & set(keys):
         raise UserError(
-            "--devices: a trial has one process; start tune several times with one --storage, and they share the trials"
+            "--devices: a trial runs in one process; start tune several times with one --storage to divide the trials"
         )
     tuning.check_space(options, dimensions)
     if not {"hidden", "heads", "mlp", "mlp_qubits", "image_size", "decoder_blocks", "pool"} & set(keys):

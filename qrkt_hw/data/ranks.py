@@ -232,7 +232,7 @@ class Ranks:
             raise Joint(self.lost()) from error
 
     def lost(self) -> str:
-        """One sentence on why the ranks cannot go on."""
+        """One sentence on why the ranks cannot continue."""
         with suppress(Exception):
             store = torch.distributed.distributed_c10d._get_default_store()
             if store.check([ERROR]):
@@ -240,7 +240,7 @@ class Ranks:
         time.sleep(0.2 if self.children else 0)  # a killed child is one to its parent only after a moment
         ended = [(k, child.poll()) for k, child in enumerate(self.children, 1) if child.poll()]
         which = f"rank {ended[0][0]} ended with status {ended[0][1]}" if ended else "another rank ended"
-        return f"--devices: {which}, and the others cannot go on without it{self.advice}"
+        return f"--devices: {which}, and the others cannot continue without it{self.advice}"
 
 
 class Joint(UserError):
@@ -309,7 +309,7 @@ def launched(options: Config) -> Iterator[Ranks]:
     if local * nodes > 1 and _here.count == 1:
         _launch(options, local, nodes)
     if _here.count != local * nodes:
-        raise UserError(f"--devices: this program runs on {_here.count} ranks already; take --devices {_here.count}")
+        raise UserError(f"--devices: this program already runs on {_here.count} ranks; take --devices {_here.count}")
     inside = threading.Event()
     if _here.children:
         threading.Thread(target=_watch, args=(_here, inside), daemon=True).start()

@@ -124,10 +124,10 @@ def resume(
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
 
-    Another number of epochs is written into the configuration. The learning rates of the epochs that are left are those
-    of a training of so many; rates that have been used stay what they were. So a longer training of rates that fall is
-    not the training that would have been so long from the start; ``results.json`` says after which epochs the plan
-    changed (``schedule_changed_after``).
+    Another number of epochs is written into the configuration. The remaining epochs have the learning rates of a
+    training of that number; past epochs keep theirs. So with a decaying rate a training that is made longer differs
+    from one that was that long from the start. ``results.json`` says after which epochs the schedule changed
+    (``schedule_changed_after``).
 
     Args:
         run, console: the run, and where its progress is shown.
@@ -138,7 +138,7 @@ def resume(
         epochs: how many in all, instead of the run's number.
         data: the run's data set, where it was given in Python.
         after_epoch: is called when an epoch is kept.
-        ranks_of: keys that say on how many processes to go on, instead of the run's.
+        ranks_of: keys that say on how many processes to resume, instead of the run's.
 
     Raises:
         UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
@@ -202,7 +202,7 @@ def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, cons
     if options.model.kind != "gan" and description["class_names"] != list(data.class_names):
         fresh += [name for name in own if name.startswith("head.") and name not in fresh]
     model.load_state_dict({name: own[name] if name in fresh else found[name] for name in own})
-    new = f"; fresh for these data: {', '.join(fresh)}" if fresh else ""
+    new = f"; initialised for the new data: {', '.join(fresh)}" if fresh else ""
     console.print(
         f"starts from {source.path}: {len(own) - len(fresh)} of {len(own)} tensors{new}",
         highlight=False, markup=False, soft_wrap=True,
@@ -215,15 +215,15 @@ def _writing(run: RunFolder, there: ranks.Ranks) -> AbstractContextManager[None]
 
 
 def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.Module, backend: Backend) -> None:
-    """Make sure that all ranks train the same, which does not depend on their number, in this precision.
+    """Make sure that the training supports its precision and the number of ranks, and that all ranks train the same.
 
-    Raises UserError: a precision that the training cannot have, circuits that torch cannot see through, fewer samples
-        than ranks, a module that reads the whole batch, or a rank whose program, options, data or first weights are
-        others.
+    Raises UserError: a precision that the training cannot have, circuits that torch does not differentiate, fewer
+        samples than ranks, a module that needs the whole batch, or a rank that differs in program, options, data or
+        first weights.
     """
     place, mixed = backend.stand_in or backend, options.training.precision != "32-true"
     if mixed and options.has_circuits and options.circuit.dtype == "complex128":
-        raise UserError("--precision: bf16-mixed beside --dtype complex128 has no use; take --precision 32-true")
+        raise UserError("--precision: bf16-mixed does not go with --dtype complex128; take --precision 32-true")
     if mixed and isinstance(model, Gan) and options.gan.loss in TWICE and options.gan.penalty:
         raise UserError(
             f"--precision: the penalty of {options.gan.loss} differentiates twice, which bf16-mixed does not; take "

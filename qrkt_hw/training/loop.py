@@ -213,9 +213,8 @@ def train(
     logger = TensorBoardLogger(run.path, name=run.tensorboard.name, version="") if leads else None
     with ExitStack() as ending:
         if logger is not None:
-            ending.callback(
-                logger.finalize, "ended"
-            )  # also of a trial that is pruned: it writes what is not on disk yet
+            # also of a trial that is pruned: it writes what is not on disk yet
+            ending.callback(logger.finalize, "ended")
         progress = ending.enter_context(TrainingProgress(console, epochs, len(batches), done))
         for epoch in range(done + 1, epochs + 1):
             started = time.perf_counter(), time.process_time()

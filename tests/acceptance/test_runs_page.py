@@ -23,7 +23,7 @@ def test_the_page_of_runs(tmp_path, monkeypatch, capsys):
         if kind == "python":
             exec(compile(text, str(PAGE), "exec"), names)
             continue
-        for line in text.splitlines():
+        for line in text.replace("\\\n", "").splitlines():
             words = shlex.split(line, comments=True)
             assert words[0] == "qrkt-hw"
             done = qrkt(*words[1:], cwd=tmp_path)
