@@ -21,7 +21,7 @@ from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
+from qrkt_hw.backends.device.pubs import PUB, Slot
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
@@ -158,17 +158,9 @@ class FakeBackend(DeviceBackend, AerBackend):
         if widest > LARGEST_TRAJECTORY:
             what = f"a circuit touches {widest} qubits of {self.device.name}"
             raise UserError(f"backend {self.name!r}: {what}; noise is simulated on at most {LARGEST_TRAJECTORY}")
-        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
-        if self._budget is not None:
-            self._budget.admit(seconds)
-            self._budget.charge(seconds)
-        self.estimated += seconds
-        counts: list[Sequence[Counts | BitArray]] = []
-        for number, pub in enumerate(pubs):
-            if number:
-                self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            counts.append([self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub))
-        return counts
+        return self.one_by_one(
+            pubs, lambda pub: [self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub)
+        )
 
     def _slot(self, pub: PUB, place: int) -> Counts | BitArray:
         """What is counted in a slot: drawn from its chances, or of a wide circuit simulated shot by shot."""
