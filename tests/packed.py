@@ -2,7 +2,7 @@
 
 import numpy as np
 import rustworkx as rx
-from qiskit.circuit import Parameter, ParameterVector, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit, QuantumRegister
 from qiskit.quantum_info import SparsePauliOp, Statevector
 
 from qrkt_hw.ansatz import CircuitTemplate
@@ -19,6 +19,17 @@ def pauli_template():
     circuit.cx(1, 2)
     observables = (SparsePauliOp("XYZ"), SparsePauliOp(["ZZI", "IIX"], [0.5, -2.0]), SparsePauliOp("YYY"))
     return CircuitTemplate("several bases", circuit, x, w, observables)
+
+
+def branching():
+    """A circuit that measures on its way and branches."""
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(1, "m"), ClassicalRegister(1, "out"))
+    circuit.ry(Parameter("a"), 0)
+    circuit.measure(0, 0)
+    with circuit.if_test((circuit.cregs[0], 1)):
+        circuit.x(1)
+    circuit.measure(1, 1)
+    return circuit
 
 
 def components(wide):

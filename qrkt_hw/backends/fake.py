@@ -2,10 +2,10 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, bases, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, Slot, jobs_of
+from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, Slot
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
@@ -29,6 +29,7 @@ from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 LARGEST_TRAJECTORY = 20  # active qubits of Aer's statevectors, one for each shot
+T = TypeVar("T")
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
 
 
@@ -68,6 +69,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
+        self._replicas: dict[tuple[CircuitGroup, tuple[int, ...]], Any] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             other = fake_device(self.noise_name)
@@ -158,17 +160,9 @@ class FakeBackend(DeviceBackend, AerBackend):
         if widest > LARGEST_TRAJECTORY:
             what = f"a circuit touches {widest} qubits of {self.device.name}"
             raise UserError(f"backend {self.name!r}: {what}; noise is simulated on at most {LARGEST_TRAJECTORY}")
-        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
-        if self._budget is not None:
-            self._budget.admit(seconds)
-            self._budget.charge(seconds)
-        self.estimated += seconds
-        counts: list[Sequence[Counts | BitArray]] = []
-        for number, pub in enumerate(pubs):
-            if number:
-                self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            counts.append([self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub))
-        return counts
+        return self.one_by_one(
+            pubs, lambda pub: [self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub)
+        )
 
     def _slot(self, pub: PUB, place: int) -> Counts | BitArray:
         """What is counted in a slot: drawn from its chances, or of a wide circuit simulated shot by shot."""
@@ -176,9 +170,14 @@ class FakeBackend(DeviceBackend, AerBackend):
         if pub.calibration is not None or len(slot.physical) <= LARGEST_DENSITY:
             return sample(self._chances(pub, place), pub.shots, self.rng)
         template, placed = slot.group.template, slot.group.placed.moved(slot.physical)
-        circuit = noises.noisy_instructions(placed, self.noise, Kraus)
-        circuit.add_register(ClassicalRegister(template.num_qubits))
-        circuit.measure(placed.measured, range(template.num_qubits))
+
+        def measured() -> QuantumCircuit:
+            circuit = noises.noisy_instructions(placed, self.noise, Kraus)
+            circuit.add_register(ClassicalRegister(template.num_qubits))
+            circuit.measure(placed.measured, range(template.num_qubits))
+            return circuit
+
+        circuit = self._once(slot, measured)
         order = {parameter: k for k, parameter in enumerate(template.parameters)}
         busy, values = slot.samples >= 0, pub.parameters(place)[:, [order[p] for p in circuit.parameters]]
         from qiskit_aer import AerSimulator
@@ -229,8 +228,16 @@ class FakeBackend(DeviceBackend, AerBackend):
             table = self._table(slot, placed)
             chances[busy] = evaluate_by_weights(Call(template, values), table, 2**template.num_qubits)
         else:
-            chances[busy] = self._probabilities(template, self._noisy(template, slot.group.basis, placed), values)
+            compiled = self._once(slot, lambda: self._noisy(template, slot.group.basis, placed))
+            chances[busy] = self._probabilities(template, compiled, values)
         return chances
+
+    def _once(self, slot: Slot, make: Callable[[], T]) -> T:
+        """The noisy circuit of a slot's replica; built once."""
+        key = slot.group, slot.physical
+        if key not in self._replicas:
+            self._replicas[key] = make()
+        return self._replicas[key]
 
     def _table(self, slot: Slot, placed: PlacedCircuit) -> NoisySimulator:
         """Chances of all outcomes at one place of the chip; built once, as long as there is room."""

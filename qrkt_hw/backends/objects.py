@@ -19,7 +19,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call, Gradient
 from qrkt_hw.backends.device.measurement import Basis, Counts, Floats, bases
 from qrkt_hw.backends.device.packing import LARGEST_TABLE, Counted, DeviceBackend, Packer, counts_of
-from qrkt_hw.backends.device.pubs import PUB, jobs_of
+from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.device.transpile import SEED
 from qrkt_hw.errors import UserError
 
@@ -112,9 +112,10 @@ def _of_backend(device: BackendV2, shots: int | None, pack: bool | None, level: 
     if _is_shipped(device, name):
         from qrkt_hw.backends.fake import FakeBackend
 
-        return FakeBackend(
-            name, name, shots=shots, optimization_level=3 if level is None else level, pack=pack is not False
-        )
+        level = 3 if level is None else level
+        fake = FakeBackend(name, name, shots=shots, optimization_level=level, pack=pack is not False)
+        fake.device = device  # held: another object made later cannot have its identity
+        return fake
     coupled = target.build_coupling_map() is not None
     simulates = any(kind.__module__.startswith(SIMULATORS) for kind in type(device).__mro__)
     if pack and not coupled:
@@ -173,22 +174,15 @@ class QiskitBackend(DeviceBackend):
 
     def submit(self, pubs: Sequence[PUB]) -> Counted:
         """What ``run`` counts. Raises UserError: it fails, or gives other results than were asked for."""
-        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
-        if self._budget is not None:
-            self._budget.admit(seconds)
-            self._budget.charge(seconds)
-        self.estimated += seconds
-        found: list[Sequence[Counts | BitArray]] = []
-        for number, pub in enumerate(pubs):
-            if number:
-                self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
-            circuit = pub.circuit if self.coupled else _narrow(pub.circuit)
-            bound = [circuit.assign_parameters(row) if len(row) else circuit for row in pub.values]
-            step = int(getattr(self.device, "max_circuits", None) or LARGEST_RUN)
-            rows = [one for k in range(0, len(bound), step) for one in self._run(bound[k : k + step], pub.shots)]
-            sizes = [register.size for register in circuit.cregs]
-            found.append(_by_register(rows, sizes) if pub.slots else _shots(rows, sizes, pub.shots))
-        return found
+        return self.one_by_one(pubs, self._counted)
+
+    def _counted(self, pub: PUB) -> Sequence[Counts | BitArray]:
+        circuit = pub.circuit if self.coupled else _narrow(pub.circuit)
+        bound = [circuit.assign_parameters(row) if len(row) else circuit for row in pub.values]
+        step = int(getattr(self.device, "max_circuits", None) or LARGEST_RUN)
+        rows = [one for k in range(0, len(bound), step) for one in self._run(bound[k : k + step], pub.shots)]
+        sizes = [register.size for register in circuit.cregs]
+        return _by_register(rows, sizes) if pub.slots else _shots(rows, sizes, pub.shots)
 
     def _run(self, circuits: list[QuantumCircuit], shots: int) -> list[dict[str, int]]:
         """The counts of each circuit."""

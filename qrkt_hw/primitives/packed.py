@@ -14,6 +14,7 @@ from numbers import Integral
 from pathlib import Path
 from threading import RLock
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,8 @@ from qrkt_hw.errors import UserError, in_python
 from qrkt_hw.primitives.circuits import Prepared, Term, prepare, whole_circuit
 
 Floats = NDArray[np.float64]
+# by backend: threads run one after the other, as a run sets the samples' generator and the packer's options
+_turns: WeakKeyDictionary[DeviceBackend, Any] = WeakKeyDictionary()
 DEFAULT_SHOTS = 1024  # Qiskit's
 
 
@@ -142,8 +145,8 @@ class PackedPrimitive(ABC):
             self.activity = self._begun(self.journal)
 
     def _unopened(self) -> None:
-        self._stack, self._held = ExitStack(), False  # what is open, and whether the device is
-        self._turn = RLock()  # of threads: runs have an order
+        self._stack, self._held = ExitStack(), False  # what is open, and whether the device was opened
+        self._turn = _turns.setdefault(self.backend, RLock())
         weakref.finalize(self, self._stack.close)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -182,13 +185,15 @@ class PackedPrimitive(ABC):
         self._closed = True
         self._stack.close()
 
-    def _open(self) -> None:
-        if self._held:
-            return
+    def _open(self, run: ExitStack) -> None:
+        """Open the device: one that bills until :meth:`close`, any other for a run, as others may run on it too."""
         device: Any = self.backend
+        if self._held and device.bills:
+            return
         own = {"journal": self.journal, "activity": self.activity} if device.bills and self.journal is not None else {}
-        self._stack.enter_context(device.open(budget=self.budget, progress=self.progress, **own))
-        if self.budget is not None and self.journal is not None and not device.bills:
+        stack = self._stack if device.bills else run
+        stack.enter_context(device.open(budget=self.budget, progress=self.progress, **own))
+        if self.budget is not None and self.journal is not None and not (device.bills or self._held):
             self.budget.charge(self.journal.answered(self.activity))
         self._held = True
 
@@ -267,13 +272,13 @@ class PackedPrimitive(ABC):
         """Shots of each circuit of a PUB."""
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
-        with self._turn:
-            return self._answered(pubs)
+        with self._turn, ExitStack() as run:
+            return self._answered(pubs, run)
 
-    def _answered(self, pubs: Sequence[Any]) -> PackedJob:
+    def _answered(self, pubs: Sequence[Any], run: ExitStack) -> PackedJob:
         backend, journal = self.backend, self.journal
         try:
-            self._open()  # before anything is planned: a journal may hold the plan
+            self._open(run)  # before anything is planned: a journal may hold the plan
             work, results = self.planned(pubs)
             position = self._position
             kept = None if journal is None else journal.asked(self.activity, position, work.key, self._failed)

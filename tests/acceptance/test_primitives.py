@@ -25,6 +25,7 @@ from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.primitives import PackedEstimator, PackedSampler, PrimitiveError, PubError
+from tests.packed import branching
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 A = Parameter("a")
@@ -146,16 +147,6 @@ class Done(JobV1):
         return "DONE"
 
 
-def branching():
-    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(1, "m"), ClassicalRegister(1, "out"))
-    circuit.ry(A, 0)
-    circuit.measure(0, 0)
-    with circuit.if_test((circuit.cregs[0], 1)):
-        circuit.x(1)
-    circuit.measure(1, 1)
-    return circuit
-
-
 @pytest.mark.parametrize("lists", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_on_random_lists_what_was_estimated_is_what_the_device_was_asked_to_run(lists):
     rng, device = np.random.default_rng(8), Recorder()
@@ -250,6 +241,17 @@ def test_stopped_while_a_job_runs_its_result_is_taken_and_nothing_is_sent_twice(
         assert len(service.report()["jobs"]) == 2 * sent
     with Journal(tmp_path / "j.sqlite", write=False) as journal:
         assert len(journal.submissions()) == 2 * sent
+
+
+def test_two_primitives_on_one_device_that_bills_are_refused_and_not_mixed_up(fez):
+    backend, pub = fez(), (zz_feature_map(2), ["ZI"], [0.3, 0.4])
+    with PackedEstimator(backend, precision=0.5) as first, PackedEstimator(backend, precision=0.5) as second:
+        first.run([pub])
+        with pytest.raises(PrimitiveError, match="is held open already; close what holds it"):
+            second.run([pub])
+        first.run([pub])
+        first.close()
+        second.run([pub])
 
 
 def test_a_budget_ends_it_before_anything_too_dear_is_sent(fez, service):

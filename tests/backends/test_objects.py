@@ -133,6 +133,13 @@ def test_a_fake_backend_of_the_runtime_is_the_one_of_its_name_and_a_changed_one_
     assert isinstance(other := backends.of(changed), QiskitBackend) and not other.packer.packs
 
 
+def test_a_backend_is_of_the_object_given_and_not_of_one_that_is_gone():
+    from qiskit_ibm_runtime.fake_provider import FakeLimaV2, FakeManilaV2
+
+    held = [backends.of((FakeManilaV2, FakeLimaV2)[k % 2]()) for k in range(20)]  # which may lie at the same address
+    assert [one.name for one in held] == ["fake_manila", "fake_lima"] * 10
+
+
 def primitives():
     simulator = AerSimulator(seed_simulator=3)
     line = Line(5)

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.commands.resources import resources
 from qrkt_hw.errors import UserError
 from qrkt_hw.primitives import PackedEstimator, PackedSampler, PrimitiveError, PubError
+from tests.packed import branching
 
 A, B, C = (Parameter(name) for name in "abc")
 
@@ -42,16 +44,6 @@ def registers():
     circuit.rx(2 * C + 1, 3)
     circuit.append(PauliEvolutionGate(SparsePauliOp(["XX", "ZY"]), B), [3, 1])
     circuit.measure([4, 3, 1], [2, 3, 0])
-    return circuit
-
-
-def branching():
-    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(1, "m"), ClassicalRegister(1, "out"))
-    circuit.ry(A, 0)
-    circuit.measure(0, 0)
-    with circuit.if_test((circuit.cregs[0], 1)):
-        circuit.x(1)
-    circuit.measure(1, 1)
     return circuit
 
 
@@ -241,6 +233,26 @@ def test_primitives_that_share_a_journal_have_one_sequence_and_a_failed_run_may_
             values.append([float(run[0].data.evs) for run in runs])
     assert values[0] == values[1] and len(set(values[0])) > 1
     assert all(run.metadata["from_journal"] for run in runs) and first.backend.counters.executions == 0
+
+
+def test_primitives_on_one_backend_keep_their_budgets_and_in_threads_their_seeds():
+    circuit = real_amplitudes(2, reps=1)
+    backend, budgets, pub = noiseless(), [Budget(qpu_seconds=100), Budget(qpu_seconds=100)], (circuit, "ZZ", [0.3] * 4)
+    first, second = (PackedEstimator(backend, precision=0.1, seed=1, budget=budget) for budget in budgets)
+    for primitive in (first, second, first):
+        primitive.run([pub])
+    first.close()
+    second.run([pub])
+    assert budgets[0].billed == budgets[1].billed > 0
+
+    def values(primitive):
+        return [float(primitive.run([pub]).result()[0].data.evs) for _ in range(8)]
+
+    wanted = values(PackedEstimator(backend, precision=0.1, seed=1))
+    with ThreadPoolExecutor(3) as threads:
+        made = [PackedEstimator(backend, precision=0.1, seed=1) for _ in range(3)]
+        assert list(threads.map(values, made)) == [wanted] * 3
+    assert not backend.packer.options
 
 
 def test_resources_of_the_circuits_of_a_file(tmp_path):

@@ -302,8 +302,12 @@ class BillingBackend(DeviceBackend):
         """Hold journal, budget and session for many circuit batches.
 
         Without a journal one is kept in memory, without an activity one is started, without a budget the entry's
-        ``max_seconds`` limits. Raises UserError: the activity is another device's, or its plan is damaged.
+        ``max_seconds`` limits. Raises UserError: it is open already, the activity is another device's, or its plan is
+        damaged.
         """
+        if self.jobs is not None:  # one's jobs would go to the other's journal and budget
+            way = "close what holds it, or make another by backends.get"
+            raise UserError(f"backend {self.name!r}: {self.place.name} is held open already; {way}")
         own = journal is None
         journal = journal or Journal(None)
         activity = activity or journal.start("run", self.place.name, {})

@@ -94,6 +94,15 @@ def confuse(probabilities: NDArray[np.float64], readout: Sequence[NDArray[np.flo
     return cube.reshape(probabilities.shape)
 
 
+def ones(row: NDArray[np.float64] | dict[int, int], width: int) -> list[float]:
+    """How often each bit was read as 1, in the one execution of a calibration."""
+    if isinstance(row, dict):
+        every = sum(row.values())
+        return [sum(n for state, n in row.items() if state >> bit & 1) / every for bit in range(width)]
+    states = np.arange(len(row))
+    return [float(row[(states >> bit & 1) == 1].sum()) for bit in range(width)]
+
+
 class Readout:
     """Confusion matrices of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
 

@@ -12,7 +12,7 @@ import json
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -28,8 +28,18 @@ from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases
-from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, JobLimits, Packed, PackedCircuit, Slot, allocate, structure
+from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases, ones
+from qrkt_hw.backends.device.pubs import (
+    PUB,
+    CircuitGroup,
+    JobLimits,
+    Packed,
+    PackedCircuit,
+    Slot,
+    allocate,
+    jobs_of,
+    structure,
+)
 from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, in_a_row, qubits_of, transpiled
 from qrkt_hw.errors import UserError
 
@@ -324,7 +334,7 @@ class Packer:
             if pub.calibration is not None:
                 assert self.readout is not None
                 for slot, outcome in zip(pub.slots, found, strict=True):
-                    self.readout.learn(pub.calibration, slot.read, _ones(counts_of(outcome)[0], len(slot.read)))
+                    self.readout.learn(pub.calibration, slot.read, ones(counts_of(outcome)[0], len(slot.read)))
 
     def _values(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted, readout: Any) -> list[Floats]:
         pool = self._pooled(calls)
@@ -387,6 +397,20 @@ class DeviceBackend(Backend):
     @abstractmethod
     def submit(self, pubs: Sequence[PUB]) -> Counted:
         """What is counted in every slot of every PUB, or in every register of a circuit that is not packed."""
+
+    def one_by_one(self, pubs: Sequence[PUB], count: Callable[[PUB], Sequence[Counts | BitArray]]) -> Counted:
+        """What ``count`` gives for each PUB. Raises UserError: the budget does not admit what a device would bill."""
+        seconds = sum(jobs_of(pubs, self.default_rep_delay, self.job_limits))
+        if self._budget is not None:
+            self._budget.admit(seconds)
+            self._budget.charge(seconds)
+        self.estimated += seconds
+        found = []
+        for number, pub in enumerate(pubs):
+            if number:
+                self._tell(f"packed circuit {number + 1} of {len(pubs)} on {self.name}")
+            found.append(count(pub))
+        return found
 
     def execute(self, calls: Sequence[Call], whole: Sequence[PUB] = ()) -> tuple[list[PUB], Counted]:
         """The PUBs of calls, those of ``whole`` circuits behind them, and what was counted, all submitted together."""
@@ -468,12 +492,3 @@ def counts_of(bits: Counts | BitArray) -> Counts:
 
 def _distinct(places: Sequence[int], within: range) -> bool:
     return len(set(places)) == len(places) and all(type(place) is int and place in within for place in places)
-
-
-def _ones(row: NDArray[np.float64] | dict[int, int], width: int) -> list[float]:
-    """How often each bit was read as 1, in the one execution of a calibration."""
-    if isinstance(row, dict):
-        every = sum(row.values())
-        return [sum(n for state, n in row.items() if state >> bit & 1) / every for bit in range(width)]
-    states = np.arange(len(row))
-    return [float(row[(states >> bit & 1) == 1].sum()) for bit in range(width)]

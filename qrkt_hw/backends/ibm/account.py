@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -198,19 +196,15 @@ class Account:
         self.connect()
 
     def connect(self) -> None:
+        """Sign in, with back-off. Raises UserError: refused, or no answer within ``patience``, at most 20 s."""
         from qiskit_ibm_runtime import QiskitRuntimeService
 
-        deadline, pause = time.monotonic() + min(self.patience, 20.0), 0.5
-        while True:
-            try:
-                with warnings.catch_warnings(action="ignore"):
-                    self.service = QiskitRuntimeService(**({"instance": self.instance} if self.instance else {}))
-                break
-            except Exception as error:
-                if classify(error) not in ("unreachable", "lost", "server") or time.monotonic() > deadline:
-                    raise UserError(f"--backend: {_why_no_account(error, self.instance)}") from None
-                time.sleep(pause)
-                pause *= 2
+        def refused(error: Exception, late: bool) -> str | None:
+            passing = classify(error) in ("unreachable", "lost", "server")
+            return None if passing and not late else f"--backend: {_why_no_account(error, self.instance)}"
+
+        options = {"instance": self.instance} if self.instance else {}
+        self.service = patiently(lambda: QiskitRuntimeService(**options), min(self.patience, 20.0), refused)
         self.generation += 1
         self.guard()
 
