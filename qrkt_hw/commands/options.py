@@ -17,7 +17,6 @@ from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
-RANKS = ("devices", "num_nodes", "strategy")  # what a resume may change
 # what a newcomer needs, and the titles of all others in the help
 _FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
 _TITLES = {
@@ -87,9 +86,10 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: 
     Raises UserError: unknown preset, unreadable file, unknown key, wrong type or value: names where it stood."""
     from qrkt_hw.experiments import presets
 
+    theirs = None if source is None else source.options()
     shipped = {} if preset is None else flattened(presets.load(preset))
-    if source is not None:
-        shipped = source.options().flat()
+    if theirs is not None:
+        shipped = theirs.flat()
     own, said = {}, given(flags)
     if file is not None:
         try:
@@ -106,8 +106,7 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: 
     reason = unused(config, said)
     if reason is not None:
         raise UserError(reason)
-    if source is not None:
-        theirs = source.options()
+    if source is not None and theirs is not None:
         config.check_source(theirs, source.path)
         return config.with_circuits(lambda: theirs.circuits)
     path, colon, function = config.circuit.ansatz.rpartition(":")

@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import RANKS, TRAINING, backend_options, check_early, given, merge, options_from
+from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, merge, options_from
 from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
+from qrkt_hw.runs.sections import RANKS
 
 
 @click.command(cls=cli.Command)
@@ -76,7 +77,10 @@ def train(
         from qrkt_hw.training import fit
 
         if restarted() and out is not None and RunFolder(out).config.is_file():
-            run = fit.resume(RunFolder.open(out), said, **device)  # torchrun started all ranks again
+            folder = RunFolder.open(out)  # torchrun started all ranks again
+            if folder.options().alone() != options.alone():
+                raise UserError(f"--out: {out} exists already, with other options; name another folder")
+            run = fit.resume(folder, said, **device)
         else:
             run = fit.start(options, out, said, budget=device["budget"], source=origin, preset=preset)
     if rank_and_count()[0]:

@@ -1,6 +1,6 @@
 """Batches whose order is a function of seed and epoch, so that a resumed run sees what an uninterrupted one saw."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -103,6 +103,10 @@ class Batches(DataLoader[Any]):
     its share of every batch."""
 
     ranks: Ranks
+
+    def whole(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """Rows of all samples in their order, of this rank's rows, as of logits or labels."""
+        return self.ranks.whole(values, self.sampler.counts())  # type: ignore[attr-defined]
 
     def __iter__(self) -> Any:
         batches = super().__iter__()

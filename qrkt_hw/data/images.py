@@ -8,7 +8,8 @@ import hashlib
 import io
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -396,15 +397,24 @@ def own(
     )  # fmt: skip
 
 
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode; afterwards each part has the mode it had, such as a frozen normalisation."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
 @torch.no_grad()
 def features_of(backbone: nn.Module, inputs: Tensor) -> Tensor:
     """Features of some inputs as images; torch's random numbers and the module stay as they are."""
-    was = backbone.training
     weight = next(backbone.parameters(), torch.zeros(()))
-    try:
-        return as_images(backbone.eval()(inputs.to(weight.device)))
-    finally:
-        backbone.train(was)
+    with evaluating(backbone):
+        return as_images(backbone(inputs.to(weight.device)))
 
 
 def as_images(features: Any) -> Tensor:

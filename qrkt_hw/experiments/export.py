@@ -20,8 +20,9 @@ import qrkt_hw
 from qrkt_hw.backends import Backend
 from qrkt_hw.circuits import names
 from qrkt_hw.data import DataShape
+from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError, sentence
-from qrkt_hw.experiments.loading import Predictor, Reader, list_models, restored, shipped
+from qrkt_hw.experiments.loading import Predictor, Reader, list_models, restored, shipped, trained
 from qrkt_hw.models.factory import DTYPES, build_model, count_parameters, quantum_layers
 from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
@@ -166,12 +167,9 @@ class QViT(
     @torch.no_grad()
     def predict_proba(self, raw: Any) -> Tensor:
         """Probabilities ``(batch, classes)`` of raw images or texts."""
-        was = self.training
         weight = next(self.parameters())
-        try:
-            return self.eval()(self.preprocess(raw).to(weight.device)).softmax(-1)
-        finally:
-            self.train(was)
+        with evaluating(self):
+            return self(self.preprocess(raw).to(weight.device)).softmax(-1)
 
     @classmethod
     def of_run(cls, run: str | Path | RunFolder, backend: str | Backend = "exact") -> QViT:
@@ -182,7 +180,8 @@ class QViT(
             raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; export its circuits")
         found = read_json(folder.results) if folder.results.is_file() else {}
         kept = options.circuits.again()
-        build_model(options.with_circuits(lambda: kept), DataShape.of(description))  # asks for the circuits
+        # the circuits that it asks for are kept
+        source = trained(folder, build_model(options.with_circuits(lambda: kept), DataShape.of(description)))
         # no path or account of this machine goes out, nor the source of an ansatz
         kept.ansatz, kept.source = options.circuit.ansatz.rpartition(":")[2], None
         dataset = options.data.dataset
@@ -192,7 +191,7 @@ class QViT(
         results = {key: found[key] for key in KEPT_RESULTS if key in found}
         about = {**description, "dataset": dataset}
         model = cls(public.model_dump(mode="json"), about, _data(kept), results, backend)
-        model.transformer.load_state_dict(restored(folder).state_dict())
+        model.transformer.load_state_dict(source.state_dict())
         return model.eval()
 
     @classmethod

@@ -105,14 +105,15 @@ def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
     """Logits and labels of all batches, of which each rank evaluates its part where they are dealt."""
     found = logits_of(model, batches)
     if isinstance(batches, Batches):
-        logits, labels = batches.ranks.whole(found, batches.sampler.counts())  # type: ignore[attr-defined]
+        logits, labels = batches.whole(found)
         return logits, labels
     return found
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
     """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
-    return torch.stack([read_image(path, run.description()) for path in paths])
+    description = run.description()
+    return torch.stack([read_image(path, description) for path in paths])
 
 
 def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import DataShape, load_data
-from qrkt_hw.data.images import converted, decoded, normalised, read_image, tensor_of
+from qrkt_hw.data.images import converted, decoded, evaluating, normalised, read_image, tensor_of
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.experiments import presets
@@ -327,12 +327,7 @@ class Predictor:
 
     def __call__(self, raw: Any) -> list[str]:
         weight = next(self.model.parameters())
-        was = self.model.training
         inputs = self.reader(raw).to(weight.device)
-        self.model.eval()
-        try:
-            with torch.no_grad():
-                logits = self.model(inputs)
-        finally:
-            self.model.train(was)
+        with evaluating(self.model), torch.no_grad():
+            logits = self.model(inputs)
         return [self.names[k] for k in logits.argmax(-1).tolist()]

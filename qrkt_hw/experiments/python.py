@@ -27,7 +27,7 @@ from qrkt_hw.experiments.loading import list_models, load, shipped
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened, problem, unused
 from qrkt_hw.runs.folder import named, read_json
-from qrkt_hw.runs.sections import OWN
+from qrkt_hw.runs.sections import OWN, RANKS
 from qrkt_hw.training import fit
 
 AfterEpoch = Callable[[int, dict[str, float]], None]
@@ -107,8 +107,13 @@ class Run:
             device: keys of the backend, such as ``shots`` or ``mitigation``.
 
         Raises:
-            UserError: what cannot be read, or a device that bills: ``qrkt-hw infer`` plans, limits and journals.
+            UserError: what cannot be read, an argument that would have no effect, or a device that bills: ``qrkt-hw
+                infer`` plans, limits and journals.
         """
+        of_split = {"limit": limit is not None, "data_dir": data_dir is not None, "split": split != "test"}
+        idle = next((key for key, given in of_split.items() if given and inputs is not None), None)
+        if idle is not None:
+            raise UserError(f"{idle}: it goes with a split, and inputs are all taken; leave it out")
         place = self._backend(backend, device)
         model = load(self.folder, place, backbone=self.backbone)
         if inputs is None:
@@ -129,6 +134,8 @@ class Run:
 
     def _backend(self, backend: str | Backend, device: dict[str, Any]) -> Backend:
         if isinstance(backend, Backend):
+            if device:
+                raise UserError(f"{next(iter(device))}: backend is an object, which has its own; leave it out")
             return backend
         if backend == "exact" and not device:
             return ExactBackend("exact")
@@ -156,7 +163,6 @@ class _Raw(Dataset[Any]):
 
 
 QUIET = Console(quiet=True)
-RANKS = ("devices", "num_nodes", "strategy")  # options that a resume may change
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
@@ -231,7 +237,9 @@ def train(
         )
         if more is not None:
             raise UserError(f"resume uses the run's own options; leave out {more}")
-        return _resume(resume, keys, console, budget, after_epoch, train, validation, test, class_names, backbone)
+        return _resume(
+            resume, keys, console, budget, after_epoch, figures, train, validation, test, class_names, backbone
+        )
     source = None
     if start_from is not None:
         if start_from in list_models(pretrained=True) and not Path(str(start_from)).is_dir():
@@ -293,6 +301,7 @@ def _resume(
     console: Console,
     budget: Budget | None,
     after_epoch: Any,
+    figures: bool,
     *parts: Any,
 ) -> Run:
     folder = resume.folder if isinstance(resume, Run) else RunFolder.open(Path(resume))
@@ -304,6 +313,6 @@ def _resume(
     data = _own(options, folder, *parts) if parts[0] is not None else None
     fit.resume(
         folder, console, budget=budget, agreed=keys.get("backend"), epochs=keys.get("epochs"), data=data,
-        after_epoch=after_epoch, ranks_of={key: keys[key] for key in RANKS if key in keys},
+        after_epoch=after_epoch, ranks_of={key: keys[key] for key in RANKS if key in keys}, figures=figures,
     )  # fmt: skip
     return Run(folder, backbone=parts[-1])

@@ -1,6 +1,7 @@
 """From options and the shape of the data to a model, and what a model is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from qrkt_hw import circuits
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
+from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
@@ -272,6 +274,20 @@ def set_backend(model: nn.Module, backend: str | Backend) -> None:
     """Let all circuits of a model run elsewhere; its weights stay."""
     for layer in quantum_layers(model):
         layer.backend = backend  # type: ignore[assignment]
+
+
+@contextmanager
+def evaluated_on(model: nn.Module, backend: Backend) -> Iterator[None]:
+    """Let all circuits of a model in evaluation mode run on a backend, without gradients; afterwards backends, modes
+    and torch's random numbers are what they were."""
+    before = {layer: layer.backend for layer in quantum_layers(model)}
+    set_backend(model, backend)
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for layer, own in before.items():
+            layer.backend = own  # type: ignore[assignment]
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qrkt_hw.data.images import evaluating
+
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """``loss`` (mean cross-entropy), ``accuracy``, ``f1`` (macro) and ``auroc`` (macro, one-vs-rest).
@@ -78,8 +80,6 @@ def mcnemar(first_only: int, second_only: int) -> float:
 @torch.no_grad()
 def logits_of(model: torch.nn.Module, batches) -> tuple[Tensor, Tensor]:
     """Logits ``(samples, classes)`` and labels of all batches, the model in evaluation mode."""
-    was = model.training
-    model.eval()
-    parts = [(model(inputs), labels) for inputs, labels in batches]
-    model.train(was)
+    with evaluating(model):
+        parts = [(model(inputs), labels) for inputs, labels in batches]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

@@ -15,7 +15,7 @@ from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.compiler import split
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.models.factory import quantum_layers, set_backend
+from qrkt_hw.models.factory import evaluated_on
 from qrkt_hw.resources.schema import Circuit, LayerRow, Logical, Output, Simulability, StageCall
 from qrkt_hw.runs.circuits import fingerprint as computed
 from qrkt_hw.simulator import cheapest
@@ -66,17 +66,8 @@ def stages_of(model: nn.Module, shape: DataShape) -> Stages:
 def trace(model: nn.Module, inputs: Tensor) -> Stages:
     """The calls of a forward pass in evaluation mode; backends, modes and random numbers stay what they were."""
     counter = CountingBackend()
-    backends = {layer: layer.backend for layer in quantum_layers(model)}
-    modes = {module: module.training for module in model.modules()}
-    set_backend(model, counter)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.eval()(inputs)
-    finally:
-        for layer, backend in backends.items():
-            layer.backend = backend
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluated_on(model, counter):
+        model(inputs)
     return counter.stages
 
 

@@ -12,6 +12,7 @@ from qrkt_hw.errors import UserError
 SIDES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet": 64, "imdb": 0, "folder": 64}
 OWN = "own"  # a torch dataset that was given in Python
 TEXT_SETS = ("imdb",)
+RANKS = ("devices", "num_nodes", "strategy")  # options that a resume may change
 TWICE = ("wgangp-eps", "nonsaturating-r1")  # losses that differentiate the discriminator twice
 POLICIES = ("color", "translation", "cutout")
 

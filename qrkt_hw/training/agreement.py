@@ -14,7 +14,7 @@ from qrkt_hw.backends.exact import ExactBackend, evaluate_by_weights
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.factory import quantum_layers, set_backend
+from qrkt_hw.models.factory import evaluated_on
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.simulator import REAL
 
@@ -46,51 +46,40 @@ class _Both(Backend):
         return found
 
 
-class Agreement:
-    """Whether a backend computes what ``backend.stand_in`` computes in a training.
+def agreement(backend: Backend, model: nn.Module, data: Data, count: int = 1) -> dict[str, Any]:
+    """Compare a backend with ``backend.stand_in``, which computes in its place in a training.
 
     Args:
         backend: with a stand-in.
         model: a classifier, or a GAN.
-        data: its first test samples are evaluated; a GAN draws images and scores them.
+        data: its first test samples are evaluated; a GAN generates images and scores them.
+        count: samples; fewer where the split has fewer.
+
+    Returns:
+        What ``results.json`` keeps under ``agreement``: ``samples``, ``accuracy`` of a classifier, ``circuits``,
+        ``largest_difference`` of two expectation values, and ``seconds``.
+
+    Raises:
+        UserError: an expectation value differs by more than rounding.
     """
-
-    def __init__(self, backend: Backend, model: nn.Module, data: Data) -> None:
-        self.backend, self.model, self.data = backend, model, data
-
-    def check(self, count: int = 1) -> dict[str, Any]:
-        """Evaluate so many samples on both; what ``results.json`` says of it.
-
-        Raises UserError: an expectation value differs by more than rounding.
-        """
-        started, model, backend = time.perf_counter(), self.model, self.backend
-        before, training = [layer.backend for layer in quantum_layers(model)], model.training
-        both = _Both(backend, backend.stand_in)  # type: ignore[arg-type]
-        circuits, found = backend.counters.circuits, dict[str, Any]()
-        set_backend(model.eval(), both)
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                if isinstance(model, Gan):
-                    noise = torch.randn(count, model.latent, generator=torch.Generator().manual_seed(0))
-                    model.discriminator(model.generator(noise.to(next(model.parameters()))))
-                else:
-                    split = first(self.data.splits["test"], count)
-                    inputs, labels = next(iter(loader(split, count)))
-                    device = next(model.parameters()).device
-                    classes = model(inputs.to(device)).argmax(-1).cpu()
-                    count, found = len(labels), {"accuracy": float((classes == labels).double().mean())}
-        finally:
-            for layer, own in zip(quantum_layers(model), before, strict=True):
-                layer.backend = own  # type: ignore[assignment]
-            model.train(training)
-        for dtype, bound in BOUNDS.items():
-            if not both.largest[dtype] <= bound:
-                what = f"an expectation value differs by {both.largest[dtype]:.1e} from the torch simulator's ({dtype})"
-                raise UserError(
-                    f"backend {backend.name!r}: {what}; the bound is {bound:g}. Train with --backend exact, or with "
-                    "--gradient parameter_shift on this backend"
-                )
-        return {
-            "samples": count, **found, "circuits": backend.counters.circuits - circuits,
-            "largest_difference": both.largest[torch.complex128], "seconds": round(time.perf_counter() - started, 3),
-        }  # fmt: skip
+    started, both = time.perf_counter(), _Both(backend, backend.stand_in)  # type: ignore[arg-type]
+    circuits, found, like = backend.counters.circuits, dict[str, Any](), next(model.parameters())
+    with evaluated_on(model, both):
+        if isinstance(model, Gan):
+            noise = torch.randn(count, model.latent, generator=torch.Generator().manual_seed(0))
+            model.discriminator(model.generator(noise.to(like)))
+        else:
+            inputs, labels = next(iter(loader(first(data.splits["test"], count), count)))
+            classes = model(inputs.to(like.device)).argmax(-1).cpu()
+            count, found = len(labels), {"accuracy": float((classes == labels).double().mean())}
+    for dtype, bound in BOUNDS.items():
+        if not both.largest[dtype] <= bound:
+            what = f"an expectation value differs by {both.largest[dtype]:.1e} from the torch simulator's ({dtype})"
+            raise UserError(
+                f"backend {backend.name!r}: {what}; the bound is {bound:g}. Train with --backend exact, or with "
+                "--gradient parameter_shift on this backend"
+            )
+    return {
+        "samples": count, **found, "circuits": backend.counters.circuits - circuits,
+        "largest_difference": both.largest[torch.complex128], "seconds": round(time.perf_counter() - started, 3),
+    }  # fmt: skip

@@ -50,7 +50,7 @@ class ClassifierTask(Task):
 
     def _logits(self, model: nn.Module, batches: Batches, given: Iterable[Any]) -> list[Tensor]:
         """Logits and labels of a split, of whose batches each rank evaluates its part."""
-        return self.ranks.whole(logits_of(model, given), batches.sampler.counts())  # type: ignore[attr-defined]
+        return batches.whole(logits_of(model, given))
 
     def start_epoch(self, epoch: int) -> None:
         super().start_epoch(epoch)

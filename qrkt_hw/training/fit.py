@@ -4,9 +4,10 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.sections import TWICE
-from qrkt_hw.training.agreement import SAMPLES, Agreement
+from qrkt_hw.training.agreement import SAMPLES, agreement
 from qrkt_hw.training.classifier import ClassifierTask
 from qrkt_hw.training.gan import GanTask
 from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_from, train
@@ -43,6 +44,7 @@ FEW_FEATURES, FEW_AMPLITUDES = 16_384, 200_000
 OF_MACHINE = ("data_dir", "workers", "threads", "devices", "backends_file")  # keys in which ranks may differ
 # tensors that the data of a fine-tuning decide
 OF_DATA = ("backbone.", "tokens.", "decoder.tokens.", "pool.", "head.")
+Compare = Callable[..., dict[str, Any]]  # backend and stand-in, on so many samples
 FEW = 4  # samples that a training is estimated from
 LONG = 20.0  # seconds after which one sample, with all that is prepared once, has to do
 
@@ -121,6 +123,7 @@ def resume(
     data: Data | None = None,
     after_epoch: AfterEpoch = None,
     ranks_of: dict[str, Any] | None = None,
+    figures: bool = True,
 ) -> RunFolder:
     """Resume a run from its last whole epoch, with its own configuration.
 
@@ -139,6 +142,7 @@ def resume(
         data: the run's data set, where it was given in Python.
         after_epoch: is called when an epoch is kept.
         ranks_of: keys that say on how many processes to resume, instead of the run's.
+        figures: draw the run's charts.
 
     Raises:
         UserError: a damaged run, one with more epochs than ``epochs`` already, or one on a device that bills without
@@ -154,7 +158,7 @@ def resume(
             raise UserError(f"--epochs: {run.path} has {done} epochs already; name {done} or more, or train a new run")
         options = options.replace(epochs=epochs)
     anew = {"devices": None, "num_nodes": 1} if ranks.started_by() is not None else {}
-    options = options.replace(**anew, **(ranks_of or {}))
+    options = options.replace(**{**anew, **(ranks_of or {})})
     check_accelerator(options)
     if data is not None:
         options.check_own(data.describe(), run.description(), run.path)
@@ -175,7 +179,7 @@ def resume(
             _check_training(there, options, data, model, backend)
             if options != run.options() and there.leads:
                 run.write_options(options)
-            return _fit(run, options, data, model, console, backend, after_epoch, planned=before)
+            return _fit(run, options, data, model, console, backend, after_epoch, before, figures)
 
 
 def adopt(model: nn.Module, options: Config, data: Data, source: RunFolder, console: Console) -> dict[str, Any]:
@@ -360,36 +364,36 @@ def _fit(
                 f"from epoch {done + 1} on with the learning rates of {epochs} epochs; "
                 f"so far they were those of {record.planned}", **plain,
             )  # fmt: skip
-        agreement = None if stand_in is None else Agreement(backend, model, data)
+        compare = None if stand_in is None else partial(agreement, backend, model, data)
 
         def checked(epoch: int, metrics: dict[str, float]) -> None:
-            if agreement is not None:
-                there.first(agreement.check)
+            if compare is not None:
+                there.first(compare)
             if after_epoch is not None and there.leads:
                 after_epoch(epoch, metrics)
 
         try:
-            if agreement is not None:
-                there.first(agreement.check)  # before an epoch is spent
+            if compare is not None:
+                there.first(compare)  # before an epoch is spent
             train(task, run, record, backend, console, checked)
         except KeyboardInterrupt:
             billed = command("train", run.path, {"backend": options.backend.name})
             how = billed if backend.bills else f"qrkt-hw train --resume {run.path}"
             console.print(f"resume with: {how}", **plain)
             raise
-        _conclude(run, task, record, backend, agreement)
+        _conclude(run, task, record, backend, compare)
         there.gather(None)  # what rank 0 wrote is there for all
     return run
 
 
-def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, agreement: Agreement | None) -> None:
+def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, compare: Compare | None) -> None:
     """Write figures and ``results.json`` of the kept weights."""
     started, there = time.perf_counter(), ranks.here()
     model = task.model.cpu()
     weights = there.first(lambda: read_weights(model, run.model))
     model.load_state_dict(weights)
     found = task.results(record, run)
-    checked = None if agreement is None else there.first(lambda: agreement.check(SAMPLES))
+    compared = {} if compare is None else {"agreement": there.first(partial(compare, SAMPLES))}
     if not there.leads:
         return
     results = found | {
@@ -404,7 +408,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, agre
         "evaluation_seconds": round(time.perf_counter() - started, 3),
         "seed": task.options.training.seed,
         **({"schedule_changed_after": record.rescheduled} if record.rescheduled else {}),
-        **({} if agreement is None else {"agreement": checked}),
+        **compared,
         "backend": backend.name,
         # what it counted, where torch cannot see through it
         "backend_details": backend.about() | ({} if backend.differentiable else asdict(backend.counters)),

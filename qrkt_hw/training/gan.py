@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qrkt_hw.data import Data
+from qrkt_hw.data.images import evaluating
 from qrkt_hw.data.ranks import drawn, part, squared_mean
 from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.gan import Gan
@@ -113,11 +114,9 @@ class GanTask(Task):
         due = epoch == self.options.training.epochs or epoch % self.every == 0
         if (due or epoch == 1) and self.ranks.leads:
             kept = self.kept
-            was = kept.training
             noise = torch.randn(COLUMNS * ROWS, kept.latent, generator=torch.Generator().manual_seed(0))
-            with torch.no_grad():
-                images = kept.eval()(noise.to(self.like["device"]))
-            kept.train(was)
+            with torch.no_grad(), evaluating(kept):
+                images = kept(noise.to(self.like["device"]))
             save_grid(images, run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
         return due
 

@@ -263,6 +263,17 @@ def test_other_commands_run_in_one_process(tmp_path, monkeypatch):
     refused(qrkt("train", "--devices", "3", cwd=tmp_path), "torchrun started 2 processes on this machine, not 3")
 
 
+def test_torchrun_resumes_on_other_ranks_and_starts_again_only_its_own_run(tmp_path, monkeypatch):
+    keys = flags({**SMALL, "epochs": 1})
+    assert qrkt("train", *keys, "--out", "run", cwd=tmp_path).returncode == 0
+    for name, value in {**environment(0, 1, 1), "TORCHELASTIC_RESTART_COUNT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert qrkt("train", "--resume", "run", "--epochs", 2, "--devices", 1, cwd=tmp_path).returncode == 0
+    refused(qrkt("train", *keys, "--out", "run", cwd=tmp_path), "run exists already, with other options")
+    again = qrkt("train", *flags({**SMALL, "epochs": 2}), "--devices", 1, "--out", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
 def test_a_batch_script_is_printed(tmp_path):
     (tmp_path / "big run.yaml").write_text("dataset: digits\nbatch_size: 64\n")
     script = qrkt("launch", "--slurm", "big run.yaml", "--nodes", "4", "--gpus", "4", cwd=tmp_path)

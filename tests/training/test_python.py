@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import qrkt_hw
+from qrkt_hw.backends import resolve
 from qrkt_hw.data import load_data, mnist
 from qrkt_hw.data.images import labels_of
 from qrkt_hw.errors import UserError, in_python
@@ -275,8 +277,27 @@ def test_a_resume_on_other_samples_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="give it again"):
         qrkt_hw.train(resume=tmp_path / "run", epochs=3, test=Colours())
     seen = []
-    qrkt_hw.train(resume=tmp_path / "run", epochs=3, train=Colours(), after_epoch=lambda epoch, _: seen.append(epoch))
-    assert seen == [3]
+    shutil.rmtree(tmp_path / "run" / "plots")
+    more = {"after_epoch": lambda epoch, _: seen.append(epoch), "figures": False}
+    qrkt_hw.train(resume=tmp_path / "run", epochs=3, train=Colours(), **more)
+    assert seen == [3] and not (tmp_path / "run" / "plots").exists()
+
+
+def test_a_frozen_normalisation_of_a_backbone_stays_frozen(tmp_path):
+    backbone = Backbone("maps")
+    backbone.norm.eval()
+    keys = {**SMALL, "epochs": 2, "ema": 0.0, "limit": 40}
+    run = qrkt_hw.train(keys, train=Colours(60, size=16), backbone=backbone, out=tmp_path / "run")
+    assert backbone.training and not backbone.norm.training
+    assert int(load_file(run.path / "model.safetensors")["backbone.norm.num_batches_tracked"]) == 0
+
+
+def test_no_argument_of_an_inference_is_dropped(run):
+    for key, value in {"limit": 3, "split": "validation", "data_dir": Path("data")}.items():
+        with pytest.raises(UserError, match=f"{key}: it goes with a split"):
+            run.infer(Colours(5), **{key: value})
+    with pytest.raises(UserError, match="shots: backend is an object"):
+        run.infer(Colours(5), backend=resolve("aer_cpu"), shots=9)
 
 
 def test_sentences_in_python():
