@@ -15,7 +15,18 @@ if __name__ != "qrkt_hw.circuits":
     raise ImportError("import qrkt_hw.circuits, not circuits: a second copy would be a second registry of templates")
 
 from qrkt_hw.ansatz import FILES, CircuitTemplate, read_template
-from qrkt_hw.circuits import brickwork, efficient_su2, qrkt, real_amplitudes, reuploading, rx_ring, ry_rz_ring
+from qrkt_hw.circuits import (
+    brickwork,
+    efficient_su2,
+    orthogonal_brick,
+    orthogonal_butterfly,
+    orthogonal_pyramid,
+    qrkt,
+    real_amplitudes,
+    reuploading,
+    rx_ring,
+    ry_rz_ring,
+)
 from qrkt_hw.compiler import derive
 from qrkt_hw.errors import UserError
 
@@ -25,7 +36,18 @@ Factory = Callable[[int, int], CircuitTemplate]
 ENTRY_POINTS = "qrkt_hw.ansatz"
 _factories: dict[str, Factory] = {
     module.NAME: module.template
-    for module in (qrkt, rx_ring, ry_rz_ring, brickwork, reuploading, real_amplitudes, efficient_su2)
+    for module in (
+        qrkt,
+        rx_ring,
+        ry_rz_ring,
+        brickwork,
+        reuploading,
+        real_amplitudes,
+        efficient_su2,
+        orthogonal_brick,
+        orthogonal_butterfly,
+        orthogonal_pyramid,
+    )
 }
 _sources: dict[str, str] = {}
 

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from qiskit.circuit import ControlFlowOp, ControlledGate, Delay, Instruction, Parameter, ParameterVector, QuantumCircuit
-from qiskit.circuit.library import Barrier, Measure, Reset, UnitaryGate, get_standard_gate_name_mapping
+from qiskit.circuit.library import (
+    Barrier,
+    Measure,
+    Reset,
+    UnitaryGate,
+    XXPlusYYGate,
+    get_standard_gate_name_mapping,
+)
 from qiskit.quantum_info import Pauli, SparsePauliOp
 
 from qrkt_hw.errors import UserError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Encoding = Literal["angle", "unary", "unary_tree"]
 
 
 def z_observables(num_qubits: int) -> tuple[SparsePauliOp, ...]:
@@ -37,6 +46,9 @@ class CircuitTemplate:
         observables: what is measured; one real value each. Hermitian sums of Pauli strings, or a single one.
         topology: which pairs of qubits its two-qubit gates join: ``chain``, ``ring``, ``all``, ``none``.
         reference: where the circuit comes from.
+        encoding: how features become ``inputs``. ``angle``: they are the angles. ``unary``, ``unary_tree``: they are
+            the amplitudes of one excitation, which :func:`unary_encoding` loads from spherical angles; outputs are
+            multiplied by the norm of the features.
         source: of a template that :func:`~qrkt_hw.compiler.derive` wrote, the one it was written from.
 
     The circuit is copied: a gate appended to the original later does not enter the template.
@@ -52,8 +64,10 @@ class CircuitTemplate:
     observables: tuple[SparsePauliOp, ...] = field(default=())
     topology: str = "unknown"
     reference: str = ""
+    encoding: Encoding = "angle"
     source: CircuitTemplate | None = field(default=None, repr=False)
     num_qubits: int = field(init=False, repr=False)
+    num_features: int = field(init=False, repr=False)
     num_inputs: int = field(init=False, repr=False)
     num_weights: int = field(init=False, repr=False)
     num_outputs: int = field(init=False, repr=False)
@@ -77,8 +91,12 @@ class CircuitTemplate:
             raise TypeError(f"template {self.name!r}: observables are a {type(given).__name__}, not Pauli strings")
         found = tuple(alone) or z_observables(self.circuit.num_qubits)
         object.__setattr__(self, "observables", tuple(self._as_operator(o) for o in found))
-        counts = self.circuit.num_qubits, len(self.inputs), len(self.weights), len(found)
-        for count, role in zip(counts, ("qubits", "inputs", "weights", "outputs"), strict=True):
+        if self.encoding not in get_args(Encoding):
+            known = ", ".join(get_args(Encoding))
+            raise ValueError(f"template {self.name!r}: encoding is {self.encoding!r}; there are {known}")
+        features = len(self.inputs) + (self.encoding != "angle")
+        counts = self.circuit.num_qubits, features, len(self.inputs), len(self.weights), len(found)
+        for count, role in zip(counts, ("qubits", "features", "inputs", "weights", "outputs"), strict=True):
             object.__setattr__(self, f"num_{role}", count)
         try:
             object.__setattr__(self, "circuit", _plain(self.circuit))
@@ -144,6 +162,12 @@ def remembered(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatena
         return held[key]
 
     return looked_up
+
+
+@remembered
+def by_angles(template: CircuitTemplate) -> CircuitTemplate:
+    """The template as a device runs it: its inputs are the angles of its encoding, and nothing is multiplied."""
+    return template if template.encoding == "angle" else replace(template, encoding="angle")
 
 
 @lru_cache(maxsize=1)
@@ -285,6 +309,72 @@ def angle_encoding(num_qubits: int, axis: str = "y", name: str = "x") -> tuple[Q
     for qubit, feature in enumerate(inputs):
         getattr(circuit, f"r{axis}")(feature, qubit)
     return circuit, inputs
+
+
+def loader(encoding: Encoding, features: int) -> list[tuple[range, range]]:
+    """How amplitude is shared out from the first feature: each step moves the norm of the second range of features
+    from the first one of the first range to its own first one. ``unary`` is a chain, ``unary_tree`` a balanced tree."""
+    steps, ready = [], [range(features)]
+    while ready:  # breadth first, so that steps on different qubits are neighbours in time
+        part = ready.pop(0)
+        if len(part) < 2:
+            continue
+        middle = 1 if encoding == "unary" else (len(part) + 1) // 2
+        steps.append((part[:middle], part[middle:]))
+        ready += [part[:middle], part[middle:]]
+    return steps
+
+
+def unary_angles(encoding: Encoding, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Spherical angles ``(..., features - 1)`` of vectors ``(..., features)``; those of 0 are 0."""
+
+    def size(part: range) -> NDArray[np.float64]:  # one feature keeps its sign
+        chosen = features[..., part.start : part.stop]
+        return chosen[..., 0] if len(part) == 1 else np.linalg.norm(chosen, axis=-1)
+
+    found = [np.arctan2(size(second), size(first)) for first, second in loader(encoding, features.shape[-1])]
+    return np.stack(found, axis=-1) if found else features[..., :0]
+
+
+def rbs(circuit: QuantumCircuit, angle: Any, first: int, second: int) -> None:
+    """Append a Givens rotation (reconfigurable beam splitter): amplitudes of one excitation on the two qubits become
+    ``cos a * first - sin a * second`` and ``sin a * first + cos a * second``."""
+    circuit.append(XXPlusYYGate(2 * angle, -np.pi / 2), [second, first])
+
+
+def unary_encoding(features: int, encoding: Encoding = "unary") -> tuple[QuantumCircuit, ParameterVector]:
+    """A circuit on a reference qubit 0 and a qubit for each feature, and the vector of its spherical angles.
+
+    Its state is ``(|1 on the reference> + sum_j x_j |1 on qubit j + 1>) / sqrt(2)`` for features ``x`` of norm 1.
+    Raises ValueError: fewer than two features, whose angles would not hold a sign.
+    """
+    if features < 2:
+        raise ValueError(f"a unary encoding needs at least 2 features, not {features}")
+    inputs = ParameterVector("phi", features - 1)
+    circuit = QuantumCircuit(features + 1)
+    circuit.x(0)
+    rbs(circuit, np.pi / 4, 0, 1)
+    for angle, (first, second) in zip(inputs, loader(encoding, features), strict=True):
+        rbs(circuit, angle, first.start + 1, second.start + 1)
+    return circuit, inputs
+
+
+def orthogonal(
+    name: str, features: int, layers: Iterable[Iterable[tuple[int, int]]], *, topology: str, reference: str,
+    encoding: Encoding = "unary",
+) -> CircuitTemplate:  # fmt: skip
+    """Givens rotations on pairs of features behind a unary encoding, read by ``<X_reference X_j>`` for every feature j.
+
+    The outputs are ``W x`` with a real orthogonal matrix W of the weights, signs included. All are read in one
+    measurement basis, X on every qubit.
+    """
+    circuit, inputs = unary_encoding(features, encoding)
+    pairs = [pair for layer in layers for pair in layer]
+    weights = ParameterVector("theta", len(pairs))
+    for weight, (first, second) in zip(weights, pairs, strict=True):
+        rbs(circuit, weight, first + 1, second + 1)
+    read = [SparsePauliOp.from_sparse_list([("XX", [0, j + 1], 1.0)], features + 1) for j in range(features)]
+    return CircuitTemplate(name, circuit, inputs, weights, tuple(read), topology, reference, encoding)
 
 
 def ring(num_qubits: int) -> Iterable[tuple[int, int]]:

@@ -111,7 +111,7 @@ _SINGLE = {
 }  # fmt: skip
 _CONTROLLED = {"crx": "X", "cry": "Y", "crz": "Z"}
 _PHASES = {"cp", "cu1"}
-ROTATIONS = {*_SINGLE, *_CONTROLLED, *_PHASES, "r", "u", "u3", "u2"}
+ROTATIONS = {*_SINGLE, *_CONTROLLED, *_PHASES, "r", "u", "u3", "u2", "xx_plus_yy"}
 
 
 @remembered
@@ -149,7 +149,7 @@ def lower_gate(gate, qubits: tuple[int, ...], index: dict[Parameter, int], place
         return
     symbolic = is_symbolic(gate)
     if not symbolic and not _runs_by_definition(gate) and (len(qubits) <= LARGEST_FIXED or definition_of(gate) is None):
-        yield Fixed(_matrix(gate), qubits, gate.name, place)
+        yield Fixed(matrix_of(gate), qubits, gate.name, place)
         return
     if not (symbolic and known in ROTATIONS):
         definition = definition_of(gate)
@@ -195,6 +195,12 @@ def _rotations(name: str, angles: Sequence[Affine], on: tuple[int, ...]) -> list
         return [(_CONTROLLED[name], on[1:], half), ("Z" + _CONTROLLED[name], on, half * -1)]
     if name in _PHASES:
         return [("Z", on[:1], half), ("Z", on[1:], half), ("ZZ", on, half * -1)]
+    if name == "xx_plus_yy":
+        beta = angles[1]
+        if not beta.terms and abs(math.cos(beta.offset)) < 1e-15:  # a Givens rotation of real amplitudes
+            turned = half * math.copysign(1.0, math.sin(beta.offset))
+            return [("XY", on, turned), ("YX", on, turned * -1)]
+        return [("Z", on[:1], beta), ("XX", on, half), ("YY", on, half), ("Z", on[:1], beta * -1)]
     if name == "r":
         theta, phi = angles
         return [("Z", on, phi * -1), ("X", on, theta), ("Z", on, phi)]
@@ -268,11 +274,11 @@ def _point(size: int) -> NDArray[np.float64]:
 def _check_table(name: str) -> None:
     """Compare the rotations of a standard gate with Qiskit's matrix, once for each gate and process."""
     gate = get_standard_gate_name_mapping()[name].to_mutable()
-    gate.params = _point(len(gate.params)).tolist()
-    qubits = tuple(range(gate.num_qubits))
-    rotations = _rotations(name, [Affine(offset=a) for a in gate.params], qubits)
-    if not same_up_to_phase(_product([Rotation(*r) for r in rotations], qubits, []), _matrix(gate)):
-        raise ValueError(f"gate {name!r} is another in this version of Qiskit than the one known here")
+    drawn, qubits = _point(len(gate.params)).tolist(), tuple(range(gate.num_qubits))
+    for gate.params in (drawn, [*drawn[:-1], -math.pi / 2]):
+        rotations = _rotations(name, [Affine(offset=a) for a in gate.params], qubits)
+        if not same_up_to_phase(_product([Rotation(*r) for r in rotations], qubits, []), matrix_of(gate)):
+            raise ValueError(f"gate {name!r} is another in this version of Qiskit than the one known here")
 
 
 def _compare(gate, qubits: tuple[int, ...], steps: Sequence[Step], point: dict[Parameter, float]) -> None:
@@ -304,7 +310,8 @@ def same_up_to_phase(one: NDArray[np.complex128], other: NDArray[np.complex128])
     return bool(abs(overlap) > 0 and np.abs(one * (overlap / abs(overlap)) - other).max() < TOLERANCE)
 
 
-def _matrix(gate) -> NDArray[np.complex128]:
+def matrix_of(gate) -> NDArray[np.complex128]:
+    """The unitary of a gate without parameters; ValueError where it has none."""
     try:
         matrix = np.asarray(Operator(gate).data, dtype=complex)
     except Exception as error:

@@ -17,23 +17,31 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import memory
 from qrkt_hw.simulator.propagated import Propagated
 from qrkt_hw.simulator.statevector import Statevector
+from qrkt_hw.simulator.subspace import Subspace
 
+Method = type[Propagated] | type[Statevector] | type[Subspace]
 REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
-METHODS: dict[str, type[Propagated] | type[Statevector]] = {m.name: m for m in (Propagated, Statevector)}
+METHODS: dict[str, Method] = {m.name: m for m in (Propagated, Statevector, Subspace)}
 REMOVED_METHODS = ("gatewise", "fused")  # of earlier versions; they read as ``auto``
 
 
-def cheapest(template: CircuitTemplate) -> type[Propagated] | type[Statevector] | None:
+def cheapest(template: CircuitTemplate) -> Method | None:
     """The method that evaluates a template fastest; None where none can."""
-    fitting = [m for m in METHODS.values() if m.supports(template)]
+    fitting = [m for m in METHODS.values() if _supports(m, template)]
     return min(fitting, key=lambda m: m.cost(template), default=None)
+
+
+def _supports(method: Method, template: CircuitTemplate) -> bool:
+    # the others would take the features of a unary encoding for angles
+    return (method is Subspace or template.encoding == "angle") and method.supports(template)
 
 
 class Simulator:
     """Expectation values of a template's observables, exact and differentiable to any order.
 
-    ``method`` is ``pauli`` (Pauli propagation), ``adjoint`` (statevector), or ``auto`` for the faster. Raises UserError
-    for an unknown method, one that cannot evaluate this template, or a template that cannot be lowered.
+    ``method`` is ``pauli`` (Pauli propagation), ``adjoint`` (statevector), ``subspace`` (fixed Hamming weight), or
+    ``auto`` for the fastest. Raises UserError for an unknown method, one that cannot evaluate this template, or a
+    template that cannot be lowered.
     """
 
     def __init__(self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto") -> None:
@@ -55,7 +63,7 @@ class Simulator:
                 f"ansatz {template.name!r} on {template.num_qubits} qubits has no exact method: statevectors go to 28 "
                 "qubits, and its observables depend on too much for propagation; take fewer qubits or layers"
             )
-        if not chosen.supports(template):
+        if not _supports(chosen, template):
             raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}")
         self.method = chosen.name
         self._needs = memory.Needs(template, chosen.name, self.real_dtype)
@@ -67,6 +75,7 @@ class Simulator:
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(..., groups, observables)``, real; inputs ``(..., groups, inputs)``, weights ``(groups, weights)``.
 
+        Inputs of a unary encoding are features, ``(..., groups, features)``.
         Under ``torch.func`` and in dispatch modes plain operations of torch do the same, more slowly. Raises UserError
         where the call would take more memory than there is, ValueError for tensors that do not fit.
         """
@@ -80,8 +89,8 @@ class Simulator:
         return values.reshape(*inputs.shape[:-1], len(self.template.observables))
 
     def _check(self, inputs: Tensor, weights: Tensor) -> None:
-        if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_inputs:
-            raise ValueError(f"inputs must be (..., groups, {self.template.num_inputs}), not {tuple(inputs.shape)}")
+        if inputs.ndim < 2 or inputs.shape[-1] != self.template.num_features:
+            raise ValueError(f"inputs must be (..., groups, {self.template.num_features}), not {tuple(inputs.shape)}")
         shape = (inputs.shape[-2], self.template.num_weights)
         if weights.shape != shape:
             raise ValueError(f"weights must be {shape}, not {tuple(weights.shape)}")

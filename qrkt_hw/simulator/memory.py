@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
+from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.propagated import Propagated, plan, uses_weights
@@ -41,7 +42,7 @@ class Need(NamedTuple):
 
 
 def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bool, compiled: bool) -> Need:
-    """What an evaluation by ``pauli`` or ``adjoint`` takes, ``compiled`` where native kernels take the circuit."""
+    """What an evaluation by a method takes, ``compiled`` where native kernels take the circuit."""
     number = torch.finfo(real).bits // 8
     if method == "adjoint":
         size = 2.0**template.num_qubits
@@ -55,6 +56,14 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         flips = {r.x for r in found.readings}
         fixed = size * number * (len(signs) + min(len(found.readings), max(1.0, LARGEST_TABLE / size)) + 2)
         return Need(fixed, 0, size * 2 * number * (10.5 + 0.7 * (len(flips) - 1) if gradient else 5.5))
+    if method == "subspace":
+        program, two = subspace(template), 1 if getattr(subspace(template), "real", False) else 2
+        assert program is not None
+        if template.encoding != "angle":  # the matrices of all layers, at most one for each step
+            matrices = (6.0 if gradient else 2.0) * program.size**2 * len(program.steps)
+            return Need(0, matrices * two * number, number * (template.num_features + template.num_outputs))
+        states = 8.0 * len(program.steps) if gradient else 4.0
+        return Need(0, 0, number * two * program.size * (states + 2 * template.num_outputs))
     planned = plan(template)
     if planned is None:
         return Need(math.inf, 0, 0)
@@ -80,7 +89,7 @@ class Needs:
         most = max((one.group + one.row * one.columns) for one in self._needs.values())
         fixed = max(one.fixed for one in self._needs.values())
         # numbers in the inputs of a call that takes less than SMALL, whatever its shape
-        self.unchecked = max(0.0, SMALL - fixed) / max(most, 1.0) * max(template.num_inputs, 1)
+        self.unchecked = max(0.0, SMALL - fixed) / max(most, 1.0) * max(template.num_features, 1)
 
     def check(self, inputs: Tensor, weights: Tensor) -> None:
         """Refuse a call that would take more memory than there is, and say what would fit."""
@@ -90,7 +99,11 @@ class Needs:
         needed = one.of(batch, groups)
         if needed < SMALL or needed <= (free := SHARE * available(inputs.device)):
             return
-        others = [m.name for m in (Propagated, Statevector) if m.name != self._method and m.supports(self._template)]
+        others = [
+            m.name
+            for m in (Propagated, Statevector)
+            if m.name != self._method and m.supports(self._template) and self._template.encoding == "angle"
+        ]
         changed = [(f"method {name!r}", name, self._real) for name in others]
         if self._real == torch.float64:
             changed.append(("dtype complex64", self._method, torch.float32))
