@@ -49,7 +49,8 @@ class CircuitTemplate:
         encoding: how features become ``inputs``. ``angle``: they are the angles. ``unary``, ``unary_tree``: they are
             the amplitudes of one excitation, which :func:`unary_encoding` loads from spherical angles; outputs are
             multiplied by the norm of the features.
-        source: of a template that :func:`~qrkt_hw.compiler.derive` wrote, the one it was written from.
+        source: of a template that :func:`~qrkt_hw.compiler.derive` or :func:`by_angles` wrote, the one it was written
+            from.
 
     The circuit is copied: a gate appended to the original later does not enter the template.
 
@@ -167,7 +168,7 @@ def remembered(function: Callable[Concatenate[Any, P], T]) -> Callable[Concatena
 @remembered
 def by_angles(template: CircuitTemplate) -> CircuitTemplate:
     """The template as a device runs it: its inputs are the angles of its encoding, and nothing is multiplied."""
-    return template if template.encoding == "angle" else replace(template, encoding="angle")
+    return template if template.encoding == "angle" else replace(template, encoding="angle", source=template)
 
 
 @lru_cache(maxsize=1)

@@ -42,7 +42,7 @@ def condition(layers: Sequence[QuantumLayer]) -> None:
                 f"--initial-angles: conditioned is for circuits of at most {LARGEST} qubits, not "
                 f"{template.num_qubits}; take uniform"
             )
-        if layer.weight.numel():
+        if layer.weight.numel() and not layer.network.unary:  # whose Jacobian is orthogonal already
             alike.setdefault((layer.network.evaluated, layer.dtype, layer.requested_method), []).append(layer)
     for together in alike.values():
         angles = torch.cat([layer.weight.detach().view(layer.groups, -1) for layer in together])
@@ -84,7 +84,7 @@ def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[fl
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = QuantumLayer(draws * template.num_inputs, ansatz=template)
+        layer = QuantumLayer(draws * template.num_features, ansatz=template)
         found = linear_part(layer, SIGNAL_SAMPLES)
         if not found.isfinite().all():
             raise ValueError(f"template {template.name!r}: an angle has no value for some normally distributed inputs")
@@ -110,11 +110,11 @@ def _ascend(layer: QuantumLayer, angles: Tensor) -> Tensor:
 
 
 def _inputs(layer: QuantumLayer, groups: int, samples: int) -> Tensor:
-    x = torch.randn(samples // 2, groups, layer.template.num_inputs, dtype=layer.weight.dtype)
+    x = torch.randn(samples // 2, groups, layer.template.num_features, dtype=layer.weight.dtype)
     return torch.cat([x, -x])  # even parts of the values, which C does not hold, then cancel to the last bit
 
 
 def _linear(layer: QuantumLayer, x: Tensor, weights: Tensor) -> Tensor:
-    evaluate = simulator(layer.network.evaluated, layer.dtype, layer.requested_method)
+    evaluate = simulator(layer.network.simulated, layer.dtype, layer.requested_method)
     values = evaluate(*layer.network.derive(x, weights))
     return torch.einsum("sgo,sgi->goi", values, x) / len(x)

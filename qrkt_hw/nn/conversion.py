@@ -14,7 +14,7 @@ from qiskit.circuit import Measure, Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
 from qiskit_machine_learning.neural_networks import EstimatorQNN, NeuralNetwork, SamplerQNN
 
-from qrkt_hw.ansatz import CircuitTemplate, by_name, read_circuit, z_observables
+from qrkt_hw.ansatz import CircuitTemplate, by_name, read_circuit, unary_angles, z_observables
 from qrkt_hw.errors import UserError
 
 if TYPE_CHECKING:
@@ -230,8 +230,10 @@ def bound(template: CircuitTemplate, weights: torch.Tensor, inputs: Any = None) 
     values = dict(zip(template.weights, weights.detach().double().cpu().tolist(), strict=True))
     if inputs is not None:
         given = torch.as_tensor(inputs).detach().double().cpu().reshape(-1).tolist()
-        if len(given) != template.num_inputs:
-            raise ValueError(f"inputs must be {template.num_inputs} numbers, not {len(given)}")
+        if len(given) != template.num_features:
+            raise ValueError(f"inputs must be {template.num_features} numbers, not {len(given)}")
+        if template.encoding != "angle":
+            given = unary_angles(template.encoding, np.array(given)).tolist()
         values |= dict(zip(template.inputs, given, strict=True))
     return template.circuit.assign_parameters(values)
 
@@ -242,7 +244,7 @@ def specs(network: TemplateNetwork) -> dict[str, Any]:
     circuit = template.circuit
     return {
         "ansatz": template.name, "qubits": template.num_qubits, "groups": network.groups,
-        "weights": network.num_weights, "inputs_per_circuit": template.num_inputs,
+        "weights": network.num_weights, "inputs_per_circuit": template.num_features,
         "weights_per_circuit": template.num_weights,
         "observables": [[(word, float(c.real)) for word, c in o.to_list()] for o in template.observables],
         "gates": sum(one.name != "barrier" for one in circuit.data), "two_qubit_gates": circuit.num_nonlocal_gates(),

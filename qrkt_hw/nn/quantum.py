@@ -15,15 +15,17 @@ from qiskit_machine_learning.neural_networks import NeuralNetwork
 from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, by_angles, unary_angles
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.compiler import derive
+from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
+from qrkt_hw.simulator.subspace import linear_map
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
 ProjectionFactory = Callable[[int], nn.Module]
@@ -59,20 +61,24 @@ class TemplateNetwork(NeuralNetwork):
         input_gradients: bool = True,
         linear: Linear | None = None,
     ) -> None:
+        self.unary = template.encoding != "angle"
         try:
-            self.derived = derive(template)
+            self.derived = derive(by_angles(template))
+            if self.unary:
+                subspace(template)
         except ValueError as error:
             raise UserError(f"ansatz {template.name!r} cannot be simulated: {error}") from error
         self.template = template
         self.evaluated = self.derived.template
         self.trivial = self.derived.trivial  # every angle is a linear function of the parameters
+        self.simulated = template if self.unary else self.evaluated  # what takes what derive returns
         self.linear = linear
         self.backend = backend
         self.groups = groups
         self.tag = tag
         self.outputs = groups * template.num_outputs if linear is None else len(linear.offset)
         super().__init__(
-            num_inputs=groups * template.num_inputs,
+            num_inputs=groups * template.num_features,
             num_weights=groups * template.num_weights,
             sparse=False,
             output_shape=self.outputs if linear is None else linear.shape,
@@ -80,7 +86,7 @@ class TemplateNetwork(NeuralNetwork):
         )
 
     def derive(self, inputs: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` of ``evaluated`` from the template's.
+        """Inputs ``(..., groups, inputs)`` and weights ``(groups, weights)`` of ``simulated`` from the template's.
 
         Differentiable any number of times; the same tensors where the template's angles are linear.
         """
@@ -94,18 +100,23 @@ class TemplateNetwork(NeuralNetwork):
         with full_precision(values):
             return (values @ matrix.T + offset).unflatten(-1, self.linear.shape)
 
-    @staticmethod
-    def parameters(inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
+    def parameters(self, inputs: NDArray, weights: NDArray) -> NDArray[np.float64]:
         """``(samples, groups, inputs + weights)`` of inputs ``(samples, groups, ...)``, weights ``(groups, ...)``."""
+        if self.unary:
+            inputs = unary_angles(self.template.encoding, inputs)
         sets = np.broadcast_to(weights, (len(inputs), *weights.shape))
         return np.concatenate([inputs, sets], axis=-1).astype(np.float64)
+
+    def scale(self, inputs: NDArray) -> NDArray[np.float64] | float:
+        """What the circuits' values of inputs ``(..., groups, features)`` are multiplied by, ``(..., groups, 1)``."""
+        return np.linalg.norm(inputs, axis=-1, keepdims=True) if self.unary else 1.0
 
     def call(self, values: NDArray[np.float64]) -> Call:
         """The call for ``evaluated``'s parameters ``(samples, groups, ...)``."""
         return Call(self.evaluated, values, self.tag)
 
-    def _values(self, input_data: NDArray | None, weights: NDArray | None) -> NDArray[np.float64]:
-        """The template's own parameters ``(samples, groups, inputs + weights)``."""
+    def _split(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray, NDArray]:
+        """Features ``(samples, groups, features)`` and weights ``(groups, weights)``."""
         for what, found, wanted in (("inputs", input_data, self.num_inputs), ("weights", weights, self.num_weights)):
             size = 0 if found is None else found.shape[-1]
             if size != wanted:
@@ -113,22 +124,23 @@ class TemplateNetwork(NeuralNetwork):
         x = np.zeros((1, 0)) if input_data is None else input_data
         w = np.zeros(0) if weights is None else weights
         groups, template = self.groups, self.template
-        return self.parameters(x.reshape(len(x), groups, template.num_inputs), w.reshape(groups, template.num_weights))
+        return x.reshape(len(x), groups, template.num_features), w.reshape(groups, template.num_weights)
 
     def _forward(self, input_data: NDArray | None, weights: NDArray | None) -> NDArray:
-        values = self._values(input_data, weights)
-        (found,) = self.backend.run([self.call(self.derived.values(values))])
-        flat = found.reshape(len(values), -1)
+        x, w = self._split(input_data, weights)
+        (found,) = self.backend.run([self.call(self.derived.values(self.parameters(x, w)))])
+        flat = (found * self.scale(x)).reshape(len(x), -1)
         if self.linear is None:
             return flat
-        return (flat @ self.linear.matrix.T + self.linear.offset).reshape(len(values), *self.linear.shape)
+        return (flat @ self.linear.matrix.T + self.linear.offset).reshape(len(x), *self.linear.shape)
 
     def _backward(self, input_data: NDArray | None, weights: NDArray | None) -> tuple[NDArray | None, NDArray | None]:
         """Jacobians ``(samples, outputs, inputs)`` and ``(samples, outputs, weights)`` by the backend's rule.
 
         The first is None without ``input_gradients``; either is None where there is nothing to differentiate by.
         """
-        values = self._values(input_data, weights)
+        x, w = self._split(input_data, weights)
+        values = self.parameters(x, w)
         by_inputs, by_weights = self.input_gradients and self.num_inputs > 0, self.num_weights > 0
         if not (by_inputs or by_weights):
             return None, None
@@ -137,10 +149,16 @@ class TemplateNetwork(NeuralNetwork):
         inner, own_inputs = self.evaluated.num_inputs, self.template.num_inputs
         mixed = chain is not None and bool((chain[..., :inner, own_inputs:] != 0).any())
         jacobian = remote.jacobian(
-            self.call(self.derived.values(values)), self.backend, remote.Wanted(by_inputs or mixed, by_weights)
-        )
+            self.call(self.derived.values(values)), self.backend,
+            remote.Wanted((by_inputs and not self.unary) or mixed, by_weights),
+        )  # fmt: skip
         if chain is not None:
             jacobian = jacobian @ chain
+        if self.unary:
+            matrix = linear_map(self.template, torch.from_numpy(w)).numpy()
+            matrix = np.broadcast_to(matrix, (len(x), *matrix.shape))
+            own_inputs = self.template.num_features
+            jacobian = np.concatenate([matrix, self.scale(x)[..., None] * jacobian[..., own_inputs - 1 :]], axis=-1)
         if self.linear is not None:
             jacobian = self.linear.matrix @ jacobian
         own = np.arange(self.groups)  # a group's outputs depend on its own inputs and weights alone
@@ -225,9 +243,9 @@ class QuantumLayer(TorchConnector):
             raise UserError(f"ansatz is a {kind}; a QuantumCircuit goes to QuantumLayer.from_circuit")
         template = ansatz
         alone = features == template.num_inputs == 0  # a circuit without inputs
-        if not alone and (template.num_inputs == 0 or features < 1 or features % template.num_inputs):
+        if not alone and (template.num_inputs == 0 or features < 1 or features % template.num_features):
             raise UserError(
-                f"--qubits: {features} features cannot be split into groups of {template.num_inputs}; "
+                f"--qubits: {features} features cannot be split into groups of {template.num_features}; "
                 "the number of features must be a positive multiple"
             )
         if dtype not in REAL:
@@ -236,7 +254,7 @@ class QuantumLayer(TorchConnector):
         nn.Module.__init__(self)
         self.features = features
         self.template = template
-        self.groups = 1 if alone else features // template.num_inputs
+        self.groups = 1 if alone else features // template.num_features
         self.requested_method = method
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
         self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
@@ -249,7 +267,7 @@ class QuantumLayer(TorchConnector):
             if len(angles) != count:
                 raise ValueError(f"initial_weights must be {count} angles ({self.groups} circuits), not {len(angles)}")
         self.weight = nn.Parameter(angles)
-        simulator(self.network.evaluated, dtype, method)  # an unknown method is refused here, not in the first forward
+        simulator(self.network.simulated, dtype, method)  # an unknown method is refused here, not in the first forward
 
     @classmethod
     def from_circuit(
@@ -277,7 +295,7 @@ class QuantumLayer(TorchConnector):
                 exactly, or a file that cannot be read.
         """
         template = template_of(circuit, inputs, weights, observables)
-        return cls(template.num_inputs if features is None else features, ansatz=template, **options)
+        return cls(template.num_features if features is None else features, ansatz=template, **options)
 
     @classmethod
     def from_qnn(cls, qnn: Any, *, backend: Any = "exact", **options: Any) -> Self:
@@ -342,7 +360,7 @@ class QuantumLayer(TorchConnector):
         if found is None or found[0] is not backend or found[1] != backend.gradient:
             made = None
             if backend.differentiable:
-                made = backend.simulator(self.network.evaluated, dtype, self.requested_method)
+                made = backend.simulator(self.network.simulated, dtype, self.requested_method)
             found = self._expectations[dtype] = (backend, backend.gradient, made)
         return found[2]
 
@@ -391,7 +409,7 @@ class QuantumLayer(TorchConnector):
         if weight.shape != (count,) or not weight.is_floating_point():
             raise ValueError(f"weight must be ({count},) floating-point, not {tuple(weight.shape)} {weight.dtype}")
         groups = self.groups
-        return x.unflatten(-1, (groups, self.template.num_inputs)), weight.reshape(groups, count // groups)
+        return x.unflatten(-1, (groups, self.template.num_features)), weight.reshape(groups, count // groups)
 
     def circuit(self, group: int = 0, inputs: Any = None) -> QuantumCircuit:
         """The circuit of a group with its trained weights; its inputs stay parameters unless values are given.
@@ -446,7 +464,7 @@ class QuantumProjection(nn.Module):
         if layer.outputs != size:
             raise UserError(
                 f"--ansatz: {layer.template.name!r} gives {layer.template.num_outputs} values for "
-                f"{layer.template.num_inputs} inputs; a projection needs as many observables as inputs"
+                f"{layer.template.num_features} inputs; a projection needs as many observables as inputs"
             )
         self.layer = layer
         self.input_scale = nn.Parameter(torch.ones(size)) if input_scale else None

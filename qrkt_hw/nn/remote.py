@@ -20,6 +20,7 @@ from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.compiler import split
 from qrkt_hw.simulator import simulator, traced
+from qrkt_hw.simulator.subspace import linear_map
 
 if TYPE_CHECKING:
     from qrkt_hw.nn.quantum import TemplateNetwork
@@ -201,11 +202,29 @@ def run_batch(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
             raise TypeError(f"inputs and weights of circuits are real angles, not {tensor.dtype}")
         if not tensor.isfinite().all():
             raise ValueError(f"inputs and weights of circuits on {names} must be finite numbers; NaN or inf was found")
-    found = _Batch.apply(tuple(networks), *(x for x, _ in derived), *(w for _, w in derived))
+    # the angles of a unary encoding are not differentiated: they are singular at 0
+    given = (x.detach() if network.unary else x for network, (x, _) in zip(networks, derived, strict=True))
+    found = _Batch.apply(tuple(networks), *given, *(w for _, w in derived))
     return [
-        network.outputs_of(v).to(torch.promote_types(x.dtype, w.dtype))
+        network.outputs_of(_decoded(network, v, x, w)).to(torch.promote_types(x.dtype, w.dtype))
         for network, v, x, w in zip(networks, found, inputs, weights, strict=True)
     ]
+
+
+def _decoded(network: TemplateNetwork, values: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Values of features from those of the circuits.
+
+    Those behind a unary encoding are multiplied by the norm of the features; their gradient by the features is that of
+    the exact matrix of the weights.
+    """
+    if not network.unary:
+        return values
+    norm = x.detach().norm(dim=-1, keepdim=True)
+    scaled = (values.unflatten(-1, (network.groups, -1)) * norm).flatten(-2)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return scaled
+    linear = torch.einsum("goi,...gi->...go", linear_map(network.template, w.detach()).to(x), x).flatten(-2)
+    return scaled + (linear - linear.detach())
 
 
 class _Batch(torch.autograd.Function):

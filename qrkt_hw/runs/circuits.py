@@ -28,7 +28,7 @@ from qiskit.exceptions import QiskitError
 from qiskit.quantum_info import Operator, SparsePauliOp
 
 from qrkt_hw import circuits as registry
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, Encoding
 from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import write_bytes, write_json
 
@@ -58,7 +58,7 @@ class Description(_Data):
     observables: list[list[tuple[str, float]]] = Field(min_length=1)  # for each value Pauli strings and coefficients
     topology: str
     reference: str
-    encoding: Literal["angle"]
+    encoding: Encoding
     fingerprint: Sha
 
 
@@ -113,7 +113,9 @@ class Kept:
         except QiskitError as error:
             raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
         inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
-        template = CircuitTemplate(one.name, circuit, inputs, weights, observables, one.topology, one.reference)
+        template = CircuitTemplate(
+            one.name, circuit, inputs, weights, observables, one.topology, one.reference, one.encoding
+        )
         if fingerprint(template) != one.fingerprint:
             raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
         return template
@@ -271,7 +273,7 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
             observables=[[(word, float(c.real)) for word, c in o.to_list()] for o in template.observables],
             topology=template.topology,
             reference=template.reference,
-            encoding=getattr(template, "encoding", "angle"),
+            encoding=template.encoding,
             fingerprint=fingerprint(template),
         )
         kept = Kept(described, data)
@@ -308,8 +310,9 @@ def fingerprint(template: CircuitTemplate) -> str:
     values at two points, rounded to 1e-6, so that a version of Qiskit that writes or sums it differently agrees.
     """
     place = {parameter: k for k, parameter in enumerate(template.parameters)}
+    unary = [] if template.encoding == "angle" else [template.encoding]  # older fingerprints name none
     content = [
-        [template.num_qubits, template.num_inputs, template.num_weights],
+        [template.num_qubits, template.num_inputs, template.num_weights, *unary],
         _gates(template.circuit, place),
         [[[word, float(c.real).hex()] for word, c in o.to_list()] for o in template.observables],
     ]

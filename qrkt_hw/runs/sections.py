@@ -207,9 +207,9 @@ class CircuitConfig(Section):
     """The circuits of a model and what is put around them."""
 
     ansatz: str = key("ry_rz_ring", "circuit template: a name, path/to/file.py:function, FILE.qasm or FILE.qpy")
-    qubits: int = key(4, "qubits per group of features", ge=1, le=28)
+    qubits: int = key(4, "features per circuit, a qubit each; orthogonal circuits add a reference qubit", ge=1, le=384)
     layers: int = key(1, "layers of the ansatz", ge=1, le=64)
-    mlp_qubits: int | None = key(None, "qubits per group in the MLP [default: min(qubits, mlp)]", ge=1, le=28)
+    mlp_qubits: int | None = key(None, "features per circuit in the MLP [default: min(qubits, mlp)]", ge=1, le=384)
     initial_angles: Literal["uniform", "conditioned"] = key(
         "uniform",
         "angles before training: drawn from [-pi, pi], or moved from there to a mean Jacobian near the identity",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.compiler import Affine
 from qrkt_hw.compiler.subspace import Diagonal, Givens, Matrix, SubspaceProgram, subspace
 from qrkt_hw.simulator.tables import Angles, Tables
@@ -49,6 +49,18 @@ class Subspace:
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(batch, groups, observables)``; inputs are features ``(batch, groups, features)``."""
         return self.evaluate(inputs, weights)
+
+
+@remembered
+def _map(template: CircuitTemplate) -> "_LinearMap":
+    program = subspace(template)
+    assert program is not None
+    return _LinearMap(program, template, torch.complex128)
+
+
+def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
+    """The matrices of a unary template, ``(groups, outputs, features)`` in float64; weights ``(groups, weights)``."""
+    return _map(template).matrix(weights.double())
 
 
 def _angles(steps: Sequence[Diagonal | Givens | Matrix], template: CircuitTemplate, real: torch.dtype) -> Angles:
