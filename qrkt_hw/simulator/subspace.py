@@ -125,86 +125,79 @@ class _LinearMap(Tables):
 
     def __init__(self, program: SubspaceProgram, template: CircuitTemplate, dtype: torch.dtype) -> None:
         super().__init__()
-        self.size = size = program.size
+        steps = program.steps[program.loading :]
+        self.only_rotations = all(isinstance(s, Givens) for s in steps)
+        # nothing but rotations moves the reference, so its amplitude is left out where there is nothing else
+        self.first = first = 1 if self.only_rotations else 0
+        self.size = size = program.size - first
         self.real = torch.zeros((), dtype=dtype).real.dtype
         self.dtype = self.real if program.real else dtype
-        steps = program.steps[program.loading :]
-        self.layers = _layers(steps, size)
+        self.layers = _layers(steps, program.size)
+        self.kinds = [type(steps[layer[0]]) for layer in self.layers]
         self.angles = _angles(steps, template, self.real)
-        self.rotations = [layer for layer in self.layers if isinstance(steps[layer[0]], Givens)]
-        constant = np.zeros((len(self.rotations), size, size))
-        cosines, sines = [list[int](), list[int]()], [list[int](), list[int](), list[complex]()]
-        for place, layer in enumerate(self.rotations):
-            busy = set[int]()
-            for k in layer:
-                step = steps[k]
-                assert isinstance(step, Givens)
-                for a, b in zip(step.first.tolist(), step.second.tolist(), strict=True):
-                    at = place * size * size
-                    cosines[0] += [k, k]
-                    cosines[1] += [at + a * size + a, at + b * size + b]
-                    sines[0] += [k, k]
-                    sines[1] += [at + a * size + b, at + b * size + a]
-                    sines[2] += [-step.phase.conjugate(), step.phase]
-                    busy |= {a, b}
-            idle = [j for j in range(size) if j not in busy]
-            constant[place, idle, idle] = 1
+        rotations = [layer for layer, kind in zip(self.layers, self.kinds, strict=True) if kind is Givens]
+        constant = np.tile(np.eye(size), (len(rotations), 1, 1))
+        angle, place, factor = list[int](), list[int](), list[complex]()
+        givens = [(k, row) for row, layer in enumerate(rotations) for k in layer]
+        for k, row in givens:
+            step = steps[k]
+            assert isinstance(step, Givens)
+            for a, b in zip((step.first - first).tolist(), (step.second - first).tolist(), strict=True):
+                angle.append(k)
+                place += [(row * size + i) * size + j for i, j in ((a, a), (b, b), (a, b), (b, a))]
+                factor += [-step.phase.conjugate(), step.phase]
+        self.count = len(rotations)
         self.add("constant", constant.reshape(-1), self.dtype)
-        self.add("angle", np.array([*cosines[0], *sines[0]], dtype=np.int64), torch.int64)
-        self.add("place", np.array([*cosines[1], *sines[1]], dtype=np.int64), torch.int64)
-        self.add("factor", np.array(sines[2]), self.dtype)
-        self.cosines = len(cosines[0])
+        self.add("angle", np.array(angle, dtype=np.int64), torch.int64)
+        self.add("place", np.array(place, dtype=np.int64).reshape(-1, 4).T.reshape(-1), torch.int64)
+        self.add("factor", np.array(factor, dtype=complex).reshape(-1, 2).T, self.dtype)
         for layer in self.layers:
-            step = steps[layer[0]]
-            if isinstance(step, Diagonal):
-                self.add(f"factor{layer[0]}", step.factor, self.real)
-            elif isinstance(step, Matrix):
+            lone = steps[layer[0]]
+            if isinstance(lone, Diagonal):
+                self.add(f"factor{layer[0]}", lone.factor, self.real)
+            elif isinstance(lone, Matrix):
                 whole = np.zeros((size, size), dtype=complex)
-                np.add.at(whole, (step.rows, step.columns), step.values)
+                np.add.at(whole, (lone.rows, lone.columns), lone.values)
                 self.add(f"matrix{layer[0]}", whole, self.dtype)
-        # what is read through the reference: conj(amplitude of the reference) times these of the features, twice
-        read = np.zeros((template.num_outputs, size), dtype=complex)
+        # an observable reads features through the reference, whose amplitude is 1 before its phase
+        read = np.zeros((template.num_outputs, program.size), dtype=complex)
         for k, reading in enumerate(program.readings):
             through = reading.rows == 0
             np.add.at(read[k], reading.columns[through], reading.values[through])
-        self.plain = bool(np.array_equal(read[:, 1:], np.eye(size - 1)[: len(read)])) and len(read) == size - 1
-        self.add("read", read, self.dtype)
-        self.kinds = [type(steps[layer[0]]) for layer in self.layers]
+        self.add("read", read[:, first:], self.dtype)
+        self.reads_all = bool(np.array_equal(read[:, 1:], np.eye(program.size - 1)))
 
     def matrix(self, weights: Tensor) -> Tensor:
         """``(groups, outputs, features)`` of weights ``(groups, weights)``."""
+        unitary, read = self._unitary(weights), self.on(weights.device)["read"]
+        if self.only_rotations:
+            found = unitary if self.reads_all else read @ unitary
+        else:
+            found = (unitary[:, :1, :1].conj() * (read @ unitary))[..., 1:]
+        return found.real if found.is_complex() else found
+
+    def _unitary(self, weights: Tensor) -> Tensor:
+        """That of all steps behind the encoding, ``(groups, size, size)``."""
         groups, size, tables = len(weights), self.size, self.on(weights.device)
         angles = self.angles(None, weights)[..., 0].t()
-        parts = dict[type, list[Tensor]]()
-        if self.rotations:
-            entries, split = angles[:, tables["angle"]], self.cosines
-            sines = entries[:, split:].sin() * tables["factor"]
-            entries = torch.cat([entries[:, :split].cos().to(self.dtype), sines], dim=1)
-            whole = tables["constant"].expand(groups, -1).index_copy(1, tables["place"], entries)
-            rotations = whole.view(groups, len(self.rotations), size, size)
-            if not self._mixed:
-                return self._read(_product(rotations), tables)
-            parts[Givens] = list(rotations.unbind(1))
+        rotating = angles[:, tables["angle"]]
+        cosines, sines = rotating.cos().to(self.dtype), rotating.sin()
+        entries = torch.cat([cosines, cosines, *(sines * factor for factor in tables["factor"])], dim=1)
+        whole = tables["constant"].expand(groups, -1).index_copy(1, tables["place"], entries)
+        rotations = whole.view(groups, self.count, size, size)
+        if self.only_rotations and self.count:
+            return _product(rotations)
+        rows = iter(rotations.unbind(1))
         factors = [torch.eye(size, dtype=self.dtype, device=weights.device).expand(groups, -1, -1)]
         for layer, kind in zip(self.layers, self.kinds, strict=True):
             if kind is Givens:
-                factors.append(parts[kind].pop(0))
+                factors.append(next(rows))
             elif kind is Matrix:
                 factors.append(tables[f"matrix{layer[0]}"].expand(groups, -1, -1))
             else:
                 angle = angles[:, layer[0], None] * tables[f"factor{layer[0]}"]
                 factors.append(torch.diag_embed(torch.complex(angle.cos(), -angle.sin())))
-        return self._read(_product(torch.stack(factors, dim=1)), tables)
-
-    @property
-    def _mixed(self) -> bool:
-        return len(self.rotations) < len(self.layers)
-
-    def _read(self, unitary: Tensor, tables: dict[str, Tensor]) -> Tensor:
-        if self.plain and not self.dtype.is_complex and not self._mixed:
-            return unitary[:, 1:, 1:]
-        found = unitary[:, :1, :1].conj() * (tables["read"] @ unitary)[..., 1:]
-        return found.real if found.is_complex() else found
+        return _product(torch.stack(factors, dim=1))
 
     def __call__(self, features: Tensor, weights: Tensor) -> Tensor:
         matrix = self.matrix(weights)
