@@ -16,6 +16,8 @@ from torch import Tensor
 from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.compiler import Affine
 from qrkt_hw.compiler.subspace import Diagonal, Givens, Matrix, SubspaceProgram, subspace
+from qrkt_hw.simulator import native
+from qrkt_hw.simulator.native import ops
 from qrkt_hw.simulator.tables import Angles, Tables
 
 WIDEST = 2048  # basis states whose unitary is multiplied out
@@ -165,16 +167,32 @@ class _LinearMap(Tables):
             through = reading.rows == 0
             np.add.at(read[k], reading.columns[through], reading.values[through])
         self.add("read", read[:, first:], self.dtype)
+        self.kernel: ops.GivensKernel | None = None
+        if self.only_rotations and not self.dtype.is_complex and native.library() is not None:
+            turned = [row for layer in self.layers for k in layer if isinstance(row := steps[k], Givens)]
+            inputs = template.num_inputs
+            angles = [Affine(tuple((i - inputs, c) for i, c in row.angle.terms), row.angle.offset) * row.phase.real
+                      for row in turned]  # fmt: skip
+            # one excitation has one pair for each rotation
+            pairs = [int(row.first[0]) - first for row in turned], [int(row.second[0]) - first for row in turned]
+            self.kernel = ops.GivensKernel(template.num_weights, self.real, self._reference, size, (angles, pairs))
         self.reads_all = bool(np.array_equal(read[:, 1:], np.eye(program.size - 1)))
 
     def matrix(self, weights: Tensor) -> Tensor:
         """``(groups, outputs, features)`` of weights ``(groups, weights)``."""
-        unitary, read = self._unitary(weights), self.on(weights.device)["read"]
+        read = self.on(weights.device)["read"]
+        if self.kernel is not None and native.serves(weights):
+            unitary = ops.evaluate(self.kernel, weights.new_empty(0, len(weights), 0), weights)
+        else:
+            unitary = self._unitary(weights)
         if self.only_rotations:
             found = unitary if self.reads_all else read @ unitary
         else:
             found = (unitary[:, :1, :1].conj() * (read @ unitary))[..., 1:]
         return found.real if found.is_complex() else found
+
+    def _reference(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        return self._unitary(weights)
 
     def _unitary(self, weights: Tensor) -> Tensor:
         """That of all steps behind the encoding, ``(groups, size, size)``."""

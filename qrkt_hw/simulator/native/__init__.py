@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.compiler.program import Affine
 
-VERSION = 7
+VERSION = 8
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # arguments after the plan
 _SIGNATURES: dict[str, list[Any]] = {
@@ -30,6 +30,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "coefficients_backward": [_P, _P, _L, _P],
     "tape_forward": [_P, _P, _P, _L, _L, _P, _I],
     "tape_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _I],
+    "givens_forward": [_P, _L, _P],
+    "givens_backward": [_P, _P, _P, _L, _P],
     "circuit_forward": [_P, _P, _P, _L, _L, _P, _P, _I],
     "circuit_backward": [_P, _P, _P, _P, _L, _L, _P, _P, _P, _I],
 }

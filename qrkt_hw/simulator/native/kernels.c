@@ -66,6 +66,13 @@ typedef struct {
     Runs rotations, reads;
 } Circuit;
 
+/* rotation k turns rows first[k] and second[k] of a matrix of so many rows and columns by angle k */
+typedef struct {
+    Angles angles;
+    int32_t size, weights;
+    const int32_t *first, *second;
+} Givens;
+
 /* P psi [k] = (-i)^|x&z| (-1)^|z&k| psi[k^x] for P = i^|x&z| X^x Z^z; this is the part of (-i)^|x&z| that is not 0 */
 INLINE int phase(int32_t x, int32_t z) { return ((__builtin_popcount(x & z) + 1) & 2) ? -1 : 1; }
 
@@ -209,7 +216,7 @@ static void next(Cosets *at) {
     at->base = ((at->base | at->pivots) + 1) & ~at->pivots;
 }
 
-int64_t qrkt_version(void) { return 7; }
+int64_t qrkt_version(void) { return 8; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }

@@ -115,6 +115,31 @@ class PropagatedKernel(_Kernel):
         return grad_inputs, grad_weights
 
 
+class GivensKernel(_Kernel):
+    """The product of Givens rotations as matrices ``(groups, size, size)``; there are no inputs."""
+
+    def __init__(self, num_weights: int, real: torch.dtype, reference: Reference, size: int, plan: Plan) -> None:
+        super().__init__((0, num_weights, size), real, reference)
+        self._givens = native.Routine("givens", real, plan[0], size, num_weights, *plan[1])
+
+    def forward(self, inputs: Tensor, weights: Tensor, keep: bool) -> tuple[Tensor, Tensor | None]:
+        _, weights = self.arguments(inputs, weights)
+        matrices = weights.new_empty(len(weights), self.num_outputs, self.num_outputs)
+        self._givens.forward(weights.data_ptr(), len(weights), matrices.data_ptr())
+        return matrices, matrices
+
+    def backward(self, inputs: Tensor, weights: Tensor, kept: Tensor, cotangent: Tensor, needs: Sequence[bool]) -> Pair:
+        _, weights = self.arguments(inputs, weights)
+        shape = (len(weights), self.num_outputs, self.num_outputs)
+        matrices = native.numbers(kept, shape, self.real, "matrices").contiguous()
+        cotangent = native.numbers(cotangent, shape, self.real, "the cotangent").contiguous()
+        grad_weights = torch.empty_like(weights)
+        self._givens.backward(
+            weights.data_ptr(), matrices.data_ptr(), cotangent.data_ptr(), len(weights), grad_weights.data_ptr()
+        )
+        return None, grad_weights
+
+
 class StatevectorKernel(_Kernel):
     """Expectation values in a statevector, differentiated by the adjoint method."""
 

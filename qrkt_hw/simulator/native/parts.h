@@ -6,6 +6,7 @@
 #define COS cosf
 #define SIN sinf
 #include "propagated.h"
+#include "givens.h"
 #include "statevector.h"
 #undef REAL
 #undef SUFFIX
@@ -19,6 +20,7 @@
 #define COS cos
 #define SIN sin
 #include "propagated.h"
+#include "givens.h"
 #include "statevector.h"
 #undef REAL
 #undef SUFFIX
