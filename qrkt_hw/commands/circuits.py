@@ -45,7 +45,7 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> 
         two = sum(1 for i in circuit.data if len(i.qubits) == 2)
         echo(str(circuit.draw("text", fold=100)))
         echo(
-            f"{template.name}: {template.num_qubits} qubits, {template.num_inputs} inputs, "
+            f"{template.name}: {template.num_qubits} qubits, {template.num_features} inputs, "
             f"{template.num_weights} weights, {template.num_outputs} observables, "
             f"depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
         )
@@ -96,7 +96,7 @@ def analyze(
             try:
                 found = dataclasses.asdict(measure(template, pairs=pairs, samples=samples, seed=seed))
                 sizes = [len(cone.inputs) for cone in cones(template)]
-                small = width <= LARGEST_SIGNAL and template.num_inputs
+                small = width <= LARGEST_SIGNAL and template.num_features
                 passed = signal(template, seed=seed) if small else (None, None)
             except ValueError as error:  # angles such as log(x) where they have no value
                 raise UserError(f"{name} cannot be analyzed: {error}") from error

@@ -23,8 +23,8 @@ LARGEST = 2**18  # basis states
 IDLE = ("barrier", "delay", "id", "global_phase")
 # diagonal gates: factor of each parameter in exp(-i angle factor), by the bits of the gate's qubits
 _DIAGONAL = {
-    "rz": lambda a: a - 0.5, "p": lambda a: 0.0 - a, "u1": lambda a: 0.0 - a, "cp": lambda a, b: 0.0 - a * b,
-    "cu1": lambda a, b: 0.0 - a * b, "crz": lambda a, b: a * (b - 0.5), "rzz": lambda a, b: 0.5 - (a ^ b),
+    "rz": lambda a: 0.5 - a, "p": lambda a: 0.0 - a, "u1": lambda a: 0.0 - a, "cp": lambda a, b: 0.0 - a * b,
+    "cu1": lambda a, b: 0.0 - a * b, "crz": lambda a, b: a * (0.5 - b), "rzz": lambda a, b: 0.5 - (a ^ b),
 }  # fmt: skip
 
 

@@ -38,7 +38,9 @@ FORMATS = ("qasm3", "qpy", "hf")
 RULE = (
     "Input: y = input_scale * x (null is 1). Group g reads features g*n to (g+1)*n - 1 of y, n = len(inputs), as its "
     "parameters in the order of inputs. Its expectation values, one for each observable, follow those of group g-1. "
-    "Output: scale * values + bias. The rightmost letter of a Pauli string is qubit 0."
+    "Output: scale * values + bias. The rightmost letter of a Pauli string is qubit 0. Where encoding is not angle, "
+    "n = len(inputs) + 1, the inputs are spherical angles of the features (qrkt_hw.ansatz.unary_angles), and the "
+    "values are multiplied by the norm of the features."
 )
 KEPT_RESULTS = (
     "test", "validation", "parameters", "qubits", "seed", "best_epoch", "train_seconds", "backend", "weights_sha256",
@@ -76,7 +78,8 @@ def export_circuits(run: RunFolder, out: Path, form: str) -> int:
         rows.append({
             "projection": layer.network.tag.removesuffix(".layer"),
             "features": layer.features, "groups": layer.groups, "qubits": template.num_qubits,
-            "ansatz": template.name, "inputs": [f"x_{k}" for k in range(template.num_inputs)],
+            "ansatz": template.name, "encoding": template.encoding,
+            "inputs": [f"x_{k}" for k in range(template.num_inputs)],
             "observables": [[(word, float(c.real)) for word, c in o.to_list()] for o in template.observables],
             **{name: _list(getattr(projection, name, None)) for name in ("input_scale", "scale", "bias")},
             "circuits": [circuit.name for circuit in found],
@@ -283,7 +286,7 @@ class QViT(
             every = (
                 "each output depends on one input only, so a layer is an element-wise function"
                 if most == 1
-                else (f"an output depends on at most {most} of {template.num_inputs} inputs (light cone)")
+                else (f"an output depends on at most {most} of {template.num_features} inputs (light cone)")
             )
             lines.append(f"- `{template.name}` on {qubits} qubits: {every}.")
             if len(template.circuit.data) <= DRAWN:

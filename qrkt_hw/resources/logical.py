@@ -129,7 +129,7 @@ def _circuit(template: CircuitTemplate) -> Circuit:
         template=template.name,
         topology=template.topology,
         qubits=template.num_qubits,
-        inputs=written.num_inputs,
+        inputs=written.num_features,
         weights=written.num_weights,
         outputs=template.num_outputs,
         bases=len(bases(template)),
@@ -170,17 +170,24 @@ def simulability(template: CircuitTemplate, place: int) -> Simulability:
         for k, cone in enumerate(cones(written))
     ]
     dead = written.num_weights - len({w for output in outputs for w in output.weights})
-    best = cheapest(template)
-    method, microseconds = ("none", None) if best is None else (best.name, best.cost(template) / BATCH / 1000)
+    unary = written.encoding != "angle"
+    evaluated = written if unary else template
+    best = cheapest(evaluated)
+    method, microseconds = ("none", None) if best is None else (best.name, best.cost(evaluated) / BATCH / 1000)
+    sentence, hardness = _dependence(outputs, written.num_features, dead), ""
+    if unary:
+        size = f"{written.num_outputs} x {written.num_features}"
+        sentence += f"; the outputs are one {size} matrix of the weights times the features"
+        hardness = f"easy: one {size} matrix; there is no quantum speed-up with one excitation"
     return Simulability(
         circuit=place,
         outputs=outputs,
         elementwise=sum(1 for o in outputs if len(o.inputs) <= 1),
         dead_weights=dead,
-        sentence=_dependence(outputs, written.num_inputs, dead),
+        sentence=sentence,
         method=method,
         microseconds=microseconds,
-        hardness=_hardness(outputs, template.num_qubits, method, microseconds),
+        hardness=hardness or _hardness(outputs, template.num_qubits, method, microseconds),
     )
 
 

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from qiskit.quantum_info import SparsePauliOp
 
-from qrkt_hw.ansatz import CircuitTemplate, remembered
+from qrkt_hw.ansatz import CircuitTemplate, by_angles, remembered
 from qrkt_hw.compiler import Program, Rotation, derive, lower
 from qrkt_hw.compiler.litinski import Absorbed, Reading, rotations
 from qrkt_hw.compiler.propagation import propagate, terms_of
 from qrkt_hw.simulator.core import simulator
 from qrkt_hw.simulator.derived import derived_jacobian
 from qrkt_hw.simulator.statevector import TorchStatevector
+from qrkt_hw.simulator.subspace import linear_map
 
 LARGEST_SUM = 2048  # Pauli strings up to which an observable is propagated
 LARGEST_STATE = 12  # qubits up to which a statevector decides instead
@@ -56,6 +57,8 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
     function that moves. Pauli propagation finds the derivatives where the strings stay few; else a statevector does for
     few qubits, and the light cone (every parameter of a gate that can reach the observable) bounds them for many.
     """
+    if template.encoding != "angle":
+        return _cones_of_matrix(template)
     derived = derive(template)
     program = lower(derived.template)
     drawn = derived.points(POINTS, seed=20)
@@ -80,6 +83,25 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
         inputs, weights = where[:split].tolist(), (where[split:] - template.num_inputs).tolist()
         found.append(Cone(tuple(inputs), tuple(weights), gradients is not None, strings))
     return tuple(found)
+
+
+def _cones_of_matrix(template: CircuitTemplate) -> tuple[Cone, ...]:
+    """The same behind a unary encoding, whose outputs are a matrix of the weights times the features."""
+    drawn = np.random.default_rng(20).uniform(-np.pi, np.pi, (POINTS, template.num_weights))
+    weights = torch.from_numpy(drawn).requires_grad_()
+    with torch.enable_grad():
+        matrix = linear_map(template, weights)
+    cones = []
+    for row in matrix.unbind(1):
+        inputs = np.flatnonzero((row.abs() > TOLERANCE).any(0).numpy()).tolist()
+        moved = torch.zeros_like(weights)
+        if row.requires_grad:
+            mixed = torch.linspace(1, 2, row.shape[1], dtype=row.dtype).expand_as(row)
+            (moved,) = torch.autograd.grad(row, weights, mixed, retain_graph=True)
+        cones.append(
+            Cone(tuple(inputs), tuple(np.flatnonzero((moved.abs() > TOLERANCE).any(0).numpy()).tolist()), True, 0)
+        )
+    return tuple(cones)
 
 
 def light_cone(program: Program, observable: SparsePauliOp) -> NDArray[np.bool_]:
@@ -165,7 +187,7 @@ def jacobian(template: CircuitTemplate, parameters: NDArray[np.float64]) -> NDAr
     """Derivatives ``(samples, observables, inputs + weights)`` at parameters ``(samples, inputs + weights)``."""
     inputs, weights = (t.requires_grad_() for t in _tensors(template, parameters))
     with torch.enable_grad():
-        values = simulator(template, torch.complex128, "adjoint")(inputs, weights)[0]
+        values = simulator(by_angles(template), torch.complex128, "adjoint")(inputs, weights)[0]
     totals = (values[:, place].sum() for place in range(template.num_outputs))
     found = [torch.autograd.grad(total, (inputs, weights), retain_graph=True) for total in totals]
     return torch.stack([torch.cat([by_input[0], by_weight], dim=1) for by_input, by_weight in found], dim=1).numpy()
