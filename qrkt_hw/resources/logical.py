@@ -123,7 +123,10 @@ def as_written(template: CircuitTemplate) -> CircuitTemplate:
 
 def _circuit(template: CircuitTemplate) -> Circuit:
     """The figures of the circuit that runs, with the inputs and weights of its author."""
-    circuit, written = template.circuit, as_written(template)
+    circuit, written, parts = template.circuit, as_written(template), split(template)
+    # the angles of a unary encoding are not shifted: the gradient by the features is the matrix of the weights
+    first = 0 if written.encoding == "angle" else template.num_inputs
+    shifted = parts.jacobian[:, first:].any(axis=1)
     return Circuit(
         fingerprint=fingerprint(template),
         template=template.name,
@@ -134,7 +137,7 @@ def _circuit(template: CircuitTemplate) -> Circuit:
         outputs=template.num_outputs,
         bases=len(bases(template)),
         gates={str(name): int(count) for name, count in circuit.count_ops().items()},
-        shifts=sum(2 * len(rule.shifts) for rule in split(template).rules),
+        shifts=sum(2 * len(rule.shifts) for rule, moves in zip(parts.rules, shifted, strict=True) if moves),
         **two_qubit_figures(circuit),
     )
 

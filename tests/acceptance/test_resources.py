@@ -103,7 +103,7 @@ def model_and_report(ansatz, images, steps):
     return options, {(c.task, c.way): c for c in report.costs}
 
 
-@pytest.mark.parametrize("ansatz", ["qrkt", "ry_rz_ring", "reuploading"])
+@pytest.mark.parametrize("ansatz", ["qrkt", "ry_rz_ring", "reuploading", "orthogonal_brick"])
 def test_executions_of_inference_are_those_in_aers_results(ansatz, aer_counts):
     options, costs = model_and_report(ansatz, images=7, steps=0)
     backend = resolve("aer_cpu", shots=5)
@@ -115,8 +115,9 @@ def test_executions_of_inference_are_those_in_aers_results(ansatz, aer_counts):
 
 
 @pytest.mark.parametrize("method", ["adjoint", "parameter_shift", "spsa"])
-def test_executions_of_a_training_step_are_those_in_aers_results(method, aer_counts):
-    options, costs = model_and_report("ry_rz_ring", images=1, steps=1)
+@pytest.mark.parametrize("ansatz", ["ry_rz_ring", "orthogonal_brick"])
+def test_executions_of_a_training_step_are_those_in_aers_results(ansatz, method, aer_counts):
+    options, costs = model_and_report(ansatz, images=1, steps=1)
     backend = resolve("aer_cpu", shots=5, gradient=method)
     torch.manual_seed(0)
     model = build_model(options, DataShape(1, 8, 10), backend).train()
