@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from qrkt_hw import circuits
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
@@ -100,8 +99,8 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decod
 def _parts(
     options: Config, backend: str | Backend
 ) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
-    attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
-    middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
+    attention = _quantum(options, "attention", backend) if options.model.quantum_attention else None
+    middle = _quantum(options, "mlp", backend) if options.model.quantum_mlp else None
     hidden, dropout = options.model.hidden, options.model.dropout
     return (
         attention,
@@ -124,12 +123,11 @@ def _tokens(options: Config, shape: DataShape) -> Tokens:
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)
 
 
-def _quantum(options: Config, qubits: int, backend: str | Backend) -> ProjectionFactory:
+def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str | Backend) -> ProjectionFactory:
     circuit = options.circuit
 
     def make(features: int) -> nn.Module:
-        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
-        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
+        layer = QuantumLayer(features, options.template(place), backend=backend, dtype=DTYPES[circuit.dtype])
         return QuantumProjection(
             layer,
             input_scale=circuit.input_scale,

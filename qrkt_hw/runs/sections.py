@@ -209,6 +209,9 @@ class CircuitConfig(Section):
     ansatz: str = key("ry_rz_ring", "circuit template: a name, path/to/file.py:function, FILE.qasm or FILE.qpy")
     qubits: int = key(4, "qubits per group of features", ge=1, le=28)
     layers: int = key(1, "layers of the ansatz", ge=1, le=64)
+    attention_ansatz: str | None = key(None, "ansatz of the attention's circuits [default: --ansatz]")
+    mlp_ansatz: str | None = key(None, "ansatz of the MLP's circuits [default: --ansatz]")
+    mlp_layers: int | None = key(None, "layers of the ansatz in the MLP [default: --layers]", ge=1, le=64)
     mlp_qubits: int | None = key(None, "qubits per group in the MLP [default: min(qubits, mlp)]", ge=1, le=28)
     initial_angles: Literal["uniform", "conditioned"] = key(
         "uniform",
@@ -218,6 +221,11 @@ class CircuitConfig(Section):
     output_scale: bool = key(True, "a learned scale per feature after each circuit")
     output_bias: bool = key(False, "a learned bias per feature after each circuit")
     dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
+
+    @property
+    def ansaetze(self) -> tuple[str, ...]:
+        """All that are named, ``ansatz`` first."""
+        return tuple(dict.fromkeys(filter(None, (self.ansatz, self.attention_ansatz, self.mlp_ansatz))))
 
 
 class TrainingConfig(Section):
