@@ -288,6 +288,7 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
         (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_circuits,
          "the model has no circuits"),
+        (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
         (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
         (key == "attention_ansatz" and not attention, "the attention has no circuits (--projection)"),
         (key in ("qubits", "layers") and getattr(circuit, f"mlp_{key}") is not None and not attention,
@@ -302,6 +303,7 @@ def _reason(config: Config, key: str) -> str | None:
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
             (key == "label_smoothing", "--model is gan, which does not read it"),
+            (key == "schedule", "--model is gan, and --rate-decay is its schedule"),
             (key in _GENERATOR_BLOCKS and not generator, "the generator has no blocks"),
             (key == "generator_rk" and not fields, "the generator has no Runge-Kutta blocks"),
             (key == "discriminator_rk" and not m.discriminator_rk_blocks,

@@ -234,7 +234,14 @@ class TrainingConfig(Section):
     epochs: int = key(30, "passes over the training samples", ge=1)
     learning_rate: float = key(0.02, "peak learning rate of AdamW", gt=0)
     weight_decay: float = key(0.1, "weight decay of AdamW", ge=0)
-    warmup_steps: int = key(100, "steps of linear warm-up; cosine decay follows", ge=0)
+    angle_learning_rate: float | None = key(
+        None, "peak learning rate of the circuits' angles, of both networks of a GAN [default: that of the rest]", gt=0
+    )
+    angle_weight_decay: float | None = key(None, "weight decay of the circuits' angles [default: --weight-decay]", ge=0)
+    warmup_steps: int = key(100, "steps of linear warm-up", ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = key(
+        "cosine", "learning rate behind the warm-up: falls to 0 along a cosine or a line, or stays"
+    )
     clip: float = key(1.0, "gradient norm at which gradients are clipped", gt=0)
     label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)
     ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
