@@ -191,6 +191,8 @@ class Config(BaseModel):
 
         Raises UserError: two that do not, by their flags."""
         model, qubits = self.model, self.circuit.qubits
+        if self.training.mixup and model.kind == "text":
+            raise UserError(f"--mixup: {self.training.mixup} mixes images; words cannot be mixed, so leave it out")
         if not model.final_norm and getattr(model, "decoder_blocks", None):
             raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
         if model.pool_maps > 1 and model.pool != "weighted":
@@ -297,12 +299,16 @@ def _reason(config: Config, key: str) -> str | None:
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
     if m.kind == "gan":
-        generator = any(int(n) for n in f"{m.generator_blocks},{m.generator_rk_blocks}".split(","))
+        per_stage = [m.generator_blocks.split(","), m.generator_rk_blocks.split(",")]
+        counts = [int(n) for part in per_stage for n in (part * m.generator_stages if len(part) == 1 else part)]
+        generator = any(counts)
         # the Runge-Kutta methods of its sides, where they have such blocks
         rules = [m.generator_rk] if any(int(n) for n in m.generator_rk_blocks.split(",")) else []
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
-            (key == "label_smoothing", "--model is gan, which does not read it"),
+            (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
+            (key == "drop_path" and max(sum(counts), m.discriminator_blocks + m.discriminator_rk_blocks) < 2,
+             "the first block of a network always stays, and neither has another"),
             (key == "schedule", "--model is gan, and --rate-decay is its schedule"),
             (key in _GENERATOR_BLOCKS and not generator, "the generator has no blocks"),
             (key == "generator_rk" and not fields, "the generator has no Runge-Kutta blocks"),
@@ -322,6 +328,8 @@ def _reason(config: Config, key: str) -> str | None:
         checks += [
             (key in ("heads", "mlp", "projection") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
+            (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
+             "the first block always stays, and the model has no other"),
             (key == "cross_attention" and not m.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         ]  # fmt: skip
     checks.append(

@@ -97,6 +97,12 @@ class TransformerConfig(Section):
     pool_maps: int = key(1, "sums that --pool weighted makes", ge=1, le=1024)
     final_norm: bool = key(True, "LayerNorm of the tokens before the pool; without it, embeddings stay unnormalised")
     dropout: float = key(0.1, "dropout", ge=0, lt=1)
+    drop_path: float = key(
+        0.0,
+        "stochastic depth: samples leave out the last block so often, earlier ones less, the first never",
+        ge=0,
+        lt=1,
+    )
 
     @property
     def quantum_attention(self) -> bool:
@@ -244,6 +250,9 @@ class TrainingConfig(Section):
     )
     clip: float = key(1.0, "gradient norm at which gradients are clipped", gt=0)
     label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)
+    mixup: float = key(
+        0.0, "alpha of mixup (0: none), which mixes each training image and its label with another one's", ge=0, le=100
+    )
     ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
     accelerator: Literal["cpu", "cuda"] = key("cpu", "where the training runs")
     devices: str | None = key(

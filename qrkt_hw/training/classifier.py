@@ -62,9 +62,13 @@ class ClassifierTask(Task):
         t = self.options.training
         return self.learner.peak * rate_factor(step, t.warmup_steps, self.total_steps, t.schedule)
 
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
-        inputs, labels = batch
-        loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.training.label_smoothing)
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
+        inputs, labels, *mixed = batch
+        logits, smoothing = self.learner(inputs), self.options.training.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if mixed:  # the cross-entropy is linear in the labels
+            partners, weight = mixed
+            loss = weight * loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
         loss = part(loss)
         self.learner.update(loss, self._rate(number))
         if self.averaged is not None:

@@ -63,7 +63,7 @@ class GanTask(Task):
         self._generator_loss = torch.zeros((), device=self.like["device"])
         self._measured = list[Tensor]()
 
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
         o = self.options.gan
         left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
         warm = min(1.0, (number + 1) / (self.options.training.warmup_steps + 1))

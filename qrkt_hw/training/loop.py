@@ -133,7 +133,8 @@ class Task(ABC):
         d, t = options.data, options.training
         self.ranks = here()
         self.fabric = self.ranks.fabric or fabric_of(options, devices=1)
-        self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks)
+        mixup = t.mixup if options.model.kind == "vit" else 0.0
+        self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks, mixup)
         self.total_steps = options.training.epochs * len(self.batches)
         self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
         self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
@@ -168,7 +169,7 @@ class Task(ABC):
         return [steps]
 
     @abstractmethod
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
         """Train on a batch; ``number`` counts from the start of the training."""
 
     @abstractmethod

@@ -138,7 +138,7 @@ def test_augmentation_is_that_of_the_whole_batch():
     for kind in ("crop-flip", "shift"):
         whole = augmented(images, kind, np.random.default_rng(4))
         share = Share.of(10, 1, 3)
-        own = augmented(images[share.start : share.stop], kind, np.random.default_rng(4), share)
+        own = augmented(images[share.start : share.stop], kind, np.random.default_rng(4), ([3, 4, 5], 10))
         assert own.equal(whole[share.start : share.stop])
 
 
