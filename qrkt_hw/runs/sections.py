@@ -99,7 +99,7 @@ class TransformerConfig(Section):
     dropout: float = key(0.1, "dropout", ge=0, lt=1)
     drop_path: float = key(
         0.0,
-        "stochastic depth: samples leave out the last block so often, earlier ones less, the first never",
+        "stochastic depth: how often samples leave out the last block; earlier ones less, the first never",
         ge=0,
         lt=1,
     )

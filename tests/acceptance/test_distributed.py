@@ -200,6 +200,13 @@ def test_a_classifier_of_twenty_steps_is_that_of_one_process(count):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_mixup_stochastic_depth_and_angles_apart_are_those_of_one_process(count):
+    keys = {**TINY, "encoder_blocks": 1, "mixup": 0.4, "drop_path": 0.3, "angle_learning_rate": 0.01}
+    close(whole(on_ranks(count, steps, keys, 8)), steps(keys, 8))
+
+
+@pytest.mark.slow
 def test_texts_with_word_dropout_are_those_of_one_process(tmp_path):
     writing.imdb(tmp_path)
     keys = {"dataset": "imdb", "data_dir": str(tmp_path), "vocabulary": 40, "text_length": 12, "token_dropout": 0.3}
