@@ -60,6 +60,7 @@ def augmented(
     they then have.
     """
     _, _, height, width = images.shape
+    own: Any
     own, count = (slice(None), len(images)) if rows is None else rows
     if "crop" in kind or kind == "shift":
         border = max(1, height // (16 if kind == "shift" else 8))
