@@ -60,18 +60,18 @@ def augmented(
     they then have.
     """
     _, _, height, width = images.shape
-    own: Any
-    own, count = (slice(None), len(images)) if rows is None else rows
+    count = len(images) if rows is None else rows[1]
+    chosen: Any = slice(None) if rows is None else rows[0]
     if "crop" in kind or kind == "shift":
         border = max(1, height // (16 if kind == "shift" else 8))
         padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
-        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)[own]) for _ in range(2))
+        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)[chosen]) for _ in range(2))
         row, column = rows[:, None] + torch.arange(height), columns[:, None] + torch.arange(width)
         images = padded[torch.arange(len(images))[:, None, None], :, row[:, :, None], column[:, None, :]].permute(
             0, 3, 1, 2
         )
     if "flip" in kind:
-        flips = torch.from_numpy(random.random(count)[own] < 0.5)
+        flips = torch.from_numpy(random.random(count)[chosen] < 0.5)
         images = torch.where(flips[:, None, None, None], images.flip(-1), images)
     return images.contiguous()
 
