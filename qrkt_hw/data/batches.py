@@ -50,18 +50,18 @@ class EpochBatches(Sampler[Draw]):
 
 
 def augmented(
-    images: Tensor, kind: str, random: np.random.Generator, rows: tuple[list[int], int] | None = None
+    images: Tensor, kind: str, random: np.random.Generator, part: tuple[list[int], int] | None = None
 ) -> Tensor:
     """A batch ``(batch, channels, height, width)``, each image on its own flipped left to right, shifted, or both.
 
     ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
     ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-    whose border is not the mean colour. The images may be some ``rows`` of a batch of so many, whose random numbers
+    whose border is not the mean colour. The images may be ``part``: these rows of a batch of so many, whose random numbers
     they then have.
     """
     _, _, height, width = images.shape
-    count = len(images) if rows is None else rows[1]
-    chosen: Any = slice(None) if rows is None else rows[0]
+    count = len(images) if part is None else part[1]
+    chosen: Any = slice(None) if part is None else part[0]
     if "crop" in kind or kind == "shift":
         border = max(1, height // (16 if kind == "shift" else 8))
         padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
