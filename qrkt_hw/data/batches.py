@@ -56,8 +56,8 @@ def augmented(
 
     ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
     ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-    whose border is not the mean colour. The images may be ``part``: these rows of a batch of so many, whose random numbers
-    they then have.
+    whose border is not the mean colour. The images may be ``part``: these rows of a batch of so many, whose
+    random numbers they then have.
     """
     _, _, height, width = images.shape
     count = len(images) if part is None else part[1]
