@@ -109,12 +109,19 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: 
     if source is not None and theirs is not None:
         config.check_source(theirs, source.path)
         return config.with_circuits(lambda: theirs.circuits)
-    path, colon, function = config.circuit.ansatz.rpartition(":")
-    if colon and Path(path).is_file():  # so that the run works from every folder
-        return config.replace(ansatz=f"{Path(path).resolve()}:{function}")
-    if Path(config.circuit.ansatz).suffix in (".qasm", ".qasm3", ".qpy") and Path(config.circuit.ansatz).is_file():
-        return config.replace(ansatz=str(Path(config.circuit.ansatz).resolve()))
-    return config
+    named = {key: getattr(config.circuit, key) for key in ("ansatz", "attention_ansatz", "mlp_ansatz")}
+    whole = {key: _resolved(name) for key, name in named.items() if name is not None}
+    return config if whole.items() <= named.items() else config.replace(**whole)
+
+
+def _resolved(ansatz: str) -> str:
+    """An ansatz in a file with its whole path, so that the run works from every folder."""
+    path, colon, function = ansatz.rpartition(":")
+    if colon and Path(path).is_file():
+        return f"{Path(path).resolve()}:{function}"
+    if Path(ansatz).suffix in (".qasm", ".qasm3", ".qpy") and Path(ansatz).is_file():
+        return str(Path(ansatz).resolve())
+    return ansatz
 
 
 def check_early(config: Config) -> None:
@@ -138,12 +145,12 @@ def check_early(config: Config) -> None:
             f"--backend: no backend {backend.name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
             "runtime"
         )
-    from qrkt_hw import circuits
-
     attention = model.kind == "gan" or model.quantum_attention
-    (config.circuits or circuits.build)(
-        circuit.ansatz, circuit.qubits if attention else config.mlp_qubits, circuit.layers
-    )
+    if attention:
+        config.template("attention")
+    own = model.kind != "gan" and model.quantum_mlp and (circuit.mlp_ansatz or circuit.mlp_layers)
+    if own or not attention:
+        config.template("mlp")
 
 
 def check_used(folder: RunFolder, flags: dict[str, Any]) -> BackendConfig:

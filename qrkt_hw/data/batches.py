@@ -49,26 +49,29 @@ class EpochBatches(Sampler[Draw]):
             yield Draw(order[start : start + self.batch_size].tolist(), self.seed, self.epoch, number)
 
 
-def augmented(images: Tensor, kind: str, random: np.random.Generator, share: Share | None = None) -> Tensor:
+def augmented(
+    images: Tensor, kind: str, random: np.random.Generator, part: tuple[list[int], int] | None = None
+) -> Tensor:
     """A batch ``(batch, channels, height, width)``, each image on its own flipped left to right, shifted, or both.
 
     ``crop`` takes its part of the image with a border of an eighth, zero: the mean colour of normalised images.
     ``shift`` moves by a sixteenth at most, at least by up to a pixel, and repeats the edge: for images, like digits,
-    whose border is not the mean colour. The images may be a share of a batch, whose random numbers they then have.
+    whose border is not the mean colour. The images may be ``part``: these rows of a batch of so many, whose
+    random numbers they then have.
     """
     _, _, height, width = images.shape
-    count = len(images) if share is None else share.total
-    own = slice(None) if share is None else slice(share.start, share.stop)
+    count = len(images) if part is None else part[1]
+    chosen: Any = slice(None) if part is None else part[0]
     if "crop" in kind or kind == "shift":
         border = max(1, height // (16 if kind == "shift" else 8))
         padded = F.pad(images, (border,) * 4, mode="replicate" if kind == "shift" else "constant")
-        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)[own]) for _ in range(2))
+        rows, columns = (torch.from_numpy(random.integers(0, 2 * border + 1, count)[chosen]) for _ in range(2))
         row, column = rows[:, None] + torch.arange(height), columns[:, None] + torch.arange(width)
         images = padded[torch.arange(len(images))[:, None, None], :, row[:, :, None], column[:, None, :]].permute(
             0, 3, 1, 2
         )
     if "flip" in kind:
-        flips = torch.from_numpy(random.random(count)[own] < 0.5)
+        flips = torch.from_numpy(random.random(count)[chosen] < 0.5)
         images = torch.where(flips[:, None, None, None], images.flip(-1), images)
     return images.contiguous()
 
@@ -76,17 +79,24 @@ def augmented(images: Tensor, kind: str, random: np.random.Generator, share: Sha
 class _Fetched(Dataset[Any]):
     """Batches of a data set; runs in the worker processes. A user's error travels as a value, whole and short."""
 
-    def __init__(self, dataset: Dataset[Any], batch_size: int, augment: str, ranks: tuple[int, int]) -> None:
+    def __init__(
+        self, dataset: Dataset[Any], batch_size: int, augment: str, ranks: tuple[int, int], mixup: float = 0.0
+    ) -> None:
         self.dataset, self.batch_size, self.augment, self.ranks = dataset, batch_size, augment, ranks
+        self.mixup = mixup
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, Tensor] | UserError:
-        share = None if self.ranks[1] == 1 else Share.of(len(draw.indices), *self.ranks)
-        own = slice(None) if share is None else slice(share.start, share.stop)
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, ...] | UserError:
+        total = len(draw.indices)
+        share = None if self.ranks[1] == 1 else Share.of(total, *self.ranks)
+        own = list(range(total)) if share is None else list(range(share.start, share.stop))
+        before = self.mixup and share is not None  # a share is mixed with the sample before it, too
+        if before:
+            own = [(own[0] - 1) % total, *own]
         try:
             if isinstance(self.dataset, Stream):
                 inputs, labels = self.dataset.batch(draw.seed, draw.epoch, draw.number, self.batch_size, own)
             else:
-                inputs, labels = self.dataset[draw.indices[own]]
+                inputs, labels = self.dataset[[draw.indices[k] for k in own]]
                 if share is not None and not inputs.is_floating_point():  # texts are as long as the batch's longest
                     inputs = self.dataset[draw.indices][0][own]
         except UserError as error:
@@ -94,8 +104,14 @@ class _Fetched(Dataset[Any]):
         if self.augment != "none":
             # the 1 keeps these numbers apart from the order of the samples
             random = np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
-            inputs = augmented(inputs, self.augment, random, share)
-        return inputs, labels
+            inputs = augmented(inputs, self.augment, random, None if share is None else (own, total))
+        if not self.mixup:
+            return inputs, labels
+        # torchvision's MixUp: one weight for the batch, whose order is drawn already; partners are one place before
+        weight = float(np.random.default_rng((draw.seed or 0, draw.epoch, 2, draw.number)).beta(self.mixup, self.mixup))
+        inputs = inputs.roll(1, 0).mul_(1 - weight).add_(inputs.mul(weight))
+        partners, skip = labels.roll(1), int(before)
+        return inputs[skip:], labels[skip:], partners[skip:], torch.tensor(weight)
 
 
 class Batches(DataLoader[Any]):
@@ -135,11 +151,13 @@ def loader(
     workers: int = 0,
     augment: str = "none",
     ranks: Ranks | None = None,
+    mixup: float = 0.0,
 ) -> Batches:
     """Batches of a data set that takes index lists, or of a stream; in order without a seed. The batches, augmentation
-    included, are the same for any number of workers, and dealt to ``ranks`` where they are given."""
+    included, are the same for any number of workers, and dealt to ``ranks`` where they are given. With ``mixup`` inputs
+    are mixed, and batches are ``(inputs, labels, partners' labels, weight of the own)``."""
     ranks = ranks or Ranks()
-    fetched = _Fetched(dataset, batch_size, augment, (ranks.rank, ranks.count))
+    fetched = _Fetched(dataset, batch_size, augment, (ranks.rank, ranks.count), mixup)
     draws = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]
     own = torch.Generator()  # a new iterator would draw from torch's, and dropout depend on when it is made
     batches = Batches(fetched, batch_size=None, sampler=draws, num_workers=workers, generator=own)

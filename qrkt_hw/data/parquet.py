@@ -175,7 +175,7 @@ class Stream(Dataset[Any]):
         return count if self.limit is None else min(count, self.limit)
 
     def batch(
-        self, seed: int | None, epoch: int, number: int, size: int, own: slice = slice(None)
+        self, seed: int | None, epoch: int, number: int, size: int, own: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Batch ``number`` of an epoch, or its samples ``own``; the others are not decoded. Batches before it are read
         over, not decoded: each of several workers decodes
@@ -187,8 +187,9 @@ class Stream(Dataset[Any]):
         self._place = (seed, epoch, size), number + 1, samples
         if not taken:
             raise UserError(f"{self.shards[-1].file} is damaged: it has fewer rows than it says")
-        pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken[own]])
-        return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken[own]])
+        taken = taken if own is None else [taken[k] for k in own]
+        pixels = torch.stack([decoded(content, name, 3, self.size) for content, _, name in taken])
+        return normalised(pixels, self.statistics), torch.tensor([label for _, label, _ in taken])
 
     def _ordered(self, seed: int | None, epoch: int) -> Iterator[Sample]:
         if seed is None:

@@ -98,6 +98,24 @@ class Dropout(nn.Dropout):
         return super().forward(input) if _share is None or not self.training else dropout(input, self.p)
 
 
+class DropPath(nn.Module):
+    """torchvision's ``stochastic_depth`` by rows: a sample is 0 with probability ``p`` in training, or else divided by
+    ``1 - p``. It does not depend on the number of ranks; the batch stands first."""
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p:
+            return input
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            return input.new_empty(shape).bernoulli_(1 - self.p).div_(1 - self.p)
+
+        return input * drawn(draw, (len(input), *[1] * (input.ndim - 1)))
+
+
 def part(mean: Tensor) -> Tensor:
     """Of a mean over this rank's samples its part in the mean over the batch: the ranks' parts add up to it."""
     return mean if _share is None else mean * _share.weight

@@ -86,6 +86,9 @@ class _Baselines:
             finished: dict[float, RunFolder] = {}
             for rate in rates(own.training.learning_rate, trials):
                 trial = own.replace(learning_rate=rate, epochs=self.record["epochs"])
+                if own.training.angle_learning_rate is not None:  # in its proportion
+                    peak = own.training.angle_learning_rate * (rate / own.training.learning_rate)
+                    trial = trial.replace(angle_learning_rate=peak)
                 if trial == self.run.options().alone() and self.run.results.is_file():
                     finished[rate] = self.run
                     continue

@@ -28,7 +28,7 @@ from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_json, write_text
-from qrkt_hw.runs.circuits import Circuits, Index, Kept
+from qrkt_hw.runs.circuits import Circuits, Index
 from qrkt_hw.runs.config import Config, of_kept
 from qrkt_hw.runs.folder import check_description, read_json
 from qrkt_hw.simulator.analysis import cones
@@ -153,9 +153,10 @@ class QViT(
         if config.model.kind == "gan" or data.get("backbone"):
             raise UserError("run: a GAN, or a model with a backbone of your own, is no QViT")
         check_description(data, "config.json is damaged")
-        if circuits is None and config.has_circuits and config.circuit.ansatz not in names():
-            raise UserError(f"config.json is damaged: it lacks the circuits of {config.circuit.ansatz!r}")
-        kept = Circuits(config.circuit.ansatz, begun=True) if circuits is None else _restored(config, circuits)
+        own = [ansatz for ansatz in config.circuit.ansaetze if ansatz not in names()]
+        if circuits is None and config.has_circuits and own:
+            raise UserError(f"config.json is damaged: it lacks the circuits of {own[0]!r}")
+        kept = Circuits(config.circuit.ansaetze, begun=True) if circuits is None else _restored(config, circuits)
         self.config = config.with_circuits(lambda: kept)
         self.transformer = build_model(self.config, DataShape.of(data), backend)
         self._kept, self.data, self.results = kept, data, results or {}
@@ -186,11 +187,13 @@ class QViT(
         # the circuits that it asks for are kept
         source = trained(folder, build_model(options.with_circuits(lambda: kept), DataShape.of(description)))
         # no path or account of this machine goes out, nor the source of an ansatz
-        kept.ansatz, kept.source = options.circuit.ansatz.rpartition(":")[2], None
+        short = kept.publish()
         dataset = options.data.dataset
         dataset = f"folder:{Path(dataset.partition(':')[2]).name}" if dataset.startswith("folder:") else dataset
         private = {"data_dir": None, "backends_file": None, "instance": None, "download": False}
-        public = options.replace(dataset=dataset, ansatz=kept.ansatz, **private)
+        named = {key: getattr(options.circuit, key) for key in ("ansatz", "attention_ansatz", "mlp_ansatz")}
+        private |= {key: short.get(name) for key, name in named.items()}
+        public = options.replace(dataset=dataset, **private)
         results = {key: found[key] for key in KEPT_RESULTS if key in found}
         about = {**description, "dataset": dataset}
         model = cls(public.model_dump(mode="json"), about, _data(kept), results, backend)
@@ -276,11 +279,11 @@ class QViT(
         return "\n".join(lines)
 
     def _statements(self) -> list[str]:
-        templates = {layer.template.num_qubits: layer.template for layer in quantum_layers(self)}
+        templates = dict.fromkeys(layer.template for layer in quantum_layers(self))
         if not templates:
             return ["None: every projection is a linear layer."]
         lines = []
-        for qubits, template in sorted(templates.items()):
+        for template in sorted(templates, key=lambda one: one.num_qubits):
             found = cones(template)
             most = max(len(cone.inputs) for cone in found)
             every = (
@@ -288,7 +291,7 @@ class QViT(
                 if most == 1
                 else (f"an output depends on at most {most} of {template.num_features} inputs (light cone)")
             )
-            lines.append(f"- `{template.name}` on {qubits} qubits: {every}.")
+            lines.append(f"- `{template.name}` on {template.num_qubits} qubits: {every}.")
             if len(template.circuit.data) <= DRAWN:
                 lines += ["", "```text", str(template.circuit.draw("text", fold=100)), "```", ""]
         simulated = "Circuits of so few qubits are simulated exactly on a laptop; no quantum advantage is claimed."
@@ -304,26 +307,24 @@ def _data(circuits: Circuits) -> dict[str, Any] | None:
     found = list((circuits.asked or circuits.kept or {}).values())
     if not found:
         return None
-    index = Index(format=1, ansatz=circuits.ansatz, source=circuits.source, circuits=[k.description for k in found])
     files = {k.description.file: base64.b64encode(k.data).decode("ascii") for k in found}
-    return {"index": index.model_dump(mode="json"), "files": files}
+    return {"index": Index.of(circuits, found), "files": files}
 
 
 def _restored(config: Config, circuits: dict[str, Any]) -> Circuits:
     try:
         index = Index.model_validate(circuits["index"])
-        kept = {
-            (one.qubits, one.layers): Kept(one, base64.b64decode(circuits["files"][one.file], validate=True))
-            for one in index.circuits
-        }
+        kept = index.kept(lambda one: base64.b64decode(circuits["files"][one.file], validate=True))
         for one in kept.values():
             _ = one.template
     except (ValidationError, KeyError, TypeError, ValueError, binascii.Error) as error:
         said = sentence(error) if isinstance(error, ValidationError) else error
         raise UserError(f"config.json is damaged: its circuits ({said})") from error
-    if index.ansatz != config.circuit.ansatz:
-        raise UserError(f"config.json is damaged: circuits of {index.ansatz!r}, options of {config.circuit.ansatz!r}")
-    return Circuits(config.circuit.ansatz, Path("config.json"), kept=kept, source=index.source)
+    ansaetze = config.circuit.ansaetze
+    if index.ansatz != ansaetze[0] or not set(index.names()) <= set(ansaetze):
+        named, there = (", ".join(map(repr, found)) for found in (ansaetze, index.names()))
+        raise UserError(f"config.json is damaged: circuits of {there}, options of {named}")
+    return Circuits(ansaetze, Path("config.json"), kept=kept, sources=index.all_sources())
 
 
 def export(run: RunFolder, form: str, out: Path | None = None) -> tuple[Path, str]:

@@ -1,14 +1,13 @@
 """From options and the shape of the data to a model, and what a model is made of."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from qrkt_hw import circuits
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
@@ -44,9 +43,11 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
     _check(options, shape)
     model = options.model
     assert isinstance(model, ClassifierConfig)
-    blocks = make_blocks(options, backend)
+    first = model.encoder_blocks + model.rk_blocks
+    drops = _drops(options, first + model.decoder_blocks)
+    blocks = make_blocks(options, backend, drops)
     tokens = _tokens(options, shape)
-    decoder = _decoder(options, shape, backend) if model.decoder_blocks else None
+    decoder = _decoder(options, shape, backend, drops[first:]) if model.decoder_blocks else None
     pool = None
     if model.pool == "weighted" and isinstance(model, VitConfig):
         pool = WeightedPool((shape.image_size // model.patch) ** 2, model.hidden, model.pool_maps)
@@ -61,25 +62,35 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
     )
 
 
-def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Module]:
-    """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
+def make_blocks(
+    options: Config, backend: str | Backend = "exact", drops: Sequence[float] | None = None
+) -> list[nn.Module]:
+    """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``.
+    ``drops`` are the rates of stochastic depth, default: those of a model of these blocks alone."""
     model = options.model
     assert isinstance(model, ClassifierConfig)
+    drop = iter(_drops(options, model.encoder_blocks + model.rk_blocks) if drops is None else drops)
     _, make_attention, make_mlp = _parts(options, backend)
     blocks: list[nn.Module] = []
     for _ in range(model.encoder_blocks):
-        blocks.append(TransformerBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
+        parts = make_attention(), make_mlp()
+        blocks.append(TransformerBlock(*parts, hidden=model.hidden, dropout=model.dropout, drop_path=next(drop)))
     tableau = TABLEAUS[model.rk]
     for _ in range(model.rk_blocks):
         norm = nn.LayerNorm(model.hidden) if model.field_norms else None
         second = nn.LayerNorm(model.hidden) if model.field_norms == 2 else None
         count = 1 if model.share_stages else tableau.stages
         fields = [TransformerField(norm, make_attention(), make_mlp(), model.dropout, second) for _ in range(count)]
-        blocks.append(RungeKuttaBlock(fields, tableau))
+        blocks.append(RungeKuttaBlock(fields, tableau, drop_path=next(drop)))
     return blocks
 
 
-def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decoder:
+def _drops(options: Config, depth: int) -> list[float]:
+    """Rates of stochastic depth of so many blocks, rising from 0 as timm's do."""
+    return torch.linspace(0, options.model.drop_path, depth, dtype=torch.float64, device="cpu").tolist()
+
+
+def _decoder(options: Config, shape: DataShape, backend: str | Backend, drops: Sequence[float]) -> Decoder:
     model = options.model
     assert isinstance(model, ClassifierConfig)
     projection, make_attention, make_mlp = _parts(options, backend)
@@ -90,9 +101,9 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decod
     blocks = [
         TransformerBlock(
             attention=make_attention(), cross_attention=make_cross(), feed_forward=make_mlp(), hidden=model.hidden,
-            dropout=model.dropout,
+            dropout=model.dropout, drop_path=drop,
         )
-        for _ in range(model.decoder_blocks)
+        for drop in drops
     ]  # fmt: skip
     return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
 
@@ -100,8 +111,8 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decod
 def _parts(
     options: Config, backend: str | Backend
 ) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
-    attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
-    middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
+    attention = _quantum(options, "attention", backend) if options.model.quantum_attention else None
+    middle = _quantum(options, "mlp", backend) if options.model.quantum_mlp else None
     hidden, dropout = options.model.hidden, options.model.dropout
     return (
         attention,
@@ -124,12 +135,11 @@ def _tokens(options: Config, shape: DataShape) -> Tokens:
     return ImageTokens(image_size=shape.image_size, channels=shape.channels, patch=options.model.patch, **common)
 
 
-def _quantum(options: Config, qubits: int, backend: str | Backend) -> ProjectionFactory:
+def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str | Backend) -> ProjectionFactory:
     circuit = options.circuit
 
     def make(features: int) -> nn.Module:
-        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
-        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
+        layer = QuantumLayer(features, options.template(place), backend=backend, dtype=DTYPES[circuit.dtype])
         return QuantumProjection(
             layer,
             input_scale=circuit.input_scale,
@@ -166,8 +176,11 @@ def build_gan(options: Config, shape: DataShape, backend: str | Backend = "exact
     side, widths = _sizes(options, shape)
     ordinary = _per_stage(options, "generator_blocks")
     steps = _per_stage(options, "generator_rk_blocks")
+    depths = [a + b for a, b in zip(ordinary, steps, strict=True)]
+    drops = _drops(options, sum(depths))
     stages = [
-        make_blocks(generator_stage(options, width, ordinary[k], steps[k]), backend) for k, width in enumerate(widths)
+        make_blocks(generator_stage(options, width, ordinary[k], steps[k]), backend, drops[sum(depths[:k]) :])
+        for k, width in enumerate(widths)
     ]
     generator = Generator(
         latent=options.gan.latent,

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from qrkt_hw.data.ranks import Dropout
+from qrkt_hw.data.ranks import Dropout, DropPath
 from qrkt_hw.nn.attention import Attention, CrossAttention
 from qrkt_hw.nn.quantum import ProjectionFactory, project_together
 
@@ -42,6 +42,7 @@ class TransformerBlock(nn.Module):
         hidden: width of the tokens.
         dropout: on each step.
         cross_attention: a step between, which reads the encoder's output; None: an encoder's block.
+        drop_path: how often a sample leaves out a step in training.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class TransformerBlock(nn.Module):
         hidden: int,
         dropout: float = 0.0,
         cross_attention: CrossAttention | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(hidden)
@@ -62,6 +64,7 @@ class TransformerBlock(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(hidden)
         self.feed_forward = feed_forward
         self.dropout = Dropout(dropout)
+        self.drop_path = DropPath(drop_path)
 
     def forward(
         self, y: Tensor, mask: Tensor | None = None, memory: Tensor | None = None, seen: Tensor | None = None
@@ -72,10 +75,10 @@ class TransformerBlock(nn.Module):
         """
         if (memory is None) != (self.cross_attention is None) or (seen is not None and memory is None):
             raise ValueError("memory goes with cross-attention, and seen with memory: give both or neither")
-        y = y + self.dropout(self.attention(self.attention_norm(y), mask))
+        y = y + self.drop_path(self.dropout(self.attention(self.attention_norm(y), mask)))
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            y = y + self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen))
-        return y + self.dropout(self.feed_forward(self.feed_forward_norm(y)))
+            y = y + self.drop_path(self.dropout(self.cross_attention(self.cross_attention_norm(y), memory, seen)))
+        return y + self.drop_path(self.dropout(self.feed_forward(self.feed_forward_norm(y))))
 
 
 class TransformerField(nn.Module):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.data.ranks import DropPath
+
 
 @dataclass(frozen=True)
 class Tableau:
@@ -71,12 +73,17 @@ class RungeKuttaBlock(nn.Module):
         field: F, a module that keeps the shape; or one module per stage (the published code's unshared stages).
         tableau: the method.
         step: step size h.
+        drop_path: how often a sample leaves out the whole step in training; its increment counts more where it does
+            not. The stages are those of the equation itself, so that on average over the draws the output is that of
+            the evaluation; a draw per stage, or a factor within F, would solve another equation.
 
     Raises:
         ValueError: a number of fields that is neither 1 nor the number of stages.
     """
 
-    def __init__(self, field: nn.Module | Sequence[nn.Module], tableau: Tableau, step: float = 1.0) -> None:
+    def __init__(
+        self, field: nn.Module | Sequence[nn.Module], tableau: Tableau, step: float = 1.0, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         fields = [field] if isinstance(field, nn.Module) else list(field)
         if len(fields) not in (1, tableau.stages):
@@ -84,6 +91,7 @@ class RungeKuttaBlock(nn.Module):
         self.fields = nn.ModuleList(fields)
         self.tableau = tableau
         self.step = step
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, y: Tensor, *context: Any) -> Tensor:
         """Same shape as ``y``; F is given ``context`` (such as a mask) in every stage."""
@@ -91,6 +99,8 @@ class RungeKuttaBlock(nn.Module):
         for stage, row in enumerate(self.tableau.a):
             field = self.fields[stage if len(self.fields) > 1 else 0]
             stages.append(field(_combine(y, stages, row, self.step), *context))
+        if self.training and self.drop_path.p:
+            return y + self.drop_path(_combine(torch.zeros_like(y), stages, self.tableau.b, self.step))
         return _combine(y, stages, self.tableau.b, self.step)
 
 

@@ -143,7 +143,9 @@ def _cheaper_model(
     tried: list[dict[str, Any]] = [{"rk": rk} for rk in ("rk3", "rk2", "rk1") if TABLEAUS[rk].stages < stages]
     tried += [{"rk_blocks": n} for n in sorted({blocks // 2, 1}, reverse=True) if 0 < n < blocks]
     least = {"rk": "rk1", "rk_blocks": 1}
-    tried += [least, {**least, "ansatz": "brickwork", "layers": 1}]
+    chain: dict[str, Any] = {"ansatz": "brickwork", "attention_ansatz": "brickwork", "mlp_ansatz": "brickwork"}
+    chain |= {"layers": 1, "mlp_layers": 1}
+    tried += [least, least | {key: value for key, value in chain.items() if getattr(options.circuit, key) is not None}]
     for change in tried if blocks else ():
         if options.replace(**change) == options:
             continue

@@ -97,7 +97,7 @@ def of_options(name: str, options: Config, shape: DataShape | None = None) -> Su
 
     # circuits that a run keeps are named by what they are, whatever the ansatz of that name is today
     kept = options.circuits.digest if options.circuits is not None else None
-    known = size is not None and (kept or circuits.is_built_in(options.circuit.ansatz))
+    known = size is not None and (kept or all(map(circuits.is_built_in, options.circuit.ansaetze)))
     return _subject(name, options.data.batch_size, build, [options.flat(mode="json"), size, kept] if known else [])
 
 

@@ -14,13 +14,15 @@ import json
 import os
 import struct
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from qiskit import QuantumCircuit, qpy
 from qiskit.circuit import AnnotatedOperation, Parameter, ParameterExpression
 from qiskit.circuit.library import PauliEvolutionGate
@@ -37,6 +39,7 @@ QPY = 13  # read by every Qiskit since 1.3; the only layout whose sizes are chec
 LARGEST = 16 * 2**20  # bytes of a file
 LARGEST_SOURCE = 2**20  # bytes of a user's file that are compared
 
+Asked = tuple[str, int, int]  # ansatz, qubits, layers
 Sha = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -45,7 +48,8 @@ class _Data(BaseModel):
 
 
 class Description(_Data):
-    """A template in ``circuits.json``; ``qubits`` and ``layers`` are what the model asked the ansatz for."""
+    """A template in ``circuits.json``; ``qubits`` and ``layers`` are what the model asked the ansatz for, which is the
+    index's unless the template names its own."""
 
     file: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,80}\.qpy$")]
     sha256: Sha
@@ -60,6 +64,7 @@ class Description(_Data):
     reference: str
     encoding: Encoding
     fingerprint: Sha
+    ansatz: str | None = None
 
 
 class Source(_Data):
@@ -70,12 +75,43 @@ class Source(_Data):
 
 
 class Index(_Data):
-    """``circuits.json``; ``ansatz`` is that of ``config.yaml``, ``source`` None for a registered one."""
+    """``circuits.json``; ``ansatz`` is that of ``config.yaml``, ``source`` None for a registered one. Format 2 also has
+    circuits of other ansätze, whose files are ``sources``."""
 
-    format: Literal[1]
+    format: Literal[1, 2]
     ansatz: str
     source: Source | None
     circuits: list[Description]
+    sources: dict[str, Source] = {}
+
+    @model_validator(mode="after")
+    def _of_its_format(self) -> Index:
+        if (self.format == 2) != (len(self.names()) > 1):
+            raise ValueError(f"format {self.format} does not go with {len(self.names())} ansätze")
+        return self
+
+    @classmethod
+    def of(cls, circuits: Circuits, found: Sequence[Kept]) -> dict[str, Any]:
+        """The content for these templates; that of one ansatz alone is format 1."""
+        first, *others = circuits.ansaetze
+        sources = {name: source for name, source in circuits.sources.items() if name in others}
+        described = [kept.description for kept in found]
+        number: Literal[1, 2] = 2 if sources or any(one.ansatz for one in described) else 1
+        source = circuits.sources.get(first)
+        index = cls(format=number, ansatz=first, source=source, circuits=described, sources=sources)
+        return index.model_dump(mode="json", exclude_defaults=True)
+
+    def names(self) -> tuple[str, ...]:
+        """All ansätze of the circuits and sources."""
+        return tuple(dict.fromkeys([self.ansatz, *(c.ansatz for c in self.circuits if c.ansatz), *self.sources]))
+
+    def all_sources(self) -> dict[str, Source]:
+        """Files of users' ansätze by the ansatz."""
+        return self.sources if self.source is None else {self.ansatz: self.source, **self.sources}
+
+    def kept(self, read: Callable[[Description], bytes]) -> dict[Asked, Kept]:
+        """The templates by what the model asks for."""
+        return {(one.ansatz or self.ansatz, one.qubits, one.layers): Kept(one, read(one)) for one in self.circuits}
 
 
 @dataclass(frozen=True)
@@ -130,38 +166,43 @@ class Circuits:
     name, and a user's file is imported only where ``trusted``.
     """
 
-    ansatz: str  # the run's, as in config.yaml
+    ansaetze: tuple[str, ...]  # the run's, as in config.yaml; the first is its ``ansatz``
     run: Path | None = None  # for messages
     begun: bool = False
     trusted: bool = False
-    kept: dict[tuple[int, int], Kept] | None = None  # by qubits and layers; None for an old run
-    source: Source | None = None  # of a user's ansatz
-    asked: dict[tuple[int, int], Kept] = field(default_factory=dict)  # to be written
+    kept: dict[Asked, Kept] | None = None  # None for an old run
+    sources: dict[str, Source] = field(default_factory=dict)  # of users' ansätze
+    asked: dict[Asked, Kept] = field(default_factory=dict)  # to be written
 
     def __call__(self, ansatz: str, qubits: int, layers: int) -> CircuitTemplate:
         """The template of that size.
 
         Raises UserError: no such ansatz or size; a circuit that cannot be kept, or whose file is damaged."""
-        if ansatz != self.ansatz:  # of another model that is weighed against the run's
+        if ansatz not in self.ansaetze:  # of another model that is weighed against the run's
             self._refuse_file(ansatz)
             return registry.build(ansatz, qubits, layers)
-        size = (qubits, layers)
-        found = (self.kept or {}).get(size)
+        asked = (ansatz, qubits, layers)
+        found = (self.kept or {}).get(asked)
         if found is None and self.begun:
             self._refuse_file(ansatz)
-            found = keep(registry.build(ansatz, qubits, layers), qubits, layers, f"--ansatz: {ansatz!r}")
+            place = self.ansaetze.index(ansatz)
+            found = keep(
+                registry.build(*asked), qubits, layers, f"--ansatz: {ansatz!r}", ansatz if place else None, place
+            )
             text = registry.source(ansatz)
             if text is not None:
-                self.source = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), text=text)
-            self.kept = {**(self.kept or {}), size: found}
+                self.sources[ansatz] = Source(sha256=hashlib.sha256(text.encode()).hexdigest(), text=text)
+            self.kept = {**(self.kept or {}), asked: found}
         if found is not None:
-            self.asked[size] = found
+            self.asked[asked] = found
             return found.template
         if self.kept is not None:
-            sizes = ", ".join(f"{q} qubits and {n} layers" for q, n in self.kept) or "none"
+            several = len(self.ansaetze) > 1
+            sizes = [f"{q} qubits and {n} layers{f' of {name!r}' if several else ''}" for name, q, n in self.kept]
+            of = f" of {ansatz!r}" if several else ""
             raise UserError(
-                f"{self.run}: the configuration asks for circuits of {qubits} qubits and {layers} layers, but "
-                f"{FOLDER}/{INDEX} keeps {sizes}; was config.yaml changed since the training?"
+                f"{self.run}: the configuration asks for circuits of {qubits} qubits and {layers} layers{of}, but "
+                f"{FOLDER}/{INDEX} keeps {', '.join(sizes) or 'none'}; was config.yaml changed since the training?"
             )
         self._refuse_file(ansatz)
         return registry.build(ansatz, qubits, layers)
@@ -177,14 +218,30 @@ class Circuits:
 
     def again(self) -> Circuits:
         """The same circuits for a new run."""
-        return Circuits(self.ansatz, self.run, True, self.trusted, self.kept, self.source)
+        return Circuits(self.ansaetze, self.run, True, self.trusted, self.kept, dict(self.sources))
+
+    def publish(self) -> dict[str, str]:
+        """Name the ansätze without their paths and forget their sources; returns the new names by the old ones."""
+        names: dict[str, str] = {}
+        for ansatz in self.ansaetze:
+            short = Path(ansatz.rpartition(":")[2]).name
+            names[ansatz] = next(s for k in count(1) if (s := short + f"-{k}" * (k > 1)) not in names.values())
+        public: dict[Asked, Kept] = {}
+        for (name, qubits, layers), one in self.asked.items():
+            own = {"ansatz": one.description.ansatz and names[name]}
+            public[names[name], qubits, layers] = Kept(one.description.model_copy(update=own), one.data)
+        self.ansaetze, self.sources, self.kept, self.asked = tuple(names.values()), {}, public, dict(public)
+        return names
 
     @property
     def digest(self) -> str | None:
         """Of everything that is kept; None where nothing is."""
         if not self.kept:
             return None
-        marks = sorted((size, kept.description.fingerprint) for size, kept in self.kept.items())
+        marks = sorted(
+            ((qubits, layers), kept.description.fingerprint, *([] if name == self.ansaetze[0] else [name]))
+            for (name, qubits, layers), kept in self.kept.items()
+        )
         return hashlib.sha256(repr(marks).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -195,36 +252,32 @@ class Circuits:
         found = list(self.asked.values())
         for kept in found:
             write_bytes(folder / kept.description.file, kept.data)
-        index = Index(format=1, ansatz=self.ansatz, source=self.source, circuits=[k.description for k in found])
-        write_json(folder / INDEX, index.model_dump(mode="json"))
+        write_json(folder / INDEX, Index.of(self, found))
 
 
-def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
-    """The circuits of a run folder; warns once where the file of its ansatz is not what it was.
+def of_run(run: Path, ansaetze: tuple[str, ...], trusted: bool) -> Circuits:
+    """The circuits of a run folder; warns once for each file of an ansatz that is not what it was.
 
     Raises UserError: a damaged index or QPY file, or an index of another ansatz."""
     place = run / FOLDER / INDEX
     if not os.path.lexists(run / FOLDER):
-        return Circuits(ansatz, run, trusted=trusted)
+        return Circuits(ansaetze, run, trusted=trusted)
     try:
         index = Index.model_validate_json(_bytes(place))
     except ValidationError as error:
         raise UserError(f"{place} is damaged: {sentence(error)}") from error
-    if index.ansatz != ansatz:
-        raise UserError(
-            f"{run / 'config.yaml'}: ansatz is {ansatz!r}, but {place} keeps the circuits of {index.ansatz!r}"
-        )
-    kept = {}
-    for one in index.circuits:
-        file = place.with_name(one.file)
-        kept[one.qubits, one.layers] = Kept(one, _bytes(file))
+    if index.ansatz != ansaetze[0] or not set(index.names()) <= set(ansaetze):
+        named, found = (", ".join(map(repr, names)) for names in (ansaetze, index.names()))
+        raise UserError(f"{run / 'config.yaml'}: ansatz is {named}, but {place} keeps the circuits of {found}")
+    kept = index.kept(lambda one: _bytes(place.with_name(one.file)))
+    for one in kept.values():
         try:
-            _ = kept[one.qubits, one.layers].template
+            _ = one.template
         except ValueError as error:
-            raise UserError(f"{file} is damaged: {error}") from error
-    if index.source is not None:
-        _compare(run, ansatz, index.source)
-    return Circuits(ansatz, run, trusted=trusted, kept=kept, source=index.source)
+            raise UserError(f"{place.with_name(one.description.file)} is damaged: {error}") from error
+    for ansatz, source in index.all_sources().items():
+        _compare(run, ansatz, source)
+    return Circuits(ansaetze, run, trusted=trusted, kept=kept, sources=index.all_sources())
 
 
 def _compare(run: Path, ansatz: str, source: Source) -> None:
@@ -251,8 +304,16 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the ansatz") -> Kept:
-    """The template as data, read back once. Raises UserError: QPY cannot hold the circuit, or holds another one."""
+def keep(
+    template: CircuitTemplate,
+    qubits: int,
+    layers: int,
+    named: str = "the ansatz",
+    ansatz: str | None = None,
+    place: int = 0,
+) -> Kept:
+    """The template as data, read back once; ``ansatz`` and its ``place`` among the run's where it is not the first.
+    Raises UserError: QPY cannot hold the circuit, or holds another one."""
     circuit = template.circuit.copy(name=template.circuit.name)
     circuit.metadata = {}
     file = io.BytesIO()
@@ -262,7 +323,8 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
         if len(data) > LARGEST:
             raise ValueError(f"{len(data):,} bytes are too many (at most {LARGEST:,})")
         described = Description(
-            file=f"{qubits}-qubits-{layers}-layers.qpy",
+            file=f"{qubits}-qubits-{layers}-layers{f'-{place + 1}' if place else ''}.qpy",
+            ansatz=ansatz,
             sha256=hashlib.sha256(data).hexdigest(),
             qubits=qubits,
             layers=layers,

@@ -154,10 +154,29 @@ class Config(BaseModel):
         """Qubits per group in the MLP, the default resolved."""
         return self.circuit.mlp_qubits or min(self.circuit.qubits, self.model.mlp)
 
+    def template(self, place: Literal["attention", "mlp"]) -> Any:
+        """The circuit of a place: the one that the run keeps, or that of the registry.
+
+        Raises UserError: no such ansatz or size, by the flag that names it."""
+        from qrkt_hw import circuits  # it takes qiskit, which most commands do without
+
+        circuit, key = self.circuit, f"{place}_ansatz"
+        own = getattr(circuit, key)
+        size = (circuit.qubits, circuit.layers)
+        if place == "mlp":
+            size = (self.mlp_qubits, circuit.mlp_layers or circuit.layers)
+        try:
+            return (self.circuits or circuits.build)(own or circuit.ansatz, *size)
+        except UserError as error:
+            if own is None:
+                raise
+            raise UserError(str(error).replace("--ansatz:", f"{flag(key)}:")) from error
+
     def check_source(self, theirs: Config, run: Path) -> None:
         """Make sure that a model can start from the weights of a run: angles mean nothing in other circuits."""
         here, there = self.flat(), theirs.flat()
-        for key in ("model", "ansatz", "qubits", "layers", "mlp_qubits"):
+        own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
+        for key in ("model", *own):
             if here[key] != there[key] and (key == "model" or self.has_circuits):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
@@ -172,6 +191,8 @@ class Config(BaseModel):
 
         Raises UserError: two that do not, by their flags."""
         model, qubits = self.model, self.circuit.qubits
+        if self.training.mixup and model.kind == "text":
+            raise UserError(f"--mixup: {self.training.mixup} mixes images; words cannot be mixed, so leave it out")
         if not model.final_norm and getattr(model, "decoder_blocks", None):
             raise UserError("--no-final-norm: the decoder has a norm of its own; take --decoder-blocks 0")
         if model.pool_maps > 1 and model.pool != "weighted":
@@ -259,6 +280,8 @@ def unused(config: Config, given: Iterable[str]) -> str | None:
 def _reason(config: Config, key: str) -> str | None:
     data, m, circuit = config.data, config.model, config.circuit
     name, parts = data.dataset.partition(":")[0], set(m.projections)
+    attention, mlp = bool(parts & {"quantum", "quantum-attention"}), bool(parts & {"quantum", "quantum-mlp"})
+    places = [getattr(circuit, f"{place}_ansatz") for place, there in (("attention", attention), ("mlp", mlp)) if there]
     checks = [
         (key in _WORDS and m.kind != "text", f"the data set {data.dataset} holds images, not texts"),
         (key in ("image_size", "augment") and m.kind == "text", f"the data set {data.dataset} holds texts, not images"),
@@ -267,18 +290,26 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
         (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_circuits,
          "the model has no circuits"),
-        (key == "mlp_qubits" and not parts & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
-        (key == "qubits" and circuit.mlp_qubits is not None and not parts & {"quantum", "quantum-attention"},
-         "only the MLP has circuits, and --mlp-qubits is theirs"),
+        (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
+        (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
+        (key == "attention_ansatz" and not attention, "the attention has no circuits (--projection)"),
+        (key in ("qubits", "layers") and getattr(circuit, f"mlp_{key}") is not None and not attention,
+         f"only the MLP has circuits, and --mlp-{key} is theirs"),
+        (key == "ansatz" and bool(places) and all(places), "all circuits have an ansatz of their own"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
     if m.kind == "gan":
-        generator = any(int(n) for n in f"{m.generator_blocks},{m.generator_rk_blocks}".split(","))
+        per_stage = [m.generator_blocks.split(","), m.generator_rk_blocks.split(",")]
+        counts = [int(n) for part in per_stage for n in (part * m.generator_stages if len(part) == 1 else part)]
+        generator = any(counts)
         # the Runge-Kutta methods of its sides, where they have such blocks
         rules = [m.generator_rk] if any(int(n) for n in m.generator_rk_blocks.split(",")) else []
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
-            (key == "label_smoothing", "--model is gan, which does not read it"),
+            (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
+            (key == "drop_path" and max(sum(counts), m.discriminator_blocks + m.discriminator_rk_blocks) < 2,
+             "the first block of a network always stays, and neither has another"),
+            (key == "schedule", "--model is gan, and --rate-decay is its schedule"),
             (key in _GENERATOR_BLOCKS and not generator, "the generator has no blocks"),
             (key == "generator_rk" and not fields, "the generator has no Runge-Kutta blocks"),
             (key == "discriminator_rk" and not m.discriminator_rk_blocks,
@@ -297,6 +328,8 @@ def _reason(config: Config, key: str) -> str | None:
         checks += [
             (key in ("heads", "mlp", "projection") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
+            (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
+             "the first block always stays, and the model has no other"),
             (key == "cross_attention" and not m.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         ]  # fmt: skip
     checks.append(

@@ -160,7 +160,7 @@ class RunFolder:
         except (ValidationError, ValueError) as error:
             said = problem(error)[1] if isinstance(error, ValidationError) else error
             raise UserError(f"{self.config} is damaged: {said}") from error
-        return options.with_circuits(partial(self._kept, options.circuit.ansatz))
+        return options.with_circuits(partial(self._kept, options.circuit.ansaetze))
 
     def write_options(self, options: Config) -> None:
         """Write ``config.yaml``, whole or not at all."""
@@ -193,11 +193,11 @@ class RunFolder:
         whole = results is not None and done >= epochs
         return found | {"state": "finished" if whole else f"{done} of {epochs} epochs"}
 
-    def _kept(self, ansatz: str) -> Any:
-        if self._circuits is None or self._circuits.ansatz != ansatz:
+    def _kept(self, ansaetze: tuple[str, ...]) -> Any:
+        if self._circuits is None or self._circuits.ansaetze != ansaetze:
             from qrkt_hw.runs import circuits  # it takes qiskit, which a comparison of runs does not need
 
-            self._circuits = circuits.of_run(self.path, ansatz, self.trust)
+            self._circuits = circuits.of_run(self.path, ansaetze, self.trust)
         return self._circuits
 
     def description(self) -> dict[str, Any]:

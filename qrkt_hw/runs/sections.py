@@ -97,6 +97,12 @@ class TransformerConfig(Section):
     pool_maps: int = key(1, "sums that --pool weighted makes", ge=1, le=1024)
     final_norm: bool = key(True, "LayerNorm of the tokens before the pool; without it, embeddings stay unnormalised")
     dropout: float = key(0.1, "dropout", ge=0, lt=1)
+    drop_path: float = key(
+        0.0,
+        "stochastic depth: how often samples leave out the last block; earlier ones less, the first never",
+        ge=0,
+        lt=1,
+    )
 
     @property
     def quantum_attention(self) -> bool:
@@ -209,6 +215,9 @@ class CircuitConfig(Section):
     ansatz: str = key("ry_rz_ring", "circuit template: a name, path/to/file.py:function, FILE.qasm or FILE.qpy")
     qubits: int = key(4, "features per circuit, a qubit each; orthogonal circuits add a reference qubit", ge=1, le=384)
     layers: int = key(1, "layers of the ansatz", ge=1, le=64)
+    attention_ansatz: str | None = key(None, "ansatz of the attention's circuits [default: --ansatz]")
+    mlp_ansatz: str | None = key(None, "ansatz of the MLP's circuits [default: --ansatz]")
+    mlp_layers: int | None = key(None, "layers of the ansatz in the MLP [default: --layers]", ge=1, le=64)
     mlp_qubits: int | None = key(None, "features per circuit in the MLP [default: min(qubits, mlp)]", ge=1, le=384)
     initial_angles: Literal["uniform", "conditioned"] = key(
         "uniform",
@@ -219,6 +228,11 @@ class CircuitConfig(Section):
     output_bias: bool = key(False, "a learned bias per feature after each circuit")
     dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
 
+    @property
+    def ansaetze(self) -> tuple[str, ...]:
+        """All that are named, ``ansatz`` first."""
+        return tuple(dict.fromkeys(filter(None, (self.ansatz, self.attention_ansatz, self.mlp_ansatz))))
+
 
 class TrainingConfig(Section):
     """Optimiser and schedule."""
@@ -226,9 +240,19 @@ class TrainingConfig(Section):
     epochs: int = key(30, "passes over the training samples", ge=1)
     learning_rate: float = key(0.02, "peak learning rate of AdamW", gt=0)
     weight_decay: float = key(0.1, "weight decay of AdamW", ge=0)
-    warmup_steps: int = key(100, "steps of linear warm-up; cosine decay follows", ge=0)
+    angle_learning_rate: float | None = key(
+        None, "peak learning rate of the circuits' angles, of both networks of a GAN [default: that of the rest]", gt=0
+    )
+    angle_weight_decay: float | None = key(None, "weight decay of the circuits' angles [default: --weight-decay]", ge=0)
+    warmup_steps: int = key(100, "steps of linear warm-up", ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = key(
+        "cosine", "learning rate behind the warm-up: falls to 0 along a cosine or a line, or stays"
+    )
     clip: float = key(1.0, "gradient norm at which gradients are clipped", gt=0)
     label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)
+    mixup: float = key(
+        0.0, "alpha of mixup (0: none), which mixes each training image and its label with another one's", ge=0, le=100
+    )
     ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
     accelerator: Literal["cpu", "cuda"] = key("cpu", "where the training runs")
     devices: str | None = key(

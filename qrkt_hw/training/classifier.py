@@ -15,30 +15,32 @@ from qrkt_hw.models.factory import field_evaluations
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
-from qrkt_hw.training.loop import Record, Task
+from qrkt_hw.training.loop import Record, Task, groups
 
 EVALUATION_BATCH = 256
 
 
-def warmup_cosine(step: int, warmup: int, total: int) -> float:
-    """Factor on the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up from 0, cosine decay to 0. A
-    function of the step, unlike torch's ``SequentialLR``: nothing to keep and restore."""
+def rate_factor(step: int, warmup: int, total: int, schedule: str = "cosine") -> float:
+    """Factor on the peak learning rate at ``step`` (0-based) of ``total``: linear warm-up from 0, then 1 (``constant``)
+    or decay to 0 along a ``cosine`` or a line (``linear``). A function of the step, unlike torch's ``SequentialLR``:
+    nothing to keep and restore."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return 1.0 if schedule == "constant" else 1 - min(1.0, progress)
 
 
 class ClassifierTask(Task):
-    """AdamW with warm-up and cosine decay; the epoch of the highest validation AUROC is kept. The model gives logits
+    """AdamW with warm-up and a schedule; the epoch of the highest validation AUROC is kept. The model gives logits
     ``(batch, classes)``."""
 
     shown = "loss {train_loss:.3f}  val acc {val_accuracy:.3f}  val AUROC {val_auroc:.4f}"
 
     def __init__(self, options: Config, data: Data, model: nn.Module) -> None:
-        rate, decay = options.training.learning_rate, options.training.weight_decay
         # many small tensors: one fused update takes a tenth of the time of one after another
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay, fused=True)
+        optimizer = torch.optim.AdamW(groups(model, options.training, options.training.learning_rate), fused=True)
         super().__init__(options, data, model, model, [(model, optimizer)])
         (self.learner,) = self.learners
         self.validation = self._evaluated("validation")
@@ -57,11 +59,16 @@ class ClassifierTask(Task):
         self._losses = list[Tensor]()
 
     def _rate(self, step: int) -> float:
-        return self.learner.peak * warmup_cosine(step, self.options.training.warmup_steps, self.total_steps)
+        t = self.options.training
+        return self.learner.peak * rate_factor(step, t.warmup_steps, self.total_steps, t.schedule)
 
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
-        inputs, labels = batch
-        loss = F.cross_entropy(self.learner(inputs), labels, label_smoothing=self.options.training.label_smoothing)
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
+        inputs, labels, *mixed = batch
+        logits, smoothing = self.learner(inputs), self.options.training.label_smoothing
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if mixed:  # the cross-entropy is linear in the labels
+            partners, weight = mixed
+            loss = weight * loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
         loss = part(loss)
         self.learner.update(loss, self._rate(number))
         if self.averaged is not None:

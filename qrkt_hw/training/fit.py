@@ -86,7 +86,7 @@ def start(
         backend = backends.make(options.backend, options.training.seed, console)
         budget = Budget.of(backend, budget)
         theirs = options.circuits  # of the run that the options come from
-        circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansatz, begun=True)
+        circuits = theirs.again() if theirs is not None else Circuits(options.circuit.ansaetze, begun=True)
         options = options.with_circuits(lambda: circuits)
         # before the folder appears: impossible options leave nothing behind
         model = fresh_model(options, data, backend.stand_in or backend)

@@ -22,7 +22,7 @@ from qrkt_hw.models.gan import Gan
 from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
-from qrkt_hw.training.loop import Record, Task
+from qrkt_hw.training.loop import Record, Task, groups
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
@@ -42,8 +42,8 @@ class GanTask(Task):
     def __init__(self, options: Config, data: Data, model: Gan) -> None:
         o, t = options.gan, options.training
         rates = {model.generator: o.generator_learning_rate, model.discriminator: o.discriminator_learning_rate}
-        adam: dict[str, Any] = {"betas": (o.beta1, o.beta2), "weight_decay": t.weight_decay, "fused": True}
-        pairs = [(m, torch.optim.Adam(m.parameters(), lr=own or t.learning_rate, **adam)) for m, own in rates.items()]
+        adam: dict[str, Any] = {"betas": (o.beta1, o.beta2), "fused": True}
+        pairs = [(m, torch.optim.Adam(groups(m, t, own or t.learning_rate), **adam)) for m, own in rates.items()]
         super().__init__(options, data, model, model.generator, pairs)
         self.generator, self.discriminator = self.learners
         weight = model.generator.enter.weight
@@ -63,7 +63,7 @@ class GanTask(Task):
         self._generator_loss = torch.zeros((), device=self.like["device"])
         self._measured = list[Tensor]()
 
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
         o = self.options.gan
         left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
         warm = min(1.0, (number + 1) / (self.options.training.warmup_steps + 1))

@@ -31,17 +31,30 @@ from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import fabric_of, here
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.factory import named_blocks
+from qrkt_hw.models.factory import named_blocks, quantum_layers
 from qrkt_hw.models.weights import read_weights, save_weights
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_text
-from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.config import Config, TrainingConfig
 
 NORMS_EVERY = 10  # updates between two measurements of the gradients; enough for a mean
 
 
 Pairs = Sequence[tuple[nn.Module, Optimizer]]
 AfterEpoch = Callable[[int, dict[str, float]], None] | None  # is told number and metrics of an epoch
+
+
+def groups(network: nn.Module, options: TrainingConfig, rate: float) -> list[dict[str, Any]]:
+    """Parameters of a network for its optimizer, all in one group; with a learning rate or weight decay of their own
+    the angles of its circuits are a second one."""
+    apart = options.angle_learning_rate is not None or options.angle_weight_decay is not None
+    angles = {layer.weight for layer in quantum_layers(network)} if apart else set()
+    own = {"lr": options.angle_learning_rate or rate, "weight_decay": options.angle_weight_decay}
+    if own["weight_decay"] is None:
+        own["weight_decay"] = options.weight_decay
+    parameters = list(network.parameters())
+    found = [{"params": [p for p in parameters if p not in angles], "lr": rate, "weight_decay": options.weight_decay}]
+    return found + ([{"params": [p for p in parameters if p in angles], **own}] if angles else [])
 
 
 class Learner:
@@ -51,7 +64,9 @@ class Learner:
     def __init__(self, fabric: Fabric, network: nn.Module, optimizer: Optimizer, clip: float) -> None:
         self.ranks = here()
         self.fabric, self.clip, self.peak = fabric, clip, optimizer.param_groups[0]["lr"]
-        self.parameters = list(network.parameters())  # walking the modules for every use costs some per cent of a step
+        self.ratios = [group["lr"] / self.peak for group in optimizer.param_groups]
+        # walking the modules for every use costs some per cent of a step
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.blocks = named_blocks(network)
         self.network, self.optimizer = fabric.setup(network, optimizer)
         self.start_epoch()
@@ -63,7 +78,8 @@ class Learner:
         return self.network(inputs)
 
     def update(self, loss: Tensor, rate: float) -> None:
-        """One step down the gradient of ``loss``, of all ranks' sum, with this learning rate."""
+        """One step down the gradient of ``loss``, of all ranks' sum, with this learning rate, in whose proportion the
+        other groups of parameters have theirs."""
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.ranks.count > 1:
@@ -74,7 +90,8 @@ class Learner:
             self._norms.append(torch.stack(norms).detach())
         self.updates += 1
         clip_grad_norm_(self.parameters, self.clip, foreach=True)
-        self.optimizer.param_groups[0]["lr"] = rate
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            group["lr"] = rate * ratio
         self.optimizer.step()
 
     def gradient_norms(self, side: str = "") -> dict[str, float]:
@@ -116,7 +133,8 @@ class Task(ABC):
         d, t = options.data, options.training
         self.ranks = here()
         self.fabric = self.ranks.fabric or fabric_of(options, devices=1)
-        self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks)
+        mixup = t.mixup if options.model.kind == "vit" else 0.0
+        self.batches = loader(data.splits["train"], d.batch_size, t.seed, d.workers, d.augment, self.ranks, mixup)
         self.total_steps = options.training.epochs * len(self.batches)
         self.learners = [Learner(self.fabric, *pair, options.training.clip) for pair in pairs]
         self.averaged = AveragedModel(averaged, multi_avg_fn=self._average) if options.training.ema else None
@@ -151,7 +169,7 @@ class Task(ABC):
         return [steps]
 
     @abstractmethod
-    def step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def step(self, batch: tuple[Tensor, ...], number: int) -> None:
         """Train on a batch; ``number`` counts from the start of the training."""
 
     @abstractmethod

@@ -138,7 +138,7 @@ def test_augmentation_is_that_of_the_whole_batch():
     for kind in ("crop-flip", "shift"):
         whole = augmented(images, kind, np.random.default_rng(4))
         share = Share.of(10, 1, 3)
-        own = augmented(images[share.start : share.stop], kind, np.random.default_rng(4), share)
+        own = augmented(images[share.start : share.stop], kind, np.random.default_rng(4), ([3, 4, 5], 10))
         assert own.equal(whole[share.start : share.stop])
 
 
@@ -197,6 +197,13 @@ def test_a_gan_with_its_penalty_is_that_of_one_process(loss, count):
 def test_a_classifier_of_twenty_steps_is_that_of_one_process(count):
     keys = {**TINY, "encoder_blocks": 1, "decoder_blocks": 1, "patch": 1}
     close(whole(on_ranks(count, steps, keys, 20)), steps(keys, 20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3])
+def test_mixup_stochastic_depth_and_angles_apart_are_those_of_one_process(count):
+    keys = {**TINY, "encoder_blocks": 1, "mixup": 0.4, "drop_path": 0.3, "angle_learning_rate": 0.01}
+    close(whole(on_ranks(count, steps, keys, 8)), steps(keys, 8))
 
 
 @pytest.mark.slow

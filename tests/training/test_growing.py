@@ -14,7 +14,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training import fit
-from qrkt_hw.training.classifier import warmup_cosine
+from qrkt_hw.training.classifier import rate_factor
 from tests.command_line import qrkt, refused, trained
 from tests.data import writing
 from tests.runs.trained import GAN, SMALL
@@ -80,7 +80,7 @@ def test_more_epochs_follow_the_rates_of_the_longer_training(two, home):
     assert found[:2] == rows(home / "two") and [row["epoch"] for row in found] == ["1", "2", "3", "4"]
     for row in found:
         total = steps * (2 if int(row["epoch"]) <= 2 else 4)
-        rate = 0.02 * warmup_cosine(int(row["epoch"]) * steps, 1, total)
+        rate = 0.02 * rate_factor(int(row["epoch"]) * steps, 1, total)
         assert float(row["learning_rate"]) == pytest.approx(rate)
     results = json.loads((two / "results.json").read_text())
     assert results["schedule_changed_after"] == [2]

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
 from qrkt_hw.models.metrics import classification_metrics, logits_of
-from qrkt_hw.training.classifier import warmup_cosine
+from qrkt_hw.training.classifier import rate_factor
 
 
 def test_metrics_are_scikit_learns():
@@ -45,7 +45,7 @@ def test_evaluation_leaves_the_model_in_its_mode():
 
 
 def test_the_rate_rises_then_falls_to_nothing():
-    rates = [warmup_cosine(step, 10, 100) for step in range(101)]
+    rates = [rate_factor(step, 10, 100) for step in range(101)]
     assert all(a < b for a, b in itertools.pairwise(rates[:10]))
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[0] > 0 and max(rates) <= 1 and rates[100] == pytest.approx(0)
@@ -53,4 +53,4 @@ def test_the_rate_rises_then_falls_to_nothing():
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 1), (1000, 10), (10, 10), (0, 0)])
 def test_odd_lengths_keep_the_rate_between_0_and_1(warmup, total):
-    assert all(0 <= warmup_cosine(step, warmup, total) <= 1 for step in range(20))
+    assert all(0 <= rate_factor(step, warmup, total) <= 1 for step in range(20))
