@@ -9,6 +9,7 @@ import click
 from pydantic import ValidationError
 
 from qrkt_hw.commands.interface import FIRST, PATH, GroupedOption
+from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
 from qrkt_hw.errors import UserError, flag, rank_and_count
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
@@ -97,6 +98,8 @@ def on_ranks(options: Config, ranks: dict[str, Any], samples: tuple[str, int], a
         return
     if alone is not None:
         raise UserError(f"--devices: {alone} in one process; leave it out")
+    if click.get_current_context().find_root().obj == PROGRAM:
+        import_fabric()
     from qrkt_hw.data.ranks import launched
 
     chosen = options.replace(**{"devices": None, "num_nodes": 1, **ranks})
