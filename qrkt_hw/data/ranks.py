@@ -255,7 +255,7 @@ class Ranks:
         if self.count == 1 or not (backend.bills or backend.shots):
             return self
         if backend.bills or backend.spread is None:
-            raise UserError(f"--devices: {backend.name!r} samples in one process; leave it out")
+            raise Joint(f"--devices: {backend.name!r} samples in one process; leave it out")
         backend.spread = self.map
         return Ranks()
 
