@@ -32,7 +32,8 @@ from qrkt_hw.runs.config import Config
 if TYPE_CHECKING:
     from qrkt_hw.backends import Backend
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 GRACE = 5.0  # seconds in which ranks that lost one of them end by themselves
 ERROR = "qrkt-hw/error"  # key of the rendezvous under which a rank says why it ended
 
