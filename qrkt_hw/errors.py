@@ -55,6 +55,12 @@ def rank_and_count() -> tuple[int, int]:
     return (int(e["LOCAL_RANK"]), int(e["WORLD_SIZE"])) if PARENT in e else (0, 1)
 
 
+def independent() -> None:
+    """Make this process one that runs by itself, whatever was started beside it."""
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", PARENT):
+        os.environ.pop(name, None)
+
+
 def restarted() -> bool:
     """Whether torchrun started this process in the place of one that ended."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

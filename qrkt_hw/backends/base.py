@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
@@ -73,6 +73,9 @@ class Backend(ABC):
     fell_back_from: str | None = None  # the backend that was asked for and could not be used; None otherwise
     # its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so
     working_entry: bool = False
+    # carries out simulations that are independent of each other, like ``map``; several processes that evaluate the same
+    # calls may divide them. None: the backend does not ask for it
+    spread: Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]] | None = None
     notice: str | None = None  # what the user must be told about this backend; None where there is nothing
 
     def __init__(self, name: str) -> None:

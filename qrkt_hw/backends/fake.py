@@ -2,7 +2,7 @@
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -43,6 +43,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     """
 
     kind = "fake backend"
+    spread = staticmethod(map)
 
     def __init__(
         self,
@@ -162,15 +163,26 @@ class FakeBackend(DeviceBackend, AerBackend):
         if widest > LARGEST_TRAJECTORY:
             what = f"a circuit touches {widest} qubits of {self.device.name}"
             raise UserError(f"backend {self.name!r}: {what}; noise is simulated on at most {LARGEST_TRAJECTORY}")
+        chances = self._all_chances(pubs)
         return self.one_by_one(
-            pubs, lambda pub: [self._slot(pub, k) for k in range(len(pub.slots))] or self._whole(pub)
+            pubs, lambda pub: [self._slot(pub, k, next(chances)) for k in range(len(pub.slots))] or self._whole(pub)
         )
 
-    def _slot(self, pub: PUB, place: int) -> Counts | BitArray:
+    def _all_chances(self, pubs: Sequence[PUB]) -> Iterator[NDArray[np.float64] | None]:
+        """Those of every slot of every PUB; None for a wide circuit."""
+
+        def chances(one: tuple[PUB, int]) -> NDArray[np.float64] | None:
+            pub, place = one
+            narrow = pub.calibration is not None or len(pub.slots[place].physical) <= LARGEST_DENSITY
+            return self._chances(pub, place) if narrow else None
+
+        yield from self.spread(chances, [(pub, place) for pub in pubs for place in range(len(pub.slots))])
+
+    def _slot(self, pub: PUB, place: int, chances: NDArray[np.float64] | None) -> Counts | BitArray:
         """What is counted in a slot: drawn from its chances, or of a wide circuit simulated shot by shot."""
+        if chances is not None:
+            return sample(chances, pub.shots, self.rng)
         slot = pub.slots[place]
-        if pub.calibration is not None or len(slot.physical) <= LARGEST_DENSITY:
-            return sample(self._chances(pub, place), pub.shots, self.rng)
         template, placed = slot.group.template, slot.group.placed.moved(slot.physical)
 
         def measured() -> QuantumCircuit:

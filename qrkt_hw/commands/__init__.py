@@ -15,7 +15,7 @@ import click
 
 from qrkt_hw.commands.interface import LazyGroup, echo
 from qrkt_hw.commands.quick_start import PROGRAM
-from qrkt_hw.errors import RunWarning, UserError, rank_and_count, speaking_flags
+from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
-ALONE = ("generate", "evaluate", "export", "compare", "baseline", "twin", "tune", "jobs")  # that write, or bill
+ALONE = ("export", "compare", "jobs")  # that write
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
@@ -59,9 +59,11 @@ def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
     if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
         raise UserError(
-            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (only "
-            "train and infer run on several)"
+            f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (train, infer, "
+            "generate, evaluate, baseline and tune run on several)"
         )
+    if context.invoked_subcommand == "tune":
+        independent()  # each process trains trials of its own
     from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())

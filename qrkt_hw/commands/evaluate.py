@@ -1,11 +1,12 @@
 """``qrkt-hw evaluate``."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import check_used
+from qrkt_hw.commands.options import DEALT, check_used, on_ranks, options_from, ranks_in
 
 
 @click.command(cls=cli.Command)
@@ -31,9 +32,11 @@ from qrkt_hw.commands.options import check_used
 )
 @cli.trust_flag
 @cli.json_flag
+@options_from(DEALT)
 def evaluate(
     run: Path | None, samples: int, seed: int, split: str, inception_weights: Path | None,
     reference_classifier: Path | None, data_dir: Path | None, reference_scores: bool, trust_ansatz: bool, as_json: bool,
+    **flags: Any,
 ) -> None:  # fmt: skip
     """FID, KID, Inception Score, precision and recall of RUN's images, and what a reference classifier says of them.
 
@@ -41,8 +44,9 @@ def evaluate(
     """
     from qrkt_hw.runs.atomic import to_json
 
-    folder = cli.opened(run, trust_ansatz, err=as_json)
+    folder, ranks = cli.opened(run, trust_ansatz, err=as_json), ranks_in(flags)
     check_used(folder, {"data_dir": data_dir})
+    on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--samples", samples))
     from qrkt_hw.experiments import evaluation
 
     record = evaluation.evaluate(

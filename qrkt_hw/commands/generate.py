@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import INFERRING, check_used, options_from
+from qrkt_hw.commands.options import DEALT, INFERRING, check_used, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 
 
@@ -21,7 +21,7 @@ from qrkt_hw.errors import UserError
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @cli.trust_flag
-@options_from(INFERRING)
+@options_from((*INFERRING, *DEALT))
 @cli.device_flags
 def generate(
     run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
@@ -41,9 +41,13 @@ def generate(
     if interpolate and count is not None and count % row:
         raise UserError(f"--count: {count} is no multiple of {row} columns; the last row would end half-way")
     count = count or (8 * row if interpolate else 64)
-    folder = cli.opened(run, trust_ansatz)
+    folder, ranks = cli.opened(run, trust_ansatz), ranks_in(flags)
     place = check_used(folder, flags)
     from qrkt_hw import backends
+
+    alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
+    on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--count", count), alone)
+    from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import generation
     from qrkt_hw.plots.charts import save_grid
 
@@ -53,7 +57,10 @@ def generate(
         restart=restart, **device,
     ) as backend:  # fmt: skip
         model = generation.gan_of(folder, backend)
-        images = generation.draw(model, generation.noise(count, model.latent, seed, interpolate, row))
+        points = generation.noise(count, model.latent, seed, interpolate, row)
+        images = generation.draw(model, points, here().over_samples(backend))
+    if not here().leads:
+        return
     if out is not None:
         generation.save_images(images, out)
         cli.echo(f"{count} images in {out}")

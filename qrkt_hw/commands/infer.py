@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import INFERRING, backend_options, check_used, given, options_from
-from qrkt_hw.errors import UserError, rank_and_count
+from qrkt_hw.commands.options import DEALT, INFERRING, check_used, given, on_ranks, options_from, ranks_in
+from qrkt_hw.errors import UserError
 
 
 @click.command(cls=cli.Command)
@@ -40,7 +40,7 @@ from qrkt_hw.errors import UserError, rank_and_count
 )
 @cli.trust_flag
 @cli.json_flag
-@options_from((*INFERRING, "devices", "num_nodes"))
+@options_from((*INFERRING, *DEALT))
 @cli.device_flags
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
@@ -79,10 +79,7 @@ def infer(
     kind = options.model.kind
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
-    ranks = given({key: flags.pop(key) for key in ("devices", "num_nodes")})
-    if rank_and_count()[1] > 1:
-        ranks.setdefault("devices", None)  # torchrun or srun started several
-    backend_options(ranks)
+    ranks = ranks_in(flags)
     place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
@@ -108,8 +105,9 @@ def infer(
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
-    if ranks:
-        _launch(options, ranks, backend, dry_run, paths or images or texts)
+    alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
+    dealt = ("--limit", limit) if limit else ("batches of", inference.BATCH)
+    on_ranks(options.replace(accelerator="cpu"), ranks, dealt, alone)
     given_inputs = None
     if paths:
         given_inputs = inference.read_paths(folder, paths)
@@ -176,27 +174,6 @@ def infer(
         if "exact_accuracy" in record:
             for line in [*_report(record, "texts" if kind == "text" else "images"), *_layers(record)]:
                 cli.echo(line)
-
-
-def _launch(options: Any, keys: dict[str, Any], backend: Any, dry_run: bool, inputs: Any) -> None:
-    """Be one of several ranks, which divide a split, until the command ends.
-
-    Raises UserError: what is inferred runs in one process.
-    """
-    from qrkt_hw.data import ranks
-    from qrkt_hw.experiments.inference import BATCH
-
-    alone = None
-    if inputs:
-        alone = "your own inputs are classified"
-    elif backend.bills:
-        alone = f"{backend.name!r}, which bills its time, runs"
-    elif dry_run:
-        alone = "--dry-run plans"
-    if alone is not None:
-        raise UserError(f"--devices: several processes divide a split, but {alone} in one process; leave it out")
-    chosen = {"devices": None, "num_nodes": 1, "accelerator": "cpu", "batch_size": BATCH, **keys}
-    click.get_current_context().with_resource(ranks.launched(options.replace(**chosen)))
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:

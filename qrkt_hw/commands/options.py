@@ -9,7 +9,8 @@ import click
 from pydantic import ValidationError
 
 from qrkt_hw.commands.interface import FIRST, PATH, GroupedOption
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
+from qrkt_hw.errors import UserError, flag, rank_and_count
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
 from qrkt_hw.runs.folder import read_yaml
@@ -17,6 +18,7 @@ from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
+DEALT = ("devices", "num_nodes")  # of commands that deal their work to several processes
 # what a newcomer needs, and the titles of all others in the help
 _FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
 _TITLES = {
@@ -78,6 +80,30 @@ def _show(value: Any) -> str:
 def given(flags: dict[str, Any]) -> dict[str, Any]:
     """The flags that were given."""
     return {key: value for key, value in flags.items() if value is not None}
+
+
+def ranks_in(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of :data:`DEALT` that were given, taken out of ``flags``; several ranks that torchrun or srun started are
+    given, too. Raises UserError: a wrong value."""
+    found = given({key: flags.pop(key) for key in DEALT})
+    backend_options(found)
+    return {"devices": None, **found} if rank_and_count()[1] > 1 else found
+
+
+def on_ranks(options: Config, ranks: dict[str, Any], samples: tuple[str, int], alone: str | None = None) -> None:
+    """Be one of the processes of ``ranks`` until the command ends; ``samples`` are dealt, in words and their number.
+
+    Raises UserError: fewer samples than processes, or ``alone``, which says what runs in one process only."""
+    if not ranks:
+        return
+    if alone is not None:
+        raise UserError(f"--devices: {alone} in one process; leave it out")
+    if click.get_current_context().find_root().obj == PROGRAM:
+        import_fabric()
+    from qrkt_hw.data.ranks import launched
+
+    chosen = options.replace(**{"devices": None, "num_nodes": 1, **ranks})
+    click.get_current_context().with_resource(launched(chosen, samples))
 
 
 def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: RunFolder | None = None) -> Config:

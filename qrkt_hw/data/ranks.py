@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,10 @@ from torch import Tensor, nn
 from qrkt_hw.errors import PARENT, UserError
 from qrkt_hw.runs.config import Config
 
+if TYPE_CHECKING:
+    from qrkt_hw.backends import Backend
+
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 GRACE = 5.0  # seconds in which ranks that lost one of them end by themselves
 ERROR = "qrkt-hw/error"  # key of the rendezvous under which a rank says why it ended
@@ -62,6 +66,11 @@ def set_share(share: Share | None) -> None:
 def shared() -> bool:
     """Whether this process computes a part of a batch only."""
     return _share is not None
+
+
+def idle() -> bool:
+    """Whether this process has no sample of the batch, and computes one that nobody reads."""
+    return _share is not None and not _share.weight
 
 
 def drawn(draw: Callable[[tuple[int, ...]], Tensor], shape: Sequence[int], axis: int = 0) -> Tensor:
@@ -241,6 +250,34 @@ class Ranks:
             found.append(torch.cat(rows))
         return found
 
+    def dealt(self, function: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, size: int) -> list[Tensor]:
+        """Tensors of ``function`` for all rows, in batches of ``size``, of which each rank computes its part."""
+        batches = rows.split(size)
+        shares = [self.share(len(batch)) for batch in batches]
+        found = [function(b if s is None else b[s.start : s.stop]) for b, s in zip(batches, shares, strict=True)]
+        return self.whole([torch.cat(parts) for parts in zip(*found, strict=True)], [len(b) for b in batches])
+
+    def map(self, function: Callable[[Item], Value], items: Sequence[Item]) -> list[Value]:
+        """``function`` of all items, of which each rank computes every ``count``-th."""
+        found: list[Any] = [None] * len(items)
+        for rank, values in enumerate(self.gather([function(item) for item in items[self.rank :: self.count]])):
+            found[rank :: self.count] = values
+        return found
+
+    def over_samples(self, backend: Backend) -> Ranks:
+        """The ranks among which the samples of a model on a backend are dealt: these, or this one alone where the
+        backend samples. Then every rank evaluates the whole model, the ranks divide the simulations of circuits, and
+        random numbers are those of one process.
+
+        Raises UserError: a backend that runs in one process.
+        """
+        if self.count == 1 or not (backend.bills or backend.shots):
+            return self
+        if backend.bills or backend.spread is None:
+            raise Joint(f"--devices: {backend.name!r} samples in one process; leave it out")
+        backend.spread = self.map
+        return Ranks()
+
     def _collective(self, work: Callable[[], Value]) -> Value:
         try:
             return work()
@@ -266,6 +303,7 @@ class Joint(UserError):
 
 
 _here = Ranks()
+_inside = False  # of :func:`launched`
 
 
 def here() -> Ranks:
@@ -273,9 +311,11 @@ def here() -> Ranks:
     return _here
 
 
-def planned(options: Config) -> tuple[int, int]:
+def planned(options: Config, samples: tuple[str, int] | None = None) -> tuple[int, int]:
     """Processes on this machine, and machines: by torchrun or srun where one of them started this process, else by the
-    options. Raises UserError: options that say otherwise, or that cannot be."""
+    options. ``samples`` are those that are dealt, in words and their number; default: a batch of a training.
+
+    Raises UserError: options that say otherwise, or that cannot be."""
     t = options.training
     given = None if t.devices in (None, "auto") else int(str(t.devices))
     by = started_by()
@@ -297,9 +337,9 @@ def planned(options: Config) -> tuple[int, int]:
     if t.accelerator == "cuda" and torch.cuda.device_count() < local:
         seen = f"torch sees {torch.cuda.device_count()} GPUs here"
         raise UserError(f"--devices: {local} on cuda, and {seen}; take --devices {max(1, torch.cuda.device_count())}")
-    count, batch = local * nodes, options.data.batch_size
+    count, (words, batch) = local * nodes, samples or ("--batch-size", options.data.batch_size)
     if count > batch:
-        raise UserError(f"--devices: {count} ranks and --batch-size {batch}: every rank needs a sample of a batch")
+        raise UserError(f"--devices: {count} ranks and {words} {batch}: every rank needs a sample of a batch")
     return local, nodes
 
 
@@ -318,12 +358,17 @@ def started_by() -> tuple[str, int, int] | None:
 
 
 @contextmanager
-def launched(options: Config) -> Iterator[Ranks]:
-    """Start the processes that the options ask for, where torchrun or srun did not, and be one of them.
+def launched(options: Config, samples: tuple[str, int] | None = None) -> Iterator[Ranks]:
+    """Start the processes that the options ask for, where torchrun or srun did not, and be one of them. Within it,
+    what asks for one process is one more part of the job. ``samples`` as for :func:`planned`.
 
     Raises UserError: too few GPUs or samples, a port that is in use, or a rank that is lost on the way.
     """
-    local, nodes = planned(options)
+    global _inside
+    if _inside and options == options.alone():
+        yield _here
+        return
+    local, nodes = planned(options, samples)
     if local * nodes > 1 and _here.count == 1:
         _launch(options, local, nodes)
     if _here.count != local * nodes:
@@ -331,6 +376,7 @@ def launched(options: Config) -> Iterator[Ranks]:
     inside = threading.Event()
     if _here.children:
         threading.Thread(target=_watch, args=(_here, inside), daemon=True).start()
+    _inside = True
     try:
         yield _here
     except Exception as error:
@@ -339,6 +385,7 @@ def launched(options: Config) -> Iterator[Ranks]:
             _say(f"rank {_here.rank}: {kind}{error}")
         raise
     finally:
+        _inside = False
         inside.set()
         set_share(None)
 

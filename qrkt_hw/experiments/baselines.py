@@ -11,6 +11,7 @@ from rich.console import Console
 
 from qrkt_hw.backends import bills
 from qrkt_hw.data import Data, DataShape, load_data
+from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
@@ -55,13 +56,14 @@ def train_baselines(
             f"run: {run.path} was trained on {options.backend.name!r}, a device that bills its time, and baselines "
             "would be trained there; take a run that was trained on exact"
         )
-    data = load_data(options.data)
+    data = here().together(lambda: load_data(options.data))
     matched = (options.without_circuits(), parameter_matched(options, data.shape))
     baselines = _Baselines(run, dict(zip(SIDES, (options, *matched), strict=True)), data, out, console)
     runs = baselines.gans(epochs) if options.model.kind == "gan" else baselines.classifiers(trials, epochs)
     groups = grouped(runs, SIDES)
-    write_comparison(groups, out)
-    write_json(out / "baselines.json", baselines.record)
+    if here().leads:
+        write_comparison(groups, out)
+        write_json(out / "baselines.json", baselines.record)
     return groups, baselines.record
 
 
@@ -113,21 +115,21 @@ class _Baselines:
 
     def gans(self, epochs: int | None) -> list[RunFolder]:
         """The run and the baselines that are trained for as long."""
-        own = fit.seconds_per_step(self.sides["quantum"], self.data)
+        own = self.seconds_per_step("quantum")
         seconds = self.record["seconds_per_step"] = {"quantum": own}
         runs = {"quantum": self.run}
         for side in SIDES[1:]:
             options, place, count = self.sides[side], self.place(side), epochs
-            if place.exists():
+            if here().first(place.exists):
                 count = RunFolder.open(place).options().training.epochs
             elif count is None:
-                seconds[side] = fit.seconds_per_step(options, self.data)
+                seconds[side] = self.seconds_per_step(side)
                 count = max(1, round(options.training.epochs * own / seconds[side]))
             self.console.print(f"{side}: {count} epochs", highlight=False)
             runs[side] = self.trained(options.replace(epochs=count), place)
         earlier = self.out / "judge.safetensors"
         classifier = earlier if earlier.is_file() else self.out / "reference-classifier.safetensors"
-        reference_classifier(self.data, self.console, classifier)
+        here().first(lambda: reference_classifier(self.data, self.console, classifier)[1])
         measuring: dict[str, Any] = {"samples": SAMPLES, "seed": 0, "split": "test", "classifier": classifier}
         for side, folder in runs.items():
             measured = evaluate(folder, self.console, reference_scores=True, **measuring)
@@ -146,13 +148,18 @@ class _Baselines:
         earlier = self.out / EARLIER.get(side, side)
         return earlier if earlier.exists() else self.out / side
 
+    def seconds_per_step(self, side: str) -> float:
+        """Of the first rank: all of them must train for as many epochs."""
+        measured = fit.seconds_per_step(self.sides[side], self.data)
+        return here().first(lambda: measured)
+
     def trained(self, options: Config, path: Path) -> RunFolder:
-        if not path.exists():
+        if not here().first(path.exists):
             return fit.start(options, path, self.console, data=self.data)
         run = RunFolder.open(path)
         if run.options() != options:
             raise UserError(f"--out: {path} was trained with other options; name another folder")
-        return run if run.results.is_file() else fit.resume(run, self.console)
+        return run if here().first(run.results.is_file) else fit.resume(run, self.console)
 
 
 def default_out(run: RunFolder) -> Path:

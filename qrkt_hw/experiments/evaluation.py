@@ -25,7 +25,8 @@ from torch import Generator, Tensor, nn
 
 from qrkt_hw.backends.device.cache import cache_folder, digest
 from qrkt_hw.data import Data, load_data
-from qrkt_hw.data.batches import loader
+from qrkt_hw.data.batches import first, loader
+from qrkt_hw.data.ranks import Ranks, here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.generation import draw, gan_of, noise
 from qrkt_hw.plots.charts import save_grid
@@ -38,6 +39,7 @@ CONFIDENT = 0.8
 STEPS = 1200  # of training the reference classifier
 VERSION = 3  # of its recipe
 FEATURES = 128
+BATCH, OF_INCEPTION = 1024, 1000  # images that an extractor takes at once; whole batches of Inception's 50
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to features and logits
 
 
@@ -53,7 +55,8 @@ def evaluate(
     reference_scores: bool = False,
     data_dir: Path | None = None,
 ) -> dict[str, Any]:
-    """Measure the GAN of a run; the record is kept under its ``evaluation/``.
+    """Measure the GAN of a run; the record is kept under its ``evaluation/``. Of several ranks each draws a part of the
+    samples and extracts features of a part of all images; the first one compares them.
 
     Args:
         run, console: the run; for progress.
@@ -66,65 +69,74 @@ def evaluate(
 
     Raises UserError: no GAN, weights that are none, or a folder that cannot be written.
     """
-    model = gan_of(run)
+    model, there = gan_of(run), here()
     folder = run.path / "evaluation"
-    check_writable(folder, "run")  # before the work that would be lost
+    there.first(lambda: check_writable(folder, "run"))  # before the work that would be lost
     options = run.options()
-    data = load_data(options.replace(limit=None, data_dir=data_dir or options.data.data_dir).data)
-    reference, about = reference_classifier(data, console, classifier)
+    data = there.together(
+        lambda: load_data(options.replace(limit=None, data_dir=data_dir or options.data.data_dir).data)
+    )
+    reference, about = there.first(lambda: reference_classifier(data, console, classifier))
     # the old word: the protocol's digest says which figures may be compared
     own = (reference.extract, f"judge sha256 {about['sha256']}")
-    extract, extractor = own if inception is None else _inception(inception)
-    real, _ = pixels(data, split)
+    extract, extractor = own if inception is None else there.together(lambda: _inception(inception))
+    size = BATCH if inception is None else OF_INCEPTION
     images = draw(model, noise(samples, model.latent, seed))
+    generated = _dealt(there, extract, images, size)
+    logits = generated[1] if inception is None else _dealt(there, reference.extract, images, BATCH)[1]
+    real = _of_split(data, split, extract, size, there)
+    train = pixels(data, "train", 60_000)[0] if there.leads else images[:0]
+    others = {}
+    if reference_scores:
+        random = Generator().manual_seed(seed)
+        gaussian = there.first(lambda: negatives(train)["covariance"](samples, random))
+        others["test images"] = _of_split(data, "test", extract, size, there)
+        others["gaussian images"] = _dealt(there, extract, gaussian, size)
+
     protocol = {
         "extractor": extractor,
         "dataset": data.name,
         "split": split,
-        "real_images": len(real),
+        "real_images": len(real[0]),
         "samples": samples,
         "resize": "bilinear to 299, as TensorFlow 1" if inception else "none",
         "bits": 8,
         "precision_recall": {"neighbours": NEIGHBOURS, "most": MOST_NEIGHBOURS},
     }
-    features = extract(real)
-    train, _ = pixels(data, "train", 60_000)
-    test, _ = pixels(data, "test", 1000)
-    closest, distances = nearest(images[:1000], train)
-    _, usual = nearest(test, train)
-    _, logits = reference.extract(images)
-    shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
-    record: dict[str, Any] = {
-        "protocol": protocol,
-        "protocol_digest": digest(protocol)[:8],
-        "noise_seed": seed,
-        "metrics": metrics(extract(images), features),
-        "reference_classifier": {
-            "confident": confident(logits),
-            "threshold": CONFIDENT,
-            "shares": [round(x, 4) for x in shares.tolist()],
-            **about,
-        },
-        "nearest_training_image": {
-            "median_distance": distances.median().item(),
-            "median_distance_of_test_images": usual.median().item(),
-            "copies": (distances < 0.2 * usual.median()).float().mean().item(),
-        },
-    }
-    if reference_scores:
-        gaussian = negatives(train)["covariance"](samples, Generator().manual_seed(seed))
-        record["reference_scores"] = {
-            "test images": metrics(extract(pixels(data, "test")[0]), features),
-            "gaussian images": metrics(extract(gaussian), features),
+
+    def compared() -> dict[str, Any]:
+        closest, distances = nearest(images[:1000], train)
+        _, usual = nearest(pixels(data, "test", 1000)[0], train)
+        shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
+        record: dict[str, Any] = {
+            "protocol": protocol,
+            "protocol_digest": digest(protocol)[:8],
+            "noise_seed": seed,
+            "metrics": metrics(generated, real),
+            "reference_classifier": {
+                "confident": confident(logits),
+                "threshold": CONFIDENT,
+                "shares": [round(x, 4) for x in shares.tolist()],
+                **about,
+            },
+            "nearest_training_image": {
+                "median_distance": distances.median().item(),
+                "median_distance_of_test_images": usual.median().item(),
+                "copies": (distances < 0.2 * usual.median()).float().mean().item(),
+            },
         }
-    rows = [t for k in range(0, 32, 16) for t in (*images[k : k + 16], *train[closest[k : k + 16]])]
-    try:
-        save_grid(torch.stack(rows), folder / "nearest.png", 16)
-        save_grid(images[:64], folder / "samples.png", 8)
-        write_json(folder / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.json", record)
-    except OSError as error:
-        raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
-    return record
+        if others:
+            record["reference_scores"] = {name: metrics(found, real) for name, found in others.items()}
+        rows = [t for k in range(0, 32, 16) for t in (*images[k : k + 16], *train[closest[k : k + 16]])]
+        try:
+            save_grid(torch.stack(rows), folder / "nearest.png", 16)
+            save_grid(images[:64], folder / "samples.png", 8)
+            write_json(folder / f"{datetime.now().strftime('%Y%m%d-%H%M%S-%f')}.json", record)
+        except OSError as error:
+            raise UserError(f"run: {folder} cannot be written: {error.strerror}") from error
+        return record
+
+    return there.first(compared)
 
 
 def metrics(generated: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> dict[str, float]:
@@ -158,15 +170,27 @@ def nearest(images: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
 
 def pixels(data: Data, split: str, limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Images in [-1, 1] and labels of a split, in order."""
-    images, labels, count = [], [], 0
+    batches = [(_shown(data, batch), labels) for batch, labels in loader(first(data.splits[split], limit), BATCH)]
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def _shown(data: Data, images: Tensor) -> Tensor:
+    """Normalised images as pixels in [-1, 1]."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (data.mean, data.std))
-    for batch, marks in loader(data.splits[split], 1024):
-        images.append((batch * std + mean) * 2 - 1)
-        labels.append(marks)
-        count += len(marks)
-        if limit is not None and count >= limit:
-            break
-    return torch.cat(images)[:limit], torch.cat(labels)[:limit]
+    return (images * std + mean) * 2 - 1
+
+
+def _of_split(data: Data, split: str, extract: Extractor, size: int, there: Ranks) -> tuple[Tensor, Tensor]:
+    """Features and logits of a split, of which each rank reads and extracts its part."""
+    batches = loader(data.splits[split], size, ranks=there)
+    found = [extract(_shown(data, images)) for images, _ in batches]
+    features, logits = batches.whole([torch.cat([one[k] for one in found]) for k in range(2)])
+    return features, logits
+
+
+def _dealt(there: Ranks, extract: Extractor, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    features, logits = there.dealt(extract, images, size)
+    return features, logits
 
 
 def _inception(weights: Path) -> tuple[Extractor, str]:

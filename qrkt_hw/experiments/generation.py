@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qrkt_hw.backends import Backend
+from qrkt_hw.data.ranks import Ranks, here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.gan import Gan
@@ -40,14 +41,20 @@ def noise(count: int, latent: int, seed: int, interpolate: bool = False, row: in
 
 
 @torch.no_grad()
-def draw(model: Gan, points: Tensor) -> Tensor:
-    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them.
+def draw(model: Gan, points: Tensor, there: Ranks | None = None) -> Tensor:
+    """Images ``(count, channels, size, size)`` in [-1, 1] of noise, rounded to 8 bits as a file would hold them; each
+    rank draws its part. Raises UserError: values that are not finite."""
 
-    Raises UserError: values that are not finite."""
-    images = torch.cat([model(part) for part in points.split(BATCH)]).float().clamp(-1, 1)
-    if not images.isfinite().all():
-        raise UserError("run: the generator draws no finite pixels; its weights are damaged, or its training diverged")
-    return ((images + 1) * 127.5).round() / 127.5 - 1
+    def levels(part: Tensor) -> list[Tensor]:
+        images = model(part).float().clamp(-1, 1)
+        if not images.isfinite().all():
+            raise UserError(
+                "run: the generator draws no finite pixels; its weights are damaged, or its training diverged"
+            )
+        return [((images + 1) * 127.5).round().byte()]
+
+    (found,) = (there or here()).dealt(levels, points, BATCH)
+    return found / 127.5 - 1
 
 
 def save_images(images: Tensor, folder: Path) -> None:

@@ -22,7 +22,7 @@ from qrkt_hw.data import load_data
 from qrkt_hw.data.base import regular
 from qrkt_hw.data.batches import Batches, first, loader
 from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
-from qrkt_hw.data.ranks import here
+from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
 from qrkt_hw.models.ablation import ablated
@@ -77,10 +77,8 @@ def infer_split(
         )
     if backend.bills:
         run.check_inference()  # what is paid for must be kept
-    there, exact = here(), isinstance(backend, ExactBackend) or not quantum_layers(model)
-    if there.count > 1 and (backend.bills or layers or (backend.shots and not exact)):
-        what = "--report" if layers else f"{backend.name!r} samples, and its random numbers are those of one process"
-        raise UserError(f"--devices: {what}; infer in one process")
+    exact = isinstance(backend, ExactBackend) or not quantum_layers(model)
+    there = here() if exact else here().over_samples(backend)
     batches, started = loader(samples, BATCH, ranks=there), time.perf_counter()
     report: dict[str, Any] = {}
     if exact:
@@ -96,7 +94,7 @@ def infer_split(
         with ablated(model, name):
             found = classification_metrics(*logits_everywhere(model, batches))
         record.setdefault("ablations", {})[name] = found
-    if there.leads:
+    if here().leads:
         run.keep_inference(record)
     return record
 
@@ -177,7 +175,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend) -> dict[str, Any]:
-    """Class and probabilities of inputs; the record is kept in the run.
+    """Class and probabilities of inputs, of which each rank computes its part; the record is kept in the run.
 
     Args:
         run, model: the run and its model on ``backend``.
@@ -193,8 +191,9 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
+    there = here().over_samples(backend) if quantum_layers(model) else here()
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in inputs.samples.split(BATCH)])
+        (logits,) = there.dealt(lambda part: [model(part)], inputs.samples, BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []
@@ -205,7 +204,8 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
         if done:
             items[-1]["converted"] = "; ".join(done)
     record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
-    run.keep_inference(record)
+    if here().leads:
+        run.keep_inference(record)
     return record
 
 
@@ -250,14 +250,14 @@ def on_backend(
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
-    if isinstance(batches, Batches):  # of all ranks
-        everybody = batches.ranks.gather(used)
-        used = {key: (max if key == "rounds" else sum)(one[key] for one in everybody) for key in used}
+    there = batches.ranks if isinstance(batches, Batches) else Ranks()
+    rows, everybody = watched.rows(there), there.gather(used)
+    used = {key: (max if key == "rounds" else sum)(one[key] for one in everybody) for key in used}
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
     alike = logits.argmax(-1) == exact.argmax(-1)
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     return logits, labels, {
-        **({"layers": watched.rows()} if layers else {}),
+        **({"layers": rows} if layers else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],
@@ -297,6 +297,8 @@ class Watched(Backend):
         return self.inner.about()
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        if idle():  # nothing counts
+            return self.exact.run(calls)
         values = self.inner.run(calls)
         if not self.compare:
             return values
@@ -307,12 +309,13 @@ class Watched(Backend):
                 self.raw.setdefault(call.tag, []).append(np.abs(before[place] - exact).ravel())
         return values
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a layer, in the order in which they ran: ``layer, values, mean_error, max_error``, and with
-        mitigation ``unmitigated_mean_error``."""
+    def rows(self, there: Ranks) -> list[dict[str, Any]]:
+        """A row a layer of all ranks, in the order in which they ran: ``layer, values, mean_error, max_error``, and
+        with mitigation ``unmitigated_mean_error``."""
         found = []
-        for tag, parts in self.errors.items():
-            error = np.concatenate(parts)
+        everybody = there.gather(self.errors)
+        for tag in everybody[-1]:  # the last rank has a sample of every batch
+            error = np.concatenate([part for one in everybody for part in one.get(tag, ())])
             row = {"layer": tag, "values": len(error), "mean_error": round(float(error.mean()), 6),
                    "max_error": round(float(error.max()), 6)}  # fmt: skip
             if tag in self.raw:

@@ -128,6 +128,15 @@ def trained(folder: str, keys: dict[str, Any], name: str = "run", after: Any = N
     return run.results if ranks.here().leads else None
 
 
+def commands(folder: str, lines: Sequence[Sequence[Any]]) -> list[Any]:
+    """What each command line gives in a folder: ``returncode, stdout, stderr``."""
+    from pathlib import Path
+
+    from tests.command_line import qrkt
+
+    return [qrkt(*line, cwd=Path(folder)) for line in lines]
+
+
 def die_at(moment: str) -> None:
     """Let this process be killed at a moment of its training."""
     from tests.acceptance import killing
