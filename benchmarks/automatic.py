@@ -99,7 +99,8 @@ def main() -> None:
         right, close = (statistics.mean(loss <= most for loss in losses) for most in (1.0, 1.05))
         print(
             f"{kind}: {len(own)} templates, pauli for {sum(row['method'] == 'pauli' for row in own)}; the faster "
-            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.0f} %, worst {max(losses):.2f} times as slow"
+            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.0f} %, "
+            f"worst {max(losses):.2f} times as slow"
         )
 
 
