@@ -3,7 +3,9 @@
     python benchmarks/start_up.py [--repeats 3] [--threads 1]
 
 Each repeat is a new process that trains the default model on 64 digits; the first warms the disk and is left out. The
-medians are seconds since the process was started (interpreter included) and its CPU time.
+medians are seconds since the process was started (interpreter included) and its CPU time. In turns with it,
+``import torch, qiskit`` alone and ``qrkt-hw infer`` on such a run; the last two lines are CPU seconds beyond that
+import, of the fastest process of each.
 """
 
 from __future__ import annotations
@@ -18,6 +20,17 @@ import tempfile
 import time
 from pathlib import Path
 
+IMPORT = "import torch, qiskit"
+# until the last line of output: what Python takes to end comes on top of each
+INFER = """
+import sys
+sys.argv = ["qrkt-hw", "infer", "RUN"]
+from qrkt_hw.commands import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+"""
 STAGES = ("command line", "torch", "Fabric", "qrkt-hw and Qiskit", "data and model", "first step done")
 
 
@@ -26,25 +39,43 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--child", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child is not None:
-        child(arguments.child)
+        child(arguments.child, arguments.out)
         return
-    runs = [launch(arguments.threads) for _ in range(arguments.repeats + 1)][1:]
+    runs, alone, inferred = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for repeat in range(arguments.repeats + 1):
+            run = str(Path(folder) / str(repeat))
+            runs.append(launch(arguments.threads, run))
+            alone.append(processor(IMPORT, arguments.threads))
+            inferred.append(processor(INFER.replace("RUN", run), arguments.threads))
     print(f"{'until':<22}{'seconds':>9}{'of which here':>15}{'CPU':>11}")
     before = 0.0
     for stage in STAGES:
-        seconds, processor = (statistics.median(run[stage][k] for run in runs) for k in (0, 1))
-        print(f"{stage:<22}{seconds:>9.2f}{seconds - before:>15.2f}{processor:>11.2f}")
+        seconds, used = (statistics.median(run[stage][k] for run in runs[1:]) for k in (0, 1))
+        print(f"{stage:<22}{seconds:>9.2f}{seconds - before:>15.2f}{used:>11.2f}")
         before = seconds
+    print(f"{IMPORT}: CPU {min(alone[1:]):.2f}")
+    print(f"first step beyond it: {min(run[STAGES[-1]][1] for run in runs[1:]) - min(alone[1:]):.2f}")
+    print(f"infer beyond it: {min(inferred[1:]) - min(alone[1:]):.2f}")
 
 
-def launch(threads: int) -> dict[str, list[float]]:
-    """Stage -> seconds since the start and CPU seconds, of one new process."""
+def processor(program: str, threads: int) -> float:
+    """CPU seconds of a new process until its program is through."""
+    told = f"{program}\nimport time\nprint('CPU', time.process_time())"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def launch(threads: int, folder: str) -> dict[str, list[float]]:
+    """Stage -> seconds since the start and CPU seconds, of one new process that trains into a folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     started = time.time()
     done = subprocess.run(
-        [sys.executable, __file__, "--child", repr(started)],
+        [sys.executable, __file__, "--child", repr(started), "--out", folder],
         env=environment,
         capture_output=True,
         text=True,
@@ -55,7 +86,7 @@ def launch(threads: int) -> dict[str, list[float]]:
     return stages
 
 
-def child(started: float) -> None:
+def child(started: float, folder: str) -> None:
     """What the console script does, with a clock between its imports."""
     stages: dict[str, tuple[float, float]] = {}
 
@@ -91,12 +122,11 @@ def child(started: float) -> None:
         note("first step done")
 
     ClassifierTask.step = stepped  # type: ignore[assignment, method-assign]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            command_line(["train", "--epochs", "1", "--limit", "64", "--out", str(Path(folder) / "run")])
-        except SystemExit as end:
-            if end.code:
-                raise
+    try:
+        command_line(["train", "--epochs", "1", "--limit", "64", "--out", folder])
+    except SystemExit as end:
+        if end.code:
+            raise
     print("STAGES " + json.dumps(stages), flush=True)
 
 

@@ -30,11 +30,11 @@ def plan(template: CircuitTemplate) -> tuple[Expansion, float] | None:
 
 
 def _cost(e: Expansion, template: CircuitTemplate) -> float:
-    factors = sum(len(f) for *_, f in e.entries) + sum(len(w) for row in e.rows for _, w, _ in row)
     by_row, data = sum(map(len, e.rows)), _data(e)
     if native.library() is not None and not uses_weights(e, template):
         products = sum(max(len(s) - 1, 0) for s in e.strings)
-        return 8e4 + 2.0 * factors + 256.0 * (products + by_row + len(e.entries)) + 4320.0 * len(data)
+        return 1.35e5 + 51.0 * (products + by_row + len(e.entries)) + 7.7e3 * len(data)
+    factors = sum(len(f) for *_, f in e.entries) + sum(len(w) for row in e.rows for _, w, _ in row)
     levels = (max((len(s) for s in e.strings if s), default=1) - 1).bit_length()
     matrix = 0.3 * len(template.observables) * len(e.strings)
     once = 4.5e5 + 25.0 * factors + 4e4 * levels

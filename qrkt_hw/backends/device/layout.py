@@ -10,16 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from scipy import sparse
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse.csgraph import shortest_path
 
 from qrkt_hw.backends.device.transpile import IGNORED, active_qubits, couplings, failure, qubits_of
+
+if TYPE_CHECKING:  # scipy.optimize takes a third of a second: only where replicas are placed
+    from scipy.optimize import LinearConstraint
 
 DEAD = 0.1  # error of a two-qubit gate from which a coupling is not used
 UNREADABLE = 0.2  # error of a readout from which a qubit is not used
@@ -46,6 +46,8 @@ class Chip:
     """A device's target as arrays."""
 
     def __init__(self, target: Any) -> None:
+        from scipy.sparse.csgraph import shortest_path
+
         size = self.size = target.num_qubits
         # ``(size, size)``: ``-log(1 - error)`` of the best two-qubit gate in either direction, and where there is one
         self.couplings = np.full((size, size), np.inf)
@@ -281,14 +283,19 @@ class _Search:
         return best
 
 
-def at_most_one(member: Mask, near: Mask) -> LinearConstraint:
+def at_most_one(member: Mask, near: Mask) -> "LinearConstraint":
     """Of the sets that hold a qubit, or either of two qubits that are near each other, one at most."""
+    from scipy import sparse
+    from scipy.optimize import LinearConstraint
+
     pairs = zip(*np.nonzero(np.triu(near, 1)), strict=True)
     rows = [*member.T, *(member[:, a] | member[:, b] for a, b in pairs)]
     return LinearConstraint(sparse.csr_matrix(np.array(rows, dtype=float)), -np.inf, 1)
 
 
-def solved(costs: Floats, constraints: list[LinearConstraint], **options: float) -> list[int] | None:
+def solved(costs: Floats, constraints: "list[LinearConstraint]", **options: float) -> list[int] | None:
     """The cheapest choice that meets the constraints, ascending; None where there is none."""
+    from scipy.optimize import Bounds, milp
+
     found = milp(costs, integrality=np.ones(len(costs)), bounds=Bounds(0, 1), constraints=constraints, options=options)
     return None if found.x is None else [int(row) for row in np.flatnonzero(found.x > 0.5)]

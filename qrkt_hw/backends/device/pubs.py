@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import AnnotatedOperation, ControlFlowOp, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
-from scipy.optimize import LinearConstraint
 
 from qrkt_hw.backends.budget import JOB_SECONDS, LARGEST_JOB
 from qrkt_hw.backends.device.layout import at_most_one, solved
@@ -66,6 +65,8 @@ def _together(
     held = np.zeros((len(listed), len(near)), dtype=bool)
     for row, (group, place) in enumerate(listed):
         held[row, list(replicas[group][place])] = True
+    from scipy.optimize import LinearConstraint  # only now: it takes a while to import
+
     groups = np.array([[of == group for of, _ in listed] for group in wanted], dtype=float)
     exactly = LinearConstraint(groups, *[np.array(list(wanted.values()), dtype=float)] * 2)
     costs = np.array([1.0 + 0.01 * place for _, place in listed])
