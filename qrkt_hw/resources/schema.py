@@ -18,7 +18,9 @@ class Circuit(BaseModel):
     two_qubit_depth: int = Field(description="depth counting only gates on two or more qubits")
     two_qubit_gates: int = Field(description="gates on two or more qubits")
     gates: dict[str, int]
-    shifts: int = Field(description="circuits of one parameter-shift derivative by inputs and weights; by weights behind a unary encoding")
+    shifts: int = Field(
+        description="circuits of one parameter-shift derivative by weights and, with angle encoding, inputs"
+    )
 
 
 class LayerRow(BaseModel):

@@ -62,16 +62,16 @@ def test_values_and_gradients_are_the_same_on_every_backend_and_rule(layout):
 def test_a_layer_of_8_features_on_a_noisy_chip():
     """Its error beside brickwork's of equal depth in two-qubit gates, and executions as predicted."""
     torch.manual_seed(2)
-    x, errors = torch.randn(26, 8), {}
+    x, errors = torch.randn(12, 8), {}
     for ansatz, layers in (("orthogonal_brick", 4), ("brickwork", 4)):
         exact = QuantumLayer(8, ansatz, layers=layers)
-        device = FakeBackend("fake_torino", "fake_torino", shots=1024)
+        device = FakeBackend("fake_torino", "fake_torino", shots=1024, method="density_matrix")
         device.rng = np.random.default_rng(3)
         noisy = QuantumLayer(8, ansatz, layers=layers, backend=device, initial_weights=exact.weight)
         planned = forecast([[CircuitCall("layer", noisy.network.evaluated, 1, 1)]], len(x), len(x), device)
         with torch.no_grad():
             difference = noisy(x) - exact(x)
-        size = exact(x).norm(dim=-1).mean()
+            size = exact(x).norm(dim=-1).mean()
         errors[ansatz] = float(difference.norm(dim=-1).mean() / size)
         assert planned.executions == device.counters.executions
         assert planned.circuits == device.counters.circuits == len(x)
