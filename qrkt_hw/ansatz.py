@@ -93,8 +93,8 @@ class CircuitTemplate:
         found = tuple(alone) or z_observables(self.circuit.num_qubits)
         object.__setattr__(self, "observables", tuple(self._as_operator(o) for o in found))
         if self.encoding not in get_args(Encoding):
-            known = ", ".join(get_args(Encoding))
-            raise ValueError(f"template {self.name!r}: encoding is {self.encoding!r}; there are {known}")
+            names = ", ".join(get_args(Encoding))
+            raise ValueError(f"template {self.name!r}: encoding is {self.encoding!r}; there are {names}")
         features = len(self.inputs) + (self.encoding != "angle")
         counts = self.circuit.num_qubits, features, len(self.inputs), len(self.weights), len(found)
         for count, role in zip(counts, ("qubits", "features", "inputs", "weights", "outputs"), strict=True):

@@ -47,7 +47,14 @@ OLD_NAMES = {
 @click.group(
     cls=LazyGroup,
     commands=COMMANDS,
-    elsewhere={"about": "doctor", "compare": "runs"},
+    elsewhere={
+        "about": "doctor",
+        "compare": "runs",
+        "export": "runs",
+        "presets": "runs",
+        "evaluate": "generate",
+        "launch": "train",
+    },
     context_settings={
         "help_option_names": ["-h", "--help"],
         "token_normalize_func": lambda word: OLD_NAMES.get(word, word),

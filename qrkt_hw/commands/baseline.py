@@ -34,10 +34,10 @@ def baseline(
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     on_ranks(options, ranks, ("its --batch-size", options.data.batch_size))
-    from qrkt_hw.commands.runs import show
+    from qrkt_hw.commands.runs import show_compared
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
     groups, _ = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
-    show(groups)
+    show_compared(groups)
     echo(str(place))

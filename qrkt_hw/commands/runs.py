@@ -1,10 +1,11 @@
-"""``qrkt-hw runs`` and ``qrkt-hw compare``: several runs beside each other."""
+"""``qrkt-hw runs``, ``compare`` and ``export``, and the presets that a run starts from."""
 
 from pathlib import Path
 
 import click
 
 from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.interface import Group, echo
 from qrkt_hw.errors import UserError
 
 
@@ -52,15 +53,58 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
 
     groups = grouped(folders)
     files = write_comparison(groups, out)
-    show(groups)
+    show_compared(groups)
     for file in files:
         cli.echo(str(file))
 
 
-def show(groups: list) -> None:
+def show_compared(groups: list) -> None:
     """The table on the terminal, upright: a column per configuration."""
     from qrkt_hw.experiments.comparison import table as compared
 
     header, rows = compared(groups)
     upright = zip(header[1:], *(row[1:] for row in rows), strict=True)
     cli.table(["", *(row[0] for row in rows)], upright)
+
+
+@click.command(cls=cli.Command)
+@cli.run_argument
+@click.option(
+    "--format", "form", type=click.Choice(["qasm3", "qpy", "hf"]), required=True,
+    help="the bound circuits as OpenQASM 3 or QPY, or a folder for the Hugging Face Hub",
+)  # fmt: skip
+@click.option("--out", type=cli.PATH, help="folder  [default: RUN/export/FORMAT]")
+@cli.trust_flag
+def export(run: Path | None, form: str, out: Path | None, trust_ansatz: bool) -> None:
+    """Export the trained model of RUN for other programs.
+
+    circuits.json names every circuit by block and projection and says how inputs and values are put together.
+    """
+    folder = cli.opened(run, trust_ansatz)
+    from qrkt_hw.experiments import export as exporting
+
+    place, what = exporting.export(folder, form, out)
+    cli.echo(f"{what} in {place}")
+
+
+@click.group(cls=Group)
+def presets() -> None:
+    """List and show the presets."""
+
+
+@presets.command("list")
+def list_() -> None:
+    """Every preset with its first comment line."""
+    from qrkt_hw.experiments import presets as shipped
+
+    for name in shipped.names():
+        echo(f"{name:28} {shipped.text(name).splitlines()[0].lstrip('# ')}")
+
+
+@presets.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """The preset's YAML."""
+    from qrkt_hw.experiments import presets as shipped
+
+    click.echo(shipped.text(name), nl=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from qrkt_hw.compiler.program import LARGEST_FIXED, TOLERANCE, Affine, affine, i
 LARGEST = 2**18  # basis states
 IDLE = ("barrier", "delay", "id", "global_phase")
 # diagonal gates: factor of each parameter in exp(-i angle factor), by the bits of the gate's qubits
-_DIAGONAL = {
+_DIAGONAL: dict[str, Callable[..., Any]] = {
     "rz": lambda a: 0.5 - a, "p": lambda a: 0.0 - a, "u1": lambda a: 0.0 - a, "cp": lambda a, b: 0.0 - a * b,
     "cu1": lambda a, b: 0.0 - a * b, "crz": lambda a, b: a * (0.5 - b), "rzz": lambda a, b: 0.5 - (a ^ b),
 }  # fmt: skip
@@ -216,17 +216,18 @@ def _fixed(gate: Any, qubits: tuple[int, ...], basis: Basis) -> Matrix:
 
 def _reading(terms: list[tuple[str, list[int], complex]], basis: Basis) -> Matrix:
     """The part of a sum of Pauli strings that stays within the subspace."""
-    weight, parts = int(basis.bits[0].sum()), []
+    parts = []
     for word, qubits, coefficient in terms:
         pairs = list(zip(word, qubits, strict=True))
         flips = [q for letter, q in pairs if letter in "XY"]
         # as many excitations must go as come
-        chosen = np.flatnonzero(2 * basis.bits[:, flips].sum(axis=1) == len(flips)) if weight or not flips else []
+        stays = 2 * basis.bits[:, flips].sum(axis=1) == len(flips)
+        chosen = np.flatnonzero(stays)
         factor = np.full(len(chosen), complex(coefficient))
         for letter, q in pairs:
             if letter in "YZ":
                 factor *= (1 - 2 * basis.bits[chosen, q].astype(int)) * (1j if letter == "Y" else 1)
-        parts.append((basis.flipped(np.asarray(chosen, dtype=np.int64), flips), chosen, factor))
+        parts.append((basis.flipped(chosen, flips), chosen, factor))
     rows, columns, values = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Matrix(rows.astype(np.int64), columns.astype(np.int64), values.astype(complex))
 

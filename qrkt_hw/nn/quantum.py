@@ -24,8 +24,8 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
-from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 from qrkt_hw.simulator.subspace import linear_map
+from qrkt_hw.simulator.tables import derived_jacobian, derived_values
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
 ProjectionFactory = Callable[[int], nn.Module]
@@ -107,9 +107,9 @@ class TemplateNetwork(NeuralNetwork):
         sets = np.broadcast_to(weights, (len(inputs), *weights.shape))
         return np.concatenate([inputs, sets], axis=-1).astype(np.float64)
 
-    def scale(self, inputs: NDArray) -> NDArray[np.float64] | float:
+    def scale(self, inputs: NDArray) -> NDArray[np.float64]:
         """What the circuits' values of inputs ``(..., groups, features)`` are multiplied by, ``(..., groups, 1)``."""
-        return np.linalg.norm(inputs, axis=-1, keepdims=True) if self.unary else 1.0
+        return np.linalg.norm(inputs, axis=-1, keepdims=True) if self.unary else np.ones((1, 1, 1))
 
     def call(self, values: NDArray[np.float64]) -> Call:
         """The call for ``evaluated``'s parameters ``(samples, groups, ...)``."""

@@ -126,7 +126,7 @@ def _circuit(template: CircuitTemplate) -> Circuit:
     circuit, written, parts = template.circuit, as_written(template), split(template)
     # the angles of a unary encoding are not shifted: the gradient by the features is the matrix of the weights
     first = 0 if written.encoding == "angle" else template.num_inputs
-    shifted = parts.jacobian[:, first:].any(axis=1)
+    shifted = np.abs(parts.jacobian[:, first:]).sum(axis=1) > 0
     return Circuit(
         fingerprint=fingerprint(template),
         template=template.name,
@@ -137,7 +137,7 @@ def _circuit(template: CircuitTemplate) -> Circuit:
         outputs=template.num_outputs,
         bases=len(bases(template)),
         gates={str(name): int(count) for name, count in circuit.count_ops().items()},
-        shifts=sum(2 * len(rule.shifts) for rule, moves in zip(parts.rules, shifted, strict=True) if moves),
+        shifts=sum(2 * len(rule.shifts) for rule, moves in zip(parts.rules, shifted.tolist(), strict=True) if moves),
         **two_qubit_figures(circuit),
     )
 

@@ -18,9 +18,9 @@ from qrkt_hw.compiler import Program, Rotation, derive, lower
 from qrkt_hw.compiler.litinski import Absorbed, Reading, rotations
 from qrkt_hw.compiler.propagation import propagate, terms_of
 from qrkt_hw.simulator.core import simulator
-from qrkt_hw.simulator.derived import derived_jacobian
 from qrkt_hw.simulator.statevector import TorchStatevector
 from qrkt_hw.simulator.subspace import linear_map
+from qrkt_hw.simulator.tables import derived_jacobian
 
 LARGEST_SUM = 2048  # Pauli strings up to which an observable is propagated
 LARGEST_STATE = 12  # qubits up to which a statevector decides instead

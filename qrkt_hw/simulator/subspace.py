@@ -169,12 +169,12 @@ class _LinearMap(Tables):
         self.add("read", read[:, first:], self.dtype)
         self.kernel: ops.GivensKernel | None = None
         if self.only_rotations and not self.dtype.is_complex and native.library() is not None:
-            turned = [row for layer in self.layers for k in layer if isinstance(row := steps[k], Givens)]
+            turned = [one for layer in self.layers for k in layer if isinstance(one := steps[k], Givens)]
             inputs = template.num_inputs
-            angles = [Affine(tuple((i - inputs, c) for i, c in row.angle.terms), row.angle.offset) * row.phase.real
-                      for row in turned]  # fmt: skip
+            angles = [Affine(tuple((i - inputs, c) for i, c in g.angle.terms), g.angle.offset) * g.phase.real
+                      for g in turned]  # fmt: skip
             # one excitation has one pair for each rotation
-            pairs = [int(row.first[0]) - first for row in turned], [int(row.second[0]) - first for row in turned]
+            pairs = [int(g.first[0]) - first for g in turned], [int(g.second[0]) - first for g in turned]
             self.kernel = ops.GivensKernel(template.num_weights, self.real, self._reference, size, (angles, pairs))
         self.reads_all = bool(np.array_equal(read[:, 1:], np.eye(program.size - 1)))
 

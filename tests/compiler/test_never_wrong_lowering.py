@@ -33,7 +33,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.nn.quantum import TemplateNetwork
 from qrkt_hw.simulator import analysis
 from qrkt_hw.simulator.analysis import cones, gradients
-from qrkt_hw.simulator.derived import derived_jacobian
+from qrkt_hw.simulator.tables import derived_jacobian
 from tests.command_line import qrkt, refused
 from tests.random_templates import reference_values
 
