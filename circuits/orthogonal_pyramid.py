@@ -9,12 +9,9 @@ REFERENCE = "Kerenidis, Landman, Mathur, arXiv:2106.07198"
 def template(num_qubits: int, layers: int = 1) -> CircuitTemplate:
     """``n (n - 1) / 2`` angles, depth ``2 n - 3``: every rotation of the features, each once.
 
-    ``num_qubits`` features take one qubit more, the reference. Raises ValueError: more than one layer, which would add
-    angles and no rotation.
+    ``num_qubits`` features take one qubit more, the reference. More layers add angles and no other rotation.
     """
-    if layers > 1:
-        raise ValueError(f"one layer holds every rotation already, so {layers} layers add nothing; take 1")
     depth = range(max(2 * num_qubits - 3, 0))
     steps = [[(j, j + 1) for j in range(num_qubits - 1) if abs(d - (num_qubits - 2)) <= num_qubits - 2 - j
               and (d - j) % 2 == 0] for d in depth]  # fmt: skip
-    return orthogonal(NAME, num_qubits, steps, topology="chain", reference=REFERENCE)
+    return orthogonal(NAME, num_qubits, steps * layers, topology="chain", reference=REFERENCE)

@@ -44,7 +44,8 @@ class CircuitTemplate:
         inputs: parameters that take features, in feature order.
         weights: trainable parameters, in the order of the layer's ``.weight``.
         observables: what is measured; one real value each. Hermitian sums of Pauli strings, or a single one.
-        topology: which pairs of qubits its two-qubit gates join: ``chain``, ``ring``, ``all``, ``none``.
+        topology: which pairs of qubits its two-qubit gates join: ``chain``, ``ring``, ``all``, ``none``,
+            ``hypercube``.
         reference: where the circuit comes from.
         encoding: how features become ``inputs``. ``angle``: they are the angles. ``unary``, ``unary_tree``: they are
             the amplitudes of one excitation, which :func:`unary_encoding` loads from spherical angles; outputs are

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, by_angles
 from qrkt_hw.backends.entries import Gradient
 
 
@@ -31,13 +31,14 @@ class TensorFunction(Protocol):
 class Call:
     """One template to be evaluated for many parameter values."""
 
-    template: CircuitTemplate  # the circuit and its observables
+    template: CircuitTemplate  # the circuit and its observables; of a unary encoding, by its angles
     # float64 ``(..., inputs + weights)``, in the order of ``template.parameters``; bound by Parameter
     values: NDArray[np.float64]
     tag: str = ""  # what the call is for, such as ``blocks.0.query``; shows in progress, journals and reports
     shots: int | None = None  # samples of each circuit on a device; None for the device's own number
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "template", by_angles(self.template))
         wanted = self.template.num_inputs + self.template.num_weights
         if self.values.ndim < 1 or self.values.shape[-1] != wanted:
             raise ValueError(f"values must be (..., {wanted}), not {self.values.shape}")

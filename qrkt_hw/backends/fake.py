@@ -115,7 +115,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     def simulator(
         self, template: CircuitTemplate, dtype: torch.dtype = torch.complex64, method: str = "auto"
     ) -> NoisySimulator | None:
-        if template.encoding != "angle":  # its outputs are computed from those of its angles
+        if template.encoding != "angle":  # its features are no angles: layers go through run
             return None
         if (template, dtype) not in self._functions:
             circuits = []

@@ -130,7 +130,7 @@ def same(fresh: CircuitTemplate, kept: CircuitTemplate) -> None:
         for template in (fresh, kept):
             torch.manual_seed(1)
             real = torch.float32 if dtype == torch.complex64 else torch.float64
-            x = torch.randn(5, 1, template.num_inputs, dtype=real, requires_grad=True)
+            x = torch.randn(5, 1, template.num_features, dtype=real, requires_grad=True)
             w = torch.randn(1, template.num_weights, dtype=real, requires_grad=True)
             function = simulator(template, dtype)
             y = function(x, w)

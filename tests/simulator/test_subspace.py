@@ -81,7 +81,7 @@ def test_any_circuit_that_keeps_the_weight_has_the_values_of_the_statevector(fir
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_orthogonal_layouts_have_the_values_of_qiskit(layout):
     for n in range(2, 11):
-        template = circuits.build(layout, n, 1 if layout == "orthogonal_pyramid" else 2)
+        template = circuits.build(layout, n, 2)
         rng = np.random.default_rng(n)
         theta, x = rng.uniform(-np.pi, np.pi, template.num_weights), rng.normal(size=(4, n))
         x[1, n // 2 :], x[2], x[3] = 0, np.eye(n)[0], -np.eye(n)[-1]  # a tail of zeros, one-hot, and a sign
@@ -167,8 +167,6 @@ def test_what_is_no_unary_encoding_is_refused():
         CircuitTemplate("r", own.circuit, own.inputs, own.weights, encoding="amplitude")
     with pytest.raises(UserError, match="at least 2 features, not 1"):
         circuits.build("orthogonal_brick", 1, 1)
-    with pytest.raises(UserError, match="one layer holds every rotation"):
-        circuits.build("orthogonal_pyramid", 4, 2)
     for method in ("adjoint", "pauli"):
         with pytest.raises(UserError, match="cannot evaluate"):
             simulator(own, method=method)
