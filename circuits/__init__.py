@@ -16,6 +16,7 @@ if __name__ != "qrkt_hw.circuits":
 
 from qrkt_hw.ansatz import FILES, CircuitTemplate, read_template
 from qrkt_hw.circuits import (
+    activation_reuploading,
     brickwork,
     efficient_su2,
     orthogonal_brick,
@@ -44,6 +45,7 @@ _factories: dict[str, Factory] = {
         reuploading,
         real_amplitudes,
         efficient_su2,
+        activation_reuploading,
         orthogonal_brick,
         orthogonal_butterfly,
         orthogonal_pyramid,

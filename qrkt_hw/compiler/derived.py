@@ -87,7 +87,8 @@ def derive(template: CircuitTemplate) -> Derived:
     for expression, (parameter, formula) in rewritten.found.items():
         features = any(places[p] < count for p in expression.parameters)
         (inputs if features else weights)[parameter] = formula
-    linear = replace(template, circuit=rewritten.circuit, inputs=tuple(inputs), weights=tuple(weights), source=template)
+    roles = {"inputs": tuple(inputs), "weights": tuple(weights), "initial": {}}
+    linear = replace(template, circuit=rewritten.circuit, source=template, **roles)
     lower(linear)
     return Derived(template, linear, tuple(inputs.values()), tuple(weights.values()))
 

@@ -33,9 +33,12 @@ def build_model(options: Config, shape: DataShape, backend: str | Backend = "exa
     """
     build = build_gan if options.model.kind == "gan" else build_transformer
     model: nn.Module = build(options, shape, backend)
+    start = options.circuit.initial_angles
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
+    if start in ("identity", "gelu") and not any(start in layer.template.initial for layer in quantum_layers(model)):
+        raise UserError(f"--initial-angles: --ansatz {options.circuit.ansatz} has no angles for {start}; leave it out")
     return model.double() if options.circuit.dtype == "complex128" else model
 
 
@@ -129,7 +132,12 @@ def _quantum(options: Config, qubits: int, backend: str | Backend) -> Projection
 
     def make(features: int) -> nn.Module:
         template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
-        layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
+        start = circuit.initial_angles
+        if start is not None and start not in template.initial:
+            start = "uniform"  # conditioned angles are moved from there
+        layer = QuantumLayer(
+            features, template, backend=backend, dtype=DTYPES[circuit.dtype], initial_weights=start
+        )
         return QuantumProjection(
             layer,
             input_scale=circuit.input_scale,

@@ -212,7 +212,8 @@ class QuantumLayer(TorchConnector):
             ``BaseEstimatorV2``; :func:`qrkt_hw.backends.of` takes options for those.
         dtype: ``torch.complex64`` starts with angles in float32, ``torch.complex128`` in float64.
         method: simulation method; ``auto`` picks the cheapest.
-        initial_weights: angles; default uniform in [-pi, pi] from torch's generator.
+        initial_weights: angles, or the name of the ansatz' own: ``identity``, ``gelu``. Default: the first of its own;
+            where it has none, and for ``uniform``, they are drawn from [-pi, pi] by torch's generator.
 
     ``.weight`` is a parameter like any other: it may be replaced, parametrized, pruned, moved, or given by
     ``torch.func.functional_call``. The values follow torch's type promotion of input and angles; the circuits are
@@ -234,7 +235,7 @@ class QuantumLayer(TorchConnector):
         backend: Any = "exact",
         dtype: torch.dtype = torch.complex64,
         method: str = "auto",
-        initial_weights: np.ndarray | Tensor | None = None,
+        initial_weights: np.ndarray | Tensor | str | None = None,
     ) -> None:
         if isinstance(ansatz, str):
             ansatz = circuits.build(ansatz, features if qubits is None else qubits, layers)
@@ -259,7 +260,15 @@ class QuantumLayer(TorchConnector):
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
         self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
         count = self.network.num_weights
+        own = template.initial
         if initial_weights is None:
+            initial_weights = next(iter(own), "uniform")
+        if isinstance(initial_weights, str) and initial_weights != "uniform":
+            if initial_weights not in own:
+                known = ", ".join([*own, "uniform"])
+                raise UserError(f"initial_weights: {template.name!r} has no {initial_weights!r} to begin with, but {known}")
+            initial_weights = np.tile(own[initial_weights], self.groups)
+        if isinstance(initial_weights, str):
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
             angles = torch.empty(count, dtype=REAL[dtype]).uniform_(-math.pi, math.pi)
         else:

@@ -59,6 +59,7 @@ class Description(_Data):
     topology: str
     reference: str
     encoding: Encoding
+    initial: dict[str, tuple[float, ...]] = {}
     fingerprint: Sha
 
 
@@ -114,7 +115,8 @@ class Kept:
             raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
         inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
         template = CircuitTemplate(
-            one.name, circuit, inputs, weights, observables, one.topology, one.reference, one.encoding
+            one.name, circuit, inputs, weights, observables, one.topology, one.reference, one.encoding,
+            one.initial,
         )
         if fingerprint(template) != one.fingerprint:
             raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
@@ -196,7 +198,7 @@ class Circuits:
         for kept in found:
             write_bytes(folder / kept.description.file, kept.data)
         index = Index(format=1, ansatz=self.ansatz, source=self.source, circuits=[k.description for k in found])
-        write_json(folder / INDEX, index.model_dump(mode="json"))
+        write_json(folder / INDEX, index.model_dump(mode="json", exclude_defaults=True))
 
 
 def of_run(run: Path, ansatz: str, trusted: bool) -> Circuits:
@@ -274,6 +276,7 @@ def keep(template: CircuitTemplate, qubits: int, layers: int, named: str = "the 
             topology=template.topology,
             reference=template.reference,
             encoding=template.encoding,
+            initial=dict(template.initial),
             fingerprint=fingerprint(template),
         )
         kept = Kept(described, data)

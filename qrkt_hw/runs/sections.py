@@ -210,9 +210,10 @@ class CircuitConfig(Section):
     qubits: int = key(4, "features per circuit, a qubit each; orthogonal circuits add a reference qubit", ge=1, le=384)
     layers: int = key(1, "layers of the ansatz", ge=1, le=64)
     mlp_qubits: int | None = key(None, "features per circuit in the MLP [default: min(qubits, mlp)]", ge=1, le=384)
-    initial_angles: Literal["uniform", "conditioned"] = key(
-        "uniform",
-        "angles before training: drawn from [-pi, pi], or moved from there to a mean Jacobian near the identity",
+    initial_angles: Literal["uniform", "conditioned", "identity", "gelu"] | None = key(
+        None,
+        "angles before training: drawn from [-pi, pi], moved from there to a mean Jacobian near the identity, or the "
+        "ansatz' own where it has them [default: its own, else uniform]",
     )
     input_scale: bool = key(False, "a learned scale per feature before each circuit")
     output_scale: bool = key(True, "a learned scale per feature after each circuit")
