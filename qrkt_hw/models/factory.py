@@ -15,7 +15,7 @@ from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
-from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
@@ -47,7 +47,7 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
     _check(options, shape)
     model = options.model
     assert isinstance(model, ClassifierConfig)
-    blocks = make_blocks(options, backend)
+    blocks = make_blocks(options, backend, _count(options, shape))
     tokens = _tokens(options, shape)
     decoder = _decoder(options, shape, backend) if model.decoder_blocks else None
     pool = None
@@ -64,11 +64,14 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
     )
 
 
-def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Module]:
-    """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``."""
+def make_blocks(options: Config, backend: str | Backend = "exact", tokens: int = 0) -> list[nn.Module]:
+    """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``.
+
+    Higher-order attention must know how many ``tokens`` there can be.
+    """
     model = options.model
     assert isinstance(model, ClassifierConfig)
-    _, make_attention, make_mlp = _parts(options, backend)
+    _, make_attention, make_mlp = _parts(options, backend, tokens)
     blocks: list[nn.Module] = []
     for _ in range(model.encoder_blocks):
         blocks.append(TransformerBlock(make_attention(), make_mlp(), hidden=model.hidden, dropout=model.dropout))
@@ -85,7 +88,7 @@ def make_blocks(options: Config, backend: str | Backend = "exact") -> list[nn.Mo
 def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decoder:
     model = options.model
     assert isinstance(model, ClassifierConfig)
-    projection, make_attention, make_mlp = _parts(options, backend)
+    projection, make_attention, make_mlp = _parts(options, backend, _count(options, shape))
     make_cross = partial(
         CrossAttention, hidden=model.hidden, heads=model.heads, projection=projection, dropout=model.dropout,
         output_only=model.cross_attention == "output",
@@ -100,15 +103,25 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend) -> Decod
     return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
 
 
+def _count(options: Config, shape: DataShape) -> int:
+    return shape.tokens(getattr(options.model, "patch", 1)) + (options.model.pool == "class")
+
+
 def _parts(
-    options: Config, backend: str | Backend
-) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
+    options: Config, backend: str | Backend, tokens: int
+) -> tuple[ProjectionFactory | None, Callable[[], Attention | HigherOrderAttention], Callable[[], FeedForward]]:
     attention = _quantum(options, options.circuit.qubits, backend) if options.model.quantum_attention else None
     middle = _quantum(options, options.mlp_qubits, backend) if options.model.quantum_mlp else None
-    hidden, dropout = options.model.hidden, options.model.dropout
+    hidden, heads, dropout = options.model.hidden, options.model.heads, options.model.dropout
+    softmax = partial(Attention, hidden=hidden, heads=heads, dropout=dropout, projection=attention)
+
+    def higher_order() -> HigherOrderAttention:
+        circuits = _layer(options, tokens * heads, tokens, backend)
+        return HigherOrderAttention(hidden=hidden, circuits=circuits, projection=attention)
+
     return (
         attention,
-        partial(Attention, hidden=hidden, heads=options.model.heads, dropout=dropout, projection=attention),
+        higher_order if options.model.higher_order else softmax,
         partial(FeedForward, hidden=hidden, size=options.model.mlp, projection=middle, dropout=dropout),
     )
 
@@ -131,21 +144,23 @@ def _quantum(options: Config, qubits: int, backend: str | Backend) -> Projection
     circuit = options.circuit
 
     def make(features: int) -> nn.Module:
-        template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
-        start = circuit.initial_angles
-        if start is not None and start not in template.initial:
-            start = "uniform"  # conditioned angles are moved from there
-        layer = QuantumLayer(
-            features, template, backend=backend, dtype=DTYPES[circuit.dtype], initial_weights=start
-        )
         return QuantumProjection(
-            layer,
+            _layer(options, features, qubits, backend),
             input_scale=circuit.input_scale,
             scale=circuit.output_scale,
             bias=circuit.output_bias,
         )
 
     return make
+
+
+def _layer(options: Config, features: int, qubits: int, backend: str | Backend) -> QuantumLayer:
+    circuit = options.circuit
+    template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
+    start = circuit.initial_angles
+    if start is not None and start not in template.initial:
+        start = "uniform"  # conditioned angles are moved from there
+    return QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype], initial_weights=start)
 
 
 def _check(options: Config, shape: DataShape) -> None:

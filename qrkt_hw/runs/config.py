@@ -138,12 +138,12 @@ class Config(BaseModel):
     @property
     def has_circuits(self) -> bool:
         """Whether any part of the model is quantum."""
-        return any(projection != "classical" for projection in self.model.projections)
+        return self.model.higher_order or any(projection != "classical" for projection in self.model.projections)
 
     def without_circuits(self) -> Self:
         """The same shape with linear layers instead of circuits."""
-        sides = {"generator_projection": None, "discriminator_projection": None} if self.model.kind == "gan" else {}
-        return self.replace(projection="classical", **sides)
+        sides = {"generator_projection": None, "discriminator_projection": None}
+        return self.replace(projection="classical", **(sides if self.model.kind == "gan" else {"attention": "softmax"}))
 
     def alone(self) -> Self:
         """The same configuration on one process."""
@@ -270,6 +270,8 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "mlp_qubits" and not parts & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
         (key == "qubits" and circuit.mlp_qubits is not None and not parts & {"quantum", "quantum-attention"},
          "only the MLP has circuits, and --mlp-qubits is theirs"),
+        (key in ("qubits", "input_scale", "output_scale", "output_bias") and not parts - {"classical"},
+         "only the attention has circuits, over tokens (--attention)"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
     if m.kind == "gan":
@@ -295,7 +297,7 @@ def _reason(config: Config, key: str) -> str | None:
     else:
         rules = [m.rk] if m.rk_blocks else []
         checks += [
-            (key in ("heads", "mlp", "projection") and not parts,
+            (key in ("heads", "mlp", "projection", "attention") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "cross_attention" and not m.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         ]  # fmt: skip

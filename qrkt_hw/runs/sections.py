@@ -106,12 +106,20 @@ class TransformerConfig(Section):
     def quantum_mlp(self) -> bool:
         return self.projection in ("quantum", "quantum-mlp")
 
+    @property
+    def higher_order(self) -> bool:
+        """Whether circuits over the tokens stand in the place of softmax."""
+        return False
+
 
 class ClassifierConfig(TransformerConfig):
     """What both kinds of classifier have."""
 
     encoder_blocks: int = key(0, "pre-norm transformer blocks in front", ge=0, le=256)
     rk_blocks: int = key(3, "Runge-Kutta blocks", ge=0, le=256)
+    attention: Literal["softmax", "higher-order"] = key(
+        "softmax", "how tokens meet; higher-order: by circuits over all tokens, such as --ansatz higher_order"
+    )
     decoder_blocks: int = key(0, "decoder blocks behind, on a second embedding of the input", ge=0, le=256)
     cross_attention: Literal["full", "output"] = key(
         "full", "projections of the decoder's cross-attention: all four, or the output's only"
@@ -121,6 +129,10 @@ class ClassifierConfig(TransformerConfig):
     def projections(self) -> list[str]:
         """Where circuits stand, for each network that has blocks."""
         return [self.projection] if self.encoder_blocks + self.rk_blocks + self.decoder_blocks else []
+
+    @property
+    def higher_order(self) -> bool:
+        return self.attention == "higher-order" and bool(self.projections)
 
 
 class VitConfig(ClassifierConfig):
