@@ -25,7 +25,7 @@ def template(num_qubits: int, layers: int = 1) -> CircuitTemplate:
     """``3 * layers - 1`` weights a qubit: RY(w x + b), then RZ(c), RY(w x + b) for each further repetition.
 
     Output j is ``4 <Z_j>``, a Fourier series of feature j alone whose frequencies are sums of the trained ``w``. Angles
-    to begin with: ``identity``, the default, and from two layers on ``gelu``; further repetitions than three begin at 0.
+    to begin with: ``identity``, the default, and from two layers on ``gelu``; from the fourth repetition on they are 0.
     """
     inputs, each = ParameterVector("x", num_qubits), 3 * layers - 1
     weights = ParameterVector("theta", num_qubits * each)

@@ -61,13 +61,13 @@ class Attention(nn.Module):
 class HigherOrderAttention(nn.Module):
     """Circuits over the tokens in the place of softmax: products of many tokens' features in one layer.
 
-    A circuit for each head reads one feature of all tokens, and so each feature of its head in turn. A template with one
-    observable, such as ``higher_order``, gives every token the same; one with an observable a token, each its own.
+    A circuit for each head reads one feature of all tokens, and so each feature of its head in turn. A template with
+    one observable, such as ``higher_order``, gives every token the same; one with an observable a token, each its own.
     Padding counts as 0. After Xu et al., arXiv:2606.11673, whose circuit and read-out it does not repeat.
 
     Args:
-        hidden: width; a multiple of ``heads``.
-        circuits: over ``heads`` times the most tokens there can be.
+        hidden: width; a multiple of the number of heads.
+        circuits: over heads times the most tokens that there can be.
         projection: makes the values and the output projection, each hidden -> hidden; None: linear layers.
 
     Raises:

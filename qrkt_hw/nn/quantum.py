@@ -22,7 +22,7 @@ from qrkt_hw.compiler import derive
 from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
-from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
+from qrkt_hw.nn.conversion import Linear, bound, initial, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
 from qrkt_hw.simulator.derived import derived_jacobian, derived_values
 from qrkt_hw.simulator.subspace import linear_map
@@ -260,15 +260,9 @@ class QuantumLayer(TorchConnector):
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
         self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
         count = self.network.num_weights
-        own = template.initial
+        if initial_weights is None or isinstance(initial_weights, str):
+            initial_weights = initial(template, initial_weights, self.groups)
         if initial_weights is None:
-            initial_weights = next(iter(own), "uniform")
-        if isinstance(initial_weights, str) and initial_weights != "uniform":
-            if initial_weights not in own:
-                known = ", ".join([*own, "uniform"])
-                raise UserError(f"initial_weights: {template.name!r} has no {initial_weights!r} to begin with, but {known}")
-            initial_weights = np.tile(own[initial_weights], self.groups)
-        if isinstance(initial_weights, str):
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
             angles = torch.empty(count, dtype=REAL[dtype]).uniform_(-math.pi, math.pi)
         else:

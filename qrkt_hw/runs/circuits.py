@@ -115,7 +115,14 @@ class Kept:
             raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
         inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
         template = CircuitTemplate(
-            one.name, circuit, inputs, weights, observables, one.topology, one.reference, one.encoding,
+            one.name,
+            circuit,
+            inputs,
+            weights,
+            observables,
+            one.topology,
+            one.reference,
+            one.encoding,
             one.initial,
         )
         if fingerprint(template) != one.fingerprint:

@@ -21,12 +21,15 @@ def known():
 @pytest.mark.parametrize("name", names())
 def test_every_template_keeps_its_promises(name, qubits, layers):
     template = build(name, qubits, layers)
-    assert template.name == name and template.num_qubits == qubits
-    assert template.num_inputs == qubits and template.num_outputs == qubits and template.num_weights > 0
-    assert template.reference and template.topology in ("chain", "ring", "all", "none")
+    assert template.name == name and template.num_features == qubits
+    assert template.num_qubits == qubits + (name == "higher_order")  # a qubit more, which alone is read
+    assert template.num_outputs == (1 if name == "higher_order" else qubits) and template.num_weights > 0
+    assert template.reference and template.topology in ("chain", "ring", "star", "all", "none")
     allowed = {frozenset((j, j + 1)) for j in range(qubits - 1)}
     if template.topology == "ring":
         allowed |= {frozenset((0, qubits - 1))}
+    if template.topology == "star":
+        allowed = {frozenset((j, qubits)) for j in range(qubits)}
     pairs = {frozenset(template.circuit.find_bit(q).index for q in i.qubits) for i in template.circuit.data}
     assert template.topology == "all" or {p for p in pairs if len(p) == 2} <= allowed
     assert all(len(p) <= 2 for p in pairs)
