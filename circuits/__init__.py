@@ -18,6 +18,7 @@ from qrkt_hw.ansatz import FILES, CircuitTemplate, read_template
 from qrkt_hw.circuits import (
     activation_reuploading,
     brickwork,
+    compound,
     efficient_su2,
     higher_order,
     orthogonal_brick,
@@ -47,6 +48,7 @@ _factories: dict[str, Factory] = {
         real_amplitudes,
         efficient_su2,
         activation_reuploading,
+        compound,
         higher_order,
         orthogonal_brick,
         orthogonal_butterfly,

@@ -91,16 +91,17 @@ class HigherOrderAttention(nn.Module):
         """What :meth:`mix` needs of ``y``: modules and their inputs, for :func:`project_together`."""
         return [(self.value, y)]
 
-    def mix(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def mix(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
         """The circuits' values of projected tokens ``(batch, tokens, hidden)``, before the output projection.
 
         Args:
-            value: projected tokens; 1 is an angle of 90 degrees.
+            projected: the values alone; 1 is an angle of 90 degrees.
             mask: ``(batch, tokens)``, False where a token is padding.
 
         Raises:
             ValueError: more tokens than the circuits take.
         """
+        (value,) = projected
         tokens, most, heads = value.shape[-2], self.circuits.template.num_features, self.circuits.groups
         if tokens > most:
             raise ValueError(f"value has {tokens} tokens; the circuits take at most {most}")

@@ -20,12 +20,15 @@ def known():
 @pytest.mark.parametrize("qubits", [1, 2, 3, 6])
 @pytest.mark.parametrize("name", names())
 def test_every_template_keeps_its_promises(name, qubits, layers):
+    if name == "compound" and qubits < 2:
+        pytest.skip("its excitations need two features to move")
     template = build(name, qubits, layers)
     assert template.name == name and template.num_features == qubits
-    assert template.num_qubits == qubits + (name == "higher_order")  # a qubit more, which alone is read
+    more = name in ("higher_order", "compound")  # a qubit more, for the read-out or the second excitation
+    assert template.num_qubits == qubits + more
     assert template.num_outputs == (1 if name == "higher_order" else qubits) and template.num_weights > 0
     assert template.reference and template.topology in ("chain", "ring", "star", "all", "none")
-    allowed = {frozenset((j, j + 1)) for j in range(qubits - 1)}
+    allowed = {frozenset((j, j + 1)) for j in range(template.num_qubits - 1)}
     if template.topology == "ring":
         allowed |= {frozenset((0, qubits - 1))}
     if template.topology == "star":
