@@ -100,8 +100,8 @@ class CircuitTemplate:
             raise ValueError(f"template {self.name!r}: encoding is {self.encoding!r}; there are {known}")
         for start, angles in self.initial.items():
             if len(angles) != len(self.weights) or not np.isfinite(angles).all():
-                what = f"initial {start!r} must be {len(self.weights)} finite angles, one for each weight"
-                raise ValueError(f"template {self.name!r}: {what}")
+                wanted = f"{len(self.weights)} finite angles, one for each weight"
+                raise ValueError(f"template {self.name!r}: initial {start!r} must be {wanted}")
         features = len(self.inputs) + (self.encoding != "angle")
         counts = self.circuit.num_qubits, features, len(self.inputs), len(self.weights), len(found)
         for count, role in zip(counts, ("qubits", "features", "inputs", "weights", "outputs"), strict=True):
