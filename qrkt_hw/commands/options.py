@@ -138,6 +138,8 @@ def check_early(config: Config) -> None:
             f"--backend: no backend {backend.name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
             "runtime"
         )
+    if model.kind != "gan" and model.projection == "classical":
+        return  # circuits over tokens, as many as the data have
     from qrkt_hw import circuits
 
     attention = model.kind == "gan" or model.quantum_attention

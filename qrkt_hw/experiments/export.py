@@ -306,7 +306,7 @@ def _data(circuits: Circuits) -> dict[str, Any] | None:
         return None
     index = Index(format=1, ansatz=circuits.ansatz, source=circuits.source, circuits=[k.description for k in found])
     files = {k.description.file: base64.b64encode(k.data).decode("ascii") for k in found}
-    return {"index": index.model_dump(mode="json"), "files": files}
+    return {"index": index.model_dump(mode="json", exclude_defaults=True), "files": files}
 
 
 def _restored(config: Config, circuits: dict[str, Any]) -> Circuits:
