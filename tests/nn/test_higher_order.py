@@ -48,7 +48,7 @@ def test_each_feature_of_all_tokens_passes_the_circuit_of_its_head(ansatz):
 def test_padding_counts_as_zero():
     module, value = attention(), torch.randn(2, 5, 4)
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
-    found, short = module.mix(value, mask), module.mix(value[1:, :3])
+    found, short = module.mix(value, mask=mask), module.mix(value[1:, :3])
     torch.testing.assert_close(found[1, :3], short[0])
     with pytest.raises(ValueError, match="6 tokens; the circuits take at most 5"):
         module.mix(torch.randn(2, 6, 4))

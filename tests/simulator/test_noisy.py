@@ -61,7 +61,9 @@ def reference(backend, template, values):
 def test_equals_aers_density_matrix_for_every_template(ansatz, device):
     backend = FakeBackend(device, device, method="superoperator")
     for qubits, layers in [(1, 1), (2, 2), (3, 1), (4, 2)]:
-        template = circuits.build(ansatz, qubits, layers)
+        if ansatz == "compound" and qubits == 1:  # its excitations need two features to move
+            continue
+        template = derive(circuits.build(ansatz, qubits, layers)).template
         values = np.random.default_rng(qubits).normal(size=(2, len(template.parameters)))
         found = backend.run([Call(template, values)])[0]
         np.testing.assert_allclose(found, reference(backend, template, values), atol=1e-8)
@@ -75,7 +77,7 @@ def test_equals_aers_density_matrix_for_every_template(ansatz, device):
 def test_equals_aers_density_matrix_up_to_six_qubits(ansatz):
     backend = FakeBackend("fake_torino", "fake_torino")
     for qubits in (5, 6):
-        template = circuits.build(ansatz, qubits, 2)
+        template = derive(circuits.build(ansatz, qubits, 2)).template
         if len(backend.placed(template, bases(template)[0]).physical) > LARGEST:
             continue
         values = np.random.default_rng(qubits).normal(size=(2, len(template.parameters)))
