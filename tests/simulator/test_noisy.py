@@ -14,6 +14,7 @@ from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.measurement import bases, confuse
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.fake import FakeBackend
+from qrkt_hw.compiler import derive
 from qrkt_hw.simulator import noisy
 from qrkt_hw.simulator.noisy import LARGEST
 from tests.random_templates import random_template
