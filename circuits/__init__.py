@@ -16,8 +16,11 @@ if __name__ != "qrkt_hw.circuits":
 
 from qrkt_hw.ansatz import FILES, CircuitTemplate, read_template
 from qrkt_hw.circuits import (
+    activation_reuploading,
     brickwork,
+    compound,
     efficient_su2,
+    higher_order,
     orthogonal_brick,
     orthogonal_butterfly,
     orthogonal_pyramid,
@@ -44,6 +47,9 @@ _factories: dict[str, Factory] = {
         reuploading,
         real_amplitudes,
         efficient_su2,
+        activation_reuploading,
+        compound,
+        higher_order,
         orthogonal_brick,
         orthogonal_butterfly,
         orthogonal_pyramid,

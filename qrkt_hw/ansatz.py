@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -50,6 +50,8 @@ class CircuitTemplate:
         encoding: how features become ``inputs``. ``angle``: they are the angles. ``unary``, ``unary_tree``: they are
             the amplitudes of one excitation, which :func:`unary_encoding` loads from spherical angles; outputs are
             multiplied by the norm of the features.
+        initial: angles to begin with, by name, such as ``identity``: a number for each weight. A layer takes the first
+            ones; without any, its angles are drawn.
         source: of a template that :func:`~qrkt_hw.compiler.derive` or :func:`by_angles` wrote, the one it was written
             from.
 
@@ -67,6 +69,7 @@ class CircuitTemplate:
     topology: str = "unknown"
     reference: str = ""
     encoding: Encoding = "angle"
+    initial: Mapping[str, tuple[float, ...]] = field(default_factory=dict, repr=False)
     source: CircuitTemplate | None = field(default=None, repr=False)
     num_qubits: int = field(init=False, repr=False)
     num_features: int = field(init=False, repr=False)
@@ -96,6 +99,10 @@ class CircuitTemplate:
         if self.encoding not in get_args(Encoding):
             names = ", ".join(get_args(Encoding))
             raise ValueError(f"template {self.name!r}: encoding is {self.encoding!r}; there are {names}")
+        for start, angles in self.initial.items():
+            if len(angles) != len(self.weights) or not np.isfinite(angles).all():
+                wanted = f"{len(self.weights)} finite angles, one for each weight"
+                raise ValueError(f"template {self.name!r}: initial {start!r} must be {wanted}")
         features = len(self.inputs) + (self.encoding != "angle")
         counts = self.circuit.num_qubits, features, len(self.inputs), len(self.weights), len(found)
         for count, role in zip(counts, ("qubits", "features", "inputs", "weights", "outputs"), strict=True):

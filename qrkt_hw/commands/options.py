@@ -171,6 +171,8 @@ def check_early(config: Config) -> None:
             f"--backend: no backend {backend.name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
             "runtime"
         )
+    if model.kind != "gan" and model.projection == "classical":
+        return  # circuits over tokens, as many as the data have
     attention = model.kind == "gan" or model.quantum_attention
     if attention:
         config.template("attention")

@@ -87,7 +87,9 @@ def derive(template: CircuitTemplate) -> Derived:
     for expression, (parameter, formula) in rewritten.found.items():
         features = any(places[p] < count for p in expression.parameters)
         (inputs if features else weights)[parameter] = formula
-    linear = replace(template, circuit=rewritten.circuit, inputs=tuple(inputs), weights=tuple(weights), source=template)
+    linear = replace(
+        template, circuit=rewritten.circuit, inputs=tuple(inputs), weights=tuple(weights), initial={}, source=template
+    )
     lower(linear)
     return Derived(template, linear, tuple(inputs.values()), tuple(weights.values()))
 

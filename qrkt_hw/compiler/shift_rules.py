@@ -92,7 +92,7 @@ def split(template: CircuitTemplate) -> Split:
                     angle = slot(step.angle.terms, step.angle.offset, rule_for((1.0,)))
                     circuit.append(_rotation(step.pauli, angle), step.qubits)
     name = f"{template.name} (angles)"
-    copy = replace(template, name=name, circuit=circuit, inputs=tuple(slots), weights=(), source=None)
+    copy = replace(template, name=name, circuit=circuit, inputs=tuple(slots), weights=(), initial={}, source=None)
     return Split(copy, np.array(jacobian).reshape(len(slots), size), np.array(offsets), tuple(rules))
 
 

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
-from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.blocks import FeedForward, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
@@ -32,9 +33,12 @@ def build_model(options: Config, shape: DataShape, backend: str | Backend = "exa
     """
     build = build_gan if options.model.kind == "gan" else build_transformer
     model: nn.Module = build(options, shape, backend)
+    start = options.circuit.initial_angles
     for name, module in model.named_modules():
         if isinstance(module, QuantumLayer):
             module.network.tag = name
+    if start in ("identity", "gelu") and not any(start in layer.template.initial for layer in quantum_layers(model)):
+        raise UserError(f"--initial-angles: --ansatz {options.circuit.ansatz} has no angles for {start}; leave it out")
     return model.double() if options.circuit.dtype == "complex128" else model
 
 
@@ -45,7 +49,7 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
     assert isinstance(model, ClassifierConfig)
     first = model.encoder_blocks + model.rk_blocks
     drops = _drops(options, first + model.decoder_blocks)
-    blocks = make_blocks(options, backend, drops)
+    blocks = make_blocks(options, backend, drops, _count(options, shape))
     tokens = _tokens(options, shape)
     decoder = _decoder(options, shape, backend, drops[first:]) if model.decoder_blocks else None
     pool = None
@@ -63,14 +67,17 @@ def build_transformer(options: Config, shape: DataShape, backend: str | Backend 
 
 
 def make_blocks(
-    options: Config, backend: str | Backend = "exact", drops: Sequence[float] | None = None
+    options: Config, backend: str | Backend = "exact", drops: Sequence[float] | None = None, tokens: int = 0
 ) -> list[nn.Module]:
     """The pre-norm blocks of these options, then their Runge-Kutta blocks; tokens keep their width ``hidden``.
-    ``drops`` are the rates of stochastic depth, default: those of a model of these blocks alone."""
+
+    ``drops`` are the rates of stochastic depth, default: those of a model of these blocks alone. Higher-order attention
+    must know how many ``tokens`` there can be.
+    """
     model = options.model
     assert isinstance(model, ClassifierConfig)
     drop = iter(_drops(options, model.encoder_blocks + model.rk_blocks) if drops is None else drops)
-    _, make_attention, make_mlp = _parts(options, backend)
+    _, make_attention, make_mlp = _parts(options, backend, tokens)
     blocks: list[nn.Module] = []
     for _ in range(model.encoder_blocks):
         parts = make_attention(), make_mlp()
@@ -93,7 +100,7 @@ def _drops(options: Config, depth: int) -> list[float]:
 def _decoder(options: Config, shape: DataShape, backend: str | Backend, drops: Sequence[float]) -> Decoder:
     model = options.model
     assert isinstance(model, ClassifierConfig)
-    projection, make_attention, make_mlp = _parts(options, backend)
+    projection, make_attention, make_mlp = _parts(options, backend, _count(options, shape))
     make_cross = partial(
         CrossAttention, hidden=model.hidden, heads=model.heads, projection=projection, dropout=model.dropout,
         output_only=model.cross_attention == "output",
@@ -108,15 +115,25 @@ def _decoder(options: Config, shape: DataShape, backend: str | Backend, drops: S
     return Decoder(_tokens(options, shape), blocks, hidden=model.hidden)
 
 
+def _count(options: Config, shape: DataShape) -> int:
+    return shape.tokens(getattr(options.model, "patch", 1)) + (options.model.pool == "class")
+
+
 def _parts(
-    options: Config, backend: str | Backend
-) -> tuple[ProjectionFactory | None, Callable[[], Attention], Callable[[], FeedForward]]:
+    options: Config, backend: str | Backend, tokens: int
+) -> tuple[ProjectionFactory | None, Callable[[], Attention | HigherOrderAttention], Callable[[], FeedForward]]:
     attention = _quantum(options, "attention", backend) if options.model.quantum_attention else None
     middle = _quantum(options, "mlp", backend) if options.model.quantum_mlp else None
-    hidden, dropout = options.model.hidden, options.model.dropout
+    hidden, heads, dropout = options.model.hidden, options.model.heads, options.model.dropout
+    softmax = partial(Attention, hidden=hidden, heads=heads, dropout=dropout, projection=attention)
+
+    def higher_order() -> HigherOrderAttention:
+        circuits = _layer(options, tokens * heads, options.template("tokens", tokens), backend)
+        return HigherOrderAttention(hidden=hidden, circuits=circuits, projection=attention)
+
     return (
         attention,
-        partial(Attention, hidden=hidden, heads=options.model.heads, dropout=dropout, projection=attention),
+        higher_order if options.model.higher_order else softmax,
         partial(FeedForward, hidden=hidden, size=options.model.mlp, projection=middle, dropout=dropout),
     )
 
@@ -139,15 +156,21 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
     circuit = options.circuit
 
     def make(features: int) -> nn.Module:
-        layer = QuantumLayer(features, options.template(place), backend=backend, dtype=DTYPES[circuit.dtype])
         return QuantumProjection(
-            layer,
+            _layer(options, features, options.template(place), backend),
             input_scale=circuit.input_scale,
             scale=circuit.output_scale,
             bias=circuit.output_bias,
         )
 
     return make
+
+
+def _layer(options: Config, features: int, template: CircuitTemplate, backend: str | Backend) -> QuantumLayer:
+    start = options.circuit.initial_angles
+    if start is not None and start not in template.initial:
+        start = "uniform"  # conditioned angles are moved from there
+    return QuantumLayer(features, template, backend=backend, dtype=DTYPES[options.circuit.dtype], initial_weights=start)
 
 
 def _check(options: Config, shape: DataShape) -> None:

@@ -84,7 +84,7 @@ def signal(template: CircuitTemplate, draws: int = 8, seed: int = 0) -> tuple[fl
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layer = QuantumLayer(draws * template.num_features, ansatz=template)
+        layer = QuantumLayer(draws * template.num_features, ansatz=template, initial_weights="uniform")
         found = linear_part(layer, SIGNAL_SAMPLES)
         if not found.isfinite().all():
             raise ValueError(f"template {template.name!r}: an angle has no value for some normally distributed inputs")

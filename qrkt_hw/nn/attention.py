@@ -1,11 +1,14 @@
-"""Multi-head attention with injected projections."""
+"""Multi-head attention with injected projections, and circuits over the tokens in its place."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qrkt_hw.data import ranks
-from qrkt_hw.nn.quantum import ProjectionFactory, project_together
+from qrkt_hw.errors import UserError
+from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, project_together
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
@@ -50,6 +53,65 @@ class Attention(nn.Module):
         """
         query, key, value = projected[0].chunk(3, dim=-1) if len(projected) == 1 else projected
         return attend(query, key, value, self.heads, self.dropout if self.training else 0.0, mask)
+
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.output(self.mix(*project_together(self.projections(y)), mask=mask))
+
+
+class HigherOrderAttention(nn.Module):
+    """Circuits over the tokens in the place of softmax: products of many tokens' features in one layer.
+
+    A circuit for each head reads one feature of all tokens, and so each feature of its head in turn. A template with
+    one observable, such as ``higher_order``, gives every token the same; one with an observable a token, each its own.
+    Padding counts as 0. After Xu et al., arXiv:2606.11673, whose circuit and read-out it does not repeat.
+
+    Args:
+        hidden: width; a multiple of the number of heads.
+        circuits: over heads times the most tokens that there can be.
+        projection: makes the values and the output projection, each hidden -> hidden; None: linear layers.
+
+    Raises:
+        UserError: a template with neither one observable nor one for each of its features.
+    """
+
+    def __init__(self, *, hidden: int, circuits: QuantumLayer, projection: ProjectionFactory | None) -> None:
+        super().__init__()
+        template = circuits.template
+        if template.num_outputs not in (1, template.num_features):
+            raise UserError(
+                f"--ansatz: {template.name!r} gives {template.num_outputs} values for {template.num_features} tokens; "
+                "higher-order attention needs one, or one for each token"
+            )
+        make: ProjectionFactory = projection or (lambda features: nn.Linear(features, features))
+        self.value = make(hidden)
+        self.circuits = circuits
+        self.output = make(hidden)
+
+    def projections(self, y: Tensor) -> list[tuple[nn.Module, Tensor]]:
+        """What :meth:`mix` needs of ``y``: modules and their inputs, for :func:`project_together`."""
+        return [(self.value, y)]
+
+    def mix(self, *projected: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The circuits' values of projected tokens ``(batch, tokens, hidden)``, before the output projection.
+
+        Args:
+            projected: the values alone; 1 is an angle of 90 degrees.
+            mask: ``(batch, tokens)``, False where a token is padding.
+
+        Raises:
+            ValueError: more tokens than the circuits take.
+        """
+        (value,) = projected
+        tokens, most, heads = value.shape[-2], self.circuits.template.num_features, self.circuits.groups
+        if tokens > most:
+            raise ValueError(f"value has {tokens} tokens; the circuits take at most {most}")
+        if mask is not None:
+            value = value.masked_fill(~mask.unsqueeze(-1), 0.0)
+        angles = F.pad(value * (math.pi / 2), (0, 0, 0, most - tokens))
+        # a head's features one after the other through its circuit: (batch, features of a head, heads * tokens)
+        values = self.circuits(angles.mT.unflatten(-2, (heads, -1)).transpose(-3, -2).flatten(-2))
+        mixed = values.unflatten(-1, (heads, -1)).transpose(-3, -2).flatten(-3, -2).mT
+        return mixed.expand(*mixed.shape[:-2], tokens, -1) if mixed.shape[-2] == 1 else mixed[..., :tokens, :]
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.output(self.mix(*project_together(self.projections(y)), mask=mask))

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from qrkt_hw.data.ranks import Dropout, DropPath
-from qrkt_hw.nn.attention import Attention, CrossAttention
+from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.quantum import ProjectionFactory, project_together
 
 
@@ -47,7 +47,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: Attention | HigherOrderAttention,
         feed_forward: FeedForward,
         *,
         hidden: int,
@@ -96,7 +96,7 @@ class TransformerField(nn.Module):
     def __init__(
         self,
         norm: nn.LayerNorm | None,
-        attention: Attention,
+        attention: Attention | HigherOrderAttention,
         feed_forward: FeedForward,
         dropout: float = 0.0,
         feed_forward_norm: nn.LayerNorm | None = None,

@@ -225,6 +225,22 @@ def _outputs(qnn: SamplerQNN, bits: dict[int, int], virtual: int) -> tuple[Linea
     return Linear(table[:, found], table[:, 0], shape), strings
 
 
+def initial(template: CircuitTemplate, name: str | None, groups: int) -> NDArray[np.float64] | None:
+    """The angles that an ansatz has under this name, or its first ones, for each group; None where they are drawn.
+
+    Raises:
+        UserError: the ansatz has none of this name.
+    """
+    own = template.initial
+    name = next(iter(own), "uniform") if name is None else name
+    if name == "uniform":
+        return None
+    if name not in own:
+        known = ", ".join([*own, "uniform"])
+        raise UserError(f"initial_weights: {template.name!r} has no {name!r} to begin with, but {known}")
+    return np.tile(own[name], groups)
+
+
 def bound(template: CircuitTemplate, weights: torch.Tensor, inputs: Any = None) -> QuantumCircuit:
     """The circuit with these weights and, where they are given, inputs."""
     values = dict(zip(template.weights, weights.detach().double().cpu().tolist(), strict=True))

@@ -22,7 +22,7 @@ from qrkt_hw.compiler import derive
 from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
-from qrkt_hw.nn.conversion import Linear, bound, of_qnn, specs, template_of
+from qrkt_hw.nn.conversion import Linear, bound, initial, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
 from qrkt_hw.simulator.subspace import linear_map
 from qrkt_hw.simulator.tables import derived_jacobian, derived_values
@@ -212,7 +212,8 @@ class QuantumLayer(TorchConnector):
             ``BaseEstimatorV2``; :func:`qrkt_hw.backends.of` takes options for those.
         dtype: ``torch.complex64`` starts with angles in float32, ``torch.complex128`` in float64.
         method: simulation method; ``auto`` picks the cheapest.
-        initial_weights: angles; default uniform in [-pi, pi] from torch's generator.
+        initial_weights: angles, or the name of the ansatz' own: ``identity``, ``gelu``. Default: the first of its own;
+            where it has none, and for ``uniform``, they are drawn from [-pi, pi] by torch's generator.
 
     ``.weight`` is a parameter like any other: it may be replaced, parametrized, pruned, moved, or given by
     ``torch.func.functional_call``. The values follow torch's type promotion of input and angles; the circuits are
@@ -234,7 +235,7 @@ class QuantumLayer(TorchConnector):
         backend: Any = "exact",
         dtype: torch.dtype = torch.complex64,
         method: str = "auto",
-        initial_weights: np.ndarray | Tensor | None = None,
+        initial_weights: np.ndarray | Tensor | str | None = None,
     ) -> None:
         if isinstance(ansatz, str):
             ansatz = circuits.build(ansatz, features if qubits is None else qubits, layers)
@@ -259,6 +260,8 @@ class QuantumLayer(TorchConnector):
         self.network = TemplateNetwork(template, _resolved(backend), self.groups)
         self._expectations: dict[torch.dtype, tuple[Backend, str, TensorFunction | None]] = {}  # by precision
         count = self.network.num_weights
+        if initial_weights is None or isinstance(initial_weights, str):
+            initial_weights = initial(template, initial_weights, self.groups)
         if initial_weights is None:
             torch.rand(count)  # so that a seed gives the angles that it gave in earlier versions
             angles = torch.empty(count, dtype=REAL[dtype]).uniform_(-math.pi, math.pi)

@@ -63,6 +63,7 @@ class Description(_Data):
     topology: str
     reference: str
     encoding: Encoding
+    initial: dict[str, tuple[float, ...]] = {}
     fingerprint: Sha
     ansatz: str | None = None
 
@@ -150,7 +151,15 @@ class Kept:
             raise ValueError(f"{INDEX} holds an observable that is none ({_short(error)})") from error
         inputs, weights = (tuple(found[name] for name in role) for role in (one.inputs, one.weights))
         template = CircuitTemplate(
-            one.name, circuit, inputs, weights, observables, one.topology, one.reference, one.encoding
+            one.name,
+            circuit,
+            inputs,
+            weights,
+            observables,
+            one.topology,
+            one.reference,
+            one.encoding,
+            one.initial,
         )
         if fingerprint(template) != one.fingerprint:
             raise ValueError(f"its circuit is not the one that {INDEX} describes (another fingerprint)")
@@ -336,6 +345,7 @@ def keep(
             topology=template.topology,
             reference=template.reference,
             encoding=template.encoding,
+            initial=dict(template.initial),
             fingerprint=fingerprint(template),
         )
         kept = Kept(described, data)

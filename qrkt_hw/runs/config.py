@@ -138,12 +138,12 @@ class Config(BaseModel):
     @property
     def has_circuits(self) -> bool:
         """Whether any part of the model is quantum."""
-        return any(projection != "classical" for projection in self.model.projections)
+        return self.model.higher_order or any(projection != "classical" for projection in self.model.projections)
 
     def without_circuits(self) -> Self:
         """The same shape with linear layers instead of circuits."""
-        sides = {"generator_projection": None, "discriminator_projection": None} if self.model.kind == "gan" else {}
-        return self.replace(projection="classical", **sides)
+        sides = {"generator_projection": None, "discriminator_projection": None}
+        return self.replace(projection="classical", **(sides if self.model.kind == "gan" else {"attention": "softmax"}))
 
     def alone(self) -> Self:
         """The same configuration on one process."""
@@ -154,15 +154,16 @@ class Config(BaseModel):
         """Qubits per group in the MLP, the default resolved."""
         return self.circuit.mlp_qubits or min(self.circuit.qubits, self.model.mlp)
 
-    def template(self, place: Literal["attention", "mlp"]) -> Any:
+    def template(self, place: Literal["attention", "mlp", "tokens"], tokens: int = 0) -> Any:
         """The circuit of a place: the one that the run keeps, or that of the registry.
 
+        ``tokens``: that of higher-order attention over so many tokens, by the ansatz of the attention.
         Raises UserError: no such ansatz or size, by the flag that names it."""
         from qrkt_hw import circuits  # it takes qiskit, which most commands do without
 
-        circuit, key = self.circuit, f"{place}_ansatz"
+        circuit, key = self.circuit, "mlp_ansatz" if place == "mlp" else "attention_ansatz"
         own = getattr(circuit, key)
-        size = (circuit.qubits, circuit.layers)
+        size = (tokens if place == "tokens" else circuit.qubits, circuit.layers)
         if place == "mlp":
             size = (self.mlp_qubits, circuit.mlp_layers or circuit.layers)
         try:
@@ -292,10 +293,13 @@ def _reason(config: Config, key: str) -> str | None:
          "the model has no circuits"),
         (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
         (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
-        (key == "attention_ansatz" and not attention, "the attention has no circuits (--projection)"),
+        (key == "attention_ansatz" and not (attention or m.higher_order),
+         "the attention has no circuits (--projection)"),
         (key in ("qubits", "layers") and getattr(circuit, f"mlp_{key}") is not None and not attention,
          f"only the MLP has circuits, and --mlp-{key} is theirs"),
         (key == "ansatz" and bool(places) and all(places), "all circuits have an ansatz of their own"),
+        (key in ("qubits", "input_scale", "output_scale", "output_bias") and not parts - {"classical"},
+         "only the attention has circuits, over tokens (--attention)"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
     if m.kind == "gan":
@@ -326,7 +330,7 @@ def _reason(config: Config, key: str) -> str | None:
     else:
         rules = [m.rk] if m.rk_blocks else []
         checks += [
-            (key in ("heads", "mlp", "projection") and not parts,
+            (key in ("heads", "mlp", "projection", "attention") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
              "the first block always stays, and the model has no other"),

@@ -112,12 +112,20 @@ class TransformerConfig(Section):
     def quantum_mlp(self) -> bool:
         return self.projection in ("quantum", "quantum-mlp")
 
+    @property
+    def higher_order(self) -> bool:
+        """Whether circuits over the tokens stand in the place of softmax."""
+        return False
+
 
 class ClassifierConfig(TransformerConfig):
     """What both kinds of classifier have."""
 
     encoder_blocks: int = key(0, "pre-norm transformer blocks in front", ge=0, le=256)
     rk_blocks: int = key(3, "Runge-Kutta blocks", ge=0, le=256)
+    attention: Literal["softmax", "higher-order"] = key(
+        "softmax", "how tokens meet; higher-order: by circuits over all tokens, such as --ansatz higher_order"
+    )
     decoder_blocks: int = key(0, "decoder blocks behind, on a second embedding of the input", ge=0, le=256)
     cross_attention: Literal["full", "output"] = key(
         "full", "projections of the decoder's cross-attention: all four, or the output's only"
@@ -127,6 +135,10 @@ class ClassifierConfig(TransformerConfig):
     def projections(self) -> list[str]:
         """Where circuits stand, for each network that has blocks."""
         return [self.projection] if self.encoder_blocks + self.rk_blocks + self.decoder_blocks else []
+
+    @property
+    def higher_order(self) -> bool:
+        return self.attention == "higher-order" and bool(self.projections)
 
 
 class VitConfig(ClassifierConfig):
@@ -219,9 +231,10 @@ class CircuitConfig(Section):
     mlp_ansatz: str | None = key(None, "ansatz of the MLP's circuits [default: --ansatz]")
     mlp_layers: int | None = key(None, "layers of the ansatz in the MLP [default: --layers]", ge=1, le=64)
     mlp_qubits: int | None = key(None, "features per circuit in the MLP [default: min(qubits, mlp)]", ge=1, le=384)
-    initial_angles: Literal["uniform", "conditioned"] = key(
-        "uniform",
-        "angles before training: drawn from [-pi, pi], or moved from there to a mean Jacobian near the identity",
+    initial_angles: Literal["uniform", "conditioned", "identity", "gelu"] | None = key(
+        None,
+        "angles before training: drawn from [-pi, pi], moved from there to a mean Jacobian near the identity, or the "
+        "ansatz' own where it has them [default: its own, else uniform]",
     )
     input_scale: bool = key(False, "a learned scale per feature before each circuit")
     output_scale: bool = key(True, "a learned scale per feature after each circuit")

@@ -20,19 +20,23 @@ def known():
 @pytest.mark.parametrize("qubits", [1, 2, 3, 6])
 @pytest.mark.parametrize("name", names())
 def test_every_template_keeps_its_promises(name, qubits, layers):
-    if name.startswith("orthogonal") and qubits == 1:
+    least = 2 if name.startswith("orthogonal") or name == "compound" else 1
+    if qubits < least:
         with pytest.raises(UserError, match="at least 2 features"):
             build(name, qubits, layers)
         return
     template = build(name, qubits, layers)
     unary = template.encoding != "angle"  # one qubit more, the reference, and one angle less than features
-    assert template.name == name and template.num_qubits == qubits + unary
-    assert template.num_inputs == qubits - unary and template.num_weights > 0
-    assert template.num_features == template.num_outputs == qubits
-    assert template.reference and template.topology in ("chain", "ring", "all", "none", "hypercube")
+    assert template.name == name and template.num_features == qubits
+    more = unary or name in ("higher_order", "compound")  # a qubit for the read-out or the second excitation
+    assert template.num_qubits == qubits + more and template.num_inputs == qubits - unary
+    assert template.num_outputs == (1 if name == "higher_order" else qubits) and template.num_weights > 0
+    assert template.reference and template.topology in ("chain", "ring", "star", "all", "none", "hypercube")
     allowed = {frozenset((j, j + 1)) for j in range(template.num_qubits - 1)}
     if template.topology == "ring":
         allowed |= {frozenset((0, qubits - 1))}
+    if template.topology == "star":
+        allowed = {frozenset((j, qubits)) for j in range(qubits)}
     pairs = {frozenset(template.circuit.find_bit(q).index for q in i.qubits) for i in template.circuit.data}
     assert template.topology in ("all", "hypercube") or {p for p in pairs if len(p) == 2} <= allowed
     assert all(len(p) <= 2 for p in pairs)
