@@ -13,6 +13,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
+from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention
@@ -129,13 +130,11 @@ def _quantum(options: Config, qubits: int, backend: str | Backend) -> Projection
 
     def make(features: int) -> nn.Module:
         template = (options.circuits or circuits.build)(circuit.ansatz, qubits, circuit.layers)
+        around = {"input_scale": circuit.input_scale, "scale": circuit.output_scale, "bias": circuit.output_bias}
+        if circuit.structured:
+            return StructuredProjection(StructuredLayer(features, template), **around)  # type: ignore[arg-type]
         layer = QuantumLayer(features, template, backend=backend, dtype=DTYPES[circuit.dtype])
-        return QuantumProjection(
-            layer,
-            input_scale=circuit.input_scale,
-            scale=circuit.output_scale,
-            bias=circuit.output_bias,
-        )
+        return QuantumProjection(layer, **around)
 
     return make
 

@@ -138,12 +138,17 @@ class Config(BaseModel):
     @property
     def has_circuits(self) -> bool:
         """Whether any part of the model is quantum."""
+        return self.has_projections and not self.circuit.structured
+
+    @property
+    def has_projections(self) -> bool:
+        """Whether any part of the model is quantum, or has the structure of circuits."""
         return any(projection != "classical" for projection in self.model.projections)
 
     def without_circuits(self) -> Self:
         """The same shape with linear layers instead of circuits."""
         sides = {"generator_projection": None, "discriminator_projection": None} if self.model.kind == "gan" else {}
-        return self.replace(projection="classical", **sides)
+        return self.replace(projection="classical", structured=False, **sides)
 
     def alone(self) -> Self:
         """The same configuration on one process."""
@@ -265,8 +270,10 @@ def _reason(config: Config, key: str) -> str | None:
         (key in ("image_size", "data_dir", "download") and name == "digits", "the digits come with the package, 8x8"),
         (key == "download" and name == "folder", "a folder of your own is not fetched from anywhere"),
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
-        (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_circuits,
+        (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_projections,
          "the model has no circuits"),
+        ((KEYS[key].section == "backend" or key == "initial_angles") and circuit.structured,
+         "--structured leaves no circuits"),
         (key == "mlp_qubits" and not parts & {"quantum", "quantum-mlp"}, "the MLP has no circuits (--projection)"),
         (key == "qubits" and circuit.mlp_qubits is not None and not parts & {"quantum", "quantum-attention"},
          "only the MLP has circuits, and --mlp-qubits is theirs"),
