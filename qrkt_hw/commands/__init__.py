@@ -37,7 +37,8 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
-ALONE = ("generate", "evaluate", "export", "compare", "baseline", "twin", "bench", "tune", "jobs")  # that write, or bill
+# that write, or bill
+ALONE = ("generate", "evaluate", "export", "compare", "baseline", "twin", "bench", "tune", "jobs")
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",

@@ -1,4 +1,5 @@
-"""A run against its classical baselines: size-matched (linear layers instead of circuits), parameter-matched, structured."""
+"""A run against its classical baselines: size-matched (linear layers instead of circuits), parameter-matched, and
+structured."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -32,8 +33,8 @@ def train_baselines(
 ) -> tuple[list[Group], dict[str, Any]]:
     """Train the baselines of a run and compare. What an earlier call finished is kept, what it left is resumed.
 
-    The structured one has classical layers of the circuits' structure (:func:`qrkt_hw.models.ablation.structure`). It is
-    not trained where it is identical to the run by construction.
+    The structured one has classical layers of the circuits' structure (:func:`qrkt_hw.models.ablation.structure`);
+    where it is identical to the run by construction, it is not trained.
 
     Of a classifier every side, the quantum one too, gets the same learning rates and epochs, and its rate is chosen
     by validation AUROC. The baselines of a GAN take its learning rates and, by the time of a step measured here side by

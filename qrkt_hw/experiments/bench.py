@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Task:
         options: of the training, by flat keys; ``preset`` stands for those of a preset, without its circuits.
         quick: options over these of the quick suite; None leaves the task out there.
         samples: makes the data of a generated task.
+        source: where its files are found, where the error of the data set does not say it.
     """
 
     about: str
@@ -86,6 +88,7 @@ class Task:
     options: dict[str, Any]
     quick: dict[str, Any] | None = None
     samples: Callable[[], Parts] | None = None
+    source: str = ""
 
 
 _TOKENS = {
@@ -105,14 +108,15 @@ TASKS: dict[str, Task] = {
         "photographs of a hundred classes", 0.01, {"preset": "best-cifar10", "dataset": "cifar100", "epochs": 8}
     ),
     "imagenet10": Task(
-        "ten classes of ImageNet, 64x64 pixels, from folders DIR/imagenette/train and val", 0.1,
+        "ten classes of ImageNet, 64x64 pixels", 0.1,
         {"preset": "best-cifar10", "dataset": "folder:imagenette", "image_size": 64, "patch": 8, "epochs": 40},
+        source="; unpack https://github.com/fastai/imagenette as DIR/imagenette and give --data-dir DIR",
     ),
     "imdb": Task("reviews of films, positive or negative", 0.5, {"preset": "best-imdb"}),
     **{
         f"parity-{order}": Task(
             f"parity of {order} hidden ones of 12 bits", 0.5, {**_TOKENS, "positions": "none"},
-            {"epochs": 20, "rk_blocks": 1} if order <= 3 else None, lambda order=order: parity(order),  # type: ignore[misc]
+            {"epochs": 10 * (order - 1), "rk_blocks": 1} if order <= 3 else None, lambda order=order: parity(order),  # type: ignore[misc]
         )
         for order in range(2, 7)
     },
@@ -157,18 +161,18 @@ class Suite:
 
     def __post_init__(self) -> None:
         sized = (read_circuit(Path(name)).num_qubits for name in self.ansaetze if Path(name).suffix in FILES)
-        self.qubits = self.qubits or next(sized, 4)
+        self.features = self.qubits or next(sized, 4)
         self.circuits: dict[str, dict[str, Any]] = {}
         for name in self.ansaetze:
             label = label_of(name)
             if label in self.circuits:
                 raise UserError(f"--ansatz: two are called {label}; give one of them another name")
-            layers = 1 if Path(name).suffix in FILES else self.layers or OURS.get(name, lambda _: 2)(self.qubits)
+            layers = 1 if Path(name).suffix in FILES else self.layers or OURS.get(name, lambda _: 2)(self.features)
             self.circuits[label] = {"ansatz": name, "layers": layers}
         for name, layers_of in OURS.items():
-            self.circuits.setdefault(name, {"ansatz": name, "layers": layers_of(self.qubits)})
+            self.circuits.setdefault(name, {"ansatz": name, "layers": layers_of(self.features)})
         for label, circuit in self.circuits.items():
-            self.structures[label] = structure(circuits.build(circuit["ansatz"], self.qubits, circuit["layers"]))
+            self.structures[label] = structure(circuits.build(circuit["ansatz"], self.features, circuit["layers"]))
 
     def data(self, task: str) -> Data:
         """Raises UserError: files that are missing."""
@@ -188,11 +192,11 @@ class Suite:
             of_circuits = ("circuit", "backend")
             options = {k: v for k, v in shipped.items() if KEYS[k].section not in of_circuits} | options
         options |= (task.quick or {}) if self.quick else {}
-        step = math.lcm(int(self.qubits or 4), options["heads"])
-        options["hidden"] = max(1, round(options["hidden"] / step)) * step
-        if "quantum" == self.projection or self.projection == "quantum-mlp":
-            options["mlp"] = max(1, round(options["mlp"] / int(self.qubits or 4))) * int(self.qubits or 4)
-        named = {"dataset": OWN} if task.samples else {}
+        steps = {"hidden": math.lcm(self.features, options["heads"])}
+        if self.projection != "quantum-attention":
+            steps["mlp"] = self.features
+        options |= {key: max(1, round(options[key] / step)) * step for key, step in steps.items()}
+        named: dict[str, Any] = {"dataset": OWN} if task.samples else {}
         if not task.samples and options["dataset"] != "digits":
             named = {"data_dir": self.data_dir, "download": self.download and ":" not in options["dataset"]}
         return Config(**{**options, **named, "projection": "classical", "threads": 1})
@@ -200,7 +204,7 @@ class Suite:
     def models(self, name: str, data: Data) -> dict[str, Config]:
         """The models of a task by label. Raises UserError: a circuit that does not fit."""
         base, found = self.base(name), dict[str, Config]()
-        around = {"projection": self.projection, "qubits": self.qubits, "input_scale": True, "output_bias": True}
+        around = {"projection": self.projection, "qubits": self.features, "input_scale": True, "output_bias": True}
         for label, circuit in self.circuits.items():
             found[label] = base.replace(**around, **circuit)
         own = next(iter(found.values()))  # the user's first, or ours
@@ -210,7 +214,7 @@ class Suite:
         for label, options in found.items():
             with torch.random.fork_rng(devices=[]):
                 build_model(options, data.shape)  # refused before anything is trained
-            self._check_kept(options, self.out / name / folder_of(label))
+            self._check_kept(options, self._place(name, label))
         return found
 
     def structured(self) -> dict[str, str]:
@@ -222,6 +226,12 @@ class Suite:
         names = [kind for kind, *_ in kinds]
         return {kind if names.count(kind) == 1 else f"{kind}, {label}": label for (kind, *_), label in kinds.items()}
 
+    def _place(self, task: str, label: str) -> Path:
+        """The folder of a model; a baseline's names the circuit that it belongs to."""
+        of = {MATCHED: next(iter(self.circuits)), **self.structured()}.get(label, "")
+        name = f"{label} {of}".strip()
+        return self.out / task / re.sub(r"\W+", "-", name)
+
     def _check_kept(self, options: Config, place: Path) -> None:
         """Raises UserError: an earlier call ran another circuit under the name."""
         if not options.has_circuits:
@@ -231,7 +241,7 @@ class Suite:
             theirs = RunFolder.open(config.parent).options()
             same = (theirs.circuit.ansatz, theirs.circuit.qubits, theirs.circuit.layers) == size
             if same and fingerprint(theirs.circuits(*size)) != fingerprint(circuits.build(*size)):
-                raise UserError(f"--ansatz: {size[0]} has changed since {config.parent} was trained; name another --out")
+                raise UserError(f"--ansatz: {size[0]} has changed since {config.parent} was made; name another --out")
 
     def run(self, console: Console) -> dict[str, Any]:
         """Train what is missing; returns the record that is written to ``bench.json`` after each task.
@@ -244,22 +254,20 @@ class Suite:
             try:
                 data = self.data(name)
             except UserError as error:
-                self.skipped[name] = str(error).partition(": ")[2] or str(error)
+                self.skipped[name] = (str(error).partition(": ")[2] or str(error)) + TASKS[name].source
                 console.print(f"{name} is skipped: {self.skipped[name]}", highlight=False, markup=False)
                 continue
-            models = self.models(name, data)
-            for label, options in models.items():
+            for label, options in self.models(name, data).items():
                 runs = list(self._cells(name, label, options, data, console))
                 if runs:
                     rows.append(self._row(name, label, options, runs))
             done.append(name)
-            record = self.record(done, rows)
-            self.write(record)
+            self.write(self.record(done, rows))
         return self.record(done, rows)
 
     def _cells(self, task: str, label: str, options: Config, data: Data, console: Console) -> Iterator[RunFolder]:
         """The runs of a model, one for each seed, with its best learning rate."""
-        place, quiet = self.out / task / folder_of(label), Console(quiet=True)
+        place, quiet = self._place(task, label), Console(quiet=True)
 
         def cell(rate: float, seed: int) -> RunFolder | None:
             path, started = place / f"lr-{rate}" / f"seed-{seed}", time.perf_counter()
@@ -307,19 +315,20 @@ class Suite:
         }
 
     def record(self, tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        matched = {row["task"]: row for row in rows if row["model"] == MATCHED}
         for row in rows:
-            matched = next((r for r in rows if r["task"] == row["task"] and r["model"] == MATCHED), None)
-            both = matched and (row["standard_error"], matched["standard_error"])
-            if matched is not None and both and None not in both and row is not matched:
-                row["against_matched"] = [row["accuracy"] - matched["accuracy"], math.hypot(*both)]
+            other = matched.get(row["task"], row)
+            if other is not row and None not in (row["standard_error"], other["standard_error"]):
+                error = math.hypot(row["standard_error"], other["standard_error"])
+                row["against"] = row["accuracy"] - other["accuracy"], error
         return {
-            "interval": "mean and standard error over the seeds, on the whole test split; seeds change weights, batches "
-            "and dropout, never the data",
+            "interval": "mean and standard error over the seeds, on the whole test split; seeds change weights and "
+            "batches, never the data",
             "quick": self.quick,
             "seeds": self.seeds,
             "learning_rates": self.trials,
             "projection": self.projection,
-            "qubits": self.qubits,
+            "qubits": self.features,
             "circuits": self.circuits,
             "tasks": {name: {"about": TASKS[name].about, "chance": TASKS[name].chance} for name in tasks},
             "rows": rows,
@@ -348,10 +357,6 @@ def label_of(ansatz: str) -> str:
     return function if colon and path else Path(ansatz).stem if Path(ansatz).suffix in FILES else ansatz
 
 
-def folder_of(label: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "_-" else "-" for letter in label).replace("--", "-")
-
-
 def chosen(text: str | None, quick: bool) -> list[str]:
     """Names of tasks of a list with commas; ``parity`` stands for its five orders, None for the whole suite.
 
@@ -370,13 +375,13 @@ def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, as text; accuracies in per cent."""
 
     def shown(value: float, error: float | None, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+        return f"{100 * value:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
-    header = ["task", "model", "test (%)", "- matched", "params", "angles", "CPU (s)"]
+    header = ["task", "model", "test (%)", "vs matched", "params", "angles", "CPU (s)"]
     rows = [
         [
             row["task"], row["model"], shown(row["accuracy"], row["standard_error"]),
-            shown(*row["against_matched"], "+") if "against_matched" in row else "-", str(row["parameters"]),
+            "-" if row.get("against") is None else shown(*row["against"], sign="+"), str(row["parameters"]),
             str(row["angles"]), f"{row['cpu_seconds']:.1f}",
         ]
         for row in record["rows"]
@@ -389,7 +394,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     first = next(iter(record["circuits"]))
     lines = [
         f"test (%): accuracy, {record['interval']} ({record['seeds']} here).",
-        f"- matched: accuracy less that of {MATCHED}, with the standard error of the difference.",
+        f"vs matched: accuracy less that of {MATCHED}, with the standard error of the difference.",
         f"Circuits stand at {record['projection']}, {record['qubits']} features each. {LINEAR}: a linear layer in the "
         f"place of the circuits of each projection; {MATCHED}: with about as many parameters as the model of {first}.",
         "CPU (s): time of a training on one thread.",

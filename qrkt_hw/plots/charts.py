@@ -151,7 +151,7 @@ def plot_benchmark(tasks: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], 
         panels[0].errorbar([], [], fmt="o", color=ORANGE, label="classical layers"),
         *panels[0].plot([], [], color=GREY, linestyle=":", label="chance"),
     ]
-    title = "mean and standard error over seeds; at the right: parameters"
+    title = "mean and standard error over seeds\nat the right: parameters"
     place_of = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(handles=handles, title=title, title_fontsize=8, **place_of)
     return save(figure, path)
