@@ -397,8 +397,11 @@ def remarks(record: dict[str, Any]) -> list[str]:
         f"vs matched: accuracy less that of {MATCHED}, with the standard error of the difference.",
         f"Circuits stand at {record['projection']}, {record['qubits']} features each. {LINEAR}: a linear layer in the "
         f"place of the circuits of each projection; {MATCHED}: with about as many parameters as the model of {first}.",
-        "CPU (s): time of a training on one thread.",
+        f"Each model takes the best of {record['learning_rates']} learning rates by validation with seed 0, as long "
+        "trainings and the same recipe. CPU (s): time of a training on one thread.",
     ]
+    if record["seeds"] < 5:
+        lines.append("Standard errors of fewer than five seeds are rough: claim a difference on more.")
     found = record["structured"]
     for difference in dict.fromkeys(found.values()):
         lines.append(f"{', '.join(label for label in found if found[label] == difference)}: {difference}.")

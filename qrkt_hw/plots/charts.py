@@ -126,7 +126,8 @@ def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Pat
 
 
 def plot_benchmark(tasks: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Accuracy of every model on every task, a panel each, with its standard error, its parameters and chance."""
+    """Accuracy of every model on every task, a panel each, with its standard error and its parameters, and chance where
+    that is in view."""
     models = list(dict.fromkeys(row["model"] for row in rows))[::-1]
     shown = {name: [row for row in rows if row["task"] == name] for name in tasks}
     columns = min(4, len(shown))
@@ -139,7 +140,10 @@ def plot_benchmark(tasks: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], 
             y, bar = models.index(row["model"]), 100 * (row["standard_error"] or 0.0)
             axes.errorbar([100 * row["accuracy"]], [y], xerr=[bar], fmt="o", capsize=4, color=colour, markersize=5)
             axes.text(1.02, y, f"{row['parameters']:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
-        axes.axvline(100 * tasks[name]["chance"], color=GREY, linestyle=":", linewidth=1)
+        ends = [100 * (r["accuracy"] + sign * (r["standard_error"] or 0.0)) for r in own for sign in (-1, 1)]
+        margin = max(1.0, 0.1 * (max(ends) - min(ends)))
+        axes.set_xlim(min(ends) - margin, min(max(ends) + margin, 100 + margin / 5))
+        axes.axvline(100 * tasks[name]["chance"], color=GREY, linestyle=":", linewidth=1)  # where it is in view
         axes.set_yticks(range(len(models)), models if place % columns == 0 else [""] * len(models))
         axes.set_ylim(-0.6, len(models) - 0.4)
         axes.set_title(name, fontsize=11)
