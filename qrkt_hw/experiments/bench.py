@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,9 +21,9 @@ from qrkt_hw.data.base import SPLIT_SEED
 from qrkt_hw.data.text import own as own_texts
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import presets
-from qrkt_hw.experiments.baselines import parameter_matched, rates, trained
+from qrkt_hw.experiments.baselines import parameter_matched, rates, structures, trained
 from qrkt_hw.experiments.comparison import grouped, markdown
-from qrkt_hw.models.ablation import SAME, Structure, structure
+from qrkt_hw.models.ablation import SAME, Structure
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.plots.charts import plot_benchmark
 from qrkt_hw.runs import RunFolder
@@ -122,10 +122,13 @@ TASKS: dict[str, Task] = {
     },
     "order": Task("which of two words comes first", 0.5, _TOKENS, {"epochs": 8, "rk_blocks": 1}, first_of_two),
 }  # fmt: skip
-# our circuits: layers for so many features in a circuit; a further one takes a line
-OURS: dict[str, Callable[[int], int]] = {
-    "orthogonal_brick": lambda features: features, "brickwork": lambda features: 2, "qrkt": lambda features: 2,
-}  # fmt: skip
+# our models: flat keys over those of every model with circuits, for so many features in a circuit; a further model is a
+# line and may set any keys, such as its own projection
+OURS: dict[str, Callable[[int], dict[str, Any]]] = {
+    "orthogonal_brick": lambda features: {"ansatz": "orthogonal_brick", "layers": features},
+    "brickwork": lambda features: {"ansatz": "brickwork", "layers": 2},
+    "qrkt": lambda features: {"ansatz": "qrkt", "layers": 2},
+}
 
 
 @dataclass
@@ -157,7 +160,7 @@ class Suite:
     download: bool = False
     skipped: dict[str, str] = field(default_factory=dict)  # task -> why
     failed: dict[str, str] = field(default_factory=dict)  # cell -> why
-    structures: dict[str, Structure] = field(default_factory=dict)  # by circuit
+    structures: dict[str, list[Structure]] = field(default_factory=dict)  # by model with circuits
 
     def __post_init__(self) -> None:
         sized = (read_circuit(Path(name)).num_qubits for name in self.ansaetze if Path(name).suffix in FILES)
@@ -167,12 +170,13 @@ class Suite:
             label = label_of(name)
             if label in self.circuits:
                 raise UserError(f"--ansatz: two are called {label}; give one of them another name")
-            layers = 1 if Path(name).suffix in FILES else self.layers or OURS.get(name, lambda _: 2)(self.features)
+            own = OURS[name](self.features)["layers"] if name in OURS else 2
+            layers = 1 if Path(name).suffix in FILES else self.layers or own
             self.circuits[label] = {"ansatz": name, "layers": layers}
-        for name, layers_of in OURS.items():
-            self.circuits.setdefault(name, {"ansatz": name, "layers": layers_of(self.features)})
-        for label, circuit in self.circuits.items():
-            self.structures[label] = structure(circuits.build(circuit["ansatz"], self.features, circuit["layers"]))
+        for circuit in self.circuits.values():  # refused before data are read
+            circuits.build(circuit["ansatz"], self.features, circuit["layers"])
+        for name, keys in OURS.items():
+            self.circuits.setdefault(name, keys(self.features))
 
     def data(self, task: str) -> Data:
         """Raises UserError: files that are missing."""
@@ -206,7 +210,8 @@ class Suite:
         base, found = self.base(name), dict[str, Config]()
         around = {"projection": self.projection, "qubits": self.features, "input_scale": True, "output_bias": True}
         for label, circuit in self.circuits.items():
-            found[label] = base.replace(**around, **circuit)
+            found[label] = base.replace(**{**around, **circuit})
+            self.structures[label] = structures(found[label], data.shape)
         own = next(iter(found.values()))  # the user's first, or ours
         found |= {LINEAR: base, MATCHED: parameter_matched(own, data.shape)}
         for structured, label in self.structured().items():
@@ -219,12 +224,13 @@ class Suite:
 
     def structured(self) -> dict[str, str]:
         """The distinct structured baselines, and a circuit that each has the structure of."""
-        kinds: dict[tuple[Any, ...], str] = {}
-        for label, one in self.structures.items():
-            if one.kind != SAME:
-                kinds.setdefault((one.kind, one.outputs, one.parameters, one.read), label)
-        names = [kind for kind, *_ in kinds]
-        return {kind if names.count(kind) == 1 else f"{kind}, {label}": label for (kind, *_), label in kinds.items()}
+        first: dict[str, str] = {}  # circuits of the same baseline differ in their number of angles at most
+        for label, found in self.structures.items():
+            if any(one.kind != SAME for one in found):
+                first.setdefault(repr([replace(one, weights=0) for one in found]), label)
+        names = {label: " + ".join(one.kind for one in self.structures[label]) for label in first.values()}
+        shared = [name for name in names.values() if list(names.values()).count(name) > 1]
+        return {f"{name}, {label}" if name in shared else name: label for label, name in names.items()}
 
     def _place(self, task: str, label: str) -> Path:
         """The folder of a model; a baseline's names the circuit that it belongs to."""
@@ -236,12 +242,14 @@ class Suite:
         """Raises UserError: an earlier call ran another circuit under the name."""
         if not options.has_circuits:
             return
-        size = options.circuit.ansatz, options.circuit.qubits, options.circuit.layers
+        ansatz = options.circuit.ansatz
         for config in place.glob("lr-*/seed-*/config.yaml"):
             theirs = RunFolder.open(config.parent).options()
-            same = (theirs.circuit.ansatz, theirs.circuit.qubits, theirs.circuit.layers) == size
-            if same and fingerprint(theirs.circuits(*size)) != fingerprint(circuits.build(*size)):
-                raise UserError(f"--ansatz: {size[0]} has changed since {config.parent} was made; name another --out")
+            kept = theirs.circuits.kept or {}
+            if theirs.circuit.ansatz == ansatz and any(
+                fingerprint(one.template) != fingerprint(circuits.build(ansatz, *size)) for size, one in kept.items()
+            ):
+                raise UserError(f"--ansatz: {ansatz} has changed since {config.parent} was made; name another --out")
 
     def run(self, console: Console) -> dict[str, Any]:
         """Train what is missing; returns the record that is written to ``bench.json`` after each task.
@@ -318,9 +326,9 @@ class Suite:
         matched = {row["task"]: row for row in rows if row["model"] == MATCHED}
         for row in rows:
             other = matched.get(row["task"], row)
-            if other is not row and None not in (row["standard_error"], other["standard_error"]):
-                error = math.hypot(row["standard_error"], other["standard_error"])
-                row["against"] = row["accuracy"] - other["accuracy"], error
+            row["against_matched"] = None if other is row else row["accuracy"] - other["accuracy"]
+            errors = row["standard_error"], other["standard_error"]
+            row["error_against_matched"] = None if other is row or None in errors else math.hypot(*errors)
         return {
             "interval": "mean and standard error over the seeds, on the whole test split; seeds change weights and "
             "batches, never the data",
@@ -332,7 +340,9 @@ class Suite:
             "circuits": self.circuits,
             "tasks": {name: {"about": TASKS[name].about, "chance": TASKS[name].chance} for name in tasks},
             "rows": rows,
-            "structured": {label: one.difference for label, one in self.structures.items()},
+            "structured": {
+                label: "; ".join(one.difference for one in found) for label, found in self.structures.items()
+            },
             "skipped": self.skipped,
             "failed": self.failed,
         }
@@ -374,14 +384,15 @@ def chosen(text: str | None, quick: bool) -> list[str]:
 def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows, as text; accuracies in per cent."""
 
-    def shown(value: float, error: float | None, sign: str = "") -> str:
-        return f"{100 * value:{sign}.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+    def shown(value: float | None, error: float | None, sign: str = "") -> str:
+        known = "-" if value is None else f"{100 * value:{sign}.1f}"
+        return known if error is None else f"{known} ± {100 * error:.1f}"
 
     header = ["task", "model", "test (%)", "vs matched", "params", "angles", "CPU (s)"]
     rows = [
         [
             row["task"], row["model"], shown(row["accuracy"], row["standard_error"]),
-            "-" if row.get("against") is None else shown(*row["against"], sign="+"), str(row["parameters"]),
+            shown(row["against_matched"], row["error_against_matched"], "+"), str(row["parameters"]),
             str(row["angles"]), f"{row['cpu_seconds']:.1f}",
         ]
         for row in record["rows"]
