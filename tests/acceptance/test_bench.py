@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,17 +24,8 @@ from tests.acceptance.test_wrong_use import qrkt
 from tests.command_line import refused
 
 pytestmark = pytest.mark.acceptance
-MINE = """
-from qiskit.circuit import ParameterVector
-from qrkt_hw.ansatz import CircuitTemplate, angle_encoding
-
-def waves(num_qubits, layers):
-    circuit, x = angle_encoding(num_qubits)
-    theta = ParameterVector("theta", num_qubits * layers)
-    for k, angle in enumerate(theta):
-        circuit.rx(angle, k % num_qubits)
-    return CircuitTemplate("waves", circuit, x, theta)
-"""
+PAGE = (Path(__file__).parents[2] / "docs" / "laboratory.md").read_text()
+MINE = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "def waves" in block)
 TINY = {"epochs": 2, "limit": 32, "batch_size": 16, "hidden": 4, "heads": 1, "mlp": 4, "rk_blocks": 1}
 LINE = ("bench", "--quick", "--tasks", "parity-2,mnist", "--seeds", 2, "--ansatz", "mine.py:waves", "--out", "out")
 
@@ -84,7 +76,7 @@ def test_a_killed_bench_resumes_and_ranks_a_users_circuit(tmp_path, monkeypatch)
 
     again = qrkt(*LINE, "--json", cwd=tmp_path)  # trains nothing
     assert json.loads(again.stdout)["rows"] == record["rows"]
-    (tmp_path / "mine.py").write_text(MINE.replace("circuit.rx", "circuit.rz"))
+    (tmp_path / "mine.py").write_text(MINE.replace("circuit.rz", "circuit.rx"))
     circuits.build.cache_clear()
     refused(qrkt(*LINE, cwd=tmp_path), "--ansatz", "has changed", "--out")
 
@@ -146,7 +138,7 @@ def test_the_structured_layer_is_what_it_says():
 def test_element_wise_circuits_are_found(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
     template = circuits.build(f"{tmp_path / 'mine.py'}:waves", 4, 3)
-    assert structure(template).kind == ELEMENTWISE and structure(template).parameters == 12
+    assert structure(template).kind == ELEMENTWISE and structure(template).parameters == 24
     layer = StructuredLayer(8, template)
     x = torch.randn(8)
     torch.testing.assert_close(layer(x), x.sin())
