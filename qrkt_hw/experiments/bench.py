@@ -23,7 +23,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.baselines import parameter_matched, rates, structures, trained
 from qrkt_hw.experiments.comparison import grouped, markdown
-from qrkt_hw.models.ablation import SAME, Structure
+from qrkt_hw.models.ablation import BLOCKS, ELEMENTWISE, SAME, Structure
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.plots.charts import plot_benchmark
 from qrkt_hw.runs import RunFolder
@@ -168,15 +168,20 @@ class Suite:
         self.circuits: dict[str, dict[str, Any]] = {}
         for name in self.ansaetze:
             label = label_of(name)
-            if label in self.circuits:
-                raise UserError(f"--ansatz: two are called {label}; give one of them another name")
-            own = OURS[name](self.features)["layers"] if name in OURS else 2
-            layers = 1 if Path(name).suffix in FILES else self.layers or own
-            self.circuits[label] = {"ansatz": name, "layers": layers}
+            if (
+                label in self.circuits
+                or label in (LINEAR, MATCHED, ELEMENTWISE, BLOCKS)
+                or label in OURS
+                and name != label
+            ):
+                raise UserError(f"--ansatz: two models are called {label}; give yours another name")
+            keys = OURS.get(name, lambda _: {})(self.features)
+            layers = 1 if Path(name).suffix in FILES else self.layers or keys.get("layers", 2)
+            self.circuits[label] = {"ansatz": name, **keys, "layers": layers}
         for circuit in self.circuits.values():  # refused before data are read
             circuits.build(circuit["ansatz"], self.features, circuit["layers"])
-        for name, keys in OURS.items():
-            self.circuits.setdefault(name, keys(self.features))
+        for name, keys_of in OURS.items():
+            self.circuits.setdefault(name, keys_of(self.features))
 
     def data(self, task: str) -> Data:
         """Raises UserError: files that are missing."""

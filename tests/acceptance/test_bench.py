@@ -85,6 +85,8 @@ def test_a_wrong_line_is_one_sentence(tmp_path):
     refused(qrkt("bench", "--tasks", "digits,nope", cwd=tmp_path), "--tasks", "nope", "parity-6")
     refused(qrkt("bench", "--quick", "--ansatz", "no_such", cwd=tmp_path), "--ansatz", "no_such", "brickwork")
     refused(qrkt("bench", "--ansatz", "a.py:f", "--ansatz", "b.py:f", cwd=tmp_path), "--ansatz", "called f")
+    refused(qrkt("bench", "--ansatz", "a.py:linear", cwd=tmp_path), "--ansatz", "called linear")
+    refused(qrkt("bench", "--ansatz", "a.py:qrkt", cwd=tmp_path), "--ansatz", "called qrkt")
     refused(qrkt("bench", "--quick", "--ansatz", "orthogonal_brick", "--qubits", 1, cwd=tmp_path), "2 features")
     assert not list(tmp_path.glob("bench/*"))
 
