@@ -168,12 +168,7 @@ class Suite:
         self.circuits: dict[str, dict[str, Any]] = {}
         for name in self.ansaetze:
             label = label_of(name)
-            if (
-                label in self.circuits
-                or label in (LINEAR, MATCHED, ELEMENTWISE, BLOCKS)
-                or label in OURS
-                and name != label
-            ):
+            if label in {LINEAR, MATCHED, ELEMENTWISE, BLOCKS, *self.circuits, *(OURS.keys() - {name})}:
                 raise UserError(f"--ansatz: two models are called {label}; give yours another name")
             keys = OURS.get(name, lambda _: {})(self.features)
             layers = 1 if Path(name).suffix in FILES else self.layers or keys.get("layers", 2)
@@ -411,10 +406,10 @@ def remarks(record: dict[str, Any]) -> list[str]:
     lines = [
         f"test (%): accuracy, {record['interval']} ({record['seeds']} here).",
         f"vs matched: accuracy less that of {MATCHED}, with the standard error of the difference.",
-        f"Circuits stand at {record['projection']}, {record['qubits']} features each. {LINEAR}: a linear layer in the "
-        f"place of the circuits of each projection; {MATCHED}: with about as many parameters as the model of {first}.",
-        f"Each model takes the best of {record['learning_rates']} learning rates by validation with seed 0, as long "
-        "trainings and the same recipe. CPU (s): time of a training on one thread.",
+        f"Circuits: --projection {record['projection']}, {record['qubits']} features each. {LINEAR}: the same model with "
+        f"linear layers in attention and no circuit; {MATCHED}: with about as many parameters as the model of {first}.",
+        "All models of a task have the same recipe. Learning rates tried for each, by validation with seed 0: "
+        f"{record['learning_rates']}. CPU (s): time of a training on one thread.",
     ]
     if record["seeds"] < 5:
         lines.append("Standard errors of fewer than five seeds are rough: claim a difference on more.")
