@@ -406,7 +406,7 @@ def remarks(record: dict[str, Any]) -> list[str]:
     lines = [
         f"test (%): accuracy, {record['interval']} ({record['seeds']} here).",
         f"vs matched: accuracy less that of {MATCHED}, with the standard error of the difference.",
-        f"Circuits: --projection {record['projection']}, {record['qubits']} features each. {LINEAR}: the same model with "
+        f"Circuits: --projection {record['projection']}, {record['qubits']} features each. {LINEAR}: the same with "
         f"linear layers in attention and no circuit; {MATCHED}: with about as many parameters as the model of {first}.",
         "All models of a task have the same recipe. Learning rates tried for each, by validation with seed 0: "
         f"{record['learning_rates']}. CPU (s): time of a training on one thread.",
