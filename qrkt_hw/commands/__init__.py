@@ -26,7 +26,8 @@ COMMANDS = {
     "export": "Circuits or weights of a run for other programs.",
     "runs": "List runs: name, preset, seed, accuracy, state.",
     "compare": "Several runs in one table and one picture.",
-    "baseline": "Size- and parameter-matched classical baselines of a run.",
+    "baseline": "Size-, parameter-matched and structured classical baselines of a run.",
+    "bench": "Is a circuit any good? A suite of tasks beside other circuits and baselines.",
     "tune": "Search over any options; resumable, shared by machines.",
     "circuits": "List, show and analyze the circuit templates.",
     "resources": "What a model costs on a device, and its classical simulability.",
@@ -36,7 +37,7 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
-ALONE = ("export", "compare", "jobs")  # that write
+ALONE = ("export", "compare", "bench", "jobs")  # that write, or bill
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",

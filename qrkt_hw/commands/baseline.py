@@ -20,7 +20,10 @@ from qrkt_hw.errors import UserError
 def baseline(
     run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, **flags: Any
 ) -> None:
-    """Train the classical baselines of RUN and compare: one size-matched, one parameter-matched.
+    """Train the classical baselines of RUN and compare: size-matched, parameter-matched and structured.
+
+    The structured one has classical layers of the circuits' structure, and the command says what differs. Where these
+    are the circuits by construction, nothing is trained for it.
 
     Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
     and the test split is read for the chosen run. Called again, it resumes where it stopped.
@@ -38,6 +41,8 @@ def baseline(
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
-    groups, _ = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
+    groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
     show_compared(groups)
+    for structure, difference in record["structured"].items():
+        echo(f"structured ({structure}): {difference}")
     echo(str(place))

@@ -1,4 +1,5 @@
-"""A run against its classical baselines: size-matched (linear layers instead of circuits) and parameter-matched."""
+"""A run against its classical baselines: size-matched (linear layers instead of circuits), parameter-matched, and
+structured."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
 from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
+from qrkt_hw.models.ablation import SAME, Structure, StructuredLayer
 from qrkt_hw.models.factory import build_model, count_parameters
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
@@ -22,7 +24,7 @@ from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
 
-SIDES = ("quantum", "size-matched", "parameter-matched")
+SIDES = ("quantum", "size-matched", "parameter-matched", "structured")
 EARLIER = {"size-matched": "same-shape", "parameter-matched": "same-parameters"}  # names of folders
 SAMPLES = 10_000  # generated for each measurement of a GAN
 
@@ -30,7 +32,10 @@ SAMPLES = 10_000  # generated for each measurement of a GAN
 def train_baselines(
     run: RunFolder, trials: int, epochs: int | None, out: Path, console: Console
 ) -> tuple[list[Group], dict[str, Any]]:
-    """Train both baselines of a run and compare. What an earlier call finished is kept, what it left is resumed.
+    """Train the baselines of a run and compare. What an earlier call finished is kept, what it left is resumed.
+
+    The structured one has classical layers of the circuits' structure (:func:`qrkt_hw.models.ablation.structure`);
+    where it is identical to the run by construction, it is not trained.
 
     Of a classifier every side, the quantum one too, gets the same learning rates and epochs, and its rate is chosen
     by validation AUROC. The baselines of a GAN take its learning rates and, by the time of a step measured here side by
@@ -57,10 +62,14 @@ def train_baselines(
             "would be trained there; take a run that was trained on exact"
         )
     data = here().together(lambda: load_data(options.data))
-    matched = (options.without_circuits(), parameter_matched(options, data.shape))
-    baselines = _Baselines(run, dict(zip(SIDES, (options, *matched), strict=True)), data, out, console)
+    matched = (options.without_circuits(), parameter_matched(options, data.shape), options.replace(structured=True))
+    sides, found = dict(zip(SIDES, (options, *matched), strict=True)), structures(options, data.shape)
+    if all(one.kind == SAME for one in found):
+        del sides["structured"]
+    baselines = _Baselines(run, sides, data, out, console)
+    baselines.record["structured"] = {str(one): one.difference for one in found}
     runs = baselines.gans(epochs) if options.model.kind == "gan" else baselines.classifiers(trials, epochs)
-    groups = grouped(runs, SIDES)
+    groups = grouped(runs, list(sides))
     if here().leads:
         write_comparison(groups, out)
         write_json(out / "baselines.json", baselines.record)
@@ -95,7 +104,7 @@ class _Baselines:
                     finished[rate] = self.run
                     continue
                 self.console.print(f"{side}: learning rate {rate}", highlight=False)
-                finished[rate] = self.trained(trial, self.place(side) / f"lr-{rate}")
+                finished[rate] = trained(trial, self.place(side) / f"lr-{rate}", self.data, self.console)
             validation = {rate: read_json(found.results)["validation"] for rate, found in finished.items()}
             best = max(finished, key=lambda rate: (validation[rate]["auroc"], -validation[rate]["loss"]))
             chosen.append(finished[best])
@@ -118,7 +127,7 @@ class _Baselines:
         own = self.seconds_per_step("quantum")
         seconds = self.record["seconds_per_step"] = {"quantum": own}
         runs = {"quantum": self.run}
-        for side in SIDES[1:]:
+        for side in list(self.sides)[1:]:
             options, place, count = self.sides[side], self.place(side), epochs
             if here().first(place.exists):
                 count = RunFolder.open(place).options().training.epochs
@@ -126,7 +135,7 @@ class _Baselines:
                 seconds[side] = self.seconds_per_step(side)
                 count = max(1, round(options.training.epochs * own / seconds[side]))
             self.console.print(f"{side}: {count} epochs", highlight=False)
-            runs[side] = self.trained(options.replace(epochs=count), place)
+            runs[side] = trained(options.replace(epochs=count), place, self.data, self.console)
         earlier = self.out / "judge.safetensors"
         classifier = earlier if earlier.is_file() else self.out / "reference-classifier.safetensors"
         here().first(lambda: reference_classifier(self.data, self.console, classifier)[1])
@@ -153,13 +162,24 @@ class _Baselines:
         measured = fit.seconds_per_step(self.sides[side], self.data)
         return here().first(lambda: measured)
 
-    def trained(self, options: Config, path: Path) -> RunFolder:
-        if not here().first(path.exists):
-            return fit.start(options, path, self.console, data=self.data)
-        run = RunFolder.open(path)
-        if run.options() != options:
-            raise UserError(f"--out: {path} was trained with other options; name another folder")
-        return run if here().first(run.results.is_file) else fit.resume(run, self.console)
+
+def trained(options: Config, path: Path, data: Data, console: Console, **how: Any) -> RunFolder:
+    """The finished run of these options in this folder: trained, resumed, or as an earlier call left it.
+
+    Raises UserError: the folder holds a run of other options."""
+    if not here().first(path.exists):
+        return fit.start(options, path, console, data=data, **how)
+    run = RunFolder.open(path)
+    if run.options() != options:
+        raise UserError(f"--out: {path} was trained with other options; name another folder")
+    return run if here().first(run.results.is_file) else fit.resume(run, console, data=data, **how)
+
+
+def structures(options: Config, shape: DataShape) -> list[Structure]:
+    """What the classical layers of the same structure are, each kind once."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(options.replace(structured=True), shape)
+    return list(dict.fromkeys(m.structure for m in model.modules() if isinstance(m, StructuredLayer)))
 
 
 def default_out(run: RunFolder) -> Path:

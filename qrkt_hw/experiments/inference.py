@@ -25,7 +25,8 @@ from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
-from qrkt_hw.models.factory import ablated, quantum_layers, set_backend
+from qrkt_hw.models.ablation import ablated
+from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
 from qrkt_hw.resources.logical import trace
 from qrkt_hw.runs import RunFolder
@@ -58,7 +59,7 @@ def infer_split(
         split: the name of the split.
         samples: of :func:`read_split`.
         backend: where the circuits run.
-        ablate: names of :data:`qrkt_hw.models.factory.REPLACEMENTS` to evaluate beside the model itself.
+        ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
 

@@ -6,13 +6,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
+from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
@@ -156,12 +157,11 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
     circuit = options.circuit
 
     def make(features: int) -> nn.Module:
-        return QuantumProjection(
-            _layer(options, features, options.template(place), backend),
-            input_scale=circuit.input_scale,
-            scale=circuit.output_scale,
-            bias=circuit.output_bias,
-        )
+        template = options.template(place)
+        around = {"input_scale": circuit.input_scale, "scale": circuit.output_scale, "bias": circuit.output_bias}
+        if circuit.structured:
+            return StructuredProjection(StructuredLayer(features, template), **around)  # type: ignore[arg-type]
+        return QuantumProjection(_layer(options, features, template, backend), **around)
 
     return make
 
@@ -361,44 +361,3 @@ def field_evaluations(model: nn.Module) -> int:
     return sum(
         block.tableau.stages if isinstance(block, RungeKuttaBlock) else 1 for block in named_blocks(model).values()
     )
-
-
-# values (..., outputs) and features (..., features) to replaced values (..., outputs)
-Replacement = Callable[[Tensor, Tensor], Tensor]
-
-
-def batch_mean(values: Tensor, features: Tensor) -> Tensor:
-    """Every output is its mean over batch and tokens: nothing of the input passes the circuit."""
-    return values.mean(dim=tuple(range(values.ndim - 1)), keepdim=True).expand_as(values)
-
-
-def sine(values: Tensor, features: Tensor) -> Tensor:
-    """The sine of the feature with the same place: an element-wise function without any circuit."""
-    if features.shape != values.shape:
-        raise UserError("--ablate: sine needs circuits with as many outputs as inputs")
-    return torch.sin(features)
-
-
-REPLACEMENTS: dict[str, Replacement] = {"batch-mean": batch_mean, "sine": sine}
-
-
-@contextmanager
-def ablated(model: nn.Module, name: str) -> Iterator[nn.Module]:
-    """Within the context every quantum layer of ``model`` gives the replaced output.
-
-    Args:
-        model: any model with quantum layers.
-        name: a key of :data:`REPLACEMENTS`.
-
-    Raises UserError: the model has no circuits.
-    """
-    layers = [m for m in model.modules() if isinstance(m, QuantumLayer)]
-    if not layers:
-        raise UserError("--ablate: this model has no circuits")
-    replace = REPLACEMENTS[name]
-    handles = [m.register_forward_hook(lambda _, given, values: replace(values, given[0])) for m in layers]
-    try:
-        yield model
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -125,6 +125,42 @@ def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Pat
     return files
 
 
+def plot_benchmark(tasks: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Accuracy of every model on every task, a panel each, with its standard error and its parameters, and chance where
+    that is in view."""
+    models = list(dict.fromkeys(row["model"] for row in rows))[::-1]
+    shown = {name: [row for row in rows if row["task"] == name] for name in tasks}
+    columns = min(4, len(shown))
+    lines = -(-len(shown) // columns)
+    figure, panels = new(columns, lines, width=3.4, height=1.1 + 0.32 * len(models))
+    panels = np.atleast_1d(panels).ravel()
+    for place, (axes, (name, own)) in enumerate(zip(panels, shown.items(), strict=False)):
+        for row in own:
+            colour = BLUE if row["angles"] else ORANGE
+            y, bar = models.index(row["model"]), 100 * (row["standard_error"] or 0.0)
+            axes.errorbar([100 * row["accuracy"]], [y], xerr=[bar], fmt="o", capsize=4, color=colour, markersize=5)
+            axes.text(1.02, y, f"{row['parameters']:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        ends = [100 * (r["accuracy"] + sign * (r["standard_error"] or 0.0)) for r in own for sign in (-1, 1)]
+        margin = max(1.0, 0.1 * (max(ends) - min(ends)))
+        axes.set_xlim(min(ends) - margin, min(max(ends) + margin, 100 + margin / 5))
+        axes.axvline(100 * tasks[name]["chance"], color=GREY, linestyle=":", linewidth=1)  # where it is in view
+        axes.set_yticks(range(len(models)), models if place % columns == 0 else [""] * len(models))
+        axes.set_ylim(-0.6, len(models) - 0.4)
+        axes.set_title(name, fontsize=11)
+        tidy(axes, "test accuracy (%)", "")
+    for axes in panels[len(shown) :]:
+        axes.axis("off")
+    handles = [
+        panels[0].errorbar([], [], fmt="o", color=BLUE, label="circuits"),
+        panels[0].errorbar([], [], fmt="o", color=ORANGE, label="classical layers"),
+        *panels[0].plot([], [], color=GREY, linestyle=":", label="chance"),
+    ]
+    title = "mean and standard error over seeds\nat the right: parameters"
+    place_of = {"loc": "outside lower center", "ncols": 3, "frameon": False, "fontsize": 8}
+    figure.legend(handles=handles, title=title, title_fontsize=8, **place_of)
+    return save(figure, path)
+
+
 def plot_study(trials: Sequence[Mapping[str, Any]], importances: Mapping[str, float], path: Path) -> Path:
     """Validation AUROC of a search by trial with the best so far; and each option's share of the spread."""
     figure, (left, right) = new(columns=2)

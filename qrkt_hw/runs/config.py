@@ -138,12 +138,18 @@ class Config(BaseModel):
     @property
     def has_circuits(self) -> bool:
         """Whether any part of the model is quantum."""
+        return self.model.higher_order or (self.has_projections and not self.circuit.structured)
+
+    @property
+    def has_projections(self) -> bool:
+        """Whether any part of the model is quantum, or has the structure of circuits."""
         return self.model.higher_order or any(projection != "classical" for projection in self.model.projections)
 
     def without_circuits(self) -> Self:
         """The same shape with linear layers instead of circuits."""
         sides = {"generator_projection": None, "discriminator_projection": None}
-        return self.replace(projection="classical", **(sides if self.model.kind == "gan" else {"attention": "softmax"}))
+        others = sides if self.model.kind == "gan" else {"attention": "softmax"}
+        return self.replace(projection="classical", structured=False, **others)
 
     def alone(self) -> Self:
         """The same configuration on one process."""
@@ -289,8 +295,10 @@ def _reason(config: Config, key: str) -> str | None:
         (key in ("image_size", "data_dir", "download") and name == "digits", "the digits come with the package, 8x8"),
         (key == "download" and name == "folder", "a folder of your own is not fetched from anywhere"),
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
-        (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_circuits,
+        (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_projections,
          "the model has no circuits"),
+        ((KEYS[key].section == "backend" or key == "initial_angles") and circuit.structured,
+         "--structured leaves no circuits"),
         (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
         (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
         (key == "attention_ansatz" and not (attention or m.higher_order),

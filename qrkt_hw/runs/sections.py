@@ -236,6 +236,7 @@ class CircuitConfig(Section):
         "angles before training: drawn from [-pi, pi], moved from there to a mean Jacobian near the identity, or the "
         "ansatz' own where it has them [default: its own, else uniform]",
     )
+    structured: bool = key(False, "classical layers of the circuits' structure in their place (see qrkt-hw baseline)")
     input_scale: bool = key(False, "a learned scale per feature before each circuit")
     output_scale: bool = key(True, "a learned scale per feature after each circuit")
     output_bias: bool = key(False, "a learned bias per feature after each circuit")

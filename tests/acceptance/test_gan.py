@@ -200,7 +200,7 @@ def test_twin_trains_both_baselines_and_measures_all_by_one_protocol(trained, tm
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "sides" / "baselines.json").read_text())
     assert len({json.dumps(side["protocol"]) for side in record["sides"].values()}) == 1
-    assert set(record["sides"]) == {"quantum", "size-matched", "parameter-matched"}
+    assert set(record["sides"]) == {"quantum", "size-matched", "parameter-matched", "structured"}
     assert "fid [" in (tmp_path / "sides" / "table.md").read_text()
 
 
