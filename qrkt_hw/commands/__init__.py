@@ -55,6 +55,9 @@ OLD_NAMES = {
         "presets": "runs",
         "evaluate": "generate",
         "launch": "train",
+        "baseline": "tune",
+        "bench": "tune",
+        "backends": "doctor",
     },
     context_settings={
         "help_option_names": ["-h", "--help"],

@@ -48,7 +48,7 @@ def generate(
     alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--count", count), alone)
     from qrkt_hw.data.ranks import here
-    from qrkt_hw.experiments import generation
+    from qrkt_hw.experiments import evaluation
     from qrkt_hw.plots.charts import save_grid
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
@@ -56,13 +56,13 @@ def generate(
         place, run=folder, kind="generate", arguments=asked, console=cli.console(stderr=True), seed=seed, resume=resume,
         restart=restart, **device,
     ) as backend:  # fmt: skip
-        model = generation.gan_of(folder, backend)
-        points = generation.noise(count, model.latent, seed, interpolate, row)
-        images = generation.draw(model, points, here().over_samples(backend))
+        model = evaluation.gan_of(folder, backend)
+        points = evaluation.noise(count, model.latent, seed, interpolate, row)
+        images = evaluation.draw(model, points, here().over_samples(backend))
     if not here().leads:
         return
     if out is not None:
-        generation.save_images(images, out)
+        evaluation.save_images(images, out)
         cli.echo(f"{count} images in {out}")
     if grid is not None or out is None:
         file = grid or folder.path / "samples" / f"seed-{seed}.png"

@@ -1,12 +1,24 @@
-"""``qrkt-hw tune``."""
+"""``qrkt-hw tune``, ``baseline`` and ``bench``: many trainings by one command."""
 
 from pathlib import Path
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import PATH, Command, config_flag, console, echo, preset_flag, table
-from qrkt_hw.commands.options import TRAINING, check_early, merge, options_from
+from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.interface import (
+    PATH,
+    Command,
+    config_flag,
+    console,
+    echo,
+    opened,
+    preset_flag,
+    run_argument,
+    table,
+    trust_flag,
+)
+from qrkt_hw.commands.options import DEALT, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.atomic import check_writable
 
@@ -67,3 +79,90 @@ def tune(
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+@click.command(cls=Command)
+@run_argument
+@click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
+@click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
+@click.option("--out", type=PATH, help="folder of the trials  [default: RUN-baseline]")
+@trust_flag
+@options_from(DEALT)
+def baseline(
+    run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, **flags: Any
+) -> None:
+    """Train the classical baselines of RUN and compare: size-matched, parameter-matched and structured.
+
+    The structured one has classical layers of the circuits' structure, and the command says what differs. Where these
+    are the circuits by construction, nothing is trained for it.
+
+    Every side, the quantum one too, gets the same trials and epochs; its learning rate is chosen by validation AUROC
+    and the test split is read for the chosen run. Called again, it resumes where it stopped.
+
+    The baselines of a GAN get its learning rates and as much CPU time as it had; all are measured by one protocol.
+    """
+    folder, ranks = opened(run, trust_ansatz), ranks_in(flags)
+    options = folder.options()
+    if not options.has_circuits:
+        raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
+    if options.model.kind == "gan" and trials is not None:
+        raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
+    on_ranks(options, ranks, ("its --batch-size", options.data.batch_size))
+    from qrkt_hw.commands.runs import show_compared
+    from qrkt_hw.experiments import baselines
+
+    place = out or baselines.default_out(folder)
+    groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
+    show_compared(groups)
+    for structure, difference in record["structured"].items():
+        echo(f"structured ({structure}): {difference}")
+    echo(str(place))
+
+
+@click.command(cls=cli.Command)
+@click.option("--ansatz", "ansaetze", multiple=True, help="your circuit: a name, file.py:function, or FILE.qasm")
+@click.option("--quick", is_flag=True, help="small models, few epochs: minutes on two cores, without files of data")
+@click.option("--tasks", help="names with commas  [default: all; with --quick those without files]")
+@click.option("--seeds", type=click.IntRange(1, 100), help="trainings of each model  [default: 3; quick: 2]")
+@click.option("--trials", type=click.IntRange(1, 9), help="learning rates of each model  [default: 3; quick: 1]")
+@click.option("--qubits", type=click.IntRange(1, 64), help="features of a circuit  [default: 4, or the file's]")
+@click.option("--layers", type=click.IntRange(1, 64), help="layers of your circuits  [default: 2]")
+@click.option(
+    "--projection",
+    type=click.Choice(["quantum", "quantum-attention", "quantum-mlp"]),
+    default="quantum-attention",
+    show_default=True,
+    help="where circuits stand",
+)
+@click.option("--data-dir", type=cli.PATH, help="folder of the data sets' files  [default: data]")
+@click.option("--download", is_flag=True, help="fetch data sets that are missing")
+@click.option("--out", type=cli.PATH, default=Path("bench"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+def bench(
+    ansaetze: tuple[str, ...], quick: bool, tasks: str | None, seeds: int | None, trials: int | None, as_json: bool,
+    **how: Any,
+) -> None:  # fmt: skip
+    """Find out whether a circuit is any good: a suite of tasks, with other circuits and classical layers beside it.
+
+    Every model of a task gets the same recipe, seeds and number of learning rates; validation chooses, test is
+    reported. Called again, the command resumes. Writes bench.md, bench.json and bench.png.
+    """
+    from qrkt_hw.experiments import bench as suite
+    from qrkt_hw.runs.atomic import check_writable, to_json
+
+    names = suite.chosen(tasks, quick)
+    paths = [merge(None, None, {"ansatz": ansatz}).circuit.ansatz for ansatz in ansaetze]
+    found = suite.Suite(names, paths, seeds=seeds or (2 if quick else 3), trials=trials or (1 if quick else 3),
+                        quick=quick, **how)  # fmt: skip
+    check_writable(found.out, "--out")
+    record = found.run(cli.console(stderr=True))
+    files = found.write(record)
+    if as_json:
+        cli.echo(to_json(record))
+        return
+    header, rows = suite.table(record)
+    cli.table(header, rows, right=header[2:])
+    for line in suite.remarks(record):
+        cli.echo(line)
+    for file in files:
+        cli.echo(str(file))

@@ -17,10 +17,9 @@ from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
-from qrkt_hw.nn.blocks import FeedForward, TransformerBlock, TransformerField
+from qrkt_hw.nn.blocks import TABLEAUS, FeedForward, RungeKuttaBlock, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
-from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
 from qrkt_hw.runs.config import ClassifierConfig, Config, TextConfig, VitConfig
 
 DTYPES = {"complex64": torch.complex64, "complex128": torch.complex128}

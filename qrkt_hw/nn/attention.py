@@ -1,6 +1,7 @@
 """Multi-head attention with injected projections, and circuits over the tokens in its place."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 
 from qrkt_hw.data import ranks
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, project_together
+from qrkt_hw.nn import remote
+from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
+from qrkt_hw.simulator import apart, compiling
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
@@ -190,3 +193,22 @@ def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
         raise ValueError(f"dropout must lie between 0 and 1, not {dropout}")
     if mask is not None and (mask.dtype is not torch.bool or mask.shape != k[:-1]):
         raise ValueError(f"mask must be a bool tensor {tuple(k[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
+
+
+def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
+    """Outputs of independent projections of their inputs; circuits that run elsewhere go as one circuit batch.
+
+    A projection with hooks is called by itself: that costs a sequential stage more, and the hooks see their module.
+    """
+    if compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
+        return apart(project_together, jobs)
+    batch = [
+        (k, module, module.layer.grouped(module.before(x)))
+        for k, (module, x) in enumerate(jobs)
+        if isinstance(module, QuantumProjection) and module.joins_batches
+    ]
+    if not batch:
+        return [module(x) for module, x in jobs]
+    values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))
+    found = {k: module.after(v) for (k, module, _), v in zip(batch, values, strict=True)}
+    return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]

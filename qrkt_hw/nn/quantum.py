@@ -1,7 +1,7 @@
 """Quantum layers: a template as Qiskit Machine Learning's network, as a torch module, and as a projection."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -493,22 +493,3 @@ class QuantumProjection(nn.Module):
         if self.scale is not None:
             values = values * self.scale
         return values if self.bias is None else values + self.bias
-
-
-def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
-    """Outputs of independent projections of their inputs; circuits that run elsewhere go as one circuit batch.
-
-    A projection with hooks is called by itself: that costs a sequential stage more, and the hooks see their module.
-    """
-    if compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
-        return apart(project_together, jobs)
-    batch = [
-        (k, module, module.layer.grouped(module.before(x)))
-        for k, (module, x) in enumerate(jobs)
-        if isinstance(module, QuantumProjection) and module.joins_batches
-    ]
-    if not batch:
-        return [module(x) for module, x in jobs]
-    values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))
-    found = {k: module.after(v) for (k, module, _), v in zip(batch, values, strict=True)}
-    return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]

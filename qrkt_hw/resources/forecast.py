@@ -16,7 +16,7 @@ from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.runge_kutta import TABLEAUS
+from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs.config import Config
 

@@ -8,8 +8,8 @@ import torch
 from qrkt_hw.circuits import names
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.models.factory import build_model, count_parameters, quantum_layers
+from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.nn.quantum import QuantumProjection
-from qrkt_hw.nn.runge_kutta import TABLEAUS
 from qrkt_hw.runs.config import Config
 
 pytestmark = pytest.mark.acceptance

@@ -21,7 +21,7 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
-from qrkt_hw.experiments.generation import draw, save_images
+from qrkt_hw.experiments.evaluation import draw, save_images
 from qrkt_hw.experiments.inference import on_backend
 from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
@@ -181,7 +181,7 @@ def test_a_storage_still_says_where_it_is():
 
 def test_a_killed_generate_leaves_whole_pictures(tmp_path):
     program = (
-        "import torch; from pathlib import Path; from qrkt_hw.experiments.generation import save_images\n"
+        "import torch; from pathlib import Path; from qrkt_hw.experiments.evaluation import save_images\n"
         f"save_images(torch.rand(600, 3, 128, 128) * 2 - 1, Path({str(tmp_path / 'out')!r}))"
     )
     started = subprocess.Popen([sys.executable, "-c", program])

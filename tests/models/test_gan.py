@@ -6,7 +6,7 @@ import torch
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, count_parameters, field_evaluations, quantum_layers
-from qrkt_hw.nn.runge_kutta import TABLEAUS
+from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.runs.config import Config
 
 SMALL = {"model": "gan", "latent": 8, "generator_hidden": 64, "hidden": 8, "heads": 2, "mlp": 8, "patch": 4}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from qrkt_hw.nn.runge_kutta import ENHANCED, TABLEAUS, RungeKuttaBlock, Tableau
+from qrkt_hw.nn.blocks import ENHANCED, TABLEAUS, RungeKuttaBlock, Tableau
 
 
 class Pendulum(nn.Module):

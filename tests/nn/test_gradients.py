@@ -9,7 +9,8 @@ from qrkt_hw import QuantumLayer, circuits
 from qrkt_hw.backends import Call, resolve
 from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.compiler import derive, rule_for, split
-from qrkt_hw.nn.quantum import QuantumProjection, project_together
+from qrkt_hw.nn.attention import project_together
+from qrkt_hw.nn.quantum import QuantumProjection
 from qrkt_hw.nn.remote import SPSA, Adjoint, ParameterShift, Wanted
 from tests.random_templates import GATES, random_template
 

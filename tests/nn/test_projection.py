@@ -8,10 +8,10 @@ from torch.nn.utils import prune
 from qrkt_hw import QuantumLayer
 from qrkt_hw.circuits import CircuitTemplate
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.attention import Attention
+from qrkt_hw.nn.attention import Attention, project_together
 from qrkt_hw.nn.blocks import FeedForward
 from qrkt_hw.nn.embeddings import ImageTokens, PatchEmbedding, sincos_positions
-from qrkt_hw.nn.quantum import QuantumProjection, project_together
+from qrkt_hw.nn.quantum import QuantumProjection
 from tests.random_templates import circuit_and_vectors
 
 

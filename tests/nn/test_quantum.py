@@ -11,7 +11,8 @@ from qiskit_machine_learning.connectors import TorchConnector
 from qrkt_hw import QuantumLayer
 from qrkt_hw.circuits import CircuitTemplate, names
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.quantum import QuantumProjection, project_together
+from qrkt_hw.nn.attention import project_together
+from qrkt_hw.nn.quantum import QuantumProjection
 
 
 @pytest.mark.acceptance

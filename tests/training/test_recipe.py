@@ -15,8 +15,7 @@ from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import DropPath
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import quantum_layers
-from qrkt_hw.nn.blocks import TransformerBlock
-from qrkt_hw.nn.runge_kutta import TABLEAUS, RungeKuttaBlock
+from qrkt_hw.nn.blocks import TABLEAUS, RungeKuttaBlock, TransformerBlock
 from qrkt_hw.runs.config import Config, unused
 from qrkt_hw.training import fit
 from qrkt_hw.training.classifier import rate_factor
