@@ -246,9 +246,8 @@ class Suite:
         for config in place.glob("lr-*/seed-*/config.yaml"):
             theirs = RunFolder.open(config.parent).options()
             kept = theirs.circuits.kept or {}
-            if theirs.circuit.ansatz == ansatz and any(
-                fingerprint(one.template) != fingerprint(circuits.build(ansatz, *size)) for size, one in kept.items()
-            ):
+            own = [(size, one.template) for (name, *size), one in kept.items() if name == ansatz]
+            if any(fingerprint(one) != fingerprint(circuits.build(ansatz, *size)) for size, one in own):
                 raise UserError(f"--ansatz: {ansatz} has changed since {config.parent} was made; name another --out")
 
     def run(self, console: Console) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from qiskit_machine_learning.connectors import TorchConnector
 from qiskit_machine_learning.neural_networks import EstimatorQNN
 
 from qrkt_hw import QuantumLayer, circuits
+from qrkt_hw.ansatz import by_angles
 from qrkt_hw.backends import BackendWarning, Call, resolve
 from qrkt_hw.commands import main
 from qrkt_hw.data.base import DataShape
@@ -66,13 +67,13 @@ def test_exact_aer_and_the_stock_estimator_qnn_agree(ansatz):
     from qiskit_aer.primitives import EstimatorV2
 
     torch.manual_seed(1)
-    options = {"features": 3, "ansatz": ansatz, "qubits": 3, "layers": 1, "dtype": torch.complex128}
+    template = by_angles(circuits.build(ansatz, 3, 1))  # the stock network knows angles only
+    options = {"features": template.num_inputs, "ansatz": template, "dtype": torch.complex128}
     exact = QuantumLayer(**options)
     aer = QuantumLayer(**options, backend=resolve("aer_cpu"), initial_weights=exact.weight)
-    template = exact.template
     stock = TorchConnector(
         EstimatorQNN(
-            circuit=template.circuit,
+            circuit=template.circuit.decompose("xx_plus_yy", reps=3),  # Aer's primitives know no such gate
             estimator=EstimatorV2(options={"default_precision": 0.0}),
             observables=list(template.observables),
             input_params=list(template.inputs),
@@ -82,8 +83,8 @@ def test_exact_aer_and_the_stock_estimator_qnn_agree(ansatz):
         ),
         initial_weights=exact.weight.detach().numpy(),
     )
-    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    cotangent = torch.randn(2, 3, dtype=torch.float64)
+    x = torch.randn(2, template.num_inputs, dtype=torch.float64, requires_grad=True)
+    cotangent = torch.randn(2, template.num_outputs, dtype=torch.float64)
     layers = (exact, aer, stock)
     values = [layer(x) for layer in layers]
     gradients = [torch.autograd.grad(v, (x, layer.weight), cotangent) for v, layer in zip(values, layers, strict=True)]
