@@ -119,7 +119,10 @@ class _States(Tables):
             rows, columns = tables[f"rowsreading{k}"], tables[f"columnsreading{k}"]
             product = state[..., rows].conj() * state[..., columns] * tables[f"valuesreading{k}"]
             values.append((product.real if product.is_complex() else product).sum(-1))
-        return torch.stack(values, dim=-1).transpose(0, 1)
+        found = torch.stack(values, dim=-1).transpose(0, 1)
+        if not found.requires_grad and angles.requires_grad:  # nothing moves them, and their gradients are 0
+            found = found + 0 * angles.sum(0).transpose(0, 1)
+        return found
 
 
 class _LinearMap(Tables):
