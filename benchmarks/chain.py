@@ -101,7 +101,7 @@ def peer(python: Path, name: str, sizes: list, threads: int, folder: Path, limit
             process = None
         elif "ms" in found[size]:
             held = np.load(file)
-            for key, wanted in zip(("values", "by_x", "by_w"), step(size, torch.complex128), strict=True):
+            for key, wanted in zip(("values", "grad_x", "grad_w"), step(size, torch.complex128), strict=True):
                 off = np.abs(held[key] - wanted.numpy()).max() / max(1.0, wanted.abs().max().item())
                 assert off < (1e-5 if key == "values" else 1e-4), (name, size, key, off)
     if process is not None:

@@ -42,7 +42,7 @@ def qulacs(x, w):
         operators[-1].add_operator(1.0, f"Z {j}")
 
     def step():
-        values, by_x, by_w = np.zeros((batch, n)), np.zeros_like(x), np.zeros_like(w)
+        values, grad_x, grad_w = np.zeros((batch, n)), np.zeros_like(x), np.zeros_like(w)
         state = QuantumState(n)
         for row in range(batch):
             for place, index in enumerate(order):  # Qulacs rotates the other way round
@@ -54,9 +54,9 @@ def qulacs(x, w):
             for j in range(n):
                 loss.add_operator(2 * values[row, j], f"Z {j}")
             gradient = -np.array(circuit.backprop(loss))
-            np.add.at(by_w, order[order >= 0], gradient[order >= 0])
-            np.add.at(by_x[row], -1 - order[order < 0], gradient[order < 0])
-        return values, by_x, by_w
+            np.add.at(grad_w, order[order >= 0], gradient[order >= 0])
+            np.add.at(grad_x[row], -1 - order[order < 0], gradient[order < 0])
+        return values, grad_x, grad_w
 
     return step
 
@@ -95,8 +95,8 @@ def lightning(x, w):
     gradient = qml.grad(loss, argnums=[0, 1])
 
     def step():
-        by_x, by_w = gradient(pnp.array(x, requires_grad=True), pnp.array(w, requires_grad=True))
-        return np.array(getattr(found["values"], "_value", found["values"]), dtype=float).T, by_x, by_w
+        grad_x, grad_w = gradient(pnp.array(x, requires_grad=True), pnp.array(w, requires_grad=True))
+        return np.array(getattr(found["values"], "_value", found["values"]), dtype=float).T, grad_x, grad_w
 
     return step
 
@@ -114,8 +114,8 @@ def on_jax(values_of, x, w):
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
 
     def step():
-        (_, values), (by_x, by_w) = jax.block_until_ready(gradient(x, w))
-        return np.asarray(values), np.asarray(by_x), np.asarray(by_w)
+        (_, values), (grad_x, grad_w) = jax.block_until_ready(gradient(x, w))
+        return np.asarray(values), np.asarray(grad_x), np.asarray(grad_w)
 
     return step
 
@@ -159,9 +159,9 @@ def measure(peer, seconds, file):
     given = np.load(file)
     started, used = time.perf_counter(), time.process_time()
     step = globals()[peer](given["x"], given["w"])
-    values, by_x, by_w = step()
+    values, grad_x, grad_w = step()
     first, processor = time.perf_counter() - started, time.process_time() - used
-    np.savez(file, values=values, by_x=by_x, by_w=by_w)
+    np.savez(file, values=values, grad_x=grad_x, grad_w=grad_w)
     compiled = peer in ("pennylane", "tensorcircuit")
     best, least = (float("inf"),) * 2 if compiled else (first, processor)
     end = time.perf_counter() + seconds
