@@ -13,6 +13,13 @@ LOADED = ["qrkt_hw.training.fit", "qrkt_hw.experiments.python", "tests.acceptanc
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(LOADED)
 
+# keys of small runs: a classifier and a GAN
+TINY = {"limit": 130, "batch_size": 25, "rk": "rk1", "rk_blocks": 1, "warmup_steps": 2, "dropout": 0.2, "epochs": 3}
+TINY |= {"augment": "crop-flip"}
+SMALL = {**TINY, "epochs": 2, "augment": "none"}
+GAN = {"model": "gan", "limit": 90, "batch_size": 16, "latent": 8, "generator_hidden": 16, "hidden": 16, "heads": 2}
+GAN |= {"mlp": 16, "warmup_steps": 2, "epochs": 3, "diffaugment": "color,translation,cutout", "augment": "flip"}
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -178,3 +185,16 @@ def damaged() -> None:
         return read(self, indices)
 
     batches._Fetched.__getitem__ = broken
+
+
+def flags(keys: dict[str, Any]) -> list[str]:
+    """Keys of a configuration as flags of the command line."""
+    return [part for key, value in keys.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def whole(found: list[Any]) -> list[Any]:
+    """What every rank returned; raises what one of them raised."""
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return found
