@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from qrkt_hw.ansatz import by_angles
 from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.transpile import PlacedCircuit, cut, fake_device, transpiled
 from qrkt_hw.backends.noise import device_noise, noisy_circuit, observable_effects
@@ -69,7 +68,7 @@ def main() -> None:
     for name in names():
         for qubits in map(int, options.qubits.split(",")):
             for layers in map(int, options.layers.split(",")):
-                template = derive(by_angles(build(name, qubits, layers))).template
+                template = derive(build(name, qubits, layers)).template
                 found = true_error(template, options.device, options.level, options.samples)
                 if found is None:
                     left_out.append(f"{name}:{qubits}:{layers}")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import Parameter, ParameterExpression
 
-from qrkt_hw.ansatz import CircuitTemplate, definition_of, remembered, standard_name
+from qrkt_hw.ansatz import CircuitTemplate, by_angles, definition_of, remembered, standard_name
 from qrkt_hw.compiler.program import ROTATIONS, NotLinear, affine, lower, lower_gate, where
 
 # a number, the index of a parameter, or an operation and its operands
@@ -70,9 +70,12 @@ class Derived:
 
 @remembered
 def derive(template: CircuitTemplate) -> Derived:
-    """The template with linear angles; ValueError where it cannot be lowered for another reason, or an expression has
-    no real value or holds what is none of ``+ - * / ** sin cos tan asin acos atan exp log abs sign conjugate``.
+    """The template with linear angles; of a unary encoding the one by its angles.
+
+    Raises ValueError where it cannot be lowered for another reason, or an expression has no real value or holds what is
+    none of ``+ - * / ** sin cos tan asin acos atan exp log abs sign conjugate``.
     """
+    template = by_angles(template)
     count = template.num_inputs
     try:
         lower(template)

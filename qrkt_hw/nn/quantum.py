@@ -15,7 +15,7 @@ from qiskit_machine_learning.neural_networks import NeuralNetwork
 from torch import Tensor, nn
 
 from qrkt_hw import backends, circuits
-from qrkt_hw.ansatz import CircuitTemplate, by_angles, unary_angles
+from qrkt_hw.ansatz import CircuitTemplate, unary_angles
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.base import TensorFunction
 from qrkt_hw.compiler import derive
@@ -63,7 +63,7 @@ class TemplateNetwork(NeuralNetwork):
     ) -> None:
         self.unary = template.encoding != "angle"
         try:
-            self.derived = derive(by_angles(template))
+            self.derived = derive(template)
             if self.unary:
                 subspace(template)
         except ValueError as error:

@@ -118,7 +118,9 @@ def _stage(stage: Sequence[CircuitCall], templates: list[CircuitTemplate]) -> li
 
 def as_written(template: CircuitTemplate) -> CircuitTemplate:
     """The template as its author wrote it, before angles became derived inputs."""
-    return template.source or template
+    while template.source is not None:
+        template = template.source
+    return template
 
 
 def _circuit(template: CircuitTemplate) -> Circuit:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from qiskit.quantum_info import SparsePauliOp
 
-from qrkt_hw.ansatz import CircuitTemplate, by_angles, remembered
+from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.compiler import Program, Rotation, derive, lower
 from qrkt_hw.compiler.litinski import Absorbed, Reading, rotations
 from qrkt_hw.compiler.propagation import propagate, terms_of
@@ -187,7 +187,7 @@ def jacobian(template: CircuitTemplate, parameters: NDArray[np.float64]) -> NDAr
     """Derivatives ``(samples, observables, inputs + weights)`` at parameters ``(samples, inputs + weights)``."""
     inputs, weights = (t.requires_grad_() for t in _tensors(template, parameters))
     with torch.enable_grad():
-        values = simulator(by_angles(template), torch.complex128, "adjoint")(inputs, weights)[0]
+        values = simulator(template, torch.complex128, "adjoint")(inputs, weights)[0]
     totals = (values[:, place].sum() for place in range(template.num_outputs))
     found = [torch.autograd.grad(total, (inputs, weights), retain_graph=True) for total in totals]
     return torch.stack([torch.cat([by_input[0], by_weight], dim=1) for by_input, by_weight in found], dim=1).numpy()

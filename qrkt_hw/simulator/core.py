@@ -27,13 +27,11 @@ REMOVED_METHODS = ("gatewise", "fused")  # of earlier versions; they read as ``a
 
 def cheapest(template: CircuitTemplate) -> Method | None:
     """The method that evaluates a template fastest; None where none can."""
-    fitting = [m for m in METHODS.values() if _supports(m, template)]
-    return min(fitting, key=lambda m: m.cost(template), default=None)
+    return min(_fitting(template), key=lambda m: m.cost(template), default=None)
 
 
-def _supports(method: Method, template: CircuitTemplate) -> bool:
-    # the others would take the features of a unary encoding for angles
-    return (method is Subspace or template.encoding == "angle") and method.supports(template)
+def _fitting(template: CircuitTemplate) -> list[Method]:
+    return [m for m in METHODS.values() if m.supports(template)]
 
 
 class Simulator:
@@ -63,8 +61,10 @@ class Simulator:
                 f"ansatz {template.name!r} on {template.num_qubits} qubits has no exact method: statevectors go to 28 "
                 "qubits, and its observables depend on too much for propagation; take fewer qubits or layers"
             )
-        if not _supports(chosen, template):
-            raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}")
+        if not chosen.supports(template):
+            others = " or ".join(m.name for m in _fitting(template))
+            way = f"take auto, or {others}" if others else "no method can"
+            raise UserError(f"simulation method {method!r} cannot evaluate ansatz {template.name!r}; {way}")
         self.method = chosen.name
         self._needs = memory.Needs(template, chosen.name, self.real_dtype)
         self._evaluate = chosen(template, dtype)

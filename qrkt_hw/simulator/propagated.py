@@ -114,7 +114,7 @@ class Propagated:
 
     @staticmethod
     def supports(template: CircuitTemplate) -> bool:
-        return plan(template) is not None
+        return template.encoding == "angle" and plan(template) is not None
 
     @staticmethod
     def cost(template: CircuitTemplate) -> float:

@@ -44,7 +44,7 @@ class Statevector:
     @staticmethod
     def supports(template: CircuitTemplate) -> bool:
         wide = any(isinstance(s, Fixed) and len(s.qubits) > LARGEST_MATRIX for s in lower(template).steps)
-        return template.num_qubits <= LARGEST and not wide
+        return template.encoding == "angle" and template.num_qubits <= LARGEST and not wide
 
     @staticmethod
     def cost(template: CircuitTemplate) -> float:

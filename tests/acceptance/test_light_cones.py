@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from qrkt_hw.ansatz import by_angles
 from qrkt_hw.circuits import build, names
 from qrkt_hw.compiler import derive, lower
 from qrkt_hw.compiler.propagation import propagate
@@ -20,7 +19,7 @@ SIZES = [(1, 1), (2, 1), (3, 1), (4, 2), (6, 1), (6, 2), (5, 3)]
 
 def moved(template, tries=4):
     """``(outputs, features + weights)``: the largest change of each output when one of them is drawn anew."""
-    derived = derive(by_angles(template))
+    derived = derive(template)
     unary = template.encoding != "angle"
     evaluate = simulator(template if unary else derived.template, torch.complex128)
     rng, first = np.random.default_rng(5), template.num_features
@@ -67,7 +66,7 @@ def test_random_templates(seed):
 def test_wide_circuits_are_bounded(name):
     template = build(name, 13, 1)
     check(template, tries=1)
-    derived = derive(by_angles(template))
+    derived = derive(template)
     if not derived.trivial:
         return  # its parameters are others
     first = template.num_inputs

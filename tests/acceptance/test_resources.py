@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from qiskit import QuantumCircuit
 from qiskit.transpiler.preset_passmanagers import generate_preset_pass_manager
 
-from qrkt_hw.ansatz import by_angles
 from qrkt_hw.backends import aer
 from qrkt_hw.backends.budget import usage
 from qrkt_hw.backends.device.transpile import fake_device
@@ -33,7 +32,7 @@ SMALL = {"hidden": 4, "heads": 2, "qubits": 2, "mlp": 2, "layers": 1, "rk_blocks
 
 def evaluated(name, qubits, layers):
     """What runs: every angle is linear, and a unary encoding is its angles."""
-    return derive(by_angles(build(name, qubits, layers))).template
+    return derive(build(name, qubits, layers)).template
 
 
 @pytest.fixture(autouse=True)
@@ -319,3 +318,10 @@ def test_schema_describes_the_json():
     assert set(report) == set(schema["properties"])
     for key, name in {"costs": "Cost", "verdicts": "Simulability", "devices": "Device"}.items():
         assert set(report[key][0]) == set(schema["$defs"][name]["properties"])
+
+
+@pytest.mark.parametrize("ansatz", ["activation_reuploading", "compound", "higher_order", "orthogonal_butterfly"])
+def test_an_ansatz_of_any_encoding_has_a_report_on_a_device(ansatz):
+    report = of_template(ansatz, 3, 1).report(["fake_torino"], [1], shots=64, images=1, training_steps=1)
+    (circuit,) = report.logical.circuits
+    assert circuit.inputs == 3 and report.costs and report.verdicts[0].sentence

@@ -10,7 +10,6 @@ from qiskit_aer.noise import NoiseModel
 from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
 from qrkt_hw import circuits
-from qrkt_hw.ansatz import by_angles
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.device.measurement import bases, confuse
 from qrkt_hw.backends.device.transpile import fake_device
@@ -65,7 +64,7 @@ def test_equals_aers_density_matrix_for_every_template(ansatz, device):
     for qubits, layers in [(1, 1), (2, 2), (3, 1), (4, 2)]:
         if qubits == 1 and (ansatz.startswith("orthogonal") or ansatz == "compound"):
             continue  # they need two features
-        template = derive(by_angles(circuits.build(ansatz, qubits, layers))).template
+        template = derive(circuits.build(ansatz, qubits, layers)).template
         values = np.random.default_rng(qubits).normal(size=(2, len(template.parameters)))
         found = backend.run([Call(template, values)])[0]
         np.testing.assert_allclose(found, reference(backend, template, values), atol=1e-8)
@@ -79,7 +78,7 @@ def test_equals_aers_density_matrix_for_every_template(ansatz, device):
 def test_equals_aers_density_matrix_up_to_six_qubits(ansatz):
     backend = FakeBackend("fake_torino", "fake_torino")
     for qubits in (5, 6):
-        template = derive(by_angles(circuits.build(ansatz, qubits, 2))).template
+        template = derive(circuits.build(ansatz, qubits, 2)).template
         if len(backend.placed(template, bases(template)[0]).physical) > LARGEST:
             continue
         values = np.random.default_rng(qubits).normal(size=(2, len(template.parameters)))
