@@ -17,7 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 ROOT = Path(__file__).parents[1]
 HOLDS = {
     "commands": "the command line; processes' settings",
-    "experiments": "infer, compare, baselines, tune, export",
+    "experiments": "infer, compare, baselines, tune, bench, export",
     "training": "one loop, two tasks: classifier and GAN",
     "resources": "the report: qubits, depth, shots, seconds, price",
     "models": "transformer, GAN; built from a config",
@@ -27,9 +27,9 @@ HOLDS = {
     "runs": "config, run folder, kept circuits",
     "primitives": "PackedSampler, PackedEstimator",
     "backends": "exact, Aer; devices: pack, submit, decode",
-    "simulator": "Pauli propagation, statevector, noise; kernels",
+    "simulator": "propagation, statevector, subspace, noise; kernels",
     "circuits": "one short file per ansatz; the registry",
-    "compiler": "program, propagation, shift rules",
+    "compiler": "program, propagation, subspace, shift rules",
     "ansatz": "CircuitTemplate and encodings",
     "errors": "UserError",
 }
