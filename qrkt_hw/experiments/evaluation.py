@@ -44,6 +44,7 @@ STEPS = 1200  # of training the reference classifier
 VERSION = 3  # of its recipe
 FEATURES = 128
 BATCH, OF_INCEPTION = 1024, 1000  # images that an extractor takes at once; whole batches of Inception's 50
+GENERATED = 250  # images that a generator computes at once
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to features and logits
 
 
@@ -251,8 +252,8 @@ class ReferenceClassifier(nn.Module):
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(images, 128)`` and logits of any number of images."""
-        features = torch.cat([self.body(part) for part in images.split(1024)])
-        return features, torch.cat([self.head(part) for part in features.split(1024)])
+        features = torch.cat([self.body(part) for part in images.split(BATCH)])
+        return features, torch.cat([self.head(part) for part in features.split(BATCH)])
 
 
 def reference_classifier(
@@ -368,9 +369,6 @@ def _train(data: Data) -> tuple[ReferenceClassifier, dict[str, float]]:
     return model, quality
 
 
-BATCH = 250
-
-
 def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
     """The GAN of a run. Raises UserError: the run is a classifier, or has no weights yet."""
     if run.options().model.kind != "gan":
@@ -406,7 +404,7 @@ def draw(model: Gan, points: Tensor, there: Ranks | None = None) -> Tensor:
             )
         return [((images + 1) * 127.5).round().byte()]
 
-    (found,) = (there or here()).dealt(levels, points, BATCH)
+    (found,) = (there or here()).dealt(levels, points, GENERATED)
     return found / 127.5 - 1
 
 

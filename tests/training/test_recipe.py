@@ -206,11 +206,23 @@ NOTHING = [
     ({"angle_weight_decay": 0.1, "projection": "classical"}, "angle_weight_decay"),
     ({"schedule": "linear", "model": "gan"}, "schedule"),
     ({"mixup": 0.2, "model": "gan"}, "mixup"),
+    ({"mixup": 0.2, "batch_size": 1}, "mixup"),
+    ({"learning_rate": 0.1, "model": "gan", "generator_learning_rate": 0.2, "discriminator_learning_rate": 0.2},
+     "learning_rate"),
+    ({"structured": True, "attention": "higher-order", "projection": "classical"}, "structured"),
+    ({"qubits": 2, "mlp_qubits": 4, "attention": "higher-order", "projection": "quantum-mlp"}, "qubits"),
     ({"drop_path": 0.2, "rk_blocks": 1}, "drop_path"),
     ({"drop_path": 0.2, "model": "gan", "discriminator_rk_blocks": 1, "generator_rk_blocks": "0,1"}, "drop_path"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("keys", "key"), NOTHING)
 def test_an_option_that_would_do_nothing_is_refused(keys, key):
     assert f"--{key.replace('_', '-')}" in str(unused(Config(**keys), keys))
+
+
+def test_circuits_over_tokens_have_the_ansatz_layers_and_backend_that_are_given():
+    keys = {"attention": "higher-order", "projection": "quantum-mlp", "ansatz": "higher_order", "layers": 2}
+    keys |= {"mlp_ansatz": "qrkt", "mlp_layers": 1}
+    for more in ({}, {"structured": True, "shots": 10, "initial_angles": "uniform"}):
+        assert unused(Config(**keys, **more), {**keys, **more}) is None
