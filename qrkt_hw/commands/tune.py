@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import DEALT, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import PROCESSES, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.atomic import check_writable, to_json
 
@@ -75,7 +75,7 @@ def _cell(value: Any) -> str:
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
 @click.option("--out", type=cli.PATH, help="folder of the trials  [default: RUN-baseline]")
 @cli.trust_flag
-@options_from(DEALT)
+@options_from(PROCESSES)
 def baseline(
     run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, **flags: Any
 ) -> None:

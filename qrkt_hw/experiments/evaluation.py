@@ -87,8 +87,8 @@ def evaluate(
     extract, extractor = own if inception is None else there.together(lambda: _inception(inception))
     size = BATCH if inception is None else OF_INCEPTION
     images = draw(model, noise(samples, model.latent, seed))
-    generated = _dealt(there, extract, images, size)
-    logits = generated[1] if inception is None else _dealt(there, reference.extract, images, BATCH)[1]
+    generated = _extracted(there, extract, images, size)
+    logits = generated[1] if inception is None else _extracted(there, reference.extract, images, BATCH)[1]
     real = _of_split(data, split, extract, size, there)
     train = pixels(data, "train", 60_000)[0] if there.leads else images[:0]
     others = {}
@@ -96,7 +96,7 @@ def evaluate(
         random = Generator().manual_seed(seed)
         gaussian = there.first(lambda: negatives(train)["covariance"](samples, random))
         others["test images"] = _of_split(data, "test", extract, size, there)
-        others["gaussian images"] = _dealt(there, extract, gaussian, size)
+        others["gaussian images"] = _extracted(there, extract, gaussian, size)
 
     protocol = {
         "extractor": extractor,
@@ -193,8 +193,8 @@ def _of_split(data: Data, split: str, extract: Extractor, size: int, there: Rank
     return features, logits
 
 
-def _dealt(there: Ranks, extract: Extractor, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    features, logits = there.dealt(extract, images, size)
+def _extracted(there: Ranks, extract: Extractor, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    features, logits = there.map_rows(extract, images, size)
     return features, logits
 
 
@@ -404,7 +404,7 @@ def draw(model: Gan, points: Tensor, there: Ranks | None = None) -> Tensor:
             )
         return [((images + 1) * 127.5).round().byte()]
 
-    (found,) = (there or here()).dealt(levels, points, GENERATED)
+    (found,) = (there or here()).map_rows(levels, points, GENERATED)
     return found / 127.5 - 1
 
 

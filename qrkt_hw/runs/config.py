@@ -184,7 +184,7 @@ class Config(BaseModel):
         here, there = self.flat(), theirs.flat()
         own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
         for key in ("model", *own):
-            if here[key] != there[key] and (key == "model" or self.has_circuits):
+            if here[key] != there[key] and (key == "model" or self.has_projections):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
     def check_own(self, found: dict[str, Any], kept: dict[str, Any], run: Path) -> None:
@@ -346,6 +346,7 @@ def _reason(config: Config, key: str) -> str | None:
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
              "the first block always stays, and the model has no other"),
+            (key == "mixup" and m.kind == "text", "it mixes images, and words cannot be mixed"),
             (key == "mixup" and data.batch_size == 1, "a batch of one image has no other to mix it with"),
             (key == "cross_attention" and not m.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         ]  # fmt: skip

@@ -144,16 +144,16 @@ def test_rates_rise_over_the_blocks_as_timm_has_them():
 def test_stochastic_depth_does_not_depend_on_the_number_of_ranks():
     torch.manual_seed(0)
     x = torch.randn(7, 2, 3)
-    path, dealt = DropPath(0.5), []
+    path, parts = DropPath(0.5), []
     torch.manual_seed(3)
     whole = path(x)
     for rank in range(3):
         share = ranks.Share.of(7, rank, 3)
         ranks.set_share(share)
         torch.manual_seed(3)
-        dealt.append(path(x[share.start : share.stop]))
+        parts.append(path(x[share.start : share.stop]))
         ranks.set_share(None)
-    assert torch.equal(torch.cat(dealt), whole)
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_stochastic_depth_changes_the_training_and_off_is_as_before():
@@ -207,6 +207,7 @@ NOTHING = [
     ({"schedule": "linear", "model": "gan"}, "schedule"),
     ({"mixup": 0.2, "model": "gan"}, "mixup"),
     ({"mixup": 0.2, "batch_size": 1}, "mixup"),
+    ({"mixup": 0.2, "dataset": "imdb"}, "mixup"),
     ({"learning_rate": 0.1, "model": "gan", "generator_learning_rate": 0.2, "discriminator_learning_rate": 0.2},
      "learning_rate"),
     ({"structured": True, "attention": "higher-order", "projection": "classical"}, "structured"),
