@@ -93,13 +93,13 @@ def main() -> None:
         row |= {f"{method}_ms": ms for method, ms in times.items()} | {"loss": times[chosen.name] / min(times.values())}
         rows.append(row)
     save(options.json, rows)
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [row for row in rows if row["kind"] == kind]
+    for kind in ("all", *dict.fromkeys(row["kind"] for row in rows)):
+        own = [row for row in rows if kind in ("all", row["kind"])]
         losses = [row["loss"] for row in own]
         right, close = (statistics.mean(loss <= most for loss in losses) for most in (1.0, 1.05))
         print(
             f"{kind}: {len(own)} templates, pauli for {sum(row['method'] == 'pauli' for row in own)}; the faster "
-            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.0f} %, "
+            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.1f} %, "
             f"worst {max(losses):.2f} times as slow"
         )
 
