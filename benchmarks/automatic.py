@@ -59,7 +59,7 @@ def templates(count: int, first: int) -> Iterator[tuple[str, str, CircuitTemplat
         yield "front", str(number), front(number)
 
 
-def processor_ms(template: CircuitTemplate, seconds: float = 0.3) -> dict[str, float]:
+def cpu_ms(template: CircuitTemplate, seconds: float = 0.3) -> dict[str, float]:
     """The fastest step of each method."""
     simulators = {name: Simulator(template, method=name) for name in METHODS}
     x = torch.randn(BATCH, 1, template.num_inputs, requires_grad=True)
@@ -87,7 +87,7 @@ def main() -> None:
     for kind, name, template in templates(options.templates, options.first):
         if not all(method.supports(template) for method in METHODS.values()):
             continue
-        times = processor_ms(template)
+        times = cpu_ms(template)
         chosen = cheapest(template)
         row = {"kind": kind, "template": name, "qubits": template.num_qubits, "method": chosen.name}
         row |= {f"{method}_ms": ms for method, ms in times.items()} | {"loss": times[chosen.name] / min(times.values())}

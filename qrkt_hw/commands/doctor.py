@@ -233,10 +233,10 @@ def list_(backends_file: Path | None, remote: bool) -> None:
     rows = []
     for found in listing(backends_file):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
-        remark = f": {found.remark}" if found.remark else ""
+        note = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
         values = f"{found.shots} shots" if found.shots else "exact"
-        rows.append((found.name, found.kind, qubits, values, here + remark))
+        rows.append((found.name, found.kind, qubits, values, here + note))
     table(("name", "kind", "qubits", "values", "here"), rows, markup=True)
     echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston: any fake_NAME of the IBM runtime")
 
