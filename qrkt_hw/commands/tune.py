@@ -96,12 +96,12 @@ def baseline(
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     on_ranks(options, ranks, ("its --batch-size", options.data.batch_size))
-    from qrkt_hw.commands.runs import show_compared
+    from qrkt_hw.commands.runs import echo_comparison
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
     groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, cli.console(stderr=True))
-    show_compared(groups)
+    echo_comparison(groups)
     for structure, difference in record["structured"].items():
         cli.echo(f"structured ({structure}): {difference}")
     cli.echo(str(place))

@@ -1,4 +1,4 @@
-"""How good the images of a GAN are: FID, KID, Inception Score, precision and recall, and a reference classifier.
+"""Images of a GAN, and how good they are: FID, KID, Inception Score, precision, recall and a reference classifier.
 
 torch-fidelity computes all metrics from the features of one extractor: Inception-v3 (images enlarged to 299 pixels as
 in TensorFlow 1), or the reference classifier. A figure belongs to its protocol and is compared with no other.
