@@ -59,7 +59,7 @@ def templates(count: int, first: int) -> Iterator[tuple[str, str, CircuitTemplat
         yield "front", str(number), front(number)
 
 
-def processor_ms(template: CircuitTemplate, seconds: float = 0.3) -> dict[str, float]:
+def cpu_ms(template: CircuitTemplate, seconds: float = 0.3) -> dict[str, float]:
     """The fastest step of each method."""
     simulators = {name: Simulator(template, method=name) for name in METHODS}
     x = torch.randn(BATCH, 1, template.num_inputs, requires_grad=True)
@@ -87,19 +87,19 @@ def main() -> None:
     for kind, name, template in templates(options.templates, options.first):
         if not all(method.supports(template) for method in METHODS.values()):
             continue
-        times = processor_ms(template)
+        times = cpu_ms(template)
         chosen = cheapest(template)
         row = {"kind": kind, "template": name, "qubits": template.num_qubits, "method": chosen.name}
         row |= {f"{method}_ms": ms for method, ms in times.items()} | {"loss": times[chosen.name] / min(times.values())}
         rows.append(row)
     save(options.json, rows)
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [row for row in rows if row["kind"] == kind]
+    for kind in ("all", *dict.fromkeys(row["kind"] for row in rows)):
+        own = [row for row in rows if kind in ("all", row["kind"])]
         losses = [row["loss"] for row in own]
         right, close = (statistics.mean(loss <= most for loss in losses) for most in (1.0, 1.05))
         print(
             f"{kind}: {len(own)} templates, pauli for {sum(row['method'] == 'pauli' for row in own)}; the faster "
-            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.0f} %, "
+            f"method in {100 * right:.0f} %, within 5 % of it in {100 * close:.1f} %, "
             f"worst {max(losses):.2f} times as slow"
         )
 

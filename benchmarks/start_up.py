@@ -49,8 +49,8 @@ def main() -> None:
         for repeat in range(arguments.repeats + 1):
             run = str(Path(folder) / str(repeat))
             runs.append(launch(arguments.threads, run))
-            alone.append(processor(IMPORT, arguments.threads))
-            inferred.append(processor(INFER.replace("RUN", run), arguments.threads))
+            alone.append(cpu_seconds(IMPORT, arguments.threads))
+            inferred.append(cpu_seconds(INFER.replace("RUN", run), arguments.threads))
     print(f"{'until':<22}{'seconds':>9}{'of which here':>15}{'CPU':>11}")
     before = 0.0
     for stage in STAGES:
@@ -62,7 +62,7 @@ def main() -> None:
     print(f"infer beyond it: {min(inferred[1:]) - min(alone[1:]):.2f}")
 
 
-def processor(program: str, threads: int) -> float:
+def cpu_seconds(program: str, threads: int) -> float:
     """CPU seconds of a new process until its program is through."""
     told = f"{program}\nimport time\nprint('CPU', time.process_time())"
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}

@@ -160,10 +160,10 @@ def measure(peer, seconds, file):
     started, used = time.perf_counter(), time.process_time()
     step = globals()[peer](given["x"], given["w"])
     values, grad_x, grad_w = step()
-    first, processor = time.perf_counter() - started, time.process_time() - used
+    first, cpu = time.perf_counter() - started, time.process_time() - used
     np.savez(file, values=values, grad_x=grad_x, grad_w=grad_w)
     compiled = peer in ("pennylane", "tensorcircuit")
-    best, least = (float("inf"),) * 2 if compiled else (first, processor)
+    best, least = (float("inf"),) * 2 if compiled else (first, cpu)
     end = time.perf_counter() + seconds
     for repeat in range(30):
         if (repeat or not compiled) and time.perf_counter() > end:

@@ -214,18 +214,18 @@ def backends() -> None:
     """List the backends and try one."""
 
 
-FILE = click.option("--backends-file", type=PATH, help="a backends.yaml over all others")
+backends_file_flag = click.option("--backends-file", type=PATH, help="a backends.yaml over all others")
 
 
 @backends.command("list")
 @click.option("--remote", is_flag=True, help="the devices of the IBM account instead: qubits, queue, online or not")
-@FILE
-def list_(backends_file: Path | None, remote: bool) -> None:
+@backends_file_flag
+def list_backends(backends_file: Path | None, remote: bool) -> None:
     """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
     if remote and backends_file is not None:
         raise UserError("--backends-file: the devices of --remote come from the account; leave it out")
     if remote:
-        _remote()
+        _list_remote()
         return
     from qrkt_hw.backends import listing
     from qrkt_hw.backends.device.transpile import fake_names
@@ -233,15 +233,15 @@ def list_(backends_file: Path | None, remote: bool) -> None:
     rows = []
     for found in listing(backends_file):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
-        remark = f": {found.remark}" if found.remark else ""
+        note = f": {found.remark}" if found.remark else ""
         qubits = str(found.qubits) if found.qubits else "memory" if found.available else "-"
         values = f"{found.shots} shots" if found.shots else "exact"
-        rows.append((found.name, found.kind, qubits, values, here + remark))
+        rows.append((found.name, found.kind, qubits, values, here + note))
     table(("name", "kind", "qubits", "values", "here"), rows, markup=True)
     echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston: any fake_NAME of the IBM runtime")
 
 
-def _remote() -> None:
+def _list_remote() -> None:
     from qrkt_hw.backends.ibm.account import Account
 
     account = Account()
@@ -259,12 +259,12 @@ def _remote() -> None:
     echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
 
 
-@backends.command()
+@backends.command("check")
 @click.argument("name")
 @click.option("--shots", type=click.IntRange(0, 10_000_000), help="instead of the entry's; 0 for exact values")
 @click.option("--strict-backend", is_flag=True, help="refuse the fallback")
-@FILE
-def check(name: str, shots: int | None, strict_backend: bool, backends_file: Path | None) -> None:
+@backends_file_flag
+def check_backend(name: str, shots: int | None, strict_backend: bool, backends_file: Path | None) -> None:
     """Run a tiny circuit on NAME and say what it saw."""
     import math
     import time

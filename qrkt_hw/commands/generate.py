@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import DEALT, INFERRING, check_used, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 
 
@@ -21,7 +21,7 @@ from qrkt_hw.errors import UserError
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @cli.trust_flag
-@options_from((*INFERRING, *DEALT))
+@options_from((*INFERRING, *PROCESSES))
 @cli.device_flags
 def generate(
     run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
@@ -94,7 +94,7 @@ def generate(
 )
 @cli.trust_flag
 @cli.json_flag
-@options_from(DEALT)
+@options_from(PROCESSES)
 def evaluate(
     run: Path | None, samples: int, seed: int, split: str, inception_weights: Path | None,
     reference_classifier: Path | None, data_dir: Path | None, reference_scores: bool, trust_ansatz: bool, as_json: bool,

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import DEALT, INFERRING, check_used, given, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 
 
@@ -40,7 +40,7 @@ from qrkt_hw.errors import UserError
 )
 @cli.trust_flag
 @cli.json_flag
-@options_from((*INFERRING, *DEALT))
+@options_from((*INFERRING, *PROCESSES))
 @cli.device_flags
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
@@ -106,8 +106,8 @@ def infer(
     from qrkt_hw.resources.tables import summarize
 
     alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
-    dealt = ("--limit", limit) if limit else ("batches of", inference.BATCH)
-    on_ranks(options.replace(accelerator="cpu"), ranks, dealt, alone)
+    divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
+    on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     if paths:
         given_inputs = inference.read_paths(folder, paths)

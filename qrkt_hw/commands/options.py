@@ -18,7 +18,7 @@ from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
-DEALT = ("devices", "num_nodes")  # of commands that deal their work to several processes
+PROCESSES = ("devices", "num_nodes")  # of commands that divide their work among processes
 # what a newcomer needs, and the titles of all others in the help
 _FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
 _TITLES = {
@@ -83,15 +83,15 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def ranks_in(flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of :data:`DEALT` that were given, taken out of ``flags``; several ranks that torchrun or srun started are
-    given, too. Raises UserError: a wrong value."""
-    found = given({key: flags.pop(key) for key in DEALT})
+    """Those of :data:`PROCESSES` that were given, taken out of ``flags``; several ranks that torchrun or srun started
+    are given, too. Raises UserError: a wrong value."""
+    found = given({key: flags.pop(key) for key in PROCESSES})
     backend_options(found)
     return {"devices": None, **found} if rank_and_count()[1] > 1 else found
 
 
 def on_ranks(options: Config, ranks: dict[str, Any], samples: tuple[str, int], alone: str | None = None) -> None:
-    """Be one of the processes of ``ranks`` until the command ends; ``samples`` are dealt, in words and their number.
+    """Be one of the processes of ``ranks`` until the command ends; ``samples`` are divided, in words and their number.
 
     Raises UserError: fewer samples than processes, or ``alone``, which says what runs in one process only."""
     if not ranks:

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.interface import Group, echo
 from qrkt_hw.errors import UserError
 
 
@@ -53,12 +52,12 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
 
     groups = grouped(folders)
     files = write_comparison(groups, out)
-    show_compared(groups)
+    echo_comparison(groups)
     for file in files:
         cli.echo(str(file))
 
 
-def show_compared(groups: list) -> None:
+def echo_comparison(groups: list) -> None:
     """The table on the terminal, upright: a column per configuration."""
     from qrkt_hw.experiments.comparison import table as compared
 
@@ -87,23 +86,23 @@ def export(run: Path | None, form: str, out: Path | None, trust_ansatz: bool) ->
     cli.echo(f"{what} in {place}")
 
 
-@click.group(cls=Group)
+@click.group(cls=cli.Group)
 def presets() -> None:
     """List and show the presets."""
 
 
 @presets.command("list")
-def list_() -> None:
+def list_presets() -> None:
     """Every preset with its first comment line."""
     from qrkt_hw.experiments import presets as shipped
 
     for name in shipped.names():
-        echo(f"{name:28} {shipped.text(name).splitlines()[0].lstrip('# ')}")
+        cli.echo(f"{name:28} {shipped.text(name).splitlines()[0].lstrip('# ')}")
 
 
-@presets.command()
+@presets.command("show")
 @click.argument("name")
-def show(name: str) -> None:
+def show_preset(name: str) -> None:
     """The preset's YAML."""
     from qrkt_hw.experiments import presets as shipped
 

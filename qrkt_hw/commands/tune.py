@@ -6,24 +6,12 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.interface import (
-    PATH,
-    Command,
-    config_flag,
-    console,
-    echo,
-    opened,
-    preset_flag,
-    run_argument,
-    table,
-    trust_flag,
-)
-from qrkt_hw.commands.options import DEALT, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import PROCESSES, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
-from qrkt_hw.runs.atomic import check_writable
+from qrkt_hw.runs.atomic import check_writable, to_json
 
 
-@click.command(cls=Command)
+@click.command(cls=cli.Command)
 @click.option(
     "--search", "searched", multiple=True, required=True, help="option=a,b,c, option=low:high or option=log:low:high"
 )
@@ -34,9 +22,9 @@ from qrkt_hw.runs.atomic import check_writable
 @click.option("--prune/--no-prune", default=True, show_default=True, help="stop trials below the median of the others")
 @click.option("--storage", help="SQLAlchemy URL shared by several processes  [default: a file in --out]")
 @click.option("--study", "name", default="qrkt-hw", show_default=True, help="name of the study in the storage")
-@preset_flag
-@config_flag
-@click.option("--out", type=PATH, default=Path("tuning"), show_default=True)
+@cli.preset_flag
+@cli.config_flag
+@click.option("--out", type=cli.PATH, default=Path("tuning"), show_default=True)
 @options_from(TRAINING)
 def tune(
     searched: tuple[str, ...], trials: int, sampler: str, prune: bool, storage: str | None, name: str,
@@ -66,28 +54,28 @@ def tune(
     check_writable(out, "--out")
     url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
     study = tuning.open_study(name, url, dimensions, sampler, prune, options.training.seed)
-    tuning.tune(options, dimensions, study, sampler, trials, out, console(stderr=True))
+    tuning.tune(options, dimensions, study, sampler, trials, out, cli.console(stderr=True))
     found = tuning.rows(study)
     columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]
-    table(columns, ([_cell(row.get(column)) for column in columns] for row in found[:20]))
+    cli.table(columns, ([_cell(row.get(column)) for column in columns] for row in found[:20]))
     for key, share in tuning.importances(study).items():
-        echo(f"{key} explains {share:.0%} of the spread")
+        cli.echo(f"{key} explains {share:.0%} of the spread")
     for file in tuning.write_study(study, out):
-        echo(str(file))
-    echo(f"best: {found[0]['run']}")
+        cli.echo(str(file))
+    cli.echo(f"best: {found[0]['run']}")
 
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-@click.command(cls=Command)
-@run_argument
+@click.command(cls=cli.Command)
+@cli.run_argument
 @click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
-@click.option("--out", type=PATH, help="folder of the trials  [default: RUN-baseline]")
-@trust_flag
-@options_from(DEALT)
+@click.option("--out", type=cli.PATH, help="folder of the trials  [default: RUN-baseline]")
+@cli.trust_flag
+@options_from(PROCESSES)
 def baseline(
     run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, **flags: Any
 ) -> None:
@@ -101,22 +89,22 @@ def baseline(
 
     The baselines of a GAN get its learning rates and as much CPU time as it had; all are measured by one protocol.
     """
-    folder, ranks = opened(run, trust_ansatz), ranks_in(flags)
+    folder, ranks = cli.opened(run, trust_ansatz), ranks_in(flags)
     options = folder.options()
     if not options.has_circuits:
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     on_ranks(options, ranks, ("its --batch-size", options.data.batch_size))
-    from qrkt_hw.commands.runs import show_compared
+    from qrkt_hw.commands.runs import echo_comparison
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
-    groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, console(stderr=True))
-    show_compared(groups)
+    groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, cli.console(stderr=True))
+    echo_comparison(groups)
     for structure, difference in record["structured"].items():
-        echo(f"structured ({structure}): {difference}")
-    echo(str(place))
+        cli.echo(f"structured ({structure}): {difference}")
+    cli.echo(str(place))
 
 
 @click.command(cls=cli.Command)
@@ -147,10 +135,11 @@ def bench(
     Every model of a task gets the same recipe, seeds and number of learning rates; validation chooses, test is
     reported. Called again, the command resumes. Writes bench.md, bench.json and bench.png.
     """
-    from qrkt_hw.experiments import bench as suite
-    from qrkt_hw.runs.atomic import check_writable, to_json
+    from qrkt_hw.experiments.presets import chosen_tasks
 
-    names = suite.chosen(tasks, quick)
+    names = chosen_tasks(tasks, quick)  # a wrong name is refused before torch loads
+    from qrkt_hw.experiments import bench as suite
+
     paths = [merge(None, None, {"ansatz": ansatz}).circuit.ansatz for ansatz in ansaetze]
     found = suite.Suite(names, paths, seeds=seeds or (2 if quick else 3), trials=trials or (1 if quick else 3),
                         quick=quick, **how)  # fmt: skip
@@ -162,7 +151,7 @@ def bench(
         return
     header, rows = suite.table(record)
     cli.table(header, rows, right=header[2:])
-    for line in suite.remarks(record):
+    for line in suite.notes(record):
         cli.echo(line)
     for file in files:
         cli.echo(str(file))

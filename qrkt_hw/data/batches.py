@@ -154,8 +154,8 @@ def loader(
     mixup: float = 0.0,
 ) -> Batches:
     """Batches of a data set that takes index lists, or of a stream; in order without a seed. The batches, augmentation
-    included, are the same for any number of workers, and dealt to ``ranks`` where they are given. With ``mixup`` inputs
-    are mixed, and batches are ``(inputs, labels, partners' labels, weight of the own)``."""
+    included, are the same for any number of workers, and divided among ``ranks`` where they are given. With ``mixup``
+    inputs are mixed, and batches are ``(inputs, labels, partners' labels, weight of the own)``."""
     ranks = ranks or Ranks()
     fetched = _Fetched(dataset, batch_size, augment, (ranks.rank, ranks.count), mixup)
     draws = EpochBatches(len(dataset), batch_size, seed)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
 """Processes that train or evaluate together: which of them this is, which samples are its own, and sums over all.
 
-Each batch is dealt to the ranks in slices. A rank's loss is the mean over its slice, weighted by its share of the
-batch; gradients are added up in one all-reduce. Random numbers of a step are drawn for the whole batch, from generators
-that are in the same state on every rank, and a rank takes the rows of its samples. So nothing but rounding depends on
-the number of ranks.
+Each batch is divided into slices, one for each rank. A rank's loss is the mean over its slice, weighted by its share of
+the batch; gradients are added up in one all-reduce. Random numbers of a step are drawn for the whole batch, from
+generators that are in the same state on every rank, and a rank takes the rows of its samples. So nothing but rounding
+depends on the number of ranks.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class Ranks:
             found.append(torch.cat(rows))
         return found
 
-    def dealt(self, function: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, size: int) -> list[Tensor]:
+    def map_rows(self, function: Callable[[Tensor], Sequence[Tensor]], rows: Tensor, size: int) -> list[Tensor]:
         """Tensors of ``function`` for all rows, in batches of ``size``, of which each rank computes its part."""
         batches = rows.split(size)
         shares = [self.share(len(batch)) for batch in batches]
@@ -265,7 +265,7 @@ class Ranks:
         return found
 
     def over_samples(self, backend: Backend) -> Ranks:
-        """The ranks among which the samples of a model on a backend are dealt: these, or this one alone where the
+        """The ranks among which the samples of a model on a backend are divided: these, or this one alone where the
         backend samples. Then every rank evaluates the whole model, the ranks divide the simulations of circuits, and
         random numbers are those of one process.
 
@@ -313,7 +313,7 @@ def here() -> Ranks:
 
 def planned(options: Config, samples: tuple[str, int] | None = None) -> tuple[int, int]:
     """Processes on this machine, and machines: by torchrun or srun where one of them started this process, else by the
-    options. ``samples`` are those that are dealt, in words and their number; default: a batch of a training.
+    options. ``samples`` are those that are divided, in words and their number; default: a batch of a training.
 
     Raises UserError: options that say otherwise, or that cannot be."""
     t = options.training

@@ -1,7 +1,7 @@
 """A run against its classical baselines: size-matched (linear layers instead of circuits), parameter-matched, and
 structured."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,17 +96,14 @@ class _Baselines:
         for side, own in self.sides.items():
             finished: dict[float, RunFolder] = {}
             for rate in rates(own.training.learning_rate, trials):
-                trial = own.replace(learning_rate=rate, epochs=self.record["epochs"])
-                if own.training.angle_learning_rate is not None:  # in its proportion
-                    peak = own.training.angle_learning_rate * (rate / own.training.learning_rate)
-                    trial = trial.replace(angle_learning_rate=peak)
+                trial = at_rate(own, rate).replace(epochs=self.record["epochs"])
                 if trial == self.run.options().alone() and self.run.results.is_file():
                     finished[rate] = self.run
                     continue
                 self.console.print(f"{side}: learning rate {rate}", highlight=False)
                 finished[rate] = trained(trial, self.place(side) / f"lr-{rate}", self.data, self.console)
             validation = {rate: read_json(found.results)["validation"] for rate, found in finished.items()}
-            best = max(finished, key=lambda rate: (validation[rate]["auroc"], -validation[rate]["loss"]))
+            best = best_rate(validation)
             chosen.append(finished[best])
             results = read_json(finished[best].results)
             self.record["sides"][side] = {
@@ -193,6 +190,20 @@ def rates(peak: float, trials: int) -> list[float]:
     """Learning rates around ``peak``: factors of 3 apart, alternately below and above."""
     factors = [-(k + 1) // 2 if k % 2 else k // 2 for k in range(trials)]
     return [float(f"{peak * 3.0**factor:.3g}") for factor in factors]
+
+
+def at_rate(options: Config, rate: float) -> Config:
+    """The options with this peak learning rate; that of the angles keeps its proportion to it."""
+    own = options.training
+    angles = own.angle_learning_rate
+    peak = {} if angles is None else {"angle_learning_rate": angles * (rate / own.learning_rate)}
+    return options.replace(learning_rate=rate, **peak)
+
+
+def best_rate(validation: Mapping[float, Mapping[str, Any]]) -> float:
+    """The learning rate of the highest ``auroc``, of equal ones that of the lowest ``loss``; an undefined AUROC counts
+    as 0."""
+    return max(validation, key=lambda rate: (validation[rate]["auroc"] or 0.0, -validation[rate]["loss"]))
 
 
 def parameter_counts(options: Config, shape: DataShape) -> dict[str, int]:

@@ -1,11 +1,11 @@
 """A suite of classification tasks for circuits: each circuit beside others and beside classical layers, over seeds."""
 
-import itertools
 import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,8 +21,9 @@ from qrkt_hw.data.base import SPLIT_SEED
 from qrkt_hw.data.text import own as own_texts
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import presets
-from qrkt_hw.experiments.baselines import parameter_matched, rates, structures, trained
+from qrkt_hw.experiments.baselines import at_rate, best_rate, parameter_matched, rates, structures, trained
 from qrkt_hw.experiments.comparison import grouped, markdown
+from qrkt_hw.experiments.presets import BITS, TASKS
 from qrkt_hw.models.ablation import BLOCKS, ELEMENTWISE, SAME, Structure
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.plots.charts import plot_benchmark
@@ -35,7 +36,7 @@ from qrkt_hw.runs.sections import OWN
 
 Sample = tuple[str, int]
 Parts = tuple[list[Sample], list[Sample], list[Sample]]  # training, validation, test
-BITS, VALIDATION, TRAINING, TEST = 12, 500, 2_500, 1_000  # of the generated tasks
+VALIDATION, TRAINING, TEST = 500, 2_500, 1_000  # of the generated tasks
 LINEAR, MATCHED = "linear", "linear, matched"
 
 
@@ -70,58 +71,11 @@ def _parts(samples: list[Sample]) -> Parts:
     return samples[:first], samples[first:second], samples[second : second + TEST]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A data set with a recipe.
-
-    Attributes:
-        about: what it is, in a few words.
-        chance: accuracy of guessing.
-        options: of the training, by flat keys; ``preset`` stands for those of a preset, without its circuits.
-        quick: options over these of the quick suite; None leaves the task out there.
-        samples: makes the data of a generated task.
-        source: where its files are found, where the error of the data set does not say it.
-    """
-
-    about: str
-    chance: float
-    options: dict[str, Any]
-    quick: dict[str, Any] | None = None
-    samples: Callable[[], Parts] | None = None
-    source: str = ""
-
-
-_TOKENS = {
-    "model": "text", "text_length": BITS, "vocabulary": 32, "hidden": 16, "heads": 4, "mlp": 32, "rk": "rk1",
-    "rk_blocks": 2, "dropout": 0.0, "batch_size": 128, "epochs": 100, "learning_rate": 0.02, "weight_decay": 0.01,
-    "warmup_steps": 100, "ema": 0.98,
-}  # fmt: skip
-_DIGITS = {
-    "dataset": "digits", "patch": 4, "hidden": 16, "heads": 4, "mlp": 16, "rk": "rk1", "rk_blocks": 2, "dropout": 0.0,
-    "epochs": 60, "weight_decay": 0.01,
-}  # fmt: skip
-TASKS: dict[str, Task] = {
-    "digits": Task("scikit-learn's digits, 8x8 pixels", 0.1, _DIGITS, {"epochs": 10}),
-    "mnist": Task("handwritten digits, 28x28 pixels", 0.1, {"preset": "best-mnist", "epochs": 12}),
-    "cifar10": Task("photographs of ten classes, 32x32 pixels", 0.1, {"preset": "best-cifar10", "epochs": 8}),
-    "cifar100": Task(
-        "photographs of a hundred classes", 0.01, {"preset": "best-cifar10", "dataset": "cifar100", "epochs": 8}
-    ),
-    "imagenet10": Task(
-        "ten classes of ImageNet, 64x64 pixels", 0.1,
-        {"preset": "best-cifar10", "dataset": "folder:imagenette", "image_size": 64, "patch": 8, "epochs": 40},
-        source="; unpack https://github.com/fastai/imagenette as DIR/imagenette and give --data-dir DIR",
-    ),
-    "imdb": Task("reviews of films, positive or negative", 0.5, {"preset": "best-imdb"}),
-    **{
-        f"parity-{order}": Task(
-            f"parity of {order} hidden ones of 12 bits", 0.5, {**_TOKENS, "positions": "none"},
-            {"epochs": 10 * (order - 1), "rk_blocks": 1} if order <= 3 else None, lambda order=order: parity(order),  # type: ignore[misc]
-        )
-        for order in range(2, 7)
-    },
-    "order": Task("which of two words comes first", 0.5, _TOKENS, {"epochs": 8, "rk_blocks": 1}, first_of_two),
-}  # fmt: skip
+# of the tasks without files
+GENERATED: dict[str, Callable[[], Parts]] = {
+    "order": first_of_two,
+    **{f"parity-{order}": partial(parity, order) for order in range(2, 7)},
+}
 # our models: flat keys over those of every model with circuits, for so many features in a circuit; a further model is a
 # line and may set any keys, such as its own projection
 OURS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -145,6 +99,8 @@ class Suite:
         qubits, layers: features of a circuit, and layers of a user's.
         projection: where circuits stand.
         data_dir, download: as of ``train``.
+
+    Raises UserError: a circuit that cannot be built, two models of one name, or an option that would have no effect.
     """
 
     tasks: Sequence[str]
@@ -163,6 +119,14 @@ class Suite:
     structures: dict[str, list[Structure]] = field(default_factory=dict)  # by model with circuits
 
     def __post_init__(self) -> None:
+        if self.layers is not None and all(Path(name).suffix in FILES for name in self.ansaetze):
+            raise UserError("--layers: it is for circuits that --ansatz builds in any size, and none is given")
+        files = [
+            name for name in self.tasks if name not in GENERATED and TASKS[name].options.get("dataset") != "digits"
+        ]
+        given = [flag for flag, value in {"--data-dir": self.data_dir, "--download": self.download}.items() if value]
+        if given and not files:
+            raise UserError(f"{given[0]}: none of these tasks reads files ({', '.join(self.tasks)}); leave it out")
         sized = (read_circuit(Path(name)).num_qubits for name in self.ansaetze if Path(name).suffix in FILES)
         self.features = self.qubits or next(sized, 4)
         self.circuits: dict[str, dict[str, Any]] = {}
@@ -181,14 +145,13 @@ class Suite:
     def data(self, task: str) -> Data:
         """Raises UserError: files that are missing."""
         options = self.base(task)
-        samples = TASKS[task].samples
-        if samples is None:
+        if task not in GENERATED:
             return load_data(options.data)
-        train, validation, test = samples()
+        train, validation, test = GENERATED[task]()
         return own_texts(options.data, (), train, validation, test, ("even", "odd") if "parity" in task else ("x", "y"))
 
     def base(self, name: str) -> Config:
-        """The classical model of a task; its width is near the recipe's, and fits heads and circuits."""
+        """Options of the classical model of a task; its width is near the recipe's, and fits heads and circuits."""
         task = TASKS[name]
         options = dict(task.options)
         if "preset" in options:
@@ -200,17 +163,17 @@ class Suite:
         if self.projection != "quantum-attention":
             steps["mlp"] = self.features
         options |= {key: max(1, round(options[key] / step)) * step for key, step in steps.items()}
-        named: dict[str, Any] = {"dataset": OWN} if task.samples else {}
-        if not task.samples and options["dataset"] != "digits":
+        named: dict[str, Any] = {"dataset": OWN} if name in GENERATED else {}
+        if name not in GENERATED and options["dataset"] != "digits":
             named = {"data_dir": self.data_dir, "download": self.download and ":" not in options["dataset"]}
         return Config(**{**options, **named, "projection": "classical", "threads": 1})
 
     def models(self, name: str, data: Data) -> dict[str, Config]:
         """The models of a task by label. Raises UserError: a circuit that does not fit."""
         base, found = self.base(name), dict[str, Config]()
-        around = {"projection": self.projection, "qubits": self.features, "input_scale": True, "output_bias": True}
+        scaled = {"projection": self.projection, "qubits": self.features, "input_scale": True, "output_bias": True}
         for label, circuit in self.circuits.items():
-            found[label] = base.replace(**{**around, **circuit})
+            found[label] = base.replace(**{**scaled, **circuit})
             self.structures[label] = structures(found[label], data.shape)
         own = next(iter(found.values()))  # the user's first, or ours
         found |= {LINEAR: base, MATCHED: parameter_matched(own, data.shape)}
@@ -280,7 +243,7 @@ class Suite:
             path, started = place / f"lr-{rate}" / f"seed-{seed}", time.perf_counter()
             known = (path / "results.json").is_file()
             try:
-                run = trained(options.replace(learning_rate=rate, seed=seed), path, data, quiet, figures=False)
+                run = trained(at_rate(options, rate).replace(seed=seed), path, data, quiet, figures=False)
             except UserError as error:
                 if str(error).startswith("--out"):
                     raise
@@ -298,7 +261,7 @@ class Suite:
         scored = {rate: read_json(run.results)["validation"] for rate, run in tried.items() if run is not None}
         if not scored:
             return
-        best = max(scored, key=lambda rate: (scored[rate]["auroc"] or 0.0, -scored[rate]["loss"]))
+        best = best_rate(scored)
         found = tried[best], *(cell(best, seed) for seed in range(1, self.seeds))
         yield from (run for run in found if run is not None)
 
@@ -322,6 +285,7 @@ class Suite:
         }
 
     def record(self, tasks: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """What ``bench.json`` holds; rows also get their difference to the parameter-matched model."""
         matched = {row["task"]: row for row in rows if row["model"] == MATCHED}
         for row in rows:
             other = matched.get(row["task"], row)
@@ -349,11 +313,11 @@ class Suite:
     def write(self, record: dict[str, Any]) -> list[Path]:
         """``bench.json``, ``bench.md`` and ``bench.png``. Raises UserError: the folder cannot be written."""
         header, rows = table(record)
-        notes = "\n".join(f"- {line}" for line in remarks(record))
+        text = "\n".join(f"- {line}" for line in notes(record))
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             write_json(self.out / "bench.json", record)
-            write_text(self.out / "bench.md", f"{markdown(header, rows)}\n{notes}\n")
+            write_text(self.out / "bench.md", f"{markdown(header, rows)}\n{text}\n")
             files = [self.out / "bench.md", self.out / "bench.json"]
             return [*files, plot_benchmark(record["tasks"], record["rows"], self.out / "bench.png")] if rows else files
         except OSError as error:
@@ -364,20 +328,6 @@ def label_of(ansatz: str) -> str:
     """The name of a circuit in tables: its own, a function's, or a file's."""
     path, colon, function = ansatz.rpartition(":")
     return function if colon and path else Path(ansatz).stem if Path(ansatz).suffix in FILES else ansatz
-
-
-def chosen(text: str | None, quick: bool) -> list[str]:
-    """Names of tasks of a list with commas; ``parity`` stands for its five orders, None for the whole suite.
-
-    Raises UserError: an unknown task."""
-    known = {**{name: [name] for name in TASKS}, "parity": [name for name in TASKS if name.startswith("parity")]}
-    if text is None:
-        return [name for name, task in TASKS.items() if not quick or task.quick is not None]
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    odd = next((word for word in words if word not in known), None)
-    if odd is not None or not words:
-        raise UserError(f"--tasks: no task {odd or text!r}; there are {', '.join(TASKS)}, and parity for all orders")
-    return list(dict.fromkeys(itertools.chain.from_iterable(known[word] for word in words)))
 
 
 def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -399,7 +349,7 @@ def table(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def remarks(record: dict[str, Any]) -> list[str]:
+def notes(record: dict[str, Any]) -> list[str]:
     """What the table does not say, in sentences."""
     first = next(iter(record["circuits"]))
     lines = [
@@ -410,6 +360,9 @@ def remarks(record: dict[str, Any]) -> list[str]:
         "All models of a task have the same recipe. Learning rates tried for each, by validation with seed 0: "
         f"{record['learning_rates']}. CPU (s): time of a training on one thread.",
     ]
+    if record["quick"]:
+        whole = [name for name in record["tasks"] if TASKS[name].quick is None]
+        lines += [f"{name} has no quick form: its models had the whole recipe." for name in whole]
     if record["seeds"] < 5:
         lines.append("Standard errors of fewer than five seeds are rough: claim a difference on more.")
     found = record["structured"]

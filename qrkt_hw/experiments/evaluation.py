@@ -1,4 +1,4 @@
-"""How good the images of a GAN are: FID, KID, Inception Score, precision and recall, and a reference classifier.
+"""Images of a GAN, and how good they are: FID, KID, Inception Score, precision, recall and a reference classifier.
 
 torch-fidelity computes all metrics from the features of one extractor: Inception-v3 (images enlarged to 299 pixels as
 in TensorFlow 1), or the reference classifier. A figure belongs to its protocol and is compared with no other.
@@ -44,6 +44,7 @@ STEPS = 1200  # of training the reference classifier
 VERSION = 3  # of its recipe
 FEATURES = 128
 BATCH, OF_INCEPTION = 1024, 1000  # images that an extractor takes at once; whole batches of Inception's 50
+GENERATED = 250  # images that a generator computes at once
 Extractor = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to features and logits
 
 
@@ -86,8 +87,8 @@ def evaluate(
     extract, extractor = own if inception is None else there.together(lambda: _inception(inception))
     size = BATCH if inception is None else OF_INCEPTION
     images = draw(model, noise(samples, model.latent, seed))
-    generated = _dealt(there, extract, images, size)
-    logits = generated[1] if inception is None else _dealt(there, reference.extract, images, BATCH)[1]
+    generated = _extracted(there, extract, images, size)
+    logits = generated[1] if inception is None else _extracted(there, reference.extract, images, BATCH)[1]
     real = _of_split(data, split, extract, size, there)
     train = pixels(data, "train", 60_000)[0] if there.leads else images[:0]
     others = {}
@@ -95,7 +96,7 @@ def evaluate(
         random = Generator().manual_seed(seed)
         gaussian = there.first(lambda: negatives(train)["covariance"](samples, random))
         others["test images"] = _of_split(data, "test", extract, size, there)
-        others["gaussian images"] = _dealt(there, extract, gaussian, size)
+        others["gaussian images"] = _extracted(there, extract, gaussian, size)
 
     protocol = {
         "extractor": extractor,
@@ -192,8 +193,8 @@ def _of_split(data: Data, split: str, extract: Extractor, size: int, there: Rank
     return features, logits
 
 
-def _dealt(there: Ranks, extract: Extractor, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    features, logits = there.dealt(extract, images, size)
+def _extracted(there: Ranks, extract: Extractor, images: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    features, logits = there.map_rows(extract, images, size)
     return features, logits
 
 
@@ -251,8 +252,8 @@ class ReferenceClassifier(nn.Module):
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(images, 128)`` and logits of any number of images."""
-        features = torch.cat([self.body(part) for part in images.split(1024)])
-        return features, torch.cat([self.head(part) for part in features.split(1024)])
+        features = torch.cat([self.body(part) for part in images.split(BATCH)])
+        return features, torch.cat([self.head(part) for part in features.split(BATCH)])
 
 
 def reference_classifier(
@@ -368,9 +369,6 @@ def _train(data: Data) -> tuple[ReferenceClassifier, dict[str, float]]:
     return model, quality
 
 
-BATCH = 250
-
-
 def gan_of(run: RunFolder, backend: str | Backend = "exact") -> Gan:
     """The GAN of a run. Raises UserError: the run is a classifier, or has no weights yet."""
     if run.options().model.kind != "gan":
@@ -406,7 +404,7 @@ def draw(model: Gan, points: Tensor, there: Ranks | None = None) -> Tensor:
             )
         return [((images + 1) * 127.5).round().byte()]
 
-    (found,) = (there or here()).dealt(levels, points, BATCH)
+    (found,) = (there or here()).map_rows(levels, points, GENERATED)
     return found / 127.5 - 1
 
 

@@ -100,7 +100,7 @@ def infer_split(
 
 
 def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all batches, of which each rank evaluates its part where they are dealt."""
+    """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks."""
     found = logits_of(model, batches)
     if isinstance(batches, Batches):
         logits, labels = batches.whole(found)
@@ -193,7 +193,7 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
     started = time.perf_counter()
     there = here().over_samples(backend) if quantum_layers(model) else here()
     with torch.no_grad():
-        (logits,) = there.dealt(lambda part: [model(part)], inputs.samples, BATCH)
+        (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []

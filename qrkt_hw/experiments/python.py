@@ -218,7 +218,7 @@ def train(
         out, name: the run's folder, or its name under ``runs/``.
         start_from: a run, or the name of a trained model of :func:`list_models`, whose options and weights this one
             starts from (fine-tuning).
-        resume: a run to go on with; only ``epochs``, ``devices``, ``num_nodes`` and ``strategy`` may be given beside
+        resume: a run to resume; only ``epochs``, ``devices``, ``num_nodes`` and ``strategy`` may be given beside
             it, and what was given in Python before.
         budget: limits of QPU time and money on a device.
         progress: show progress on standard error.

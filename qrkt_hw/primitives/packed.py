@@ -46,7 +46,7 @@ from qrkt_hw.primitives.circuits import Prepared, Term, prepare, whole_circuit
 
 Floats = NDArray[np.float64]
 # by backend: threads run one after the other, as a run sets the samples' generator and the packer's options
-_turns: WeakKeyDictionary[DeviceBackend, Any] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[DeviceBackend, Any] = WeakKeyDictionary()
 DEFAULT_SHOTS = 1024  # Qiskit's
 
 
@@ -146,7 +146,7 @@ class PackedPrimitive(ABC):
 
     def _unopened(self) -> None:
         self._stack, self._held = ExitStack(), False  # what is open, and whether the device was opened
-        self._turn = _turns.setdefault(self.backend, RLock())
+        self._lock = _locks.setdefault(self.backend, RLock())
         weakref.finalize(self, self._stack.close)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -157,7 +157,7 @@ class PackedPrimitive(ABC):
             what = f"{type(self).__name__} on {self.backend.packer.device} keeps a journal, which cannot be pickled"
             raise PrimitiveError(f"{what}; pickle the model with a primitive that has none, or make this one anew")
         caches: dict[str, Any] = {"_prepared": {}, "_templates": {}, "_circuits": {}}
-        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held", "_turn")} | caches
+        return {key: value for key, value in self.__dict__.items() if key not in ("_stack", "_held", "_lock")} | caches
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -272,7 +272,7 @@ class PackedPrimitive(ABC):
         """Shots of each circuit of a PUB."""
 
     def _answer(self, pubs: Sequence[Any]) -> PackedJob:
-        with self._turn, ExitStack() as run:
+        with self._lock, ExitStack() as run:
             return self._answered(pubs, run)
 
     def _answered(self, pubs: Sequence[Any], run: ExitStack) -> PackedJob:

@@ -187,7 +187,7 @@ class Circuits:
         """The template of that size.
 
         Raises UserError: no such ansatz or size; a circuit that cannot be kept, or whose file is damaged."""
-        if ansatz not in self.ansaetze:  # of another model that is weighed against the run's
+        if ansatz not in self.ansaetze:  # of another model that is compared with the run's
             self._refuse_file(ansatz)
             return registry.build(ansatz, qubits, layers)
         asked = (ansatz, qubits, layers)

@@ -184,7 +184,7 @@ class Config(BaseModel):
         here, there = self.flat(), theirs.flat()
         own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
         for key in ("model", *own):
-            if here[key] != there[key] and (key == "model" or self.has_circuits):
+            if here[key] != there[key] and (key == "model" or self.has_projections):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
     def check_own(self, found: dict[str, Any], kept: dict[str, Any], run: Path) -> None:
@@ -288,7 +288,8 @@ def _reason(config: Config, key: str) -> str | None:
     data, m, circuit = config.data, config.model, config.circuit
     name, parts = data.dataset.partition(":")[0], set(m.projections)
     attention, mlp = bool(parts & {"quantum", "quantum-attention"}), bool(parts & {"quantum", "quantum-mlp"})
-    places = [getattr(circuit, f"{place}_ansatz") for place, there in (("attention", attention), ("mlp", mlp)) if there]
+    there = {"attention": attention or m.higher_order, "mlp": mlp}  # circuits over tokens have the attention's ansatz
+    places = [getattr(circuit, f"{place}_ansatz") for place, has_circuits in there.items() if has_circuits]
     checks = [
         (key in _WORDS and m.kind != "text", f"the data set {data.dataset} holds images, not texts"),
         (key in ("image_size", "augment") and m.kind == "text", f"the data set {data.dataset} holds texts, not images"),
@@ -297,16 +298,17 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
         (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_projections,
          "the model has no circuits"),
-        ((KEYS[key].section == "backend" or key == "initial_angles") and circuit.structured,
+        ((KEYS[key].section == "backend" or key == "initial_angles") and not config.has_circuits,
          "--structured leaves no circuits"),
         (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
         (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
-        (key == "attention_ansatz" and not (attention or m.higher_order),
-         "the attention has no circuits (--projection)"),
-        (key in ("qubits", "layers") and getattr(circuit, f"mlp_{key}") is not None and not attention,
-         f"only the MLP has circuits, and --mlp-{key} is theirs"),
+        (key == "attention_ansatz" and not there["attention"], "the attention has no circuits (--projection)"),
+        (key == "qubits" and circuit.mlp_qubits is not None and not attention,
+         "only the MLP has circuits over features, and --mlp-qubits is theirs"),
+        (key == "layers" and circuit.mlp_layers is not None and not there["attention"],
+         "only the MLP has circuits, and --mlp-layers is theirs"),
         (key == "ansatz" and bool(places) and all(places), "all circuits have an ansatz of their own"),
-        (key in ("qubits", "input_scale", "output_scale", "output_bias") and not parts - {"classical"},
+        (key in ("qubits", "structured", "input_scale", "output_scale", "output_bias") and not parts - {"classical"},
          "only the attention has circuits, over tokens (--attention)"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
@@ -319,6 +321,8 @@ def _reason(config: Config, key: str) -> str | None:
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
             (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
+            (key == "learning_rate" and bool(m.generator_learning_rate and m.discriminator_learning_rate),
+             "--generator-learning-rate and --discriminator-learning-rate take its place"),
             (key == "drop_path" and max(sum(counts), m.discriminator_blocks + m.discriminator_rk_blocks) < 2,
              "the first block of a network always stays, and neither has another"),
             (key == "schedule", "--model is gan, and --rate-decay is its schedule"),
@@ -342,6 +346,8 @@ def _reason(config: Config, key: str) -> str | None:
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
              "the first block always stays, and the model has no other"),
+            (key == "mixup" and m.kind == "text", "it mixes images, and words cannot be mixed"),
+            (key == "mixup" and data.batch_size == 1, "a batch of one image has no other to mix it with"),
             (key == "cross_attention" and not m.decoder_blocks, "the model has no decoder (--decoder-blocks)"),
         ]  # fmt: skip
     checks.append(

@@ -126,7 +126,7 @@ class ClassifierConfig(TransformerConfig):
     attention: Literal["softmax", "higher-order"] = key(
         "softmax", "how tokens meet; higher-order: by circuits over all tokens, such as --ansatz higher_order"
     )
-    decoder_blocks: int = key(0, "decoder blocks behind, on a second embedding of the input", ge=0, le=256)
+    decoder_blocks: int = key(0, "decoder blocks after all others, on a second embedding of the input", ge=0, le=256)
     cross_attention: Literal["full", "output"] = key(
         "full", "projections of the decoder's cross-attention: all four, or the output's only"
     )
@@ -260,7 +260,7 @@ class TrainingConfig(Section):
     angle_weight_decay: float | None = key(None, "weight decay of the circuits' angles [default: --weight-decay]", ge=0)
     warmup_steps: int = key(100, "steps of linear warm-up", ge=0)
     schedule: Literal["cosine", "linear", "constant"] = key(
-        "cosine", "learning rate behind the warm-up: falls to 0 along a cosine or a line, or stays"
+        "cosine", "learning rate after the warm-up: falls to 0 along a cosine or a line, or stays"
     )
     clip: float = key(1.0, "gradient norm at which gradients are clipped", gt=0)
     label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", ge=0, lt=1)

@@ -83,6 +83,9 @@ def test_a_killed_bench_resumes_and_ranks_a_users_circuit(tmp_path, monkeypatch)
 
 def test_a_wrong_line_is_one_sentence(tmp_path):
     refused(qrkt("bench", "--tasks", "digits,nope", cwd=tmp_path), "--tasks", "nope", "parity-6")
+    refused(qrkt("bench", "--quick", "--layers", 3, cwd=tmp_path), "--layers", "--ansatz")
+    refused(qrkt("bench", "--quick", "--data-dir", "here", cwd=tmp_path), "--data-dir", "reads files")
+    refused(qrkt("bench", "--tasks", "parity,digits", "--download", cwd=tmp_path), "--download", "reads files")
     refused(qrkt("bench", "--quick", "--ansatz", "no_such", cwd=tmp_path), "--ansatz", "no_such", "brickwork")
     refused(qrkt("bench", "--ansatz", "a.py:f", "--ansatz", "b.py:f", cwd=tmp_path), "--ansatz", "called f")
     refused(qrkt("bench", "--ansatz", "a.py:linear", cwd=tmp_path), "--ansatz", "called linear")

@@ -144,16 +144,16 @@ def test_rates_rise_over_the_blocks_as_timm_has_them():
 def test_stochastic_depth_does_not_depend_on_the_number_of_ranks():
     torch.manual_seed(0)
     x = torch.randn(7, 2, 3)
-    path, dealt = DropPath(0.5), []
+    path, parts = DropPath(0.5), []
     torch.manual_seed(3)
     whole = path(x)
     for rank in range(3):
         share = ranks.Share.of(7, rank, 3)
         ranks.set_share(share)
         torch.manual_seed(3)
-        dealt.append(path(x[share.start : share.stop]))
+        parts.append(path(x[share.start : share.stop]))
         ranks.set_share(None)
-    assert torch.equal(torch.cat(dealt), whole)
+    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_stochastic_depth_changes_the_training_and_off_is_as_before():
@@ -206,11 +206,24 @@ NOTHING = [
     ({"angle_weight_decay": 0.1, "projection": "classical"}, "angle_weight_decay"),
     ({"schedule": "linear", "model": "gan"}, "schedule"),
     ({"mixup": 0.2, "model": "gan"}, "mixup"),
+    ({"mixup": 0.2, "batch_size": 1}, "mixup"),
+    ({"mixup": 0.2, "dataset": "imdb"}, "mixup"),
+    ({"learning_rate": 0.1, "model": "gan", "generator_learning_rate": 0.2, "discriminator_learning_rate": 0.2},
+     "learning_rate"),
+    ({"structured": True, "attention": "higher-order", "projection": "classical"}, "structured"),
+    ({"qubits": 2, "mlp_qubits": 4, "attention": "higher-order", "projection": "quantum-mlp"}, "qubits"),
     ({"drop_path": 0.2, "rk_blocks": 1}, "drop_path"),
     ({"drop_path": 0.2, "model": "gan", "discriminator_rk_blocks": 1, "generator_rk_blocks": "0,1"}, "drop_path"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("keys", "key"), NOTHING)
 def test_an_option_that_would_do_nothing_is_refused(keys, key):
     assert f"--{key.replace('_', '-')}" in str(unused(Config(**keys), keys))
+
+
+def test_circuits_over_tokens_have_the_ansatz_layers_and_backend_that_are_given():
+    keys = {"attention": "higher-order", "projection": "quantum-mlp", "ansatz": "higher_order", "layers": 2}
+    keys |= {"mlp_ansatz": "qrkt", "mlp_layers": 1}
+    for more in ({}, {"structured": True, "shots": 10, "initial_angles": "uniform"}):
+        assert unused(Config(**keys, **more), {**keys, **more}) is None
