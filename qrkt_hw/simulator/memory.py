@@ -57,8 +57,9 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         fixed = size * number * (len(signs) + min(len(found.readings), max(1.0, LARGEST_TABLE / size)) + 2)
         return Need(fixed, 0, size * 2 * number * (10.5 + 0.7 * (len(flips) - 1) if gradient else 5.5))
     if method == "subspace":
-        program, two = subspace(template), 1 if getattr(subspace(template), "real", False) else 2
+        program = subspace(template)
         assert program is not None
+        two = 1 if program.real else 2
         if template.encoding != "angle":  # the matrices of all layers, at most one for each step
             matrices = (6.0 if gradient else 2.0) * program.size**2 * len(program.steps)
             return Need(0, matrices * two * number, number * (template.num_features + template.num_outputs))
