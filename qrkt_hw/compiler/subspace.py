@@ -35,6 +35,9 @@ class Diagonal:
     angle: Affine
     factor: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.factor)
+
 
 @dataclass(frozen=True, eq=False)
 class Givens:
@@ -45,6 +48,9 @@ class Givens:
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.first)
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
@@ -53,6 +59,9 @@ class Matrix:
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     values: NDArray[np.complex128]
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 class Basis:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
-from qrkt_hw.compiler.subspace import subspace
+from qrkt_hw.compiler.subspace import Diagonal, Givens, Matrix, subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.propagated import Propagated, plan, uses_weights
@@ -62,12 +62,14 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         assert program is not None
         state = number * (1 if program.real else 2) * program.size
         if template.encoding == "angle":
-            states = 8.0 * len(program.steps) if gradient else 4.0
-            return Need(0, 0, state * (states + 2 * template.num_outputs))
+            parts = {Givens: 6.0, Diagonal: 3.3, Matrix: 1.0}  # saved for backward, of each pair, amplitude or entry
+            saved = sum(parts[type(step)] * len(step) for step in program.steps)
+            saved += 2.5 * sum(map(len, program.readings))
+            return Need(0, 0, state * (3 + saved / program.size if gradient else 7))
         if compiled and program.real and only_rotations(program):  # one matrix, and its gradient
             matrices = 4.0 if gradient else 2.0
         else:  # those of all layers, and their products
-            matrices = (6.0 if gradient else 3.0) * (1 + len(layers(program)))
+            matrices = 2 + (4.0 if gradient else 3.0) * len(layers(program))
         ends = template.num_features + template.num_outputs
         return Need(0, matrices * state * program.size, (2 if gradient else 1) * number * ends)
     planned = plan(template)
