@@ -164,11 +164,9 @@ def _lowered(template: CircuitTemplate) -> SubspaceProgram:
             loading = len(steps)
     readings = tuple(_reading(o.to_sparse_list(), basis) for o in template.observables)
     start = int(basis.rank(np.isin(np.arange(template.num_qubits), list(flipped))[None])[0])
-    if template.encoding != "angle":
-        loading = max(loading, 1)  # of a single feature: the rotation that splits off the reference
-    return SubspaceProgram(
-        len(basis.bits), start, tuple(steps), readings, loading if template.encoding != "angle" else 0
-    )
+    # of a single feature: the rotation that splits off the reference
+    loading = 0 if template.encoding == "angle" else max(loading, 1)
+    return SubspaceProgram(len(basis.bits), start, tuple(steps), readings, loading)
 
 
 _basis = lru_cache(maxsize=16)(Basis)
