@@ -35,6 +35,9 @@ class Diagonal:
     angle: Affine
     factor: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.factor)
+
 
 @dataclass(frozen=True, eq=False)
 class Givens:
@@ -45,6 +48,9 @@ class Givens:
     first: NDArray[np.int64]
     second: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.first)
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
@@ -53,6 +59,9 @@ class Matrix:
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     values: NDArray[np.complex128]
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 class Basis:
@@ -155,11 +164,9 @@ def _lowered(template: CircuitTemplate) -> SubspaceProgram:
             loading = len(steps)
     readings = tuple(_reading(o.to_sparse_list(), basis) for o in template.observables)
     start = int(basis.rank(np.isin(np.arange(template.num_qubits), list(flipped))[None])[0])
-    if template.encoding != "angle":
-        loading = max(loading, 1)  # of a single feature: the rotation that splits off the reference
-    return SubspaceProgram(
-        len(basis.bits), start, tuple(steps), readings, loading if template.encoding != "angle" else 0
-    )
+    # of a single feature: the rotation that splits off the reference
+    loading = 0 if template.encoding == "angle" else max(loading, 1)
+    return SubspaceProgram(len(basis.bits), start, tuple(steps), readings, loading)
 
 
 _basis = lru_cache(maxsize=16)(Basis)

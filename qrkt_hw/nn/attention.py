@@ -75,6 +75,7 @@ class HigherOrderAttention(nn.Module):
 
     Raises:
         UserError: a template with neither one observable nor one for each of its features.
+        ValueError: a width that is no multiple of the number of heads.
     """
 
     def __init__(self, *, hidden: int, circuits: QuantumLayer, projection: ProjectionFactory | None) -> None:
@@ -85,6 +86,8 @@ class HigherOrderAttention(nn.Module):
                 f"--ansatz: {template.name!r} gives {template.num_outputs} values for {template.num_features} tokens; "
                 "higher-order attention needs one, or one for each token"
             )
+        if hidden % circuits.groups:
+            raise ValueError(f"hidden is {hidden}; it must be a multiple of the {circuits.groups} heads")
         make: ProjectionFactory = projection or (lambda features: nn.Linear(features, features))
         self.value = make(hidden)
         self.circuits = circuits

@@ -219,12 +219,12 @@ def _decoded(network: TemplateNetwork, values: Tensor, x: Tensor, w: Tensor) -> 
     """
     if not network.unary:
         return values
-    norm = x.detach().norm(dim=-1, keepdim=True)
-    scaled = (values.unflatten(-1, (network.groups, -1)) * norm).flatten(-2)
+    x = x.double()  # norms of whole numbers or in half precision; autocast leaves it alone
+    scaled = (values.unflatten(-1, (network.groups, -1)) * x.detach().norm(dim=-1, keepdim=True)).flatten(-2)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return scaled
-    linear = torch.einsum("goi,...gi->...go", linear_map(network.template, w.detach()).to(x), x).flatten(-2)
-    return scaled + (linear - linear.detach())
+    # adds 0, and the gradient by x: a function of w, as gradient penalties need it
+    return scaled + torch.einsum("goi,...gi->...go", linear_map(network.template, w), x - x.detach()).flatten(-2)
 
 
 class _Batch(torch.autograd.Function):

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.compiler.litinski import PauliRotation, absorb
-from qrkt_hw.compiler.subspace import subspace
+from qrkt_hw.compiler.subspace import Diagonal, Givens, Matrix, subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator import native
 from qrkt_hw.simulator.propagated import Propagated, plan, uses_weights
 from qrkt_hw.simulator.statevector import LARGEST_NATIVE, LARGEST_TABLE, Statevector
+from qrkt_hw.simulator.subspace import Subspace, layers, only_rotations
 
 SMALL = 64 * 2**20  # bytes that nobody asks about
 SHARE = 0.9  # of the free memory that may be taken
@@ -57,13 +58,20 @@ def need(template: CircuitTemplate, method: str, real: torch.dtype, gradient: bo
         fixed = size * number * (len(signs) + min(len(found.readings), max(1.0, LARGEST_TABLE / size)) + 2)
         return Need(fixed, 0, size * 2 * number * (10.5 + 0.7 * (len(flips) - 1) if gradient else 5.5))
     if method == "subspace":
-        program, two = subspace(template), 1 if getattr(subspace(template), "real", False) else 2
+        program = subspace(template)
         assert program is not None
-        if template.encoding != "angle":  # the matrices of all layers, at most one for each step
-            matrices = (6.0 if gradient else 2.0) * program.size**2 * len(program.steps)
-            return Need(0, matrices * two * number, number * (template.num_features + template.num_outputs))
-        states = 8.0 * len(program.steps) if gradient else 4.0
-        return Need(0, 0, number * two * program.size * (states + 2 * template.num_outputs))
+        state = number * (1 if program.real else 2) * program.size
+        if template.encoding == "angle":
+            parts = {Givens: 6.0, Diagonal: 3.3, Matrix: 1.0}  # saved for backward, of each pair, amplitude or entry
+            saved = sum(parts[type(step)] * len(step) for step in program.steps)
+            saved += 2.5 * sum(map(len, program.readings))
+            return Need(0, 0, state * (3 + saved / program.size if gradient else 7))
+        if compiled and program.real and only_rotations(program):  # one matrix, and its gradient
+            matrices = 4.0 if gradient else 2.0
+        else:  # those of all layers, and their products
+            matrices = 2 + (4.0 if gradient else 3.0) * len(layers(program))
+        ends = template.num_features + template.num_outputs
+        return Need(0, matrices * state * program.size, (2 if gradient else 1) * number * ends)
     planned = plan(template)
     if planned is None:
         return Need(math.inf, 0, 0)
@@ -101,7 +109,7 @@ class Needs:
             return
         others = [
             m.name
-            for m in (Propagated, Statevector)
+            for m in (Propagated, Statevector, Subspace)
             if m.name != self._method and m.supports(self._template) and self._template.encoding == "angle"
         ]
         changed = [(f"method {name!r}", name, self._real) for name in others]

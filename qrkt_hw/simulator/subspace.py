@@ -45,8 +45,8 @@ class Subspace:
         program = subspace(template)
         assert program is not None
         if template.encoding != "angle":
-            return 1e5 + 2.0 * program.size**2 * len(_layers(program.steps[program.loading :], program.size))
-        return 1e5 + len(program.steps) * (1.5e5 + 256 * 6.0 * program.size)
+            return 1e5 + 2.0 * program.size**2 * len(layers(program))
+        return 1e5 + len(program.steps) * (1.5e5 + 256 * 14.0 * program.size)
 
     def __call__(self, inputs: Tensor, weights: Tensor) -> Tensor:
         """Values ``(batch, groups, observables)``; inputs are features ``(batch, groups, features)``."""
@@ -131,13 +131,13 @@ class _LinearMap(Tables):
     def __init__(self, program: SubspaceProgram, template: CircuitTemplate, dtype: torch.dtype) -> None:
         super().__init__()
         steps = program.steps[program.loading :]
-        self.only_rotations = all(isinstance(s, Givens) for s in steps)
+        self.only_rotations = only_rotations(program)
         # nothing but rotations moves the reference, so its amplitude is left out where there is nothing else
         self.first = first = 1 if self.only_rotations else 0
         self.size = size = program.size - first
         self.real = torch.zeros((), dtype=dtype).real.dtype
         self.dtype = self.real if program.real else dtype
-        self.layers = _layers(steps, program.size)
+        self.layers = layers(program)
         self.kinds = [type(steps[layer[0]]) for layer in self.layers]
         self.angles = _angles(steps, template, self.real)
         rotations = [layer for layer, kind in zip(self.layers, self.kinds, strict=True) if kind is Givens]
@@ -227,11 +227,16 @@ class _LinearMap(Tables):
         return (features.transpose(0, 1) @ matrix.mT).transpose(0, 1)
 
 
-def _layers(steps: Sequence[Diagonal | Givens | Matrix], size: int) -> list[list[int]]:
-    """Steps that can be one matrix: Givens rotations on amplitudes apart; each other step alone."""
-    found, ready = list[list[int]](), np.zeros(size, dtype=int)  # for each amplitude the first layer that may take it
+def only_rotations(program: SubspaceProgram) -> bool:
+    """Whether all steps behind the encoding are Givens rotations."""
+    return all(isinstance(s, Givens) for s in program.steps[program.loading :])
+
+
+def layers(program: SubspaceProgram) -> list[list[int]]:
+    """Steps behind the encoding that can be one matrix: Givens rotations on amplitudes apart; each other step alone."""
+    found, ready = list[list[int]](), np.zeros(program.size, dtype=int)  # the first layer that may take an amplitude
     open_until = 0
-    for k, step in enumerate(steps):
+    for k, step in enumerate(program.steps[program.loading :]):
         if not isinstance(step, Givens):
             found.append([k])
             ready[:] = open_until = len(found)

@@ -202,3 +202,25 @@ def test_parameter_shift_on_a_noisy_backend_is_the_gradient_through_the_noise():
     x = torch.randn(3, 2, dtype=torch.float64)
     found, wanted = (torch.autograd.grad(layer(x).sum(), layer.weight)[0] for layer in (shift, through))
     torch.testing.assert_close(found, wanted, atol=1e-8, rtol=0)
+
+
+def test_a_gradient_penalty_through_an_orthogonal_layer_elsewhere_is_that_of_the_exact_layer():
+    torch.manual_seed(4)
+    exact = QuantumLayer(6, ansatz="orthogonal_brick", qubits=3, layers=3, dtype=torch.complex128)
+    features, found = torch.randn(3, 6, dtype=torch.float64), []
+    for backend in ("exact", "aer_cpu"):
+        layer = QuantumLayer(6, exact.template, backend=backend, initial_weights=exact.weight, dtype=torch.complex128)
+        x = features.clone().requires_grad_()
+        (slope,) = torch.autograd.grad((layer(x)[:, :4] ** 3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad((slope**2).sum() + layer(x).sum(), (x, layer.weight)))
+    assert all(torch.allclose(*pair, rtol=1e-9, atol=1e-9) for pair in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float16, torch.bfloat16, torch.float64])
+def test_features_of_any_dtype_go_through_an_orthogonal_layer_elsewhere(kind):
+    exact = QuantumLayer(6, ansatz="orthogonal_brick", qubits=3)
+    elsewhere = QuantumLayer(6, exact.template, backend="aer_cpu", initial_weights=exact.weight)
+    x = (torch.linspace(-6, 6, 12).view(2, 6) * 1e4).to(kind)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, wanted = elsewhere(x), exact(x)
+    assert found.dtype == wanted.dtype and torch.allclose(found, wanted, rtol=1e-6, atol=0.05)

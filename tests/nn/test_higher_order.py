@@ -108,3 +108,8 @@ def test_it_learns_a_hidden_parity_that_it_was_not_shown(order):
 @pytest.mark.parametrize("order", range(2, 7))
 def test_it_learns_hidden_parities_up_to_order_six(order):
     assert sum(parity_accuracy(order, seed, epochs=60) >= 0.99 for seed in range(3)) >= 2
+
+
+def test_a_width_that_the_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="hidden is 5; it must be a multiple of the 2 heads"):
+        HigherOrderAttention(hidden=5, circuits=QuantumLayer(6, "higher_order", qubits=3), projection=None)

@@ -29,8 +29,14 @@ CASES = [  # ansatz, qubits, method, batch, groups, precision, gradient, native 
     ("ry_rz_ring", 8, "adjoint", 8192, 1, "complex64", False, False),
     ("reuploading", 8, "adjoint", 4096, 1, "complex64", True, False),
     ("ry_rz_ring", 6, "pauli", 16384, 6, "complex64", True, False),
+    ("compound", 8, "subspace", 16384, 1, "complex64", True, True),
+    ("compound", 12, "subspace", 32768, 1, "complex64", False, True),
+    ("orthogonal_pyramid", 64, "subspace", 10, 2000, "complex64", True, True),
+    ("orthogonal_brick", 16, "subspace", 200000, 4, "complex64", True, True),
+    ("orthogonal_pyramid", 64, "subspace", 10, 100, "complex64", True, False),
+    ("orthogonal_pyramid", 64, "subspace", 10, 100, "complex64", False, False),
 ]
-SHORT = [CASES[2], CASES[5], CASES[10]]
+SHORT = [CASES[2], CASES[5], CASES[10], CASES[11], CASES[13]]
 PEAKS = """
 import gc, json, os, re, sys
 from pathlib import Path
@@ -45,7 +51,7 @@ def resident(name):
 
 def use(ansatz, qubits, method, batch, groups, dtype, gradient):
     template = circuits.build(ansatz, qubits, 1)
-    x = torch.randn(batch, groups, template.num_inputs, requires_grad=gradient)
+    x = torch.randn(batch, groups, template.num_features, requires_grad=gradient)
     w = torch.randn(groups, template.num_weights, requires_grad=gradient)
     values = Simulator(template, getattr(torch, dtype), method)(x, w)
     if gradient:
@@ -130,7 +136,7 @@ def test_a_call_that_does_not_fit_names_a_batch_that_does(monkeypatch, kernels):
     if not kernels:
         monkeypatch.setattr(native, "library", lambda: None)
     simulate = Simulator(template, torch.complex128, "adjoint")
-    x = torch.randn(4000, 1, template.num_inputs, requires_grad=True)
+    x = torch.randn(4000, 1, template.num_features, requires_grad=True)
     w = torch.randn(1, template.num_weights)
     enough(monkeypatch, 100 * 2**20)
     with pytest.raises(UserError, match=r"12 qubits by method .* for 4000 samples takes .* [MG]iB") as refusal:
@@ -169,7 +175,7 @@ def test_aer_is_not_asked_for_states_that_do_not_fit(monkeypatch):
 def test_looking_is_quick():
     template = circuits.build("qrkt", 4, 1)
     simulate = Simulator(template)
-    x, w = torch.randn(64, 4, template.num_inputs, requires_grad=True), torch.randn(4, template.num_weights)
+    x, w = torch.randn(64, 4, template.num_features, requires_grad=True), torch.randn(4, template.num_weights)
     times = []
     for _ in range(200):
         started = time.perf_counter()

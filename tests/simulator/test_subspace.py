@@ -160,8 +160,6 @@ def test_what_is_no_unary_encoding_is_refused():
         "r", other, own.inputs, own.weights, own.observables, encoding="unary"
     )
     for message, template in refused.items():
-        if message == "does not begin with":
-            continue  # three features: chain and tree differ
         with pytest.raises((ValueError, UserError), match=message):
             simulator(template)
     with pytest.raises(ValueError, match="encoding is 'amplitude'; there are angle, unary"):
@@ -190,3 +188,15 @@ def test_a_givens_rotation_lowers_to_two_rotations():
     rbs(circuit, x[0], 0, 1)
     program = lower(CircuitTemplate("one", circuit, x, ()))
     assert sorted(r.pauli for r in program.rotations) == ["XY", "YX"]
+
+
+@pytest.mark.parametrize(("weight", "method"), [(2, "subspace"), (4, "adjoint"), (6, "adjoint")])
+def test_few_excitations_are_simulated_in_their_subspace_and_many_as_a_statevector(weight, method):
+    """On 14 qubits: as measured, 0.05 and 0.27 s at weight 2, 0.55 and 0.24 s at weight 4 (batch of 256)."""
+    circuit, w = QuantumCircuit(14), ParameterVector("w", 52)
+    circuit.x(range(0, 2 * weight, 2))
+    angles = iter(w)
+    for j in [*range(0, 13, 2), *range(1, 13, 2)] * 2:
+        rbs(circuit, next(angles), j, j + 1)
+        circuit.rzz(next(angles), j, j + 1)
+    assert simulator(CircuitTemplate("chain", circuit, (), w)).method == method
