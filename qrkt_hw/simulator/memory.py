@@ -107,11 +107,8 @@ class Needs:
         needed = one.of(batch, groups)
         if needed < SMALL or needed <= (free := SHARE * available(inputs.device)):
             return
-        others = [
-            m.name
-            for m in (Propagated, Statevector, Subspace)
-            if m.name != self._method and m.supports(self._template) and self._template.encoding == "angle"
-        ]
+        methods = (Propagated, Statevector, Subspace)
+        others = [m.name for m in methods if m.name != self._method and m.supports(self._template)]
         changed = [(f"method {name!r}", name, self._real) for name in others]
         if self._real == torch.float64:
             changed.append(("dtype complex64", self._method, torch.float32))
