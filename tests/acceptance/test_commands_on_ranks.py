@@ -85,8 +85,8 @@ def compared(folder: Path, count: int, drawn: int, noisy: int, long: bool) -> No
     assert len(list((folder / "vit" / "inference").iterdir())) == kept + 2  # and writes
     for k in (0, 4) if long else (0,):
         assert images(folder / f"one-{count}-{k}") == images(folder / f"many-{count}-{k}")
-    for alone, dealt in zip(one[1:4], found[1:4], strict=True):
-        theirs, ours = without_time(json.loads(alone.stdout)), without_time(json.loads(dealt.stdout))
+    for alone, divided in zip(one[1:4], found[1:4], strict=True):
+        theirs, ours = without_time(json.loads(alone.stdout)), without_time(json.loads(divided.stdout))
         assert near(ours, theirs), (ours, theirs)
 
 
@@ -112,7 +112,7 @@ def test_three_ranks_do_with_last_batches_of_few_samples(both):
 @pytest.mark.parametrize("run", ["vit", "gan"])
 def test_baselines_on_two_ranks_are_those_of_one_process(run, both):
     found = []
-    for where, count in (("alone", 1), ("dealt", 2)):
+    for where, count in (("alone", 1), ("divided", 2)):
         out = both / f"{run}-{where}"
         out.mkdir()
         reference(out / "reference-classifier.safetensors")

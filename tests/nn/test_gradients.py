@@ -211,8 +211,8 @@ def test_a_gradient_penalty_through_an_orthogonal_layer_elsewhere_is_that_of_the
     for backend in ("exact", "aer_cpu"):
         layer = QuantumLayer(6, exact.template, backend=backend, initial_weights=exact.weight, dtype=torch.complex128)
         x = features.clone().requires_grad_()
-        (slope,) = torch.autograd.grad((layer(x)[:, :4] ** 3).sum(), x, create_graph=True)
-        found.append(torch.autograd.grad((slope**2).sum() + layer(x).sum(), (x, layer.weight)))
+        (gradient,) = torch.autograd.grad((layer(x)[:, :4] ** 3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad((gradient**2).sum() + layer(x).sum(), (x, layer.weight)))
     assert all(torch.allclose(*pair, rtol=1e-9, atol=1e-9) for pair in zip(*found, strict=True))
 
 

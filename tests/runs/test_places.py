@@ -69,7 +69,7 @@ def test_a_run_keeps_the_circuits_of_both(home, tmp_path):
     model = qrkt_hw.load(home / "two")
     names = {place: {t.name for t in found} for place, found in placed(model).items()}
     assert names == {"attention": {"mine"}, "mlp": {"other"}}
-    # the run goes on with what it keeps, and its report names both
+    # the run uses what it keeps, and its report names both
     run = copied(home / "two", tmp_path / "two")
     done = qrkt("train", "--resume", run, "--epochs", 2, cwd=tmp_path)
     assert done.returncode == 0 and RunFolder.open(run).options().circuits.digest == model.config.circuits.digest
