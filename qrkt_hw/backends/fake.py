@@ -29,6 +29,7 @@ from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 LARGEST_TRAJECTORY = 20  # active qubits of Aer's statevectors, one for each shot
+NARROWER = "use fewer --qubits, or a preset whose name ends in -4-qubits"
 T = TypeVar("T")
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
 
@@ -143,7 +144,7 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
             what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
-            way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, or use fewer --qubits"
+            way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, {NARROWER}"
             raise UserError(f"backend {self.name!r}: {what}; {way}")
         noise = self.noise
         return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
@@ -161,8 +162,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         """Samples of every slot, with the noise of its own qubits; a budget is charged as the device would bill."""
         widest = max((len(slot.physical) for pub in pubs for slot in pub.slots if pub.calibration is None), default=0)
         if widest > LARGEST_TRAJECTORY:
-            what = f"a circuit touches {widest} qubits of {self.device.name}"
-            raise UserError(f"backend {self.name!r}: {what}; noise is simulated on at most {LARGEST_TRAJECTORY}")
+            what = f"a circuit touches {widest} qubits of {self.device.name}; noise is simulated on at most"
+            raise UserError(f"backend {self.name!r}: {what} {LARGEST_TRAJECTORY}: {NARROWER}")
         chances = self._all_chances(pubs)
         return self.one_by_one(
             pubs, lambda pub: [self._slot(pub, k, next(chances)) for k in range(len(pub.slots))] or self._whole(pub)

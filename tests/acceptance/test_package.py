@@ -14,6 +14,7 @@ import qrkt_hw
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
+PRETRAINED = ["best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits"]
 
 
 def python(*arguments, cwd, **environment):
@@ -71,7 +72,7 @@ def test_the_wheel_holds_every_module_and_data_file(installed):
     files = [path for path in weights.rglob("*") if path.is_file()]
     assert {(path.parent.name, path.name) for path in files} == {
         (name, file)
-        for name in ("best-cifar10", "best-imdb", "best-mnist")
+        for name in PRETRAINED
         for file in ("config.yaml", "data.json", "model.safetensors", "results.json")
     }
     assert sum(path.stat().st_size for path in files) < 2_000_000
@@ -91,7 +92,7 @@ def test_the_wheel_works_from_any_folder(installed, tmp_path):
     result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(str(installed)) and "digits" in result.stdout
-    assert "['best-cifar10', 'best-imdb', 'best-mnist']" in result.stdout
+    assert str(PRETRAINED) in result.stdout
 
 
 def test_the_source_distribution_holds_real_files(tmp_path):

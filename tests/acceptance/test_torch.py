@@ -21,7 +21,7 @@ from qrkt_hw import QuantumLayer, backends
 from qrkt_hw.nn.quantum import QuantumProjection
 
 pytestmark = pytest.mark.acceptance
-KEPT = Path(__file__).parents[2] / "results" / "best-mnist" / "seed-0"
+KEPT = Path(__file__).parents[2] / "results" / "best-mnist-4-qubits" / "seed-0"
 
 
 def plain():

@@ -151,7 +151,7 @@ def test_wrong_use_is_one_sentence(home, tmp_path):
 def test_kept_runs_are_exported(tmp_path):
     from pathlib import Path
 
-    kept = Path(qrkt_hw.__file__).parents[1] / "results" / "best-mnist" / "seed-0"
+    kept = Path(qrkt_hw.__file__).parents[1] / "results" / "best-mnist-4-qubits" / "seed-0"
     assert qrkt("export", kept, "--format", "hf", "--out", "out", cwd=tmp_path).returncode == 0
     model = QViT.from_pretrained(tmp_path / "out")
     assert model.results["test"]["accuracy"] > 0.97 and len(model.class_names) == 10
@@ -213,7 +213,7 @@ def test_a_model_goes_to_the_hub_and_back(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", place)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", place + "/{repo_id}/resolve/{revision}/{filename}")
     try:
-        model = QViT.from_pretrained("best-mnist")
+        model = QViT.from_pretrained("best-mnist-4-qubits")
         model.push_to_hub("you/name", token="hf_none")
         assert {path.rpartition("/")[2] for path in Hub.asked} >= {"create", "main"}
         assert set(Hub.files) == {"config.json", "model.safetensors", "README.md"}
@@ -232,7 +232,7 @@ def test_a_model_goes_to_the_hub_and_back(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "model"
-    QViT.from_pretrained("best-mnist").save_pretrained(folder)
+    QViT.from_pretrained("best-mnist-4-qubits").save_pretrained(folder)
     return folder
 
 

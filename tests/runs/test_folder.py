@@ -44,7 +44,7 @@ def test_options_and_description_come_back(tmp_path):
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["run"]
 
 
-FLAT = Path(__file__).parents[2] / "results" / "best-mnist" / "seed-0"  # kept by a version before sections
+FLAT = Path(__file__).parents[2] / "results" / "best-mnist-4-qubits" / "seed-0"  # kept by a version before sections
 
 
 @pytest.mark.parametrize("of", [None, {}, {"model": "gan"}, {"dataset": "imdb"}])
