@@ -31,7 +31,7 @@ SIDES: dict[str, tuple[tuple[str, ...], ...]] = {
     "best-cifar10": (
         ("--preset", "best-cifar10"),
         ("--preset", "best-cifar10", *CLASSICAL),
-        ("--preset", "best-cifar10", *CLASSICAL, *"--hidden 20 --heads 5 --mlp 48 --pool-maps 4".split()),
+        ("--preset", "best-cifar10", *CLASSICAL, "--hidden", "20", "--heads", "5"),
     ),
     "best-imdb": (("--preset", "best-imdb"), ("--preset", "best-imdb", *CLASSICAL)),
 }
