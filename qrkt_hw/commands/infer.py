@@ -38,6 +38,12 @@ from qrkt_hw.errors import UserError
     type=click.Choice(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
+@click.option(
+    "--shots-per-stage",
+    "stage_shots",
+    metavar="auto|N,N,...",
+    help="on a device: shots of each sequential stage; auto: the QPU time of --shots, dealt to where noise matters",
+)
 @cli.trust_flag
 @cli.json_flag
 @options_from((*INFERRING, *PROCESSES))
@@ -45,7 +51,7 @@ from qrkt_hw.errors import UserError
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
-    dry_run: bool, device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
+    dry_run: bool, device: dict[str, Any], report: bool, stage_shots: str | None, trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
@@ -80,6 +86,8 @@ def infer(
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     ranks = ranks_in(flags)
+    if stage_shots not in (None, "auto") and flags.get("shots") is None:
+        flags["shots"] = _mean(stage_shots)
     place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
@@ -94,6 +102,11 @@ def infer(
     from qrkt_hw.experiments import inference
 
     backend = backends.make(place, options.training.seed, said)
+    shots: list[int] = []
+    if stage_shots is not None:
+        shots, line = inference.shots_of_stages(folder, backend, stage_shots, data_dir)
+        said.print(line, highlight=False)
+        chosen["shots_per_stage"] = ",".join(map(str, shots))
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
@@ -129,11 +142,12 @@ def infer(
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
         trained(folder, model)
-        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
+        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots)
     if dry_run:
         assert planned is not None
         if as_json:
-            cli.echo(to_json({"backend": backend.name, **planned.record()}))
+            more = {"stage_shots": shots} if shots else {}
+            cli.echo(to_json({"backend": backend.name, **planned.record(), **more}))
         else:
             for line in planned.lines(backend.name):
                 cli.echo(line)
@@ -142,10 +156,10 @@ def infer(
         if planned is None:
             trained(folder, model)  # last: flags and files that are wrong are named before it
         if given_inputs is not None:
-            record = inference.classify(folder, model, given_inputs, backend)
+            record = inference.classify(folder, model, given_inputs, backend, shots)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, said, layers=report
+                folder, model, split or "test", samples, backend, ablate, said, report, shots
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
@@ -176,6 +190,12 @@ def infer(
                 cli.echo(line)
 
 
+def _mean(numbers: str | None) -> int | None:
+    """The mean of numbers with commas between; None where there is another thing among them."""
+    parts = (numbers or "").split(",")
+    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdigit() for part in parts) else None
+
+
 def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
@@ -194,6 +214,8 @@ def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
 def _report(record: dict[str, Any], kind: str) -> list[str]:
     there = record["backend_details"]
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
+    if "stage_shots" in record:
+        shots = f"{', '.join(map(str, record['stage_shots']))} shots in the stages"
     here, exact = record["discordant"]
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +17,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
+from qrkt_hw.backends.budget import LARGEST_JOB
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
-from qrkt_hw.data.base import regular
+from qrkt_hw.data.base import DataShape, regular
 from qrkt_hw.data.batches import Batches, first, loader
 from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.loading import Reader
+from qrkt_hw.experiments.loading import Reader, restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
-from qrkt_hw.resources.logical import trace
+from qrkt_hw.models.noise import allocated, sensitivities
+from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
 
 BATCH = 256
+LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 
 
 def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
@@ -50,6 +56,7 @@ def infer_split(
     ablate: Sequence[str] = (),
     console: Console | None = None,
     layers: bool = False,
+    stage_shots: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -62,6 +69,7 @@ def infer_split(
         ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
+        stage_shots: of each sequential stage; none for those of the backend.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -84,7 +92,7 @@ def infer_split(
     if exact:
         logits, labels = logits_everywhere(model, batches)
     else:
-        logits, labels, report = on_backend(model, batches, backend, console, layers)
+        logits, labels, report = on_backend(model, batches, backend, console, layers, stage_shots)
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
@@ -97,6 +105,49 @@ def infer_split(
     if here().leads:
         run.keep_inference(record)
     return record
+
+
+def shots_of_stages(
+    run: RunFolder, backend: Backend, asked: str, data_dir: Path | None = None
+) -> tuple[list[int], str]:
+    """Shots of each sequential stage of a run's model, and a sentence on them.
+
+    Args:
+        run: the run.
+        backend: a device that samples.
+        asked: ``auto``, or numbers with commas between. ``auto`` deals what the backend's shots would take to where the
+            logits of validation samples are sensitive to noise.
+        data_dir: of these samples.
+
+    Raises UserError: not such a number for each stage, or a simulator.
+    """
+    name = "--shots-per-stage"
+    if not isinstance(backend, DeviceBackend) or not backend.shots:
+        raise UserError(f"{name} applies only to devices that sample; backend {backend.name!r} does not")
+    model = restored(run)
+    stages = stages_of(model, DataShape.of(run.description()))
+    if asked != "auto":
+        numbers = [int(part) for part in asked.split(",") if part.strip().isdigit()]
+        if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
+            raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
+        if len(numbers) != len(stages):
+            raise UserError(f"{name}: {len(numbers)} numbers, and the model has {len(stages)} sequential stages")
+        return numbers, f"shots of the stages: {asked}"
+    (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)
+    noise = sensitivities(model, inputs, [[call.layer for call in stage] for stage in stages])
+    seconds = [
+        (forecast([s], BATCH, BATCH, backend, shots=2).seconds - forecast([s], BATCH, BATCH, backend, shots=1).seconds)
+        for s in stages
+    ]
+    found = allocated(noise, seconds, backend.shots)
+    before, after = (
+        sum(s / n for s, n in zip(noise, own, strict=True)) ** 0.5 for own in ([backend.shots] * len(found), found)
+    )
+    shown = ", ".join(map(str, found))
+    return found, (
+        f"shots of the stages: {shown}, in the QPU time of {backend.shots} everywhere; shot noise of the margin about "
+        f"{after:.3g} instead of {before:.3g} (from {len(inputs)} validation samples)"
+    )
 
 
 def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
@@ -174,13 +225,16 @@ def _lines(file: Path) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend) -> dict[str, Any]:
+def classify(
+    run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend, stage_shots: Sequence[int] = ()
+) -> dict[str, Any]:
     """Class and probabilities of inputs, of which each rank computes its part; the record is kept in the run.
 
     Args:
         run, model: the run and its model on ``backend``.
         inputs: of :func:`read_paths`, or made of :func:`read_images` or :func:`read_texts`.
         backend: where the circuits run.
+        stage_shots: of each sequential stage; none for those of the backend.
 
     Returns:
         Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
@@ -191,6 +245,8 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
+    if stage_shots:
+        set_backend(model, Watched(backend, False, stage_shots))
     there = here().over_samples(backend) if quantum_layers(model) else here()
     with torch.no_grad():
         (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
@@ -204,6 +260,7 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
         if done:
             items[-1]["converted"] = "; ".join(done)
     record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
+    record |= {"stage_shots": list(stage_shots)} if stage_shots else {}
     if here().leads:
         run.keep_inference(record)
     return record
@@ -220,7 +277,12 @@ def _check_finite(run: RunFolder, logits: Tensor) -> None:
 
 
 def on_backend(
-    model: nn.Module, batches: Any, backend: Backend, console: Console | None, layers: bool = False
+    model: nn.Module,
+    batches: Any,
+    backend: Backend,
+    console: Console | None,
+    layers: bool = False,
+    stage_shots: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on a backend, labels, and a report beside the exact simulator.
 
@@ -230,6 +292,7 @@ def on_backend(
         backend: where the circuits run; a device that bills is held open by whoever calls.
         console: for the progress bar; None shows nothing.
         layers: compare every value with the exact one at the same inputs.
+        stage_shots: of each sequential stage; none for those of the backend.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -242,7 +305,7 @@ def on_backend(
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
-    watched = Watched(backend, compare=layers)
+    watched = Watched(backend, layers, stage_shots)
     set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
     with _Bar(console, total) as tell, backend.reporting(tell):
@@ -258,6 +321,7 @@ def on_backend(
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     return logits, labels, {
         **({"layers": rows} if layers else {}),
+        **({"stage_shots": list(stage_shots)} if stage_shots else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],
@@ -279,11 +343,13 @@ class Watched(Backend):
     Args:
         inner: that backend.
         compare: compare every value with the exact one at the same inputs.
+        stage_shots: of each sequential stage of a forward pass; none for those of the backend.
     """
 
-    def __init__(self, inner: Backend, compare: bool = True) -> None:
+    def __init__(self, inner: Backend, compare: bool = True, stage_shots: Sequence[int] = ()) -> None:
         super().__init__(inner.name)
         self.inner, self.exact, self.compare = inner, ExactBackend("exact"), compare
+        self.turns = itertools.cycle(stage_shots)  # a stage is one run
         self.kind, self.shots, self.counters = inner.kind, inner.shots, inner.counters
         self.gradient, self.perturbation, self.target = inner.gradient, inner.perturbation, inner.target
         # errors of all values by tag, as they were returned, and before mitigation where there is one
@@ -299,7 +365,8 @@ class Watched(Backend):
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         if idle():  # nothing counts
             return self.exact.run(calls)
-        values = self.inner.run(calls)
+        shots = next(self.turns, None)
+        values = self.inner.run(calls if shots is None else [replace(call, shots=shots) for call in calls])
         if not self.compare:
             return values
         before = getattr(getattr(self.inner, "packer", None), "unmitigated", None)

@@ -1,11 +1,11 @@
-"""Noise at the outputs of circuits: what a device does to expectation values, as a function that torch differentiates.
+"""Noise at the outputs of circuits: injected in training, and how much of it reaches the logits.
 
 A device estimates the expectation value v of a Pauli string as the mean of ``shots`` outcomes, 1 or -1. Their mean is
 d v, damped by readout errors ((1 - 2 p) for each qubit that is read) and by gates, and the estimate has the variance
 (1 - (d v)^2) / shots.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,8 +89,8 @@ class OutputNoise:
         return mean + deviation(layer, given[0], mean) / self.shots**0.5 * ranks.drawn(draw, values.shape)
 
 
-def add_noise(model: nn.Module, make: Callable[[QuantumLayer], OutputNoise]) -> Callable[[], None]:
-    """Let every quantum layer of a model have noise; what is returned removes it."""
+def add_hooks(model: nn.Module, make: Callable[[QuantumLayer], Any]) -> Callable[[], None]:
+    """Give every quantum layer of a model the hook that is made for it; what is returned removes them."""
     handles = [layer.register_forward_hook(make(layer)) for layer in quantum_layers(model)]
 
     def remove() -> None:
@@ -165,4 +165,61 @@ def inject(model: nn.Module, options: TrainingConfig, backend: Backend) -> None:
         raise UserError(
             f"{flag(key)}: values on {backend.name!r} are damped already; leave it out, or take --backend exact"
         )
-    add_noise(model, training_noise(shots, error, device))
+    add_hooks(model, training_noise(shots, error, device))
+
+
+def sensitivities(model: nn.Module, inputs: Tensor, stages: Sequence[Sequence[str]]) -> list[float]:
+    """For each sequential stage the variance of the margin where its circuits had one shot each, mean over the inputs.
+
+    The margin is the largest logit less the next one; of it the first order counts: the squared Jacobian by every value
+    of a stage, times the value's variance.
+
+    Args:
+        model: in evaluation mode, on the exact backend.
+        inputs: images or texts.
+        stages: names of the quantum layers that are called in each stage.
+    """
+    places = {name: [k for k, stage in enumerate(stages) if name in stage] for stage in stages for name in stage}
+    seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def make(layer: QuantumLayer) -> Callable[..., Tensor]:
+        turns = iter(places[layer.network.tag])
+
+        def watch(_: nn.Module, given: tuple[Tensor, ...], values: Tensor) -> Tensor:
+            moved = torch.zeros_like(values, requires_grad=True)
+            seen.append((next(turns), moved, deviation(layer, given[0], values).detach()))
+            return values + moved
+
+        return watch
+
+    remove = add_hooks(model, make)
+    try:
+        with torch.enable_grad():
+            first, second = model(inputs).topk(2, -1).values.unbind(-1)
+            gradients = torch.autograd.grad((first - second).sum(), [moved for _, moved, _ in seen])
+    finally:
+        remove()
+    found = [0.0] * len(stages)
+    for (stage, _, spread), gradient in zip(seen, gradients, strict=True):
+        found[stage] += float((gradient * spread).square().sum()) / len(inputs)
+    return found
+
+
+def allocated(sensitivity: Sequence[float], seconds: Sequence[float], shots: int) -> list[int]:
+    """Shots of each stage for the least variance of the margin in the time that ``shots`` everywhere would take.
+
+    By Lagrange they are proportional to the root of sensitivity over seconds of a shot, but at least an eighth of
+    ``shots``: with very few, the first order says little.
+    """
+    least, cost = max(1, shots // 8), np.asarray(seconds)
+    wanted = np.sqrt(np.asarray(sensitivity) / cost)
+    free = np.ones(len(cost), dtype=bool)
+    found = np.full(len(cost), float(least))
+    while free.any():
+        left = shots * cost.sum() - (least * cost[~free]).sum()
+        found[free] = left * wanted[free] / max((cost * wanted)[free].sum(), 1e-300)
+        low = free & (found < least)
+        if not low.any():
+            break
+        found[low], free = least, free & ~low
+    return [int(n) for n in np.floor(found + 1e-9)]

@@ -1,6 +1,6 @@
 """What an inference or anybody's PUBs take on a device, by the packer that will run them; and what fits a limit."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -56,6 +56,7 @@ def forecast(
     *,
     shots: int | None = None,
     pack: bool | None = None,
+    stage_shots: Sequence[int] = (),
 ) -> Forecast:
     """Circuit batches, executions, time and price on a device.
 
@@ -65,6 +66,7 @@ def forecast(
         batch: samples that go through the model together.
         backend: a device or a fake backend with shots.
         shots, pack: in place of the backend's.
+        stage_shots: of each stage, in place of both.
     """
     packer = backend.packer.planner(shots, pack)
     delay = backend.default_rep_delay
@@ -72,9 +74,10 @@ def forecast(
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
-        for stage in stages:
+        for place, stage in enumerate(stages):
+            own = stage_shots[place] if stage_shots else None
             calls = [
-                Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer) for c in stage
+                Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer, own) for c in stage
             ]
             pubs = packer.allocate(calls)
             here = jobs_of(pubs, delay, backend.job_limits)
@@ -96,6 +99,7 @@ def plan(
     backend: DeviceBackend,
     budget: Budget | None,
     refuse: bool = True,
+    stage_shots: Sequence[int] = (),
 ) -> Forecast:
     """The forecast of an inference of a model, which has these options and reads data of this shape.
 
@@ -103,17 +107,19 @@ def plan(
         samples, batch: images or texts in all, and of them those that go through the model together.
         budget: limits from flags; without any those of the backend count.
         refuse: whether a forecast beyond the limits is an error.
+        stage_shots: of each sequential stage, in place of the backend's.
 
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found, budget = forecast(stages, samples, batch, backend), Budget.of(backend, budget)
+    found, budget = forecast(stages, samples, batch, backend, stage_shots=stage_shots), Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found
 
     def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack).seconds <= limit
+        own = [max(1, n * shots // (backend.shots or 1)) for n in stage_shots] if shots else stage_shots
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own).seconds <= limit
 
     fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
     offers = [f"--limit {fewer}"] if fewer else []

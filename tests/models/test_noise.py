@@ -9,8 +9,18 @@ from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.data import load_data
 from qrkt_hw.data.ranks import Share, set_share
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.noise import OutputNoise, add_noise, device_damping, inject, training_noise
+from qrkt_hw.models.factory import build_model, quantum_layers
+from qrkt_hw.models.noise import (
+    OutputNoise,
+    add_hooks,
+    allocated,
+    device_damping,
+    inject,
+    sensitivities,
+    training_noise,
+)
 from qrkt_hw.nn.quantum import QuantumLayer
+from qrkt_hw.resources.logical import stages_of
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training.fit import fresh_model
 
@@ -111,7 +121,7 @@ def test_each_rank_has_the_noise_of_its_samples():
 def test_noise_is_of_training_alone_and_can_be_removed():
     quantum, x = layer(), torch.randn(2, 3, dtype=torch.float64)
     exact = quantum(x)
-    remove = add_noise(quantum, training_noise(16, 0.1, None))
+    remove = add_hooks(quantum, training_noise(16, 0.1, None))
     assert not torch.equal(quantum(x), exact) and torch.equal(quantum.eval()(x), exact)
     remove()
     assert torch.equal(quantum.train()(x), exact)
@@ -143,3 +153,44 @@ def test_sums_of_strings_are_refused():
     quantum = QuantumLayer.from_circuit(circuit, inputs=angles, observables=SparsePauliOp(["ZI", "IZ"]))
     with pytest.raises(UserError, match="sums of Pauli strings"):
         inject(quantum, Config(shot_noise=9).training, quantum.backend)
+
+
+def test_sensitivity_is_the_variance_of_the_margin():
+    options = Config(hidden=8, mlp=4, rk_blocks=1, rk="rk2", heads=2, dtype="complex128")
+    data = load_data(options.data)
+    torch.manual_seed(3)
+    model = build_model(options, data.shape).eval()
+    stages = [[call.layer for call in stage] for stage in stages_of(model, data.shape)]
+    inputs = data.splits["validation"].tensors[0][:2].double()
+    with torch.no_grad():
+        best = model(inputs).topk(2).indices
+        many, shots = inputs.repeat_interleave(500, 0), 10**6  # so many that the first order is all
+        for stage, expected in enumerate(sensitivities(model, inputs, stages)):
+
+            def only(layer, stage=stage):
+                hook, turns = OutputNoise(shots=shots, always=True), iter(range(9))
+                places = [k for k, names in enumerate(stages) if layer.network.tag in names]
+                return lambda *given: hook(*given) if places[next(turns)] == stage else given[-1]
+
+            remove = add_hooks(model, only)
+            logits = model(many).unflatten(0, (2, 500))
+            remove()
+            margins = logits.gather(-1, best[:, None].expand(2, 500, 2)) @ torch.tensor([1.0, -1.0]).double()
+            assert float(margins.var(1).mean() * shots) == pytest.approx(expected, rel=0.2)
+    assert len(quantum_layers(model)) == 5 and len(stages) == 4
+
+
+def test_shots_of_stages_are_the_best_in_the_same_time():
+    rng = np.random.default_rng(0)
+    noise, seconds = rng.uniform(0.1, 4, 5), rng.uniform(0.5, 2, 5)
+    found = np.array(allocated(noise, seconds, 4000), dtype=float)
+    assert 0 <= 4000 * seconds.sum() - found @ seconds < seconds.sum()
+    for _ in range(50):
+        step = rng.normal(size=5)
+        step -= seconds * (step @ seconds) / (seconds @ seconds)  # of the same time
+        assert (noise / (found + 40 * step)).sum() >= (noise / found).sum()
+
+
+def test_no_stage_is_left_without_shots():
+    assert allocated([0.0, 1.0, 1e-9], [1.0, 1.0, 1.0], 80) == [10, 220, 10]
+    assert allocated([0.0, 0.0], [1.0, 2.0], 3) == [1, 1]
