@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,21 +22,24 @@ from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
-from qrkt_hw.data.base import DataShape, regular
+from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import Batches, first, loader
-from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.loading import Reader, restored
+from qrkt_hw.experiments.loading import Inputs, restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
-from qrkt_hw.models.noise import allocated, sensitivities
+from qrkt_hw.models.noise import Response, add_hooks, allocated, sensitivities
+from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.resources.forecast import forecast
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import replace_with, write_json
+from qrkt_hw.runs.folder import read_json
 
 BATCH = 256
+VALIDATED = 512  # samples that decide whether a fine-tuning is kept
 LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 
 
@@ -57,6 +60,7 @@ def infer_split(
     console: Console | None = None,
     layers: bool = False,
     stage_shots: Sequence[int] = (),
+    original: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -70,6 +74,7 @@ def infer_split(
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
         stage_shots: of each sequential stage; none for those of the backend.
+        original: gives the exact values instead of ``model``, which is fitted to the backend.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -92,7 +97,7 @@ def infer_split(
     if exact:
         logits, labels = logits_everywhere(model, batches)
     else:
-        logits, labels, report = on_backend(model, batches, backend, console, layers, stage_shots)
+        logits, labels, report = on_backend(model, batches, backend, console, layers, stage_shots, original)
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
@@ -150,6 +155,70 @@ def shots_of_stages(
     )
 
 
+def fine_tuned(
+    run: RunFolder, model: nn.Module, backend: Backend, count: int, data_dir: Path | None, console: Console,
+    stage_shots: Sequence[int] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Fit a classifier, in place, to what a device returns for training images; the angles of its circuits stay.
+
+    The device evaluates the images once. Least squares of its values on the exact ones give its response, layer by
+    layer; gradient steps on the training split then go through the exact circuits with this response.
+
+    Args:
+        run, model: the run and its trained model, on ``backend``.
+        backend: where the circuits run, held open.
+        count: training images, the first of the split.
+        data_dir: of the training split.
+        console: for the progress bar.
+        stage_shots: of each sequential stage; none for those of the backend.
+
+    Returns:
+        What a record keeps: ``images``, the response of each layer (``layers``), the validation loss with this response
+        before and after (``loss_before``, ``loss_after``), ``seconds``, and the file of the weights. An inference on a
+        device that bills and is resumed has the weights that it had before.
+    """
+    from qrkt_hw.training.classifier import refit
+
+    activity = getattr(getattr(backend, "jobs", None), "activity", None)
+    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
+    told = kept.with_suffix(".json")
+    if activity is not None and kept.is_file() and told.is_file():
+        load_weights(model, kept)
+        return read_json(told)
+    started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
+    watched = Watched(backend, True, stage_shots)
+    set_backend(model, watched)
+    batches = loader(first(splits[0], count), BATCH)
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
+    with _Bar(console, total) as tell, backend.reporting(tell):
+        logits_of(model, batches)
+    set_backend(model, ExactBackend("exact"))
+    responses = {}
+    for layer in quantum_layers(model):
+        pairs = zip(*watched.pairs[layer.network.tag], strict=True)
+        exact, found = (np.concatenate(part).reshape(-1, layer.outputs) for part in pairs)
+        responses[layer.network.tag] = Response.of(layer, exact, found)
+    remove = add_hooks(model, lambda layer: responses[layer.network.tag].noise())
+    try:
+        before, after = refit(model, splits[0], first(splits[1], VALIDATED), run.options())
+    finally:
+        remove()
+    set_backend(model, backend)
+    layers = {
+        name: {"damping": round(float(r.damping.mean()), 4), "offset": round(float(abs(r.offset).mean()), 4),
+               "shots": round(min(r.shots, 1e9), 1)} for name, r in responses.items()
+    }  # fmt: skip
+    record = {
+        "images": min(count, len(splits[0])), "layers": layers, "loss_before": before, "loss_after": min(before, after),
+        "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
+    }  # fmt: skip
+    if here().leads:
+        run.inference.mkdir(exist_ok=True)
+        write_json(told, record)
+        replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
+    return record
+
+
 def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
     """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks."""
     found = logits_of(model, batches)
@@ -157,72 +226,6 @@ def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
         logits, labels = batches.whole(found)
         return logits, labels
     return found
-
-
-def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
-    description = run.description()
-    return torch.stack([read_image(path, description) for path in paths])
-
-
-def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
-    """Texts as inputs of the run's model."""
-    return Reader(run.options(), run.description())(texts)
-
-
-class Inputs(NamedTuple):
-    """Raw inputs of a run's model.
-
-    Attributes:
-        kind: ``images`` or ``texts``.
-        samples: as the model reads them.
-        names: the files, or the texts themselves.
-        notes: for each, what was done to it beyond reading.
-    """
-
-    kind: str
-    samples: Tensor
-    names: list[str]
-    notes: list[list[str]]
-
-
-def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
-    """Image files of any size, converted as the training images were; or texts, one from each line of text files.
-
-    A folder gives the images (or ``.txt`` files) in it and below, in the order of their names.
-    """
-    description = run.description()
-    texts = bool(description.get("vocabulary"))
-    suffixes, what = ((".txt",), "text files (.txt)") if texts else (SUFFIXES, "images")
-    files = list[Path]()
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-        files += [found for found in inside if not any(part[0] == "." for part in found.relative_to(path).parts)]
-        if not inside:
-            raise UserError(f"{path} holds no {what}; the model of {run.path} reads {what}")
-    if texts:
-        lines = [line for file in files for line in _lines(file)]
-        if not lines:
-            raise UserError(f"{files[0]} holds no text")
-        return Inputs("texts", read_texts(run, lines), lines, [[] for _ in lines])
-    notes: list[list[str]] = [[] for _ in files]
-    read = [read_image(file, description, done) for file, done in zip(files, notes, strict=True)]
-    return Inputs("images", torch.stack(read), list(map(str, files)), notes)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        if regular(file).stat().st_size > LARGEST_FILE:
-            raise UserError(f"{file} is larger than 64 MiB")
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"no file {file}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no text in UTF-8; this run's model reads texts, one from each line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def classify(
@@ -283,6 +286,7 @@ def on_backend(
     console: Console | None,
     layers: bool = False,
     stage_shots: Sequence[int] = (),
+    original: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on a backend, labels, and a report beside the exact simulator.
 
@@ -293,6 +297,7 @@ def on_backend(
         console: for the progress bar; None shows nothing.
         layers: compare every value with the exact one at the same inputs.
         stage_shots: of each sequential stage; none for those of the backend.
+        original: gives the exact logits instead of ``model``.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -303,7 +308,7 @@ def on_backend(
         With ``layers`` also :meth:`Watched.rows`.
     """
     set_backend(model, ExactBackend("exact"))
-    exact, labels = logits_everywhere(model, batches)
+    exact, labels = logits_everywhere(model if original is None else original, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     watched = Watched(backend, layers, stage_shots)
     set_backend(model, watched)
@@ -355,6 +360,7 @@ class Watched(Backend):
         # errors of all values by tag, as they were returned, and before mitigation where there is one
         self.errors: dict[str, list[NDArray[np.float64]]] = {}
         self.raw: dict[str, list[NDArray[np.float64]]] = {}
+        self.pairs: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}  # exact values, those found
 
     def circuits_for(self, template: Any) -> int:
         return self.inner.circuits_for(template)
@@ -371,6 +377,7 @@ class Watched(Backend):
             return values
         before = getattr(getattr(self.inner, "packer", None), "unmitigated", None)
         for place, (call, exact) in enumerate(zip(calls, self.exact.run(calls), strict=True)):
+            self.pairs.setdefault(call.tag, []).append((exact, values[place]))
             self.errors.setdefault(call.tag, []).append(np.abs(values[place] - exact).ravel())
             if before is not None and len(before) == len(calls):
                 self.raw.setdefault(call.tag, []).append(np.abs(before[place] - exact).ravel())

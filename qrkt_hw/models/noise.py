@@ -5,8 +5,10 @@ d v, damped by readout errors ((1 - 2 p) for each qubit that is read) and by gat
 (1 - (d v)^2) / shots.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from qrkt_hw.runs.config import TrainingConfig
 
 FLOOR = 1e-4  # least variance of an outcome, where values are 1 or -1: the gradient of its root stays finite
 TINY = 1e-6  # least norm of features by which values are divided
+SPREAD = 0.05  # expected deviation of the damping of one output from that of its layer
 
 
 @remembered
@@ -71,7 +74,7 @@ class OutputNoise:
         always: in evaluation mode too.
     """
 
-    def __init__(self, damping: Any = 1.0, shots: int | None = None, offset: Any = 0.0, always: bool = False) -> None:
+    def __init__(self, damping: Any = 1.0, shots: float | None = None, offset: Any = 0.0, always: bool = False) -> None:
         self.damping, self.offset = (torch.as_tensor(one, dtype=torch.float64) for one in (damping, offset))
         self.shots, self.always = shots, always
 
@@ -98,6 +101,37 @@ def add_hooks(model: nn.Module, make: Callable[[QuantumLayer], Any]) -> Callable
             handle.remove()
 
     return remove
+
+
+class Response(NamedTuple):
+    """What a device makes of a layer's exact values, in units of the largest that they can be."""
+
+    damping: NDArray[np.float64]  # factor on each output
+    offset: NDArray[np.float64]  # added to it
+    shots: float  # of which the rest has the variance, whatever makes it
+
+    @classmethod
+    def of(cls, layer: QuantumLayer, exact: NDArray[np.float64], found: NDArray[np.float64]) -> Response:
+        """The least squares of values that a device found on the exact ones, both ``(samples, outputs)``.
+
+        Outputs that hardly vary say little of their own damping; they are drawn to the layer's.
+        """
+        size = np.maximum(np.abs(np.tile(strings(layer.template)[0], layer.groups)), TINY)
+        u, v = exact / size, found / size
+        du, dv = u - u.mean(0), v - v.mean(0)
+        squares, products = (du * du).sum(0), (du * dv).sum(0)
+        damping = products.sum() / max(squares.sum(), TINY)
+        for _ in range(2):  # the second time with the variance that the first one left
+            rest = float(((dv - damping * du) ** 2).mean())
+            weight = rest / SPREAD**2
+            mean = products.sum() / max(squares.sum(), TINY)
+            damping = (products + weight * mean) / np.maximum(squares + weight, TINY)
+        one_shot = float((1 - np.clip(v, -1, 1) ** 2).mean())
+        return cls(damping, v.mean(0) - damping * u.mean(0), one_shot / max(rest, one_shot * 1e-9, 1e-12))
+
+    def noise(self) -> OutputNoise:
+        """The hook that gives a layer's values in this way, also in evaluation mode."""
+        return OutputNoise(self.damping, self.shots, self.offset, always=True)
 
 
 def training_noise(

@@ -57,6 +57,7 @@ def forecast(
     shots: int | None = None,
     pack: bool | None = None,
     stage_shots: Sequence[int] = (),
+    fitted: int = 0,
 ) -> Forecast:
     """Circuit batches, executions, time and price on a device.
 
@@ -67,10 +68,11 @@ def forecast(
         backend: a device or a fake backend with shots.
         shots, pack: in place of the backend's.
         stage_shots: of each stage, in place of both.
+        fitted: images to which the model is fine-tuned first.
     """
     packer = backend.packer.planner(shots, pack)
     delay = backend.default_rep_delay
-    sizes = [batch] * (samples // batch) + ([samples % batch] if samples % batch else [])
+    sizes = [min(batch, n - start) for n in (fitted, samples) for start in range(0, n, batch)]
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
@@ -100,6 +102,7 @@ def plan(
     budget: Budget | None,
     refuse: bool = True,
     stage_shots: Sequence[int] = (),
+    fitted: int = 0,
 ) -> Forecast:
     """The forecast of an inference of a model, which has these options and reads data of this shape.
 
@@ -108,18 +111,21 @@ def plan(
         budget: limits from flags; without any those of the backend count.
         refuse: whether a forecast beyond the limits is an error.
         stage_shots: of each sequential stage, in place of the backend's.
+        fitted: images to which the model is fine-tuned first.
 
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found, budget = forecast(stages, samples, batch, backend, stage_shots=stage_shots), Budget.of(backend, budget)
+    how: dict[str, Any] = {"fitted": fitted, "stage_shots": stage_shots}
+    found, budget = forecast(stages, samples, batch, backend, **how), Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found
 
     def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
         own = [max(1, n * shots // (backend.shots or 1)) for n in stage_shots] if shots else stage_shots
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own).seconds <= limit
+        more = {**how, "stage_shots": own}
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds <= limit
 
     fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
     offers = [f"--limit {fewer}"] if fewer else []
