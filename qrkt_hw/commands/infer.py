@@ -1,6 +1,5 @@
 """``qrkt-hw infer``."""
 
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def infer(
     shots: list[int] = []
     if stage_shots is not None:
         shots, line = inference.shots_of_stages(folder, backend, stage_shots, data_dir)
-        said.print(line, highlight=False)
+        said.print(line, highlight=False, soft_wrap=True)
         chosen["shots_per_stage"] = ",".join(map(str, shots))
     if fine_tune is not None:
         chosen["fine_tune"] = fine_tune
@@ -168,19 +167,16 @@ def infer(
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if planned is None:
             loading.trained(folder, model)  # last: flags and files that are wrong are named before it
-        original, fitted = None, None
+        tuned = None
         if fine_tune is not None:
-            original = deepcopy(model)
-            fitted = inference.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
-            said.print(_fitted(fitted), highlight=False, soft_wrap=True)
+            tuned = inference.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
+            said.print(_fitted(tuned.record), highlight=False, soft_wrap=True)
         if given_inputs is not None:
-            record = inference.classify(folder, model, given_inputs, backend, shots)
+            record = inference.classify(folder, model, given_inputs, backend, shots, tuned)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, said, report, shots, original
+                folder, model, split or "test", samples, backend, ablate, said, report, shots, tuned
             )
-    if fitted is not None:
-        record["fine_tuned"] = fitted
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def infer_split(
     console: Console | None = None,
     layers: bool = False,
     stage_shots: Sequence[int] = (),
-    original: nn.Module | None = None,
+    tuned: FineTuned | None = None,
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -74,7 +75,7 @@ def infer_split(
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
         stage_shots: of each sequential stage; none for those of the backend.
-        original: gives the exact values instead of ``model``, which is fitted to the backend.
+        tuned: what :func:`fine_tuned` made of ``model``; the exact values are then those of the model before.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -97,12 +98,16 @@ def infer_split(
     if exact:
         logits, labels = logits_everywhere(model, batches)
     else:
-        logits, labels, report = on_backend(model, batches, backend, console, layers, stage_shots, original)
+        logits, labels, report = on_backend(
+            model, batches, backend, console, layers, stage_shots, tuned and tuned.original
+        )
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
     record = {"split": split, "count": len(samples), **metrics, "backend": backend.name, "seconds": round(seconds, 4)}
     record.update(report)
+    if tuned is not None:
+        record["fine_tuned"] = tuned.record
     for name in ablate:
         with ablated(model, name):
             found = classification_metrics(*logits_everywhere(model, batches))
@@ -155,10 +160,17 @@ def shots_of_stages(
     )
 
 
+class FineTuned(NamedTuple):
+    """A model that was fitted to a device: what is kept of that, and the model as it was before."""
+
+    record: dict[str, Any]
+    original: nn.Module
+
+
 def fine_tuned(
     run: RunFolder, model: nn.Module, backend: Backend, count: int, data_dir: Path | None, console: Console,
     stage_shots: Sequence[int] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> FineTuned:  # fmt: skip
     """Fit a classifier, in place, to what a device returns for training images; the angles of its circuits stay.
 
     The device evaluates the images once. Least squares of its values on the exact ones give its response, layer by
@@ -173,25 +185,27 @@ def fine_tuned(
         stage_shots: of each sequential stage; none for those of the backend.
 
     Returns:
-        What a record keeps: ``images``, the response of each layer (``layers``), the validation loss with this response
-        before and after (``loss_before``, ``loss_after``), ``seconds``, and the file of the weights. An inference on a
-        device that bills and is resumed has the weights that it had before.
+        The model as it was, and: ``images``, the response of each layer (``layers``), the validation loss with this
+        response before and after (``loss_before``, ``loss_after``), ``seconds``, and the file of the weights. An
+        inference on a device that bills and is resumed takes the weights that it had before.
     """
     from qrkt_hw.training.classifier import refit
 
-    activity = getattr(getattr(backend, "jobs", None), "activity", None)
-    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
-    told = kept.with_suffix(".json")
-    if activity is not None and kept.is_file() and told.is_file():
-        load_weights(model, kept)
-        return read_json(told)
     started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
-    watched = Watched(backend, True, stage_shots)
+    original, watched = deepcopy(model), Watched(backend, True, stage_shots)
+    set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
     batches = loader(first(splits[0], count), BATCH)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
+    activity = getattr(getattr(backend, "jobs", None), "activity", None)
+    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
+    told = kept.with_suffix(".json")
+    if activity is not None and kept.is_file() and told.is_file():
+        load_weights(model, kept)
+        set_backend(model, backend)
+        return FineTuned(read_json(told), original)
     set_backend(model, ExactBackend("exact"))
     responses = {}
     for layer in quantum_layers(model):
@@ -212,11 +226,10 @@ def fine_tuned(
         "images": min(count, len(splits[0])), "layers": layers, "loss_before": before, "loss_after": min(before, after),
         "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
     }  # fmt: skip
-    if here().leads:
-        run.inference.mkdir(exist_ok=True)
-        write_json(told, record)
-        replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
-    return record
+    run.inference.mkdir(exist_ok=True)
+    write_json(told, record)
+    replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
+    return FineTuned(record, original)
 
 
 def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
@@ -229,7 +242,12 @@ def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
 
 
 def classify(
-    run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend, stage_shots: Sequence[int] = ()
+    run: RunFolder,
+    model: nn.Module,
+    inputs: Inputs,
+    backend: Backend,
+    stage_shots: Sequence[int] = (),
+    tuned: FineTuned | None = None,
 ) -> dict[str, Any]:
     """Class and probabilities of inputs, of which each rank computes its part; the record is kept in the run.
 
@@ -238,6 +256,7 @@ def classify(
         inputs: of :func:`read_paths`, or made of :func:`read_images` or :func:`read_texts`.
         backend: where the circuits run.
         stage_shots: of each sequential stage; none for those of the backend.
+        tuned: what :func:`fine_tuned` made of ``model``.
 
     Returns:
         Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
@@ -264,6 +283,7 @@ def classify(
             items[-1]["converted"] = "; ".join(done)
     record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
     record |= {"stage_shots": list(stage_shots)} if stage_shots else {}
+    record |= {"fine_tuned": tuned.record} if tuned is not None else {}
     if here().leads:
         run.keep_inference(record)
     return record

@@ -32,12 +32,14 @@ class Forecast:
     executions: int  # of the chip, calibrations of readout included
     seconds: float  # QPU seconds by IBM's formula
     usd: float  # at pay-as-you-go prices
+    fitted: int = 0  # images to which the model is fine-tuned before, all that it takes included above
 
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
         listed = prices()
+        first = f" after {self.fitted:,} training images" if self.fitted else ""
         return [
-            f"plan for {device}: {self.samples:,} samples, {self.circuits:,} circuits in {self.rounds} circuit "
+            f"plan for {device}: {self.samples:,} samples{first}, {self.circuits:,} circuits in {self.rounds} circuit "
             f"batches, {self.jobs} jobs, {self.executions:,} executions",
             f"about {self.seconds:.1f} QPU seconds, {self.usd:,.2f} USD at pay-as-you-go prices of {listed.date}; "
             "nothing is submitted",
@@ -89,7 +91,7 @@ def forecast(
             seconds += sum(here)
             packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
-    return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
+    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted)
 
 
 def plan(

@@ -12,6 +12,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.models.noise import (
     OutputNoise,
+    Response,
     add_hooks,
     allocated,
     device_damping,
@@ -194,3 +195,27 @@ def test_shots_of_stages_are_the_best_in_the_same_time():
 def test_no_stage_is_left_without_shots():
     assert allocated([0.0, 1.0, 1e-9], [1.0, 1.0, 1.0], 80) == [10, 220, 10]
     assert allocated([0.0, 0.0], [1.0, 2.0], 3) == [1, 1]
+
+
+@pytest.mark.parametrize("ansatz", ["brickwork", "orthogonal_brick"])
+def test_the_response_of_a_device_is_found_from_its_values(ansatz):
+    quantum, damping, offset = layer(ansatz, 4), np.array([0.8, 0.85, 0.9, 0.75]), np.array([0.03, -0.02, 0.0, 0.05])
+    x = torch.randn(3000, 4, dtype=torch.float64)
+    if quantum.network.unary:
+        x /= x.norm(dim=-1, keepdim=True)  # so that its values are those of the circuits
+    exact = quantum(x).detach()
+    found = OutputNoise(damping, 100, offset)(quantum, (x,), exact)
+    response = Response.of(quantum, exact.numpy(), found.numpy())
+    np.testing.assert_allclose(response.damping, damping, atol=0.03)
+    np.testing.assert_allclose(response.offset, offset, atol=0.01)
+    assert response.shots == pytest.approx(100, rel=0.1)
+    few = Response.of(quantum, exact[:4].numpy(), found[:4].numpy())  # too few: the outputs are like their layer
+    assert np.ptp(few.damping) < 0.2
+
+
+def test_exact_values_are_those_of_many_shots():
+    quantum = layer()
+    exact = quantum(torch.randn(50, 3, dtype=torch.float64)).detach().numpy()
+    response = Response.of(quantum, exact, 0.5 * exact)
+    np.testing.assert_allclose(response.damping, 0.5)
+    assert response.shots > 1e8
