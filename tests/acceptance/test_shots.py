@@ -1,6 +1,9 @@
 """Shots where they matter, on a fake device: planned, run and kept."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -11,6 +14,7 @@ from qrkt_hw.models.weights import sha256
 from qrkt_hw.training import classifier
 from tests.command_line import qrkt, refused, trained
 
+PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
 TINY = ["--epochs", 1, "--limit", 64, "--hidden", 8, "--mlp", 4, "--heads", 2, "--rk", "rk1", "--rk-blocks", 1]
 DEVICE = ["--backend", "fake_lima", "--shots", 32]
 
@@ -111,3 +115,13 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
     assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
     assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
     assert fitted == [sha256(safetensors.torch.load_file(run / "inference" / record["fine_tuned"]["weights"]))]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page(tmp_path, quick):
+    (block,) = re.findall(r"## Few shots\n.*?```bash\n(.*?)```", PAGE.read_text(), re.S)
+    for line in block.splitlines():
+        words = [*shlex.split(line)[1:], "--limit", 64 if " train " in line else 4]
+        words += ["--epochs", 1] if " train " in line else []
+        done = qrkt(*words, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
