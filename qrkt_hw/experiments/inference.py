@@ -193,6 +193,7 @@ def fine_tuned(
 
     started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
     original, watched = deepcopy(model), Watched(backend, True, stage_shots)
+    pairs = watched.pairs = {}
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
     batches = loader(first(splits[0], count), BATCH)
@@ -209,8 +210,8 @@ def fine_tuned(
     set_backend(model, ExactBackend("exact"))
     responses = {}
     for layer in quantum_layers(model):
-        pairs = zip(*watched.pairs[layer.network.tag], strict=True)
-        exact, found = (np.concatenate(part).reshape(-1, layer.outputs) for part in pairs)
+        both = zip(*pairs[layer.network.tag], strict=True)
+        exact, found = (np.concatenate(part).reshape(-1, layer.outputs) for part in both)
         responses[layer.network.tag] = Response.of(layer, exact, found)
     remove = add_hooks(model, lambda layer: responses[layer.network.tag].noise())
     try:
@@ -380,7 +381,8 @@ class Watched(Backend):
         # errors of all values by tag, as they were returned, and before mitigation where there is one
         self.errors: dict[str, list[NDArray[np.float64]]] = {}
         self.raw: dict[str, list[NDArray[np.float64]]] = {}
-        self.pairs: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] = {}  # exact values, those found
+        # exact values and those found, kept where it is a dictionary
+        self.pairs: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] | None = None
 
     def circuits_for(self, template: Any) -> int:
         return self.inner.circuits_for(template)
@@ -397,7 +399,8 @@ class Watched(Backend):
             return values
         before = getattr(getattr(self.inner, "packer", None), "unmitigated", None)
         for place, (call, exact) in enumerate(zip(calls, self.exact.run(calls), strict=True)):
-            self.pairs.setdefault(call.tag, []).append((exact, values[place]))
+            if self.pairs is not None:
+                self.pairs.setdefault(call.tag, []).append((exact, values[place]))
             self.errors.setdefault(call.tag, []).append(np.abs(values[place] - exact).ravel())
             if before is not None and len(before) == len(calls):
                 self.raw.setdefault(call.tag, []).append(np.abs(before[place] - exact).ravel())

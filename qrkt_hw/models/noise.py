@@ -120,11 +120,10 @@ class Response(NamedTuple):
         u, v = exact / size, found / size
         du, dv = u - u.mean(0), v - v.mean(0)
         squares, products = (du * du).sum(0), (du * dv).sum(0)
-        damping = products.sum() / max(squares.sum(), TINY)
+        mean = damping = (products.sum() + TINY) / (squares.sum() + TINY)
         for _ in range(2):  # the second time with the variance that the first one left
             rest = float(((dv - damping * du) ** 2).mean())
             weight = rest / SPREAD**2
-            mean = products.sum() / max(squares.sum(), TINY)
             damping = (products + weight * mean) / np.maximum(squares + weight, TINY)
         one_shot = float((1 - np.clip(v, -1, 1) ** 2).mean())
         return cls(damping, v.mean(0) - damping * u.mean(0), one_shot / max(rest, one_shot * 1e-9, 1e-12))
