@@ -49,6 +49,7 @@ OLD_NAMES = {
     commands=COMMANDS,
     elsewhere={
         "about": "doctor",
+        "circuits": "resources",
         "compare": "runs",
         "export": "runs",
         "presets": "runs",

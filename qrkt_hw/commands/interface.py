@@ -1,5 +1,4 @@
-"""What commands share: click classes, options, text on the terminal, and a short way to the first training step.
-Imports click alone, so help is instant."""
+"""What commands share: click classes, options, and text on the terminal. Imports click alone, so help is instant."""
 
 from __future__ import annotations
 
@@ -207,9 +206,9 @@ def console(**how: Any) -> Console:
     return Terminal(**how, quiet=rank_and_count()[0] > 0)  # of several ranks the first one tells
 
 
-# the first training step sooner: without torch's compiler, of which torch's optimizers and Fabric import three names
-# that do nothing unless something is compiled, and torchmetrics, of which Fabric asks the version. Only the program
-# does without them, never the library.
+# Reach the first training step sooner: without torch's compiler, of which torch's optimizers and Fabric import three
+# names that do nothing unless something is compiled, and torchmetrics, of which Fabric asks the version. Only the
+# program does without them, never the library. ----------------------------------------------------------------------
 PROGRAM = "program"  # in click's context: this process was started for one command and ends with it
 COMPILER = "torch._dynamo"
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.interface import PROGRAM, import_fabric
 from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, merge, options_from
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
@@ -44,7 +45,7 @@ def train(
     with_resume |= {"trust_ansatz": trust_ansatz and source is None}
     if resume is None and any(with_resume.values()):
         raise UserError(f"{flag(next(key for key, value in with_resume.items() if value))} goes with --resume RUN")
-    program = click.get_current_context().find_root().obj == cli.PROGRAM
+    program = click.get_current_context().find_root().obj == PROGRAM
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         epochs = flags.pop("epochs")
@@ -59,7 +60,7 @@ def train(
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
         if program:
-            cli.import_fabric()
+            import_fabric()
         from qrkt_hw.training import fit
 
         run = fit.resume(folder, said, agreed=backend, epochs=epochs, ranks_of=how, **device)
@@ -73,7 +74,7 @@ def train(
         options = merge(preset, config, flags, origin)
         check_early(options)
         if program:
-            cli.import_fabric()
+            import_fabric()
         from qrkt_hw.training import fit
 
         if restarted() and out is not None and RunFolder(out).config.is_file():
