@@ -2,8 +2,9 @@
 
     python benchmarks/noise_training.py --seeds 5 --epochs 20 --device fake_torino --out results/noise_training.json
 
-Both models of a seed start from the same weights and see the same batches; only the backend differs. Accuracy is that
-of the test set; "device" is the noisy expectation value without sampling, "shots" the same with 1,024 shots a circuit.
+All models of a seed start from the same weights and see the same batches; only backend and noise differ. Accuracy is
+that of the test set; "device" is the noisy expectation value without sampling, "shots" the same with ``--shots`` a
+circuit. ``--shot-noise`` adds a model trained with noise of so many shots, damped as the device damps.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit
 
-PLACES = {"exact": None, "device": 0, "shots": 1024}
+PLACES = ("exact", "device", "shots")
 
 
-def measure(options: Config, device: str) -> dict[str, float]:
+def measure(options: Config, device: str, few: int) -> dict[str, float]:
     """Train once; test accuracy by place, and seconds of training."""
     with tempfile.TemporaryDirectory() as folder:
         run = fit.start(options, Path(folder) / "run", Console(stderr=True, quiet=True))
         found = {"train_seconds": read_json(run.results)["train_seconds"]}
-        for place, shots in PLACES.items():
+        for place, shots in zip(PLACES, (None, 0, few), strict=True):
             name = "exact" if place == "exact" else device
             there = resolve(name, shots=shots, seed=options.training.seed)
             found[place] = infer_split(run, restored(run, there), "test", read_split(run, "test"), there)["accuracy"]
     return found
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict], few: int) -> str:
     """The rows as Markdown, with mean and standard deviation over seeds."""
-    lines = ["| seed | trained | exact | device | device, 1,024 shots | training (s) |", "|---|---|---|---|---|---|"]
+    lines = [f"| seed | trained | exact | device | device, {few:,} shots | training (s) |", "|---|---|---|---|---|---|"]
     for row in rows:
         lines.append(
             f"| {row['seed']} | {row['trained']} | {row['exact']:.4f} | {row['device']:.4f} | {row['shots']:.4f} "
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="one more option, such as layers=5"
     )
+    parser.add_argument("--shots", type=int, default=1024, help="of the last column")
+    parser.add_argument("--shot-noise", type=int, help="also train with noise of so many shots")
+    parser.add_argument("--no-through-noise", action="store_true", help="leave the slow training on the device out")
     parser.add_argument("--out", type=Path, default=Path("results/noise_training.json"))
     given = parser.parse_args()
     chosen = {}
@@ -75,12 +79,18 @@ def main() -> None:
     rows: list[dict] = []
     started = time.perf_counter()
     for seed in range(given.seeds):
-        for trained, backend in (("exact", "exact"), ("through noise", given.device)):
-            options = Config(**{**chosen, "epochs": given.epochs, "seed": seed, "backend": backend})
-            rows.append({"seed": seed, "trained": trained, **measure(options, given.device)})
+        ways = {"exact": {}} if given.no_through_noise else {"exact": {}, "through noise": {"backend": given.device}}
+        if given.shot_noise:
+            ways["with shot noise"] = {"shot_noise": given.shot_noise, "noise_device": given.device}
+        for trained, how in ways.items():
+            options = Config(**{**chosen, "epochs": given.epochs, "seed": seed, **how})
+            rows.append({"seed": seed, "trained": trained, **measure(options, given.device, given.shots)})
             held = {
                 "command": f"python benchmarks/noise_training.py --seeds {given.seeds} --epochs {given.epochs} "
                 f"--device {given.device}"
+                + (f" --shots {given.shots}" if given.shots != 1024 else "")
+                + (" --no-through-noise" if given.no_through_noise else "")
+                + (f" --shot-noise {given.shot_noise}" if given.shot_noise else "")
                 + (f" --preset {given.preset}" if given.preset else "")
                 + "".join(f" --set {pair}" for pair in given.set),
                 "device": resolve(given.device).about(),
@@ -92,7 +102,7 @@ def main() -> None:
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(held, indent=2) + "\n")
             print(rows[-1], flush=True)
-    print(table(rows))
+    print(table(rows, given.shots))
 
 
 if __name__ == "__main__":

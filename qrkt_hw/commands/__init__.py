@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from qrkt_hw.commands.interface import LazyGroup, echo
-from qrkt_hw.commands.quick_start import PROGRAM
+from qrkt_hw.commands.interface import PROGRAM, LazyGroup, echo
 from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
 
 COMMANDS = {
@@ -50,6 +49,7 @@ OLD_NAMES = {
     commands=COMMANDS,
     elsewhere={
         "about": "doctor",
+        "circuits": "resources",
         "compare": "runs",
         "export": "runs",
         "presets": "runs",

@@ -38,6 +38,18 @@ from qrkt_hw.errors import UserError
     type=click.Choice(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
+@click.option(
+    "--shots-per-stage",
+    "stage_shots",
+    metavar="auto|N,N,...",
+    help="on a device: shots of each sequential stage; auto: the QPU time of --shots, dealt to where noise matters",
+)
+@click.option(
+    "--fine-tune",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="on a device: fit all but the circuits' angles to what it returns for N training images; priced and kept",
+)
 @cli.trust_flag
 @cli.json_flag
 @options_from((*INFERRING, *PROCESSES))
@@ -45,7 +57,8 @@ from qrkt_hw.errors import UserError
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
-    dry_run: bool, device: dict[str, Any], report: bool, trust_ansatz: bool, **flags: Any,
+    dry_run: bool, device: dict[str, Any], report: bool, stage_shots: str | None, fine_tune: int | None,
+    trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
@@ -80,6 +93,8 @@ def infer(
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     ranks = ranks_in(flags)
+    if stage_shots not in (None, "auto") and flags.get("shots") is None:
+        flags["shots"] = _mean(stage_shots)
     place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
@@ -91,30 +106,38 @@ def infer(
     if paths:
         chosen["paths"] = [str(path) for path in paths]
     from qrkt_hw import backends
-    from qrkt_hw.experiments import inference
+    from qrkt_hw.experiments import inference, loading
 
     backend = backends.make(place, options.training.seed, said)
+    shots: list[int] = []
+    if stage_shots is not None:
+        shots, line = inference.shots_of_stages(folder, backend, stage_shots, data_dir)
+        said.print(line, highlight=False, soft_wrap=True)
+        chosen["shots_per_stage"] = ",".join(map(str, shots))
+    if fine_tune is not None:
+        chosen["fine_tune"] = fine_tune
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
-    _refuse_simulator(backend, dry_run, report)
+    _refuse_simulator(backend, dry_run, report, fine_tune)
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.data.base import DataShape
-    from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.resources.forecast import plan
     from qrkt_hw.resources.tables import summarize
 
     alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
+    if fine_tune is not None:
+        alone = alone or "--fine-tune fits"
     divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     if paths:
-        given_inputs = inference.read_paths(folder, paths)
+        given_inputs = loading.read_paths(folder, paths)
     elif images or texts:
-        read = inference.read_images(folder, images) if images else inference.read_texts(folder, texts)
+        read = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
         names = [str(path) for path in images] if images else list(texts)
-        given_inputs = inference.Inputs("images" if images else "texts", read, names, [[] for _ in names])
+        given_inputs = loading.Inputs("images" if images else "texts", read, names, [[] for _ in names])
     if given_inputs is not None:
         samples = given_inputs.samples
     else:
@@ -128,24 +151,31 @@ def infer(
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
-        trained(folder, model)
-        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
+        loading.trained(folder, model)
+        planned = plan(
+            model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, fine_tune or 0
+        )
     if dry_run:
         assert planned is not None
         if as_json:
-            cli.echo(to_json({"backend": backend.name, **planned.record()}))
+            more = {"stage_shots": shots} if shots else {}
+            cli.echo(to_json({"backend": backend.name, **planned.record(), **more}))
         else:
             for line in planned.lines(backend.name):
                 cli.echo(line)
         return
     with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
         if planned is None:
-            trained(folder, model)  # last: flags and files that are wrong are named before it
+            loading.trained(folder, model)  # last: flags and files that are wrong are named before it
+        tuned = None
+        if fine_tune is not None:
+            tuned = inference.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
+            said.print(_fitted(tuned.record), highlight=False, soft_wrap=True)
         if given_inputs is not None:
-            record = inference.classify(folder, model, given_inputs, backend)
+            record = inference.classify(folder, model, given_inputs, backend, shots, tuned)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, said, layers=report
+                folder, model, split or "test", samples, backend, ablate, said, report, shots, tuned
             )
     if report and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
@@ -176,7 +206,22 @@ def infer(
                 cli.echo(line)
 
 
-def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
+def _fitted(found: dict[str, Any]) -> str:
+    damping = ", ".join(f"{response['damping']:.3f}" for response in found["layers"].values())
+    loss = f"{found['loss_before']:.4f} before, {found['loss_after']:.4f} after"
+    return (
+        f"fitted to the device by {found['images']} training images in {found['seconds']:.0f} s: validation loss with "
+        f"its response {loss}; damping of the layers {damping}"
+    )
+
+
+def _mean(numbers: str | None) -> int | None:
+    """The mean of numbers with commas between; None where there is another thing among them."""
+    parts = (numbers or "").split(",")
+    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdigit() for part in parts) else None
+
+
+def _refuse_simulator(backend: Any, dry_run: bool, report: bool, fine_tune: int | None) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
 
@@ -184,6 +229,10 @@ def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
         raise UserError(
             f"--dry-run applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
             "fake one with --shots"
+        )
+    if fine_tune and isinstance(backend, ExactBackend):
+        raise UserError(
+            f"--fine-tune fits a model to what a device returns, and {backend.name!r} gives exact values; name a device"
         )
     if report and isinstance(backend, ExactBackend):
         raise UserError(
@@ -194,6 +243,8 @@ def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
 def _report(record: dict[str, Any], kind: str) -> list[str]:
     there = record["backend_details"]
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
+    if "stage_shots" in record:
+        shots = f"{', '.join(map(str, record['stage_shots']))} shots in the stages"
     here, exact = record["discordant"]
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),

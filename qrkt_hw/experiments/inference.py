@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,22 +18,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
+from qrkt_hw.backends.budget import LARGEST_JOB
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
-from qrkt_hw.data.base import regular
+from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import Batches, first, loader
-from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.loading import Reader
+from qrkt_hw.experiments.loading import Inputs, restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
-from qrkt_hw.resources.logical import trace
+from qrkt_hw.models.noise import Response, add_hooks, allocated, sensitivities
+from qrkt_hw.models.weights import load_weights, save_weights
+from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.atomic import replace_with, write_json
+from qrkt_hw.runs.folder import read_json
 
 BATCH = 256
+VALIDATED = 512  # samples that decide whether a fine-tuning is kept
+LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 
 
 def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
@@ -50,6 +60,8 @@ def infer_split(
     ablate: Sequence[str] = (),
     console: Console | None = None,
     layers: bool = False,
+    stage_shots: Sequence[int] = (),
+    tuned: FineTuned | None = None,
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -62,6 +74,8 @@ def infer_split(
         ablate: names of :data:`qrkt_hw.models.ablation.REPLACEMENTS` to evaluate beside the model itself.
         console: for the progress bar; None shows nothing.
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
+        stage_shots: of each sequential stage; none for those of the backend.
+        tuned: what :func:`fine_tuned` made of ``model``; the exact values are then those of the model before.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -84,12 +98,16 @@ def infer_split(
     if exact:
         logits, labels = logits_everywhere(model, batches)
     else:
-        logits, labels, report = on_backend(model, batches, backend, console, layers)
+        logits, labels, report = on_backend(
+            model, batches, backend, console, layers, stage_shots, tuned and tuned.original
+        )
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
     metrics = classification_metrics(logits, labels)
     record = {"split": split, "count": len(samples), **metrics, "backend": backend.name, "seconds": round(seconds, 4)}
     record.update(report)
+    if tuned is not None:
+        record["fine_tuned"] = tuned.record
     for name in ablate:
         with ablated(model, name):
             found = classification_metrics(*logits_everywhere(model, batches))
@@ -97,6 +115,122 @@ def infer_split(
     if here().leads:
         run.keep_inference(record)
     return record
+
+
+def shots_of_stages(
+    run: RunFolder, backend: Backend, asked: str, data_dir: Path | None = None
+) -> tuple[list[int], str]:
+    """Shots of each sequential stage of a run's model, and a sentence on them.
+
+    Args:
+        run: the run.
+        backend: a device that samples.
+        asked: ``auto``, or numbers with commas between. ``auto`` deals what the backend's shots would take to where the
+            logits of validation samples are sensitive to noise.
+        data_dir: of these samples.
+
+    Raises UserError: not such a number for each stage, or a simulator.
+    """
+    name = "--shots-per-stage"
+    if not isinstance(backend, DeviceBackend) or not backend.shots:
+        raise UserError(f"{name} applies only to devices that sample; backend {backend.name!r} does not")
+    model = restored(run)
+    stages = stages_of(model, DataShape.of(run.description()))
+    if asked != "auto":
+        numbers = [int(part) for part in asked.split(",") if part.strip().isdigit()]
+        if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
+            raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
+        if len(numbers) != len(stages):
+            raise UserError(f"{name}: {len(numbers)} numbers, and the model has {len(stages)} sequential stages")
+        return numbers, f"shots of the stages: {asked}"
+    (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)
+    noise = sensitivities(model, inputs, [[call.layer for call in stage] for stage in stages])
+    seconds = [
+        (forecast([s], BATCH, BATCH, backend, shots=2).seconds - forecast([s], BATCH, BATCH, backend, shots=1).seconds)
+        for s in stages
+    ]
+    found = allocated(noise, seconds, backend.shots)
+    before, after = (
+        sum(s / n for s, n in zip(noise, own, strict=True)) ** 0.5 for own in ([backend.shots] * len(found), found)
+    )
+    shown = ", ".join(map(str, found))
+    return found, (
+        f"shots of the stages: {shown}, in the QPU time of {backend.shots} everywhere; shot noise of the margin about "
+        f"{after:.3g} instead of {before:.3g} (from {len(inputs)} validation samples)"
+    )
+
+
+class FineTuned(NamedTuple):
+    """A model that was fitted to a device: what is kept of that, and the model as it was before."""
+
+    record: dict[str, Any]
+    original: nn.Module
+
+
+def fine_tuned(
+    run: RunFolder, model: nn.Module, backend: Backend, count: int, data_dir: Path | None, console: Console,
+    stage_shots: Sequence[int] = (),
+) -> FineTuned:  # fmt: skip
+    """Fit a classifier, in place, to what a device returns for training images; the angles of its circuits stay.
+
+    The device evaluates the images once. Least squares of its values on the exact ones give its response, layer by
+    layer; gradient steps on the training split then go through the exact circuits with this response.
+
+    Args:
+        run, model: the run and its trained model, on ``backend``.
+        backend: where the circuits run, held open.
+        count: training images, the first of the split.
+        data_dir: of the training split.
+        console: for the progress bar.
+        stage_shots: of each sequential stage; none for those of the backend.
+
+    Returns:
+        The model as it was, and: ``images``, the response of each layer (``layers``), the validation loss with this
+        response before and after (``loss_before``, ``loss_after``), ``seconds``, and the file of the weights. An
+        inference on a device that bills and is resumed takes the weights that it had before.
+    """
+    from qrkt_hw.training.classifier import refit
+
+    started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
+    original, watched = deepcopy(model), Watched(backend, True, stage_shots)
+    pairs = watched.pairs = {}
+    set_backend(original, ExactBackend("exact"))
+    set_backend(model, watched)
+    batches = loader(first(splits[0], count), BATCH)
+    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
+    with _Bar(console, total) as tell, backend.reporting(tell):
+        logits_of(model, batches)
+    activity = getattr(getattr(backend, "jobs", None), "activity", None)
+    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
+    told = kept.with_suffix(".json")
+    if activity is not None and kept.is_file() and told.is_file():
+        load_weights(model, kept)
+        set_backend(model, backend)
+        return FineTuned(read_json(told), original)
+    set_backend(model, ExactBackend("exact"))
+    responses = {}
+    for layer in quantum_layers(model):
+        both = zip(*pairs[layer.network.tag], strict=True)
+        exact, found = (np.concatenate(part).reshape(-1, layer.outputs) for part in both)
+        responses[layer.network.tag] = Response.of(layer, exact, found)
+    remove = add_hooks(model, lambda layer: responses[layer.network.tag].noise())
+    try:
+        before, after = refit(model, splits[0], first(splits[1], VALIDATED), run.options())
+    finally:
+        remove()
+    set_backend(model, backend)
+    layers = {
+        name: {"damping": round(float(r.damping.mean()), 4), "offset": round(float(abs(r.offset).mean()), 4),
+               "shots": round(min(r.shots, 1e9), 1)} for name, r in responses.items()
+    }  # fmt: skip
+    record = {
+        "images": min(count, len(splits[0])), "layers": layers, "loss_before": before, "loss_after": min(before, after),
+        "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
+    }  # fmt: skip
+    run.inference.mkdir(exist_ok=True)
+    write_json(told, record)
+    replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
+    return FineTuned(record, original)
 
 
 def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
@@ -108,79 +242,22 @@ def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
     return found
 
 
-def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
-    description = run.description()
-    return torch.stack([read_image(path, description) for path in paths])
-
-
-def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
-    """Texts as inputs of the run's model."""
-    return Reader(run.options(), run.description())(texts)
-
-
-class Inputs(NamedTuple):
-    """Raw inputs of a run's model.
-
-    Attributes:
-        kind: ``images`` or ``texts``.
-        samples: as the model reads them.
-        names: the files, or the texts themselves.
-        notes: for each, what was done to it beyond reading.
-    """
-
-    kind: str
-    samples: Tensor
-    names: list[str]
-    notes: list[list[str]]
-
-
-def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
-    """Image files of any size, converted as the training images were; or texts, one from each line of text files.
-
-    A folder gives the images (or ``.txt`` files) in it and below, in the order of their names.
-    """
-    description = run.description()
-    texts = bool(description.get("vocabulary"))
-    suffixes, what = ((".txt",), "text files (.txt)") if texts else (SUFFIXES, "images")
-    files = list[Path]()
-    for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-        files += [found for found in inside if not any(part[0] == "." for part in found.relative_to(path).parts)]
-        if not inside:
-            raise UserError(f"{path} holds no {what}; the model of {run.path} reads {what}")
-    if texts:
-        lines = [line for file in files for line in _lines(file)]
-        if not lines:
-            raise UserError(f"{files[0]} holds no text")
-        return Inputs("texts", read_texts(run, lines), lines, [[] for _ in lines])
-    notes: list[list[str]] = [[] for _ in files]
-    read = [read_image(file, description, done) for file, done in zip(files, notes, strict=True)]
-    return Inputs("images", torch.stack(read), list(map(str, files)), notes)
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        if regular(file).stat().st_size > LARGEST_FILE:
-            raise UserError(f"{file} is larger than 64 MiB")
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"no file {file}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} is no text in UTF-8; this run's model reads texts, one from each line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend) -> dict[str, Any]:
+def classify(
+    run: RunFolder,
+    model: nn.Module,
+    inputs: Inputs,
+    backend: Backend,
+    stage_shots: Sequence[int] = (),
+    tuned: FineTuned | None = None,
+) -> dict[str, Any]:
     """Class and probabilities of inputs, of which each rank computes its part; the record is kept in the run.
 
     Args:
         run, model: the run and its model on ``backend``.
         inputs: of :func:`read_paths`, or made of :func:`read_images` or :func:`read_texts`.
         backend: where the circuits run.
+        stage_shots: of each sequential stage; none for those of the backend.
+        tuned: what :func:`fine_tuned` made of ``model``.
 
     Returns:
         Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
@@ -191,6 +268,8 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
     if backend.bills:
         run.check_inference()
     started = time.perf_counter()
+    if stage_shots:
+        set_backend(model, Watched(backend, False, stage_shots))
     there = here().over_samples(backend) if quantum_layers(model) else here()
     with torch.no_grad():
         (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
@@ -204,6 +283,8 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
         if done:
             items[-1]["converted"] = "; ".join(done)
     record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
+    record |= {"stage_shots": list(stage_shots)} if stage_shots else {}
+    record |= {"fine_tuned": tuned.record} if tuned is not None else {}
     if here().leads:
         run.keep_inference(record)
     return record
@@ -220,7 +301,13 @@ def _check_finite(run: RunFolder, logits: Tensor) -> None:
 
 
 def on_backend(
-    model: nn.Module, batches: Any, backend: Backend, console: Console | None, layers: bool = False
+    model: nn.Module,
+    batches: Any,
+    backend: Backend,
+    console: Console | None,
+    layers: bool = False,
+    stage_shots: Sequence[int] = (),
+    original: nn.Module | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on a backend, labels, and a report beside the exact simulator.
 
@@ -230,6 +317,8 @@ def on_backend(
         backend: where the circuits run; a device that bills is held open by whoever calls.
         console: for the progress bar; None shows nothing.
         layers: compare every value with the exact one at the same inputs.
+        stage_shots: of each sequential stage; none for those of the backend.
+        original: gives the exact logits instead of ``model``.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -240,9 +329,9 @@ def on_backend(
         With ``layers`` also :meth:`Watched.rows`.
     """
     set_backend(model, ExactBackend("exact"))
-    exact, labels = logits_everywhere(model, batches)
+    exact, labels = logits_everywhere(model if original is None else original, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
-    watched = Watched(backend, compare=layers)
+    watched = Watched(backend, layers, stage_shots)
     set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
     with _Bar(console, total) as tell, backend.reporting(tell):
@@ -258,6 +347,7 @@ def on_backend(
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     return logits, labels, {
         **({"layers": rows} if layers else {}),
+        **({"stage_shots": list(stage_shots)} if stage_shots else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],
@@ -279,16 +369,20 @@ class Watched(Backend):
     Args:
         inner: that backend.
         compare: compare every value with the exact one at the same inputs.
+        stage_shots: of each sequential stage of a forward pass; none for those of the backend.
     """
 
-    def __init__(self, inner: Backend, compare: bool = True) -> None:
+    def __init__(self, inner: Backend, compare: bool = True, stage_shots: Sequence[int] = ()) -> None:
         super().__init__(inner.name)
         self.inner, self.exact, self.compare = inner, ExactBackend("exact"), compare
+        self.turns = itertools.cycle(stage_shots)  # a stage is one run
         self.kind, self.shots, self.counters = inner.kind, inner.shots, inner.counters
         self.gradient, self.perturbation, self.target = inner.gradient, inner.perturbation, inner.target
         # errors of all values by tag, as they were returned, and before mitigation where there is one
         self.errors: dict[str, list[NDArray[np.float64]]] = {}
         self.raw: dict[str, list[NDArray[np.float64]]] = {}
+        # exact values and those found, kept where it is a dictionary
+        self.pairs: dict[str, list[tuple[NDArray[np.float64], NDArray[np.float64]]]] | None = None
 
     def circuits_for(self, template: Any) -> int:
         return self.inner.circuits_for(template)
@@ -299,11 +393,14 @@ class Watched(Backend):
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         if idle():  # nothing counts
             return self.exact.run(calls)
-        values = self.inner.run(calls)
+        shots = next(self.turns, None)
+        values = self.inner.run(calls if shots is None else [replace(call, shots=shots) for call in calls])
         if not self.compare:
             return values
         before = getattr(getattr(self.inner, "packer", None), "unmitigated", None)
         for place, (call, exact) in enumerate(zip(calls, self.exact.run(calls), strict=True)):
+            if self.pairs is not None:
+                self.pairs.setdefault(call.tag, []).append((exact, values[place]))
             self.errors.setdefault(call.tag, []).append(np.abs(values[place] - exact).ravel())
             if before is not None and len(before) == len(calls):
                 self.raw.setdefault(call.tag, []).append(np.abs(before[place] - exact).ravel())

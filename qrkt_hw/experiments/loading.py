@@ -4,7 +4,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import DataShape, load_data
-from qrkt_hw.data.images import converted, decoded, evaluating, normalised, read_image, tensor_of
+from qrkt_hw.data.base import regular
+from qrkt_hw.data.images import (
+    LARGEST_FILE,
+    SUFFIXES,
+    converted,
+    decoded,
+    evaluating,
+    normalised,
+    read_image,
+    tensor_of,
+)
 from qrkt_hw.data.text import encode, trimmed
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.experiments import presets
@@ -331,3 +341,69 @@ class Predictor:
         with evaluating(self.model), torch.no_grad():
             logits = self.model(inputs)
         return [self.names[k] for k in logits.argmax(-1).tolist()]
+
+
+def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
+    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
+    description = run.description()
+    return torch.stack([read_image(path, description) for path in paths])
+
+
+def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
+    """Texts as inputs of the run's model."""
+    return Reader(run.options(), run.description())(texts)
+
+
+class Inputs(NamedTuple):
+    """Raw inputs of a run's model.
+
+    Attributes:
+        kind: ``images`` or ``texts``.
+        samples: as the model reads them.
+        names: the files, or the texts themselves.
+        notes: for each, what was done to it beyond reading.
+    """
+
+    kind: str
+    samples: Tensor
+    names: list[str]
+    notes: list[list[str]]
+
+
+def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
+    """Image files of any size, converted as the training images were; or texts, one from each line of text files.
+
+    A folder gives the images (or ``.txt`` files) in it and below, in the order of their names.
+    """
+    description = run.description()
+    texts = bool(description.get("vocabulary"))
+    suffixes, what = ((".txt",), "text files (.txt)") if texts else (SUFFIXES, "images")
+    files = list[Path]()
+    for path in paths:
+        if not path.is_dir():
+            files.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        files += [found for found in inside if not any(part[0] == "." for part in found.relative_to(path).parts)]
+        if not inside:
+            raise UserError(f"{path} holds no {what}; the model of {run.path} reads {what}")
+    if texts:
+        lines = [line for file in files for line in _lines(file)]
+        if not lines:
+            raise UserError(f"{files[0]} holds no text")
+        return Inputs("texts", read_texts(run, lines), lines, [[] for _ in lines])
+    notes: list[list[str]] = [[] for _ in files]
+    read = [read_image(file, description, done) for file, done in zip(files, notes, strict=True)]
+    return Inputs("images", torch.stack(read), list(map(str, files)), notes)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        if regular(file).stat().st_size > LARGEST_FILE:
+            raise UserError(f"{file} is larger than 64 MiB")
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"no file {file}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} is no text in UTF-8; this run's model reads texts, one from each line") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]

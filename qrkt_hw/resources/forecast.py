@@ -1,6 +1,6 @@
 """What an inference or anybody's PUBs take on a device, by the packer that will run them; and what fits a limit."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -32,12 +32,14 @@ class Forecast:
     executions: int  # of the chip, calibrations of readout included
     seconds: float  # QPU seconds by IBM's formula
     usd: float  # at pay-as-you-go prices
+    fitted: int = 0  # images to which the model is fine-tuned before, all that it takes included above
 
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
         listed = prices()
+        first = f" after {self.fitted:,} training images" if self.fitted else ""
         return [
-            f"plan for {device}: {self.samples:,} samples, {self.circuits:,} circuits in {self.rounds} circuit "
+            f"plan for {device}: {self.samples:,} samples{first}, {self.circuits:,} circuits in {self.rounds} circuit "
             f"batches, {self.jobs} jobs, {self.executions:,} executions",
             f"about {self.seconds:.1f} QPU seconds, {self.usd:,.2f} USD at pay-as-you-go prices of {listed.date}; "
             "nothing is submitted",
@@ -56,6 +58,8 @@ def forecast(
     *,
     shots: int | None = None,
     pack: bool | None = None,
+    stage_shots: Sequence[int] = (),
+    fitted: int = 0,
 ) -> Forecast:
     """Circuit batches, executions, time and price on a device.
 
@@ -65,16 +69,19 @@ def forecast(
         batch: samples that go through the model together.
         backend: a device or a fake backend with shots.
         shots, pack: in place of the backend's.
+        stage_shots: of each stage, in place of both.
+        fitted: images to which the model is fine-tuned first.
     """
     packer = backend.packer.planner(shots, pack)
     delay = backend.default_rep_delay
-    sizes = [batch] * (samples // batch) + ([samples % batch] if samples % batch else [])
+    sizes = [min(batch, n - start) for n in (fitted, samples) for start in range(0, n, batch)]
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
-        for stage in stages:
+        for place, stage in enumerate(stages):
+            own = stage_shots[place] if stage_shots else None
             calls = [
-                Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer) for c in stage
+                Call(c.template, np.zeros((c.circuits * size, len(c.template.parameters))), c.layer, own) for c in stage
             ]
             pubs = packer.allocate(calls)
             here = jobs_of(pubs, delay, backend.job_limits)
@@ -84,7 +91,7 @@ def forecast(
             seconds += sum(here)
             packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
-    return Forecast(samples, count, jobs, circuits, executions, seconds, usd)
+    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted)
 
 
 def plan(
@@ -96,6 +103,8 @@ def plan(
     backend: DeviceBackend,
     budget: Budget | None,
     refuse: bool = True,
+    stage_shots: Sequence[int] = (),
+    fitted: int = 0,
 ) -> Forecast:
     """The forecast of an inference of a model, which has these options and reads data of this shape.
 
@@ -103,17 +112,22 @@ def plan(
         samples, batch: images or texts in all, and of them those that go through the model together.
         budget: limits from flags; without any those of the backend count.
         refuse: whether a forecast beyond the limits is an error.
+        stage_shots: of each sequential stage, in place of the backend's.
+        fitted: images to which the model is fine-tuned first.
 
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found, budget = forecast(stages, samples, batch, backend), Budget.of(backend, budget)
+    how: dict[str, Any] = {"fitted": fitted, "stage_shots": stage_shots}
+    found, budget = forecast(stages, samples, batch, backend, **how), Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found
 
     def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack).seconds <= limit
+        own = [max(1, n * shots // (backend.shots or 1)) for n in stage_shots] if shots else stage_shots
+        more = {**how, "stage_shots": own}
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds <= limit
 
     fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
     offers = [f"--limit {fewer}"] if fewer else []

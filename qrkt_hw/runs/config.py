@@ -300,7 +300,9 @@ def _reason(config: Config, key: str) -> str | None:
          "the model has no circuits"),
         ((KEYS[key].section == "backend" or key == "initial_angles") and not config.has_circuits,
          "--structured leaves no circuits"),
-        (key in ("angle_learning_rate", "angle_weight_decay") and not config.has_circuits, "the model has no circuits"),
+        (key in ("angle_learning_rate", "angle_weight_decay", "shot_noise", "readout_error", "noise_device")
+         and not config.has_circuits, "the model has no circuits"),
+        (key == "readout_error" and config.training.noise_device is not None, "--noise-device brings readout errors"),
         (key in ("mlp_qubits", "mlp_ansatz", "mlp_layers") and not mlp, "the MLP has no circuits (--projection)"),
         (key == "attention_ansatz" and not there["attention"], "the attention has no circuits (--projection)"),
         (key == "qubits" and circuit.mlp_qubits is not None and not attention,

@@ -267,6 +267,14 @@ class TrainingConfig(Section):
     mixup: float = key(
         0.0, "alpha of mixup (0: none), which mixes each training image and its label with another one's", ge=0, le=100
     )
+    shot_noise: int | None = key(
+        None,
+        "shots whose noise is added to the values of all circuits in training [default: none]",
+        ge=1,
+        le=10_000_000,
+    )
+    readout_error: float = key(0.0, "chance to misread a qubit, which damps these values in training", ge=0, lt=0.5)
+    noise_device: str | None = key(None, "device whose calibration damps these values in training, such as fake_torino")
     ema: float = key(0.99, "decay per step of the averaged weights (0: none), which are validated and kept", ge=0, lt=1)
     accelerator: Literal["cpu", "cuda"] = key("cpu", "where the training runs")
     devices: str | None = key(

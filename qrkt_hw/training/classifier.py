@@ -1,5 +1,6 @@
 """The task of a classifier: cross-entropy, validated after each epoch."""
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import Batches, loader
 from qrkt_hw.data.ranks import part
-from qrkt_hw.models.factory import field_evaluations
+from qrkt_hw.models.factory import field_evaluations, quantum_layers
 from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training.loop import Record, Task, groups
 
 EVALUATION_BATCH = 256
+REFIT_STEPS, REFIT_BATCH, REFIT_RATE = 300, 64, 0.003
 
 
 def rate_factor(step: int, warmup: int, total: int, schedule: str = "cosine") -> float:
@@ -30,6 +32,47 @@ def rate_factor(step: int, warmup: int, total: int, schedule: str = "cosine") ->
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return 1.0 if schedule == "constant" else 1 - min(1.0, progress)
+
+
+@torch.enable_grad()
+def refit(model: nn.Module, samples: Any, validation: Any, options: Config) -> tuple[float, float]:
+    """Steps down the gradient of all parameters of a classifier but the circuits' angles, in evaluation mode.
+
+    Hooks of its layers may give their values as a device does. Gives the loss on the validation samples before and
+    after; where it did not fall, the weights stay as they were.
+    """
+    angles = {layer.weight for layer in quantum_layers(model)}
+    free = [p for p in model.parameters() if p not in angles]
+    seed, before = options.training.seed, {k: v.clone() for k, v in model.state_dict().items()}
+
+    def lost() -> float:
+        torch.manual_seed(seed)
+        logits, labels = logits_of(model, loader(validation, EVALUATION_BATCH))
+        return F.cross_entropy(logits, labels).item()
+
+    with torch.random.fork_rng(devices=[]):
+        first = lost()
+        for angle in angles:
+            angle.requires_grad_(False)
+        optimizer, batches = torch.optim.Adam(free, REFIT_RATE), loader(samples, REFIT_BATCH, seed)
+        step = 0
+        while step < REFIT_STEPS:
+            batches.sampler.set_epoch(step)  # type: ignore[attr-defined]
+            for inputs, labels in itertools.islice(batches, REFIT_STEPS - step):
+                loss = F.cross_entropy(model(inputs), labels, label_smoothing=options.training.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(free, options.training.clip)
+                optimizer.param_groups[0]["lr"] = REFIT_RATE * rate_factor(step, REFIT_STEPS // 10, REFIT_STEPS)
+                optimizer.step()
+                step += 1
+        for angle in angles:
+            angle.requires_grad_(True)
+        optimizer.zero_grad()
+        last = lost()
+    if not last < first:
+        model.load_state_dict(before)
+    return first, last
 
 
 class ClassifierTask(Task):

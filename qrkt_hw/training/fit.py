@@ -25,6 +25,7 @@ from qrkt_hw.errors import UserError, flag
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
+from qrkt_hw.models.noise import inject
 from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.models.weights import load_weights, read_weights, save_weights, sha256
 from qrkt_hw.resources.tables import summarize
@@ -294,6 +295,7 @@ def fresh_model(options: Config, data: Data, backend: Backend) -> nn.Module:
         model.attach(data.backbone, data.input_shape)
     if options.circuit.initial_angles == "conditioned":
         condition(quantum_layers(model))
+    inject(model, options.training, backend)
     if isinstance(model, Gan) and not backend.differentiable:
         loss = options.gan.loss
         if loss in TWICE and options.gan.penalty and quantum_layers(model.discriminator):

@@ -195,8 +195,9 @@ def test_a_classifier_of_twenty_steps_is_that_of_one_process(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
-def test_mixup_stochastic_depth_and_angles_apart_are_those_of_one_process(count):
+def test_mixup_stochastic_depth_noise_and_angles_apart_are_those_of_one_process(count):
     keys = {**TINY, "encoder_blocks": 1, "mixup": 0.4, "drop_path": 0.3, "angle_learning_rate": 0.01}
+    keys |= {"shot_noise": 64, "readout_error": 0.02}
     close(whole(on_ranks(count, steps, keys, 8)), steps(keys, 8))
 
 

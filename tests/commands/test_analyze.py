@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from qrkt_hw.commands import group
-from qrkt_hw.commands.circuits import numbers
+from qrkt_hw.commands.resources import numbers
 from qrkt_hw.errors import UserError
 
 

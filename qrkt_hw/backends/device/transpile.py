@@ -160,14 +160,25 @@ def success(isa: QuantumCircuit, target: Any) -> float:
     return math.exp(-sum(failure(target, i.operation.name, qubits_of(isa, i)) for i in isa.data))
 
 
-def cone_success(isa: QuantumCircuit, target: Any, outputs: Sequence[Sequence[int]]) -> list[float]:
-    """The ESP of each output, over the gates in the light cone of the physical qubits it is read from."""
+def cone_success(
+    isa: QuantumCircuit, target: Any, outputs: Sequence[Sequence[int]], wires: Sequence[int] | None = None
+) -> list[float]:
+    """The ESP of each output, over the gates in the light cone of the qubits of ``isa`` it is read from.
+
+    ``wires`` has the device's qubit behind each of the circuit's.
+    """
+    wires = range(isa.num_qubits) if wires is None else wires
     gates = [i for i in reversed(isa.data) if i.operation.name not in (*IGNORED, "measure")]
-    steps = [(qubits_of(isa, i), failure(target, i.operation.name, qubits_of(isa, i))) for i in gates]
+    steps = []
+    for instruction in gates:
+        on, name = qubits_of(isa, instruction), instruction.operation.name
+        there = [wires[q] for q in on]
+        # a symmetric gate may be listed in the other direction
+        steps.append((on, failure(target, name, there) or failure(target, name, there[::-1])))
     found = []
     for read in outputs:
         reached = set(read)
-        total = sum(failure(target, "measure", [q]) for q in reached)
+        total = sum(failure(target, "measure", [wires[q]]) for q in reached)
         for qubits, cost in steps:
             if not reached.isdisjoint(qubits):
                 reached.update(qubits)

@@ -1,0 +1,127 @@
+"""Shots where they matter, on a fake device: planned, run and kept."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import yaml
+
+from qrkt_hw.experiments import inference
+from qrkt_hw.models.weights import sha256
+from qrkt_hw.training import classifier
+from tests.command_line import qrkt, refused, trained
+
+PAGE = Path(__file__).parents[2] / "docs" / "backends.md"
+TINY = ["--epochs", 1, "--limit", 64, "--hidden", 8, "--mlp", 4, "--heads", 2, "--rk", "rk1", "--rk-blocks", 1]
+DEVICE = ["--backend", "fake_lima", "--shots", 32]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("shots"), *TINY, "--ansatz", "brickwork")
+
+
+def infer(run, *flags):
+    found = qrkt("infer", run, "--limit", 6, *flags, "--json", cwd=run.parent)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout), found.stderr
+
+
+def test_shots_go_where_the_logits_need_them_in_the_same_time(run):
+    even, _ = infer(run, *DEVICE, "--dry-run")
+    planned, said = infer(run, *DEVICE, "--shots-per-stage", "auto", "--dry-run")
+    first, second = planned["stage_shots"]
+    assert first != second and f"shots of the stages: {first}, {second}" in said
+    assert 0.9 * even["seconds"] < planned["seconds"] <= even["seconds"]
+    record, _ = infer(run, *DEVICE, "--shots-per-stage", "auto")
+    assert record["stage_shots"] == [first, second] and record["executions"] == planned["executions"]
+    again, _ = infer(run, "--backend", "fake_lima", "--shots-per-stage", f"{first},{second}")
+    assert again["executions"] == planned["executions"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--backend", "exact", "--shots-per-stage", "auto"], ["applies only to devices that sample", "'exact'"]),
+        ([*DEVICE, "--shots-per-stage", "8,8,8"], ["3 numbers", "2 sequential stages"]),
+        ([*DEVICE, "--shots-per-stage", "8,x"], ["'8,x'", "auto, or numbers"]),
+        ([*DEVICE, "--shots-per-stage", "8,0"], ["'8,0'", "from 1 to"]),
+        ([*DEVICE, "--shots-per-stage", "9,9", "--max-qpu-seconds", 2.1], ["--max-qpu-seconds", "too many"]),
+    ],
+)
+def test_other_shots_are_refused(run, flags, words):
+    refused(qrkt("infer", run, *flags, cwd=run.parent), *words)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(classifier, "REFIT_STEPS", 8)
+
+
+def test_a_model_is_fitted_to_what_the_device_returns(run, quick):
+    before = (run / "model.safetensors").read_bytes()
+    planned, _ = infer(run, *DEVICE, "--fine-tune", 5, "--dry-run")
+    alone, _ = infer(run, *DEVICE, "--dry-run")
+    assert planned["fitted"] == 5 and planned["rounds"] == 2 * alone["rounds"]
+    record, said = infer(run, *DEVICE, "--fine-tune", 5)
+    found = record["fine_tuned"]
+    assert record["backend_details"]["estimated_seconds"] == pytest.approx(planned["seconds"], abs=1e-3)
+    assert found["images"] == 5 and found["loss_after"] <= found["loss_before"]
+    assert all(0.5 < layer["damping"] < 1.1 for layer in found["layers"].values())
+    assert "fitted to the device by 5 training images" in said and (run / "inference" / found["weights"]).is_file()
+    assert (run / "model.safetensors").read_bytes() == before
+    exact, _ = infer(run)
+    assert record["exact_accuracy"] == exact["accuracy"]  # of the model as it was trained
+    again, _ = infer(run, *DEVICE, "--fine-tune", 5)
+    assert {**again["fine_tuned"], "seconds": 0} == {**found, "seconds": 0}
+    files = [json.loads(file.read_text()) for file in (run / "inference").glob("2*.json")]
+    assert any(one.get("fine_tuned") == found for one in files)
+
+
+def test_fine_tuning_needs_a_device(run):
+    refused(qrkt("infer", run, "--fine-tune", 5, cwd=run.parent), "--fine-tune", "'exact'", "name a device")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, monkeypatch):
+    service.reset()
+    entry = {"provider": "ibm", "name": "ibm_fez", "submissions_per_minute": 100_000, "patience": 5, "shots": 32}
+    (run.parent / "backends.yaml").write_text(yaml.safe_dump({"fez": entry}))
+    asked = ["infer", run, "--backend", "fez", "--limit", 6, "--fine-tune", 4]
+    plan = json.loads(qrkt(*asked, "--dry-run", "--json", cwd=run.parent).stdout)
+    complete, fitted = inference.infer_split, []
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "infer_split", stopped)
+    assert "--fine-tune 4" in qrkt(*asked, cwd=run.parent).stderr
+    assert len(service.report()["jobs"]) == 2
+
+    def watched(_, model, *others):
+        fitted.append(sha256(model.state_dict()))
+        return complete(_, model, *others)
+
+    monkeypatch.setattr(inference, "infer_split", watched)
+    monkeypatch.setattr(classifier, "refit", lambda *_: pytest.fail("fitted again"))
+    found = qrkt(*asked, "--resume", "--json", cwd=run.parent)
+    assert found.returncode == 0, found.stderr
+    record, report = json.loads(found.stdout), service.report()
+    assert not report["twice"] and len(report["jobs"]) == plan["jobs"] == 4
+    assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
+    assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+    assert fitted == [sha256(safetensors.torch.load_file(run / "inference" / record["fine_tuned"]["weights"]))]
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_page(tmp_path, quick):
+    (block,) = re.findall(r"## Few shots\n.*?```bash\n(.*?)```", PAGE.read_text(), re.S)
+    for line in block.splitlines():
+        words = [*shlex.split(line)[1:], "--limit", 64 if " train " in line else 4]
+        words += ["--epochs", 1] if " train " in line else []
+        done = qrkt(*words, cwd=tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
