@@ -19,6 +19,7 @@ from yaml.events import AliasEvent
 from qrkt_hw.errors import UserError, sentence
 
 Gradient = Literal["adjoint", "parameter_shift", "spsa"]
+Mitigation = Literal["none", "mthree", "trex", "postselection", "zne"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
 SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -59,7 +60,7 @@ class _Device(_Entry):
     pack: bool = True
     spacing: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     min_fidelity: Annotated[float, Field(ge=0, le=1)] = 0.5
-    mitigation: Literal["none", "mthree"] = "none"
+    mitigation: Mitigation = "none"
     max_seconds: Seconds | None = None
     optimization_level: Level = 3
 

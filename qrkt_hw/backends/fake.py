@@ -4,8 +4,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, Literal, TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +19,11 @@ from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
-from qrkt_hw.backends.device.measurement import Basis, bases, sample
+from qrkt_hw.backends.device.measurement import Basis, bases, flipped, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, Slot
-from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
+from qrkt_hw.backends.device.pubs import PUB, Slot, Variant
+from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded
+from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
 from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
@@ -57,20 +58,20 @@ class FakeBackend(DeviceBackend, AerBackend):
         pack: bool = True,  # run replicas side by side where there are shots
         spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        mitigation: Literal["none", "mthree"] = "none",  # ``mthree`` corrects readout where there are shots
+        mitigation: Mitigation = "none",  # where there are shots
         misread: bool = True,  # False leaves readout errors out of the noise
     ) -> None:
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self.wanted, self.mitigation, self.misread = method, mitigation, misread
+        self.wanted, self.misread = method, misread
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
-            spacing=spacing, min_fidelity=min_fidelity, mitigation=mitigation != "none" and shots is not None,
+            spacing=spacing, min_fidelity=min_fidelity, mitigation=mitigation if shots is not None else "none",
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
-        self._replicas: dict[tuple[CircuitGroup, tuple[int, ...]], Any] = {}
+        self._replicas: dict[tuple[Any, ...], Any] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             other = fake_device(self.noise_name)
@@ -98,7 +99,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         found = {**super().about(), "device": self.device.name, "method": self.wanted, "noise": self.noise_name}
         found |= {"qubits": self.num_qubits, "calibrated": self.calibrated()}
         if self.shots is not None:
-            found |= {"packed": self.packer.packs, "mitigation": self.mitigation}
+            found |= {"packed": self.packer.packs, "mitigation": self.packer.mitigation}
             found["estimated_seconds"] = round(self.estimated, 3)
         return found
 
@@ -140,13 +141,16 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:
         return self._noisy(template, basis, self.placed(template, basis))
 
-    def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
+    def _noisy(
+        self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit, flips: Sequence[bool] = ()
+    ) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
             what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
             way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, or use fewer --qubits"
             raise UserError(f"backend {self.name!r}: {what}; {way}")
         noise = self.noise
-        return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
+        circuit = noises.noisy_instructions(placed, noise)
+        return Compiled(basis, circuit, placed.measured, noises.readout(placed, noise, flips))
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
@@ -183,7 +187,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         if chances is not None:
             return sample(chances, pub.shots, self.rng)
         slot = pub.slots[place]
-        template, placed = slot.group.template, slot.group.placed.moved(slot.physical)
+        template, (placed, flips) = slot.group.template, self._run_as(pub, slot)
 
         def measured() -> QuantumCircuit:
             circuit = noises.noisy_instructions(placed, self.noise, Kraus)
@@ -191,7 +195,7 @@ class FakeBackend(DeviceBackend, AerBackend):
             circuit.measure(placed.measured, range(template.num_qubits))
             return circuit
 
-        circuit = self._once(slot, measured)
+        circuit = self._once(slot, pub.variant, measured)
         order = {parameter: k for k, parameter in enumerate(template.parameters)}
         busy, values = slot.samples >= 0, pub.parameters(place)[:, [order[p] for p in circuit.parameters]]
         from qiskit_aer import AerSimulator
@@ -199,7 +203,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         (bits,) = self._shots(AerSimulator(method="statevector"), circuit, values, pub.shots)
         read = np.zeros((pub.rows, pub.shots, template.num_qubits), dtype=bool)  # nobody reads rows of an idle slot
         read[busy] = bits.to_bool_array(order="little")
-        for qubit, error in enumerate(noises.readout(placed, self.noise)):
+        for qubit, error in enumerate(noises.readout(placed, self.noise, flips)):
             read[..., qubit] = self.rng.random(read.shape[:2]) < error[:, 1][read[..., qubit].astype(int)]
         return BitArray.from_bool_array(read, order="little")
 
@@ -234,31 +238,38 @@ class FakeBackend(DeviceBackend, AerBackend):
         if pub.calibration is not None:
             return self._calibration(slot, pub.calibration)
         template = slot.group.template
-        placed = slot.group.placed.moved(slot.physical)
+        placed, flips = self._run_as(pub, slot)
         chances = np.zeros((pub.rows, 2**template.num_qubits))
         chances[:, 0] = 1  # of rows in which the slot idles; nobody reads them
         busy, values = slot.samples >= 0, pub.parameters(place)
         if self._fits(template):
-            table = self._table(slot, placed)
+            table = self._table(slot, pub.variant, placed, flips)
             chances[busy] = evaluate_by_weights(Call(template, values), table, 2**template.num_qubits)
         else:
-            compiled = self._once(slot, lambda: self._noisy(template, slot.group.basis, placed))
+            make = partial(self._noisy, template, slot.group.basis, placed, flips)
+            compiled = self._once(slot, pub.variant, make)
             chances[busy] = self._probabilities(template, compiled, values)
         return chances
 
-    def _once(self, slot: Slot, make: Callable[[], T]) -> T:
+    def _run_as(self, pub: PUB, slot: Slot) -> tuple[PlacedCircuit, list[bool]]:
+        """What runs in a slot, and which qubits are flipped in front of their measurement."""
+        own = slot.group.placed
+        placed = PlacedCircuit(folded(own.circuit, pub.variant.fold), slot.physical, own.measured)
+        return placed, flipped(slot.group.basis, pub.variant.flip)
+
+    def _once(self, slot: Slot, variant: Variant, make: Callable[[], T]) -> T:
         """The noisy circuit of a slot's replica; built once."""
-        key = slot.group, slot.physical
+        key = slot.group, slot.physical, variant
         if key not in self._replicas:
             self._replicas[key] = make()
         return self._replicas[key]
 
-    def _table(self, slot: Slot, placed: PlacedCircuit) -> NoisySimulator:
+    def _table(self, slot: Slot, variant: Variant, placed: PlacedCircuit, flips: Sequence[bool]) -> NoisySimulator:
         """Chances of all outcomes at one place of the chip; built once, as long as there is room."""
-        key, template = (slot.group.key, slot.physical), slot.group.template
+        key, template = (slot.group.key, slot.physical, variant), slot.group.template
         found = self._tables.pop(key, None)
         if found is None:
-            effects = noises.outcome_effects(placed, self.noise)
+            effects = noises.outcome_effects(placed, self.noise, flips)
             while len(self._tables) >= max(1, TABLES // effects.size):
                 self._tables.popitem(last=False)
             circuits = [noises.noisy_circuit(template, placed, self.noise, effects)]
@@ -267,14 +278,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         return found
 
     def _calibration(self, slot: Slot, state: int) -> NDArray[np.float64]:
-        chances, noise = np.ones(1), self.noise
-        for qubit in slot.read:
-            populations = np.array([1.0 - state, float(state)])
-            if noise is not None:
-                error = noise.gates.get(("x", (qubit,)))
-                if state and error is not None:
-                    density = error @ np.array([0, 0, 0, 1])  # |1><1|, column by column
-                    populations = np.clip(density[[0, 3]].real, 0, None)
-                populations = populations @ noise.readout[qubit]
-            chances = np.kron(populations, chances)
+        chances = np.ones(1)
+        for matrix in noises.confusion(slot.read, self.noise, [bool(state)] * len(slot.read)):
+            chances = np.kron(matrix[0], chances)
         return chances[None]

@@ -7,6 +7,7 @@ plain arrays (npz, read without pickle); a damaged or outdated file is built ane
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -178,10 +179,21 @@ def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple
     return qubits, None if noise is None else noise.gates.get(there)
 
 
-def readout(placed: PlacedCircuit, noise: Noise) -> list[Floats]:
-    if noise is None:
-        return [np.eye(2)] * len(placed.measured)
-    return [noise.readout[placed.physical[q]] for q in placed.measured]
+def readout(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
+    """Confusion ``(2, 2)`` of each measured qubit, that of an X gate in front of it included where it is flipped."""
+    return confusion([placed.physical[q] for q in placed.measured], noise, flips)
+
+
+def confusion(qubits: Sequence[int], noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
+    """The same for qubits of the device."""
+    found = [np.eye(2) if noise is None else noise.readout[q] for q in qubits]
+    for place, qubit in enumerate(qubits):
+        if any(flips) and flips[place]:
+            error = None if noise is None else noise.gates.get(("x", (qubit,)))
+            ideal = np.eye(4)[[3, 0]]  # |1><1| and |0><0|, column by column
+            states = ideal if error is None else ideal @ error.T
+            found[place] = np.clip(states[:, [0, 3]].real, 0, None) @ found[place]
+    return found
 
 
 def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, noise: Noise) -> Floats:
@@ -194,11 +206,10 @@ def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, no
     return total
 
 
-def outcome_effects(placed: PlacedCircuit, noise: Noise) -> Floats:
+def outcome_effects(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> Floats:
     """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
-    confusion = readout(placed, noise)
-    where = list(zip(range(len(confusion)), placed.measured, confusion, strict=True))
-    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(confusion))]
+    where = list(zip(range(len(placed.measured)), placed.measured, readout(placed, noise, flips), strict=True))
+    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(where))]
     return np.stack([_diagonal(read, len(placed.physical)) for read in reads], axis=1)
 
 

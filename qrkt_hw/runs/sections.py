@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.errors import UserError
 
 # data sets, and the pixels along a side of their images; those of text have none
@@ -309,7 +310,9 @@ class BackendConfig(Section):
     min_fidelity: float | None = key(
         None, "share of the best replica's ESP (estimated success probability) to reach", ge=0, le=1
     )
-    mitigation: Literal["none", "mthree"] | None = key(None, "correction of readout errors [default: the backend's]")
+    mitigation: Mitigation | None = key(
+        None, "of readout errors (mthree, trex), of all errors (postselection, zne) [default: the backend's]"
+    )
     mode: Literal["job", "batch", "session", "auto"] | None = key(
         None, "IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
     )

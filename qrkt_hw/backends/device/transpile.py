@@ -130,6 +130,29 @@ def cut(isa: QuantumCircuit) -> PlacedCircuit:
     return PlacedCircuit(small, active, tuple(place[q] for q in read))
 
 
+FOLDABLE = ("cx", "cz", "ecr")  # each its own inverse
+
+
+def foldable(circuit: QuantumCircuit, device: str) -> bool:
+    """Whether there are two-qubit gates whose noise can be made stronger. Raises UserError: not in all of them."""
+    found = {i.operation.name for i in circuit.data if len(i.qubits) == 2}
+    if odd := found - set(FOLDABLE):
+        what = f"zne repeats {', '.join(FOLDABLE)}, and circuits on {device} use {', '.join(sorted(odd))}"
+        raise UserError(f"--mitigation: {what}; take another mitigation")
+    return bool(found)
+
+
+def folded(circuit: QuantumCircuit, times: int) -> QuantumCircuit:
+    """The circuit with every two-qubit gate run an odd number of times, as IBM's GateFoldingPass folds them."""
+    if times == 1:
+        return circuit
+    found = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        for _ in range(times if instruction.operation.name in FOLDABLE else 1):
+            found.append(instruction)
+    return found
+
+
 def in_a_row(circuit: QuantumCircuit, target: Any, wires: Sequence[int] | None = None) -> float:
     """Seconds of all instructions of an ISA circuit one behind the other, of branches the longest, of loops all passes.
 
