@@ -19,18 +19,19 @@ from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
-from qrkt_hw.backends.device.measurement import Basis, bases, flipped, sample
+from qrkt_hw.backends.device.measurement import Basis, Floats, bases, flipped, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB, Slot, Variant
-from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded
+from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded, twirled, with_idle
 from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
+from qrkt_hw.simulator.noisy import LARGEST, NoisyCircuit, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 LARGEST_TRAJECTORY = 20  # active qubits of Aer's statevectors, one for each shot
 T = TypeVar("T")
+TWIRLS = 8  # random choices of Pauli gates, all of which run equally often
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
 
 
@@ -60,17 +61,22 @@ class FakeBackend(DeviceBackend, AerBackend):
         min_fidelity: float = MIN_FIDELITY,
         mitigation: Mitigation = "none",  # where there are shots
         misread: bool = True,  # False leaves readout errors out of the noise
+        dynamical_decoupling: bool = False,  # two X gates on every qubit that waits
+        twirl_gates: bool = False,  # random Pauli gates around two-qubit gates
+        coherent: float = 0.0,  # share of its angle by which a two-qubit gate turns too far
+        idle: float = 0.0,  # radians per microsecond by which a qubit that waits turns about Z
     ) -> None:
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self.wanted, self.misread = method, misread
+        self.wanted, self.misread, self.coherent, self.idle = method, misread, coherent, idle
+        self.options = {"dynamical_decoupling": dynamical_decoupling, "twirl_gates": twirl_gates}
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
             spacing=spacing, min_fidelity=min_fidelity, mitigation=mitigation if shots is not None else "none",
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
-        self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
+        self._tables: OrderedDict[tuple[Any, ...], NoisySimulator] = OrderedDict()
         self._replicas: dict[tuple[Any, ...], Any] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
@@ -88,16 +94,32 @@ class FakeBackend(DeviceBackend, AerBackend):
     def stand_in(self) -> None:  # noise is not what the torch simulator computes
         return None
 
-    @property
+    @cached_property
     def noise(self) -> noises.DeviceNoise | None:
-        if self.noise_name == "none":
-            return None
-        found = noises.device_noise(self.noise_name)
-        return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
+        found = None if self.noise_name == "none" else noises.device_noise(self.noise_name)
+        if found is not None and not self.misread:
+            found = replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
+        if self.coherent or self.idle:
+            return noises.with_errors(found, self.target, self.coherent, 1e6 * self.idle)
+        return found
+
+    def mitigate(self, how: str) -> None:
+        super().mitigate(how)
+        self._functions, self._tables, self._replicas = {}, OrderedDict(), {}
+
+    def _instances(self, placed: PlacedCircuit) -> list[PlacedCircuit]:
+        """What the service would make of a circuit: all together, and equally often, run in its stead."""
+        found = twirled(placed, self.target, TWIRLS) if self.options["twirl_gates"] else [placed]
+        if self.idle or self.options["dynamical_decoupling"]:
+            decouple = self.options["dynamical_decoupling"]
+            found = [with_idle(one, self.target, decouple) for one in found]
+        return found
 
     def about(self) -> dict[str, Any]:
         found = {**super().about(), "device": self.device.name, "method": self.wanted, "noise": self.noise_name}
         found |= {"qubits": self.num_qubits, "calibrated": self.calibrated()}
+        more = {**self.options, "coherent": self.coherent, "idle": self.idle}
+        found |= {key: value for key, value in more.items() if value}
         if self.shots is not None:
             found |= {"packed": self.packer.packs, "mitigation": self.packer.mitigation}
             found["estimated_seconds"] = round(self.estimated, 3)
@@ -123,10 +145,14 @@ class FakeBackend(DeviceBackend, AerBackend):
             for basis in bases(template) if self._fits(template) else ():
                 placed = self.placed(template, basis)
                 effects = noises.observable_effects(basis, template.num_outputs, placed, self.noise)
-                circuits.append(noises.noisy_circuit(template, placed, self.noise, effects))
+                circuits += self._circuits(template, placed, effects)
             found = NoisySimulator(template, circuits, dtype, self._kept) if circuits else None
             self._functions[template, dtype] = found
         return self._functions[template, dtype]
+
+    def _circuits(self, template: CircuitTemplate, placed: PlacedCircuit, effects: Floats) -> list[NoisyCircuit]:
+        every = self._instances(placed)
+        return [noises.noisy_circuit(template, one, self.noise, effects / len(every)) for one in every]
 
     def _fits(self, template: CircuitTemplate) -> bool:
         if self.wanted == "density_matrix":
@@ -148,9 +174,15 @@ class FakeBackend(DeviceBackend, AerBackend):
             what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
             way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, or use fewer --qubits"
             raise UserError(f"backend {self.name!r}: {what}; {way}")
-        noise = self.noise
-        circuit = noises.noisy_instructions(placed, noise)
+        noise, circuit = self.noise, self._whole_noise(placed)
         return Compiled(basis, circuit, placed.measured, noises.readout(placed, noise, flips))
+
+    def _whole_noise(self, placed: PlacedCircuit, *kind: Any) -> QuantumCircuit:
+        every = self._instances(placed)
+        if len(every) > 1:
+            touched = f"a circuit touches {len(placed.physical)} of {self.device.name}"
+            raise UserError(f"--twirl-gates: simulated on at most {LARGEST} qubits, and {touched}")
+        return noises.noisy_instructions(every[0], self.noise, *kind)
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
@@ -190,7 +222,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         template, (placed, flips) = slot.group.template, self._run_as(pub, slot)
 
         def measured() -> QuantumCircuit:
-            circuit = noises.noisy_instructions(placed, self.noise, Kraus)
+            circuit = self._whole_noise(placed, Kraus)
             circuit.add_register(ClassicalRegister(template.num_qubits))
             circuit.measure(placed.measured, range(template.num_qubits))
             return circuit
@@ -272,7 +304,7 @@ class FakeBackend(DeviceBackend, AerBackend):
             effects = noises.outcome_effects(placed, self.noise, flips)
             while len(self._tables) >= max(1, TABLES // effects.size):
                 self._tables.popitem(last=False)
-            circuits = [noises.noisy_circuit(template, placed, self.noise, effects)]
+            circuits = self._circuits(template, placed, effects)
             found = NoisySimulator(template, circuits, torch.complex128, self._kept)
         self._tables[key] = found  # the last one used stands last
         return found

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from qiskit.quantum_info import Kraus, SuperOp
+from qiskit.quantum_info import Kraus, Operator, SuperOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.cache import cache_folder, store
 from qrkt_hw.backends.device.measurement import Basis, Floats
-from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
+from qrkt_hw.backends.device.transpile import FOLDABLE, PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
 from qrkt_hw.simulator import noisy
 
@@ -38,6 +38,7 @@ class DeviceNoise:
     # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
     readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
+    idle: float = 0.0  # radians per second by which a qubit that waits turns about Z
 
 
 Noise = DeviceNoise | None
@@ -55,6 +56,18 @@ def device_noise(name: str) -> DeviceNoise:
         found = _build(device)
         _write(path, found)
     return found
+
+
+def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: float) -> DeviceNoise:
+    """Noise with errors added: two-qubit gates turn too far, by a share of their angle, and idle qubits about Z."""
+    gates = {} if noise is None else dict(noise.gates)
+    for name in set(FOLDABLE) & set(target.operation_names) if coherent else ():
+        unitary = Operator(target.operation_from_name(name)).power(coherent)
+        for qubits in target[name]:
+            before = np.eye(16) if noise is None else noise.gates.get((name, qubits), np.eye(16))
+            gates[name, qubits] = before @ SuperOp(unitary).data
+    readout = np.tile(np.eye(2), (target.num_qubits, 1, 1)) if noise is None else noise.readout
+    return DeviceNoise(gates, readout, idle)
 
 
 def _build(device: Any) -> DeviceNoise:
@@ -165,7 +178,8 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
     """
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
-        circuit.append(instruction)
+        if instruction.operation.name != "delay":
+            circuit.append(instruction)
         qubits, error = _error(instruction, placed, noise)
         if error is not None:
             circuit.append(kind(SuperOp(error)).to_instruction(), qubits)
@@ -175,6 +189,9 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
 def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
     """The qubits of an instruction, and the noise behind it."""
     qubits = qubits_of(placed.circuit, instruction)
+    if noise is not None and noise.idle and instruction.operation.name == "delay":
+        angle = noise.idle * instruction.operation.duration
+        return qubits, np.diag([1, np.exp(1j * angle), np.exp(-1j * angle), 1])
     there = (instruction.operation.name, tuple(placed.physical[q] for q in qubits))
     return qubits, None if noise is None else noise.gates.get(there)
 

@@ -156,9 +156,9 @@ def selected(outcome: Counts, weight: int) -> Counts:
     """The outcomes of a Hamming weight. Raises UserError: a circuit has none."""
     found: Counts
     if isinstance(outcome, np.ndarray):
-        found = outcome * (np.bitwise_count(np.arange(outcome.shape[1])) == weight)
-        kept = found.sum(axis=1)
-        found = found / np.where(kept > 0, kept, 1)[:, None]
+        chosen = outcome * (np.bitwise_count(np.arange(outcome.shape[1])) == weight)
+        kept = chosen.sum(axis=1, keepdims=True)
+        found = chosen / np.where(kept > 0, kept, 1)
         lost = int((kept == 0).sum())
     else:
         found = [{state: count for state, count in one.items() if state.bit_count() == weight} for one in outcome]

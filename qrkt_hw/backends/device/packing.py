@@ -19,8 +19,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, ControlFlowOp, Parameter, ParameterVector, QuantumCircuit
-from qiskit.exceptions import QiskitError
+from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
@@ -61,13 +60,13 @@ from qrkt_hw.backends.device.transpile import (
     PlacedCircuit,
     calibration_date,
     cut,
+    duration,
     foldable,
     folded,
-    in_a_row,
     qubits_of,
     transpiled,
 )
-from qrkt_hw.backends.entries import Mitigation
+from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
@@ -335,19 +334,8 @@ class Packer:
                     for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
                         getattr(circuit, gate)(qubit)
             circuit.measure(list(slot.read), register)
-        self._circuits[key] = PackedCircuit(circuit, self.duration(circuit))
+        self._circuits[key] = PackedCircuit(circuit, duration(circuit, self.target, self.runs_on is None))
         return self._circuits[key]
-
-    def duration(self, circuit: QuantumCircuit) -> float:
-        """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other."""
-        if any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) or circuit.num_vars:
-            return in_a_row(circuit, self.target)
-        try:
-            return float(circuit.estimate_duration(self.target))
-        except QiskitError:
-            if self.runs_on is None:
-                raise
-            return 0.0  # a target that says nothing of durations
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
@@ -420,6 +408,16 @@ class DeviceBackend(Backend):
     _budget: Budget | None = None
     job_limits = JobLimits()  # what one job may hold
     estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
+    options: dict[str, Any] = {}  # what the service does to circuits
+
+    def mitigate(self, how: str) -> None:
+        """Mitigate errors in one way alone: one of Mitigation, or of the service. Raises UserError: it has no such."""
+        if how in SERVICE_KEYS and how not in self.options:
+            raise UserError(f"backend {self.name!r} has no option for it")
+        self.options |= {key: key == how for key in SERVICE_KEYS if key in self.options}
+        own: Any = "none" if how in SERVICE_KEYS else how
+        self.packer.mitigate(own)
+        self.packer.options = {**self.options, "mitigated": how}  # so that no other way's results are taken for its own
 
     @property
     def num_qubits(self) -> int:
