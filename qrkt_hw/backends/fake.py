@@ -21,7 +21,7 @@ from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, Floats, bases, flipped, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, Slot, Variant
+from qrkt_hw.backends.device.pubs import PLAIN, PUB, Slot, Variant
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded, twirled, with_idle
 from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
@@ -275,7 +275,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         chances[:, 0] = 1  # of rows in which the slot idles; nobody reads them
         busy, values = slot.samples >= 0, pub.parameters(place)
         if self._fits(template):
-            table = self._table(slot, pub.variant, placed, flips)
+            table = self._table(slot, placed, pub.variant, flips)
             chances[busy] = evaluate_by_weights(Call(template, values), table, 2**template.num_qubits)
         else:
             make = partial(self._noisy, template, slot.group.basis, placed, flips)
@@ -296,7 +296,9 @@ class FakeBackend(DeviceBackend, AerBackend):
             self._replicas[key] = make()
         return self._replicas[key]
 
-    def _table(self, slot: Slot, variant: Variant, placed: PlacedCircuit, flips: Sequence[bool]) -> NoisySimulator:
+    def _table(
+        self, slot: Slot, placed: PlacedCircuit, variant: Variant = PLAIN, flips: Sequence[bool] = ()
+    ) -> NoisySimulator:
         """Chances of all outcomes at one place of the chip; built once, as long as there is room."""
         key, template = (slot.group.key, slot.physical, variant), slot.group.template
         found = self._tables.pop(key, None)
