@@ -148,7 +148,6 @@ def infer(
                 found = inference.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
-    inference.check_mitigation(model, backend)
     batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
     planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
@@ -220,23 +219,23 @@ def _mitigations(record: dict[str, Any]) -> None:
     elif there.get("kind") == "fake backend":
         cli.echo("a fake backend has no coherent, idle or crosstalk errors, which twirling and decoupling are for: "
                  "coherent and idle in backends.yaml add them")  # fmt: skip
-    measured = f"{'rms error':>20}{'accuracy':>10}  {'95 % interval':16}{'p':>7}" if there else ""
-    cli.echo(f"  {'mitigation':22}{measured}{'QPU seconds':>13}{'executions':>13}")
+    measured = f"{'rms error':15}{'accuracy':^17}{'p':>6}" if there else ""
+    cli.echo(f"{'mitigation':21}{measured}{'QPU s':>9}{'executions':>12}")
     for row in ran:
         figures = ""
         if there:
-            low, high = row["rms_interval"]
-            error, right = f"{row['rms_error']:.4f} +- {(high - low) / 2:.4f}", row["interval"]
-            figures = f"{error:>20}{row['accuracy']:>10.4f}  {right[0]:.4f} - {right[1]:.4f} {row['p_value']:>7.2g}"
-        cli.echo(f"  {row['mitigation']:22}{figures}{row['seconds']:>13.1f}{row['executions']:>13,}")
+            (low, high), (least, most) = row["rms_interval"], row["interval"]
+            figures = f"{row['rms_error']:.4f} +-{(high - low) / 2:.4f}  {row['accuracy']:.3f} {least:.2f}-{most:.2f}"
+            figures += f"{row['p_value']:>6.2g}"
+        cli.echo(f"{row['mitigation']:21}{figures}{row['seconds']:>9.1f}{row['executions']:>12,}")
     if there:
-        cli.echo("  rms error: of all values against the exact ones at the same inputs, with its 95 % interval over the "
+        cli.echo("rms error: of all values against the exact ones at the same inputs; with 95 % intervals over the "
                  "samples; p: of an accuracy equal to that of none (exact McNemar test)")  # fmt: skip
     else:
         cli.echo(f"{sum(row['seconds'] for row in ran):.1f} QPU seconds together; nothing is submitted")
     for row in rows:
         if "not_run" in row:
-            cli.echo(f"  {row['mitigation']:22}not run: {row['not_run']}")
+            cli.echo(f"{row['mitigation']:21}not run: {row['not_run']}")
 
 
 def _refuse_simulator(backend: Any, dry_run: bool, compare: bool, report: bool) -> None:

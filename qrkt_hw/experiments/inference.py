@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.device.measurement import weight_bases
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
@@ -30,7 +29,7 @@ from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
 from qrkt_hw.models.ablation import ablated
-from qrkt_hw.models.factory import quantum_layers, set_backend
+from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
 from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import stages_of, trace
@@ -293,7 +292,8 @@ def plan_mitigations(
             check_mitigation(model, backend)
             found[how] = forecast(stages, samples, min(samples, BATCH), backend)
         except UserError as error:
-            found[how] = str(error).removeprefix("--mitigation: ")
+            found[how] = str(error).removeprefix("--").removeprefix("mitigation: ")
+    backend.mitigate("none")
     fractional = set(FRACTIONAL) & set(backend.target.operation_names)
     there = f"every circuit uses them already ({', '.join(sorted(fractional))})"
     found["fractional_gates"] = there if fractional else f"the target of {backend.device.name} has none"
@@ -302,14 +302,6 @@ def plan_mitigations(
     if allowed is not None and allowed.limit is not None and seconds > allowed.limit:
         raise UserError(f"{allowed.named}: the comparison takes {seconds:.1f} s; --limit or --shots make it shorter")
     return found
-
-
-def check_mitigation(model: nn.Module, backend: Backend) -> None:
-    """Refuse post-selection of a model none of whose circuits allows it."""
-    chosen = isinstance(backend, DeviceBackend) and backend.packer.mitigation == "postselection"
-    if chosen and not any(weight_bases(layer.network.evaluated) for layer in quantum_layers(model)):
-        what = "no circuit of the model keeps its Hamming weight and is read by Z, or by XX of two qubits"
-        raise UserError(f"--mitigation: {what}; orthogonal circuits do")
 
 
 def compare_mitigations(

@@ -12,7 +12,8 @@ from qrkt_hw.backends import Call, resolve
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.inference import check_mitigation, plan_mitigations
+from qrkt_hw.experiments.inference import plan_mitigations
+from qrkt_hw.models.factory import check_mitigation
 
 pytestmark = pytest.mark.acceptance
 TINY = ["--limit", 32, "--epochs", 1, "--hidden", 4, "--mlp", 2, "--rk-blocks", 1, "--rk", "rk1", "--heads", 2]
@@ -85,7 +86,7 @@ def test_what_cannot_run_is_refused_with_its_reason():
     planned = plan_mitigations(model, shape, 3, backend, None)
     assert str(planned["postselection"]).startswith("no circuit of the model keeps its Hamming weight")
     backend = resolve("fake_manila", shots=100, device={"mitigation": "postselection"})
-    with pytest.raises(UserError, match="--mitigation: no circuit of the model keeps its Hamming weight"):
+    with pytest.raises(UserError, match="mitigation: no circuit of the model keeps its Hamming weight"):
         check_mitigation(model, backend)
     check_mitigation(QuantumLayer(2, "orthogonal_brick", qubits=2), backend)
 
