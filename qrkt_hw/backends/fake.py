@@ -78,6 +78,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: OrderedDict[tuple[Any, ...], NoisySimulator] = OrderedDict()
         self._replicas: dict[tuple[Any, ...], Any] = {}
+        self._twirled: dict[int, tuple[PlacedCircuit, list[PlacedCircuit]]] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             other = fake_device(self.noise_name)
@@ -105,11 +106,15 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     def mitigate(self, how: str) -> None:
         super().mitigate(how)
-        self._functions, self._tables, self._replicas = {}, OrderedDict(), {}
+        self._functions, self._tables, self._replicas, self._twirled = {}, OrderedDict(), {}, {}
 
     def _instances(self, placed: PlacedCircuit) -> list[PlacedCircuit]:
         """What the service would make of a circuit: all together, and equally often, run in its stead."""
-        found = twirled(placed, self.target, TWIRLS) if self.options["twirl_gates"] else [placed]
+        found = [placed]
+        if self.options["twirl_gates"]:
+            if id(placed.circuit) not in self._twirled:  # of a group, whose replicas share it
+                self._twirled[id(placed.circuit)] = placed, twirled(placed, self.target, TWIRLS)
+            found = [one.moved(placed.physical) for one in self._twirled[id(placed.circuit)][1]]
         if self.idle or self.options["dynamical_decoupling"]:
             decouple = self.options["dynamical_decoupling"]
             found = [with_idle(one, self.target, decouple) for one in found]

@@ -339,7 +339,7 @@ def _activity(
         journal.finish(activity)
         activity = None
     # what of the device's entry decides the bill
-    terms = backend.terms
+    terms = {**backend.terms, **({"mitigation": backend.corrected} if backend.corrected else {})}
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
     if activity.arguments.get("terms", terms) != terms:

@@ -148,6 +148,10 @@ def infer(
                 found = inference.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
+    if flags["mitigation"] is None:
+        told = inference.correct_readout(folder, model, shape, len(samples), backend, resume)
+        if told is not None:
+            said.print(told, highlight=False)
     batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
     planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import Budget
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
@@ -36,6 +37,8 @@ from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
 
 BATCH = 256
+DEFAULT: Mitigation = "trex"  # docs/packing.md, "Ways of mitigation side by side"
+ENOUGH = 10_000_000  # circuits x shots from which on readout is corrected by default
 FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
@@ -276,6 +279,27 @@ def on_backend(
         "discordant": discordant,
         "p_value": mcnemar(*discordant),
     }  # fmt: skip
+
+
+def correct_readout(
+    run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool
+) -> str | None:
+    """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
+
+    A resumed inference goes on as it was begun.
+    """
+    if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
+        return None
+    circuits = sum(call.circuits for stage in stages_of(model, shape) for call in stage)
+    chosen = circuits * samples * backend.shots >= ENOUGH
+    if resume and run.journal.is_file():
+        with Journal(run.journal, write=False) as journal:
+            begun = journal.unfinished("infer")
+        chosen = begun is not None and begun.arguments.get("terms", {}).get("mitigation") == DEFAULT
+    if not chosen:
+        return None
+    backend.correct(DEFAULT)
+    return f"readout is corrected by {DEFAULT}, with calibrations of its own; --mitigation none leaves it out"
 
 
 def plan_mitigations(

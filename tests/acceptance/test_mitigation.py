@@ -12,6 +12,7 @@ from qrkt_hw.backends import Call, resolve
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
+from qrkt_hw.experiments import inference
 from qrkt_hw.experiments.inference import plan_mitigations
 from qrkt_hw.models.factory import check_mitigation
 
@@ -76,6 +77,24 @@ def test_a_budget_holds_for_all_together(runs, capsys):
     assert "leave out paths" in capsys.readouterr().err
     assert run("infer", runs / "run", "--compare-mitigation") == 2
     assert "--compare-mitigation applies only to devices that sample" in capsys.readouterr().err
+
+
+def test_readout_is_corrected_by_default_where_calibrations_are_a_small_part(runs, capsys, monkeypatch):
+    there = ["infer", runs / "run", "--backend", "fake_manila", "--shots", 64, "--limit", 3]
+
+    def executions(*more):
+        capsys.readouterr()
+        assert run(*there, *more, "--json") == 0
+        found = capsys.readouterr()
+        return json.loads(found.out.splitlines()[-1])["executions"], "readout is corrected by trex" in found.err
+
+    plain = executions()
+    assert not plain[1]
+    monkeypatch.setattr(inference, "ENOUGH", 1)
+    corrected, planned = executions(), executions("--dry-run")
+    assert corrected == planned and corrected[1] and corrected[0] >= plain[0] + 32_768
+    assert executions("--mitigation", "none") == plain
+    assert executions("--mitigation", "trex")[0] == corrected[0]
 
 
 def test_what_cannot_run_is_refused_with_its_reason():

@@ -409,6 +409,11 @@ class DeviceBackend(Backend):
     job_limits = JobLimits()  # what one job may hold
     estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
     options: dict[str, Any] = {}  # what the service does to circuits
+    corrected: Mitigation | None = None  # in place of what the entry says
+
+    def correct(self, how: Mitigation) -> None:
+        self.corrected = how
+        self.packer.mitigate(how)
 
     def mitigate(self, how: str) -> None:
         """Mitigate errors in one way alone: one of Mitigation, or of the service. Raises UserError: it has no such."""
@@ -416,7 +421,7 @@ class DeviceBackend(Backend):
             raise UserError(f"backend {self.name!r} has no option for it")
         self.options |= {key: key == how for key in SERVICE_KEYS if key in self.options}
         own: Any = "none" if how in SERVICE_KEYS else how
-        self.packer.mitigate(own)
+        self.correct(own)
         self.packer.options = {**self.options, "mitigated": how}  # so that no other way's results are taken for its own
 
     @property
