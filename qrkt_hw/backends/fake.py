@@ -162,7 +162,8 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _fits(self, template: CircuitTemplate) -> bool:
         if self.wanted == "density_matrix":
             return False
-        widest = max(len(self.packer.group(template, basis).placed.physical) for basis in bases(template))
+        every = self.packer.bases(template)
+        widest = max(len(self.packer.group(template, basis).placed.physical) for basis in every)
         if widest > LARGEST and self.wanted == "superoperator":
             what = f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits"
             way = f"ansatz {template.name!r} touches {widest} of {self.device.name}; method: auto works"

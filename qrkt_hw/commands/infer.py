@@ -138,7 +138,8 @@ def infer(
         said.print(line, highlight=False)
     if compare_mitigation:
         trained(folder, model)
-        ways = inference.plan_mitigations(model, shape, len(samples), backend, None if resume else device["budget"])
+        refuse = not resume and (not dry_run or device["budget"].flag is not None)
+        ways = inference.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
         found: dict[str, Any] = {"backend": backend.name, "mitigations": [
             {"mitigation": way, **({"not_run": one} if isinstance(one, str) else one.record())}
             for way, one in ways.items()

@@ -303,11 +303,11 @@ def correct_readout(
 
 
 def plan_mitigations(
-    model: nn.Module, shape: DataShape, samples: int, backend: DeviceBackend, budget: Budget | None
+    model: nn.Module, shape: DataShape, samples: int, backend: DeviceBackend, budget: Budget | None, refuse: bool = True
 ) -> dict[str, Forecast | str]:
     """What an inference takes by each way of mitigation, or in a sentence why it does not run that way.
 
-    Raises UserError: together they exceed the budget.
+    Raises UserError: together they exceed the budget, unless ``refuse`` is False.
     """
     stages, found = stages_of(model, shape), dict[str, Forecast | str]()
     for how in (*get_args(Mitigation), *SERVICE_KEYS):
@@ -323,7 +323,7 @@ def plan_mitigations(
     found["fractional_gates"] = there if fractional else f"the target of {backend.device.name} has none"
     seconds = sum(one.seconds for one in found.values() if not isinstance(one, str))
     allowed = Budget.of(backend, budget)
-    if allowed is not None and allowed.limit is not None and seconds > allowed.limit:
+    if refuse and allowed is not None and allowed.limit is not None and seconds > allowed.limit:
         raise UserError(f"{allowed.named}: the comparison takes {seconds:.1f} s; --limit or --shots make it shorter")
     return found
 
