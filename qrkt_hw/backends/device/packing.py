@@ -284,7 +284,7 @@ class Packer:
                 what = f"trex flips qubits in {2**bits} patterns, which takes at least as many shots, not {shots}"
                 raise UserError(f"--mitigation: {what}")
             return [(Variant(0.5**bits, flip), -(-shots // 2**bits)) for flip in range(2**bits)]
-        if self.mitigation == "zne" and any(foldable(slot.group.placed.circuit, self.device) for slot in slots):
+        if self.mitigation == "zne" and any([foldable(slot.group.placed.circuit, self.device) for slot in slots]):
             return [(Variant(weight, fold=fold), shots) for fold, weight in FOLDS.items()]
         return [(PLAIN, shots)]
 
@@ -351,9 +351,6 @@ class Packer:
         Where what was counted does not say their order, they are in a random one. Corrected counts are shots of the
         nearest probability distribution.
         """
-        if self.mitigation not in ("none", "mthree"):
-            what = f"{self.mitigation} corrects expectation values, and a sampler returns shots"
-            raise UserError(f"mitigation: {what}; take none or mthree")
         self._learn(pubs, counts)
         pool, rng = self._pooled(calls), np.random.default_rng(seed)
         shapes = [(call.samples, call.shots or self.shots, call.template.num_qubits) for call in calls]

@@ -23,6 +23,7 @@ from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.backends.device.transpile import fake_device, folded
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.errors import UserError
+from qrkt_hw.primitives import PackedSampler
 from tests.packed import component_values, pauli_template
 
 ERRORS = [(0.02, 0.10), (0.05, 0.01), (0.08, 0.15)]  # of each qubit: state 0 read as 1, state 1 read as 0
@@ -173,6 +174,13 @@ def test_what_cannot_be_mitigated_is_refused():
     basis = weight_bases(by_angles(circuits.build("orthogonal_brick", 2, 1)))[0]
     with pytest.raises(UserError, match="drops every shot of 1 of 2 circuits"):
         expectations(np.eye(8)[[1, 3]], basis, 2, 100)
+
+
+def test_a_sampler_refuses_what_corrects_values_alone():
+    circuit = QuantumCircuit(1)
+    circuit.measure_all()
+    with pytest.raises(UserError, match="trex corrects expectation values, and a sampler returns shots"):
+        PackedSampler("fake_manila", mitigation="trex").run([circuit])
 
 
 def test_calibrations_and_variants_are_planned_as_they_run():
