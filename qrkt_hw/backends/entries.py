@@ -19,7 +19,9 @@ from yaml.events import AliasEvent
 from qrkt_hw.errors import UserError, sentence
 
 Gradient = Literal["adjoint", "parameter_shift", "spsa"]
+Mitigation = Literal["none", "mthree", "trex", "postselection", "zne"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
+SERVICE_KEYS = ("dynamical_decoupling", "twirl_gates")  # what the service does to circuits, and a fake backend as it
 SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
@@ -59,7 +61,7 @@ class _Device(_Entry):
     pack: bool = True
     spacing: Annotated[int, Field(ge=0, le=3, strict=True)] = 0
     min_fidelity: Annotated[float, Field(ge=0, le=1)] = 0.5
-    mitigation: Literal["none", "mthree"] = "none"
+    mitigation: Mitigation = "none"
     max_seconds: Seconds | None = None
     optimization_level: Level = 3
 
@@ -69,6 +71,11 @@ class FakeEntry(_Device, _Sampling):
     name: FakeName
     method: Literal["auto", "superoperator", "density_matrix"] = "auto"
     noise: FakeName | Literal["none"] | None = None
+    dynamical_decoupling: bool = False
+    twirl_gates: bool = False
+    # errors that devices have and their calibrations do not tell
+    coherent: Annotated[float, Field(ge=-1, le=1)] = 0.0  # share of its angle by which a two-qubit gate turns too far
+    idle: Annotated[float, Field(ge=-100, le=100)] = 0.0  # radians per microsecond that an idle qubit turns about Z
 
 
 class BilledEntry(_Device):

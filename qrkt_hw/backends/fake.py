@@ -4,8 +4,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, Literal, TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +19,20 @@ from qrkt_hw.backends import noise as noises
 from qrkt_hw.backends.aer import AerBackend, Compiled
 from qrkt_hw.backends.base import Call
 from qrkt_hw.backends.device.layout import MIN_FIDELITY
-from qrkt_hw.backends.device.measurement import Basis, bases, sample
+from qrkt_hw.backends.device.measurement import Basis, Floats, bases, flipped, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, CircuitGroup, Slot
-from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device
+from qrkt_hw.backends.device.pubs import PLAIN, PUB, Slot, Variant
+from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded, twirled, with_idle
+from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator.noisy import LARGEST, NoisySimulator, PropagatedCache
+from qrkt_hw.simulator.noisy import LARGEST, NoisyCircuit, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
 LARGEST_TRAJECTORY = 20  # active qubits of Aer's statevectors, one for each shot
 NARROWER = "use fewer --qubits, or a preset whose name ends in -4-qubits"
 T = TypeVar("T")
+TWIRLS = 8  # random choices of Pauli gates, all of which run equally often
 TABLES = 2**26  # numbers that the effects of all replicas together may hold: 512 MiB
 
 
@@ -58,20 +60,26 @@ class FakeBackend(DeviceBackend, AerBackend):
         pack: bool = True,  # run replicas side by side where there are shots
         spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
-        mitigation: Literal["none", "mthree"] = "none",  # ``mthree`` corrects readout where there are shots
+        mitigation: Mitigation = "none",  # where there are shots
         misread: bool = True,  # False leaves readout errors out of the noise
+        dynamical_decoupling: bool = False,  # two X gates on every qubit that waits
+        twirl_gates: bool = False,  # random Pauli gates around two-qubit gates
+        coherent: float = 0.0,  # share of its angle by which a two-qubit gate turns too far
+        idle: float = 0.0,  # radians per microsecond by which a qubit that waits turns about Z
     ) -> None:
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device
         self.target = self.device.target
-        self.wanted, self.mitigation, self.misread = method, mitigation, misread
+        self.wanted, self.misread, self.coherent, self.idle = method, misread, coherent, idle
+        self.options = {"dynamical_decoupling": dynamical_decoupling, "twirl_gates": twirl_gates}
         self.packer = Packer(
             self.target, device=device, level=optimization_level, shots=shots or 0, pack=pack and shots is not None,
-            spacing=spacing, min_fidelity=min_fidelity, mitigation=mitigation != "none" and shots is not None,
+            spacing=spacing, min_fidelity=min_fidelity, mitigation=mitigation if shots is not None else "none",
         )  # fmt: skip
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
-        self._tables: OrderedDict[tuple[str, tuple[int, ...]], NoisySimulator] = OrderedDict()
-        self._replicas: dict[tuple[CircuitGroup, tuple[int, ...]], Any] = {}
+        self._tables: OrderedDict[tuple[Any, ...], NoisySimulator] = OrderedDict()
+        self._replicas: dict[tuple[Any, ...], Any] = {}
+        self._twirled: dict[int, tuple[PlacedCircuit, list[PlacedCircuit]]] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             other = fake_device(self.noise_name)
@@ -88,18 +96,38 @@ class FakeBackend(DeviceBackend, AerBackend):
     def stand_in(self) -> None:  # noise is not what the torch simulator computes
         return None
 
-    @property
+    @cached_property
     def noise(self) -> noises.DeviceNoise | None:
-        if self.noise_name == "none":
-            return None
-        found = noises.device_noise(self.noise_name)
-        return found if self.misread else replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
+        found = None if self.noise_name == "none" else noises.device_noise(self.noise_name)
+        if found is not None and not self.misread:
+            found = replace(found, readout=np.tile(np.eye(2), (len(found.readout), 1, 1)))
+        if self.coherent or self.idle:
+            return noises.with_errors(found, self.target, self.coherent, 1e6 * self.idle)
+        return found
+
+    def mitigate(self, how: str) -> None:
+        super().mitigate(how)
+        self._functions, self._tables, self._replicas, self._twirled = {}, OrderedDict(), {}, {}
+
+    def _instances(self, placed: PlacedCircuit) -> list[PlacedCircuit]:
+        """What the service would make of a circuit: all together, and equally often, run in its stead."""
+        found = [placed]
+        if self.options["twirl_gates"]:
+            if id(placed.circuit) not in self._twirled:  # of a group, whose replicas share it
+                self._twirled[id(placed.circuit)] = placed, twirled(placed, self.target, TWIRLS)
+            found = [one.moved(placed.physical) for one in self._twirled[id(placed.circuit)][1]]
+        if self.idle or self.options["dynamical_decoupling"]:
+            decouple = self.options["dynamical_decoupling"]
+            found = [with_idle(one, self.target, decouple) for one in found]
+        return found
 
     def about(self) -> dict[str, Any]:
         found = {**super().about(), "device": self.device.name, "method": self.wanted, "noise": self.noise_name}
         found |= {"qubits": self.num_qubits, "calibrated": self.calibrated()}
+        more = {**self.options, "coherent": self.coherent, "idle": self.idle}
+        found |= {key: value for key, value in more.items() if value}
         if self.shots is not None:
-            found |= {"packed": self.packer.packs, "mitigation": self.mitigation}
+            found |= {"packed": self.packer.packs, "mitigation": self.packer.mitigation}
             found["estimated_seconds"] = round(self.estimated, 3)
         return found
 
@@ -123,15 +151,20 @@ class FakeBackend(DeviceBackend, AerBackend):
             for basis in bases(template) if self._fits(template) else ():
                 placed = self.placed(template, basis)
                 effects = noises.observable_effects(basis, template.num_outputs, placed, self.noise)
-                circuits.append(noises.noisy_circuit(template, placed, self.noise, effects))
+                circuits += self._circuits(template, placed, effects)
             found = NoisySimulator(template, circuits, dtype, self._kept) if circuits else None
             self._functions[template, dtype] = found
         return self._functions[template, dtype]
 
+    def _circuits(self, template: CircuitTemplate, placed: PlacedCircuit, effects: Floats) -> list[NoisyCircuit]:
+        every = self._instances(placed)
+        return [noises.noisy_circuit(template, one, self.noise, effects / len(every)) for one in every]
+
     def _fits(self, template: CircuitTemplate) -> bool:
         if self.wanted == "density_matrix":
             return False
-        widest = max(len(self.packer.group(template, basis).placed.physical) for basis in bases(template))
+        every = self.packer.bases(template)
+        widest = max(len(self.packer.group(template, basis).placed.physical) for basis in every)
         if widest > LARGEST and self.wanted == "superoperator":
             what = f"backend {self.name!r}: method 'superoperator' takes circuits on at most {LARGEST} qubits"
             way = f"ansatz {template.name!r} touches {widest} of {self.device.name}; method: auto works"
@@ -141,13 +174,22 @@ class FakeBackend(DeviceBackend, AerBackend):
     def _compile(self, template: CircuitTemplate, basis: Basis) -> Compiled:
         return self._noisy(template, basis, self.placed(template, basis))
 
-    def _noisy(self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit) -> Compiled:
+    def _noisy(
+        self, template: CircuitTemplate, basis: Basis, placed: PlacedCircuit, flips: Sequence[bool] = ()
+    ) -> Compiled:
         if len(placed.physical) > LARGEST_DENSITY:
             what = f"ansatz {template.name!r} touches {len(placed.physical)} qubits of {self.device.name}"
             way = f"exact noisy simulation takes at most {LARGEST_DENSITY}: give --shots, {NARROWER}"
             raise UserError(f"backend {self.name!r}: {what}; {way}")
-        noise = self.noise
-        return Compiled(basis, noises.noisy_instructions(placed, noise), placed.measured, noises.readout(placed, noise))
+        noise, circuit = self.noise, self._whole_noise(placed)
+        return Compiled(basis, circuit, placed.measured, noises.readout(placed, noise, flips))
+
+    def _whole_noise(self, placed: PlacedCircuit, *kind: Any) -> QuantumCircuit:
+        every = self._instances(placed)
+        if len(every) > 1:
+            touched = f"a circuit touches {len(placed.physical)} of {self.device.name}"
+            raise UserError(f"--twirl-gates: simulated on at most {LARGEST} qubits, and {touched}")
+        return noises.noisy_instructions(every[0], self.noise, *kind)
 
     def _evaluate(self, call: Call) -> NDArray[np.float64]:
         function = self.simulator(call.template, torch.complex128)
@@ -184,15 +226,15 @@ class FakeBackend(DeviceBackend, AerBackend):
         if chances is not None:
             return sample(chances, pub.shots, self.rng)
         slot = pub.slots[place]
-        template, placed = slot.group.template, slot.group.placed.moved(slot.physical)
+        template, (placed, flips) = slot.group.template, self._run_as(pub, slot)
 
         def measured() -> QuantumCircuit:
-            circuit = noises.noisy_instructions(placed, self.noise, Kraus)
+            circuit = self._whole_noise(placed, Kraus)
             circuit.add_register(ClassicalRegister(template.num_qubits))
             circuit.measure(placed.measured, range(template.num_qubits))
             return circuit
 
-        circuit = self._once(slot, measured)
+        circuit = self._once(slot, pub.variant, measured)
         order = {parameter: k for k, parameter in enumerate(template.parameters)}
         busy, values = slot.samples >= 0, pub.parameters(place)[:, [order[p] for p in circuit.parameters]]
         from qiskit_aer import AerSimulator
@@ -200,7 +242,7 @@ class FakeBackend(DeviceBackend, AerBackend):
         (bits,) = self._shots(AerSimulator(method="statevector"), circuit, values, pub.shots)
         read = np.zeros((pub.rows, pub.shots, template.num_qubits), dtype=bool)  # nobody reads rows of an idle slot
         read[busy] = bits.to_bool_array(order="little")
-        for qubit, error in enumerate(noises.readout(placed, self.noise)):
+        for qubit, error in enumerate(noises.readout(placed, self.noise, flips)):
             read[..., qubit] = self.rng.random(read.shape[:2]) < error[:, 1][read[..., qubit].astype(int)]
         return BitArray.from_bool_array(read, order="little")
 
@@ -235,47 +277,49 @@ class FakeBackend(DeviceBackend, AerBackend):
         if pub.calibration is not None:
             return self._calibration(slot, pub.calibration)
         template = slot.group.template
-        placed = slot.group.placed.moved(slot.physical)
+        placed, flips = self._run_as(pub, slot)
         chances = np.zeros((pub.rows, 2**template.num_qubits))
         chances[:, 0] = 1  # of rows in which the slot idles; nobody reads them
         busy, values = slot.samples >= 0, pub.parameters(place)
         if self._fits(template):
-            table = self._table(slot, placed)
+            table = self._table(slot, placed, pub.variant, flips)
             chances[busy] = evaluate_by_weights(Call(template, values), table, 2**template.num_qubits)
         else:
-            compiled = self._once(slot, lambda: self._noisy(template, slot.group.basis, placed))
+            make = partial(self._noisy, template, slot.group.basis, placed, flips)
+            compiled = self._once(slot, pub.variant, make)
             chances[busy] = self._probabilities(template, compiled, values)
         return chances
 
-    def _once(self, slot: Slot, make: Callable[[], T]) -> T:
+    def _run_as(self, pub: PUB, slot: Slot) -> tuple[PlacedCircuit, list[bool]]:
+        """What runs in a slot, and which qubits are flipped in front of their measurement."""
+        own = slot.group.placed
+        placed = PlacedCircuit(folded(own.circuit, pub.variant.fold), slot.physical, own.measured)
+        return placed, flipped(slot.group.basis, pub.variant.flip)
+
+    def _once(self, slot: Slot, variant: Variant, make: Callable[[], T]) -> T:
         """The noisy circuit of a slot's replica; built once."""
-        key = slot.group, slot.physical
+        key = slot.group, slot.physical, variant
         if key not in self._replicas:
             self._replicas[key] = make()
         return self._replicas[key]
 
-    def _table(self, slot: Slot, placed: PlacedCircuit) -> NoisySimulator:
+    def _table(
+        self, slot: Slot, placed: PlacedCircuit, variant: Variant = PLAIN, flips: Sequence[bool] = ()
+    ) -> NoisySimulator:
         """Chances of all outcomes at one place of the chip; built once, as long as there is room."""
-        key, template = (slot.group.key, slot.physical), slot.group.template
+        key, template = (slot.group.key, slot.physical, variant), slot.group.template
         found = self._tables.pop(key, None)
         if found is None:
-            effects = noises.outcome_effects(placed, self.noise)
+            effects = noises.outcome_effects(placed, self.noise, flips)
             while len(self._tables) >= max(1, TABLES // effects.size):
                 self._tables.popitem(last=False)
-            circuits = [noises.noisy_circuit(template, placed, self.noise, effects)]
+            circuits = self._circuits(template, placed, effects)
             found = NoisySimulator(template, circuits, torch.complex128, self._kept)
         self._tables[key] = found  # the last one used stands last
         return found
 
     def _calibration(self, slot: Slot, state: int) -> NDArray[np.float64]:
-        chances, noise = np.ones(1), self.noise
-        for qubit in slot.read:
-            populations = np.array([1.0 - state, float(state)])
-            if noise is not None:
-                error = noise.gates.get(("x", (qubit,)))
-                if state and error is not None:
-                    density = error @ np.array([0, 0, 0, 1])  # |1><1|, column by column
-                    populations = np.clip(density[[0, 3]].real, 0, None)
-                populations = populations @ noise.readout[qubit]
-            chances = np.kron(populations, chances)
+        chances = np.ones(1)
+        for matrix in noises.confusion(slot.read, self.noise, [bool(state)] * len(slot.read)):
+            chances = np.kron(matrix[0], chances)
         return chances[None]

@@ -7,6 +7,7 @@ plain arrays (npz, read without pickle); a damaged or outdated file is built ane
 import hashlib
 import io
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
-from qiskit.quantum_info import Kraus, SuperOp
+from qiskit.quantum_info import Kraus, Operator, SuperOp
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.cache import cache_folder, store
 from qrkt_hw.backends.device.measurement import Basis, Floats
-from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, fake_device, qubits_of
+from qrkt_hw.backends.device.transpile import FOLDABLE, PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
 from qrkt_hw.simulator import noisy
 
@@ -37,6 +38,7 @@ class DeviceNoise:
     # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
     readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
+    idle: float = 0.0  # radians per second by which a qubit that waits turns about Z
 
 
 Noise = DeviceNoise | None
@@ -54,6 +56,18 @@ def device_noise(name: str) -> DeviceNoise:
         found = _build(device)
         _write(path, found)
     return found
+
+
+def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: float) -> DeviceNoise:
+    """Noise with errors added: two-qubit gates turn too far, by a share of their angle, and idle qubits about Z."""
+    gates = {} if noise is None else dict(noise.gates)
+    for name in set(FOLDABLE) & set(target.operation_names) if coherent else ():
+        unitary = Operator(target.operation_from_name(name)).power(coherent)
+        for qubits in target[name]:
+            before = np.eye(16) if noise is None else noise.gates.get((name, qubits), np.eye(16))
+            gates[name, qubits] = before @ SuperOp(unitary).data
+    readout = np.tile(np.eye(2), (target.num_qubits, 1, 1)) if noise is None else noise.readout
+    return DeviceNoise(gates, readout, idle)
 
 
 def _build(device: Any) -> DeviceNoise:
@@ -164,7 +178,8 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
     """
     circuit = placed.circuit.copy_empty_like()
     for instruction in placed.circuit.data:
-        circuit.append(instruction)
+        if instruction.operation.name != "delay":
+            circuit.append(instruction)
         qubits, error = _error(instruction, placed, noise)
         if error is not None:
             circuit.append(kind(SuperOp(error)).to_instruction(), qubits)
@@ -174,14 +189,28 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
 def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
     """The qubits of an instruction, and the noise behind it."""
     qubits = qubits_of(placed.circuit, instruction)
+    if noise is not None and noise.idle and instruction.operation.name == "delay":
+        angle = noise.idle * instruction.operation.duration
+        return qubits, np.diag([1, np.exp(1j * angle), np.exp(-1j * angle), 1])
     there = (instruction.operation.name, tuple(placed.physical[q] for q in qubits))
     return qubits, None if noise is None else noise.gates.get(there)
 
 
-def readout(placed: PlacedCircuit, noise: Noise) -> list[Floats]:
-    if noise is None:
-        return [np.eye(2)] * len(placed.measured)
-    return [noise.readout[placed.physical[q]] for q in placed.measured]
+def readout(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
+    """Confusion ``(2, 2)`` of each measured qubit, that of an X gate in front of it included where it is flipped."""
+    return confusion([placed.physical[q] for q in placed.measured], noise, flips)
+
+
+def confusion(qubits: Sequence[int], noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
+    """The same for qubits of the device."""
+    found = [np.eye(2) if noise is None else noise.readout[q] for q in qubits]
+    for place, qubit in enumerate(qubits):
+        if any(flips) and flips[place]:
+            error = None if noise is None else noise.gates.get(("x", (qubit,)))
+            ideal = np.eye(4)[[3, 0]]  # |1><1| and |0><0|, column by column
+            states = ideal if error is None else ideal @ error.T
+            found[place] = np.clip(states[:, [0, 3]].real, 0, None) @ found[place]
+    return found
 
 
 def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, noise: Noise) -> Floats:
@@ -194,11 +223,10 @@ def observable_effects(basis: Basis, observables: int, placed: PlacedCircuit, no
     return total
 
 
-def outcome_effects(placed: PlacedCircuit, noise: Noise) -> Floats:
+def outcome_effects(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> Floats:
     """``(4^n, 2^m)``: the chance of every outcome of the m qubits of the template, over Pauli strings."""
-    confusion = readout(placed, noise)
-    where = list(zip(range(len(confusion)), placed.measured, confusion, strict=True))
-    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(confusion))]
+    where = list(zip(range(len(placed.measured)), placed.measured, readout(placed, noise, flips), strict=True))
+    reads = [{at: matrix[:, outcome >> q & 1] for q, at, matrix in where} for outcome in range(2 ** len(where))]
     return np.stack([_diagonal(read, len(placed.physical)) for read in reads], axis=1)
 
 

@@ -17,8 +17,8 @@ from qiskit.providers import BackendV2
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Backend, Call, Gradient
-from qrkt_hw.backends.device.measurement import Basis, Counts, Floats, bases
-from qrkt_hw.backends.device.packing import LARGEST_TABLE, Counted, DeviceBackend, Packer, counts_of
+from qrkt_hw.backends.device.measurement import LARGEST_TABLE, Basis, Counts, Floats, bases, counts_of
+from qrkt_hw.backends.device.packing import Counted, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.device.transpile import SEED
 from qrkt_hw.errors import UserError

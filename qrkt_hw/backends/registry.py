@@ -16,6 +16,7 @@ from qrkt_hw.backends.entries import (
     CWD,
     RENAMED,
     SAMPLER_KEYS,
+    SERVICE_KEYS,
     AerEntry,
     BilledEntry,
     Entry,
@@ -125,7 +126,8 @@ def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backe
     from qrkt_hw.backends.fake import FakeBackend
 
     if isinstance(entry, FakeEntry):
-        common |= {key: getattr(entry, key) for key in (*COPY_KEYS, "method", "noise")}
+        keys = (*COPY_KEYS, *SERVICE_KEYS, "method", "noise", "coherent", "idle")
+        common |= {key: getattr(entry, key) for key in keys}
         return FakeBackend(name, entry.name, **common)
     if entry.noise != "none":
         return FakeBackend(name, entry.noise, method="density_matrix", pack=False, **common)
@@ -134,7 +136,7 @@ def _made(name: str, entry: Entry, shots: int | None, seed: int | None) -> Backe
 
 def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
     for key in keys:
-        shared, sampler = RENAMED.get(key, key) in COPY_KEYS, key in SAMPLER_KEYS
+        shared, sampler = RENAMED.get(key, key) in (*COPY_KEYS, *SERVICE_KEYS), key in SAMPLER_KEYS
         if not isinstance(entry, (BilledEntry, FakeEntry) if shared else BilledEntry if sampler else IBMEntry):
             kind = "devices" if shared else "devices of IBM Quantum"
             named = {FakeEntry: "a fake backend", QRMIEntry: "a QPU of the cluster"}
@@ -337,7 +339,7 @@ def _activity(
         journal.finish(activity)
         activity = None
     # what of the device's entry decides the bill
-    terms = backend.terms
+    terms = {**backend.terms, **({"mitigation": backend.corrected} if backend.corrected else {})}
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
     if activity.arguments.get("terms", terms) != terms:

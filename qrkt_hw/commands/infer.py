@@ -33,6 +33,11 @@ from qrkt_hw.errors import UserError
     help="also the error of every layer's values, accuracies, mitigation, estimate and bill; as table, JSON, plot",
 )
 @click.option(
+    "--compare-mitigation",
+    is_flag=True,
+    help="on a device: value error, accuracy and QPU seconds by every way of mitigation, side by side",
+)
+@click.option(
     "--ablate",
     multiple=True,
     type=click.Choice(["batch-mean", "sine"]),
@@ -58,7 +63,7 @@ def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
     dry_run: bool, device: dict[str, Any], report: bool, stage_shots: str | None, fine_tune: int | None,
-    trust_ansatz: bool, **flags: Any,
+    trust_ansatz: bool, compare_mitigation: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
@@ -74,6 +79,11 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
+    if compare_mitigation and (paths or images or texts or ablate or report or flags["mitigation"]):
+        raise UserError(
+            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report "
+            "and --mitigation"
+        )
     if paths and (images or texts or split or limit or ablate or data_dir or report):
         raise UserError(
             f"{paths[0]}: paths bring their own inputs; leave out --image, --text, --split, --limit, --data-dir, "
@@ -103,6 +113,8 @@ def infer(
         raise UserError(f"--{'text' if texts else 'image'}: the model of {folder.path} reads {reads}; use --{wanted}")
     chosen: dict[str, Any] = {"split": split, "limit": limit, "images": [str(p) for p in images], "texts": list(texts),
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
+    if compare_mitigation:
+        chosen["compare_mitigation"] = True
     if paths:
         chosen["paths"] = [str(path) for path in paths]
     from qrkt_hw import backends
@@ -119,7 +131,7 @@ def infer(
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
-    _refuse_simulator(backend, dry_run, report, fine_tune)
+    _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.models.factory import build_model
@@ -129,6 +141,7 @@ def infer(
     alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
     if fine_tune is not None:
         alone = alone or "--fine-tune fits"
+    alone = "--compare-mitigation runs" if compare_mitigation else alone
     divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
@@ -146,6 +159,23 @@ def infer(
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
+    if compare_mitigation:
+        loading.trained(folder, model)
+        refuse = not resume and (not dry_run or device["budget"].flag is not None)
+        ways = inference.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
+        found: dict[str, Any] = {"backend": backend.name, "mitigations": [
+            {"mitigation": way, **({"not_run": one} if isinstance(one, str) else one.record())}
+            for way, one in ways.items()
+        ]}  # fmt: skip
+        if not dry_run:
+            with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
+                found = inference.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
+        cli.echo(to_json(found)) if as_json else _mitigations(found)
+        return
+    if flags["mitigation"] is None:
+        told = inference.correct_readout(folder, model, shape, len(samples), backend, resume)
+        if told is not None:
+            said.print(told, highlight=False)
     batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
     planned = None
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
@@ -221,13 +251,51 @@ def _mean(numbers: str | None) -> int | None:
     return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdigit() for part in parts) else None
 
 
-def _refuse_simulator(backend: Any, dry_run: bool, report: bool, fine_tune: int | None) -> None:
+def _mitigations(record: dict[str, Any]) -> None:
+    """The table of ``--compare-mitigation``."""
+    rows, there = record["mitigations"], record.get("backend_details", {})
+    ran = [row for row in rows if "not_run" not in row]
+    if there:
+        cli.echo(
+            f"{record['split']}, {record['count']} samples on {record['backend']}, {there['shots']:,} shots a circuit; "
+            f"exact accuracy {record['exact_accuracy']:.4f}"
+        )
+    added = [text for key, text in (
+        ("coherent", f"two-qubit gates turn {there.get('coherent', 0):.1%} too far"),
+        ("idle", f"idle qubits turn {there.get('idle', 0):g} rad/us about Z"),
+    ) if there.get(key)]  # fmt: skip
+    if added:
+        cli.echo(f"errors added that the calibration does not have: {' and '.join(added)}")
+    elif there.get("kind") == "fake backend":
+        cli.echo("a fake backend has no coherent, idle or crosstalk errors, which twirling and decoupling are for: "
+                 "coherent and idle in backends.yaml add them")  # fmt: skip
+    measured = f"{'rms error':15}{'accuracy':^17}{'p':>6}" if there else ""
+    cli.echo(f"{'mitigation':21}{measured}{'QPU s':>9}{'executions':>12}")
+    for row in ran:
+        figures = ""
+        if there:
+            (low, high), (least, most) = row["rms_interval"], row["interval"]
+            figures = f"{row['rms_error']:.4f} +-{(high - low) / 2:.4f}  {row['accuracy']:.3f} {least:.2f}-{most:.2f}"
+            figures += f"{row['p_value']:>6.2g}"
+        cli.echo(f"{row['mitigation']:21}{figures}{row['seconds']:>9.1f}{row['executions']:>12,}")
+    if there:
+        cli.echo("rms error: of all values against the exact ones at the same inputs; with 95 % intervals over the "
+                 "samples; p: of an accuracy equal to that of none (exact McNemar test)")  # fmt: skip
+    else:
+        cli.echo(f"{sum(row['seconds'] for row in ran):.1f} QPU seconds together; nothing is submitted")
+    for row in rows:
+        if "not_run" in row:
+            cli.echo(f"{row['mitigation']:21}not run: {row['not_run']}")
+
+
+def _refuse_simulator(backend: Any, dry_run: bool, compare: bool, report: bool, fine_tune: int | None) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
 
-    if dry_run and not (backend.target is not None and backend.shots):
+    if (dry_run or compare) and not (backend.target is not None and backend.shots):
+        named = "--compare-mitigation" if compare else "--dry-run"
         raise UserError(
-            f"--dry-run applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
+            f"{named} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
             "fake one with --shots"
         )
     if fine_tune and isinstance(backend, ExactBackend):

@@ -24,7 +24,7 @@ _TITLES = {
     "data": "Data", "model": "Model", "circuit": "Circuits", "training": "Training", "backend": "Backend",
     "device": "Devices", "ibm": "IBM Quantum", "text": "Texts", "gan": "GANs (--model gan)",
 }  # fmt: skip
-_DEVICE = ("pack", "spacing", "min_fidelity", "mitigation")
+_DEVICE = ("pack", "spacing", "min_fidelity", "mitigation", "dynamical_decoupling", "twirl_gates")
 _TEXT = ("text_length", "vocabulary", "unique_words", "word_pairs")
 
 

@@ -105,6 +105,7 @@ class SubspaceProgram:
         steps: in order of time.
         readings: each observable within the subspace.
         loading: number of steps that load the features of a unary encoding; 0 of others.
+        weight: the Hamming weight of its basis states.
     """
 
     size: int
@@ -112,6 +113,7 @@ class SubspaceProgram:
     steps: tuple[Diagonal | Givens | Matrix, ...]
     readings: tuple[Matrix, ...]
     loading: int = 0
+    weight: int = 0
 
     @property
     def real(self) -> bool:
@@ -166,7 +168,7 @@ def _lowered(template: CircuitTemplate) -> SubspaceProgram:
     start = int(basis.rank(np.isin(np.arange(template.num_qubits), list(flipped))[None])[0])
     # of a single feature: the rotation that splits off the reference
     loading = 0 if template.encoding == "angle" else max(loading, 1)
-    return SubspaceProgram(len(basis.bits), start, tuple(steps), readings, loading)
+    return SubspaceProgram(len(basis.bits), start, tuple(steps), readings, loading, len(flipped))
 
 
 _basis = lru_cache(maxsize=16)(Basis)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend, Call
-from qrkt_hw.backends.budget import LARGEST_JOB
+from qrkt_hw.backends.budget import LARGEST_JOB, Budget
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.packing import DeviceBackend
+from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
 from qrkt_hw.data import load_data
@@ -29,11 +31,11 @@ from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Inputs, restored
 from qrkt_hw.models.ablation import ablated
-from qrkt_hw.models.factory import quantum_layers, set_backend
+from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of, mcnemar, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights
-from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_json
@@ -42,6 +44,9 @@ from qrkt_hw.runs.folder import read_json
 BATCH = 256
 VALIDATED = 512  # samples that decide whether a fine-tuning is kept
 LOOKED_AT = 64  # samples from which the sensitivity to noise is known
+DEFAULT: Mitigation = "trex"  # docs/packing.md, "Ways of mitigation side by side"
+ENOUGH = 10_000_000  # circuits x shots from which on readout is corrected by default
+FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
 def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
@@ -361,6 +366,104 @@ def on_backend(
         "discordant": discordant,
         "p_value": mcnemar(*discordant),
     }  # fmt: skip
+
+
+def correct_readout(
+    run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool
+) -> str | None:
+    """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
+
+    A resumed inference goes on as it was begun.
+    """
+    if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
+        return None
+    circuits = sum(call.circuits for stage in stages_of(model, shape) for call in stage)
+    chosen = circuits * samples * backend.shots >= ENOUGH
+    if resume and run.journal.is_file():
+        with Journal(run.journal, write=False) as journal:
+            begun = journal.unfinished("infer")
+        chosen = begun is not None and begun.arguments.get("terms", {}).get("mitigation") == DEFAULT
+    if not chosen:
+        return None
+    backend.correct(DEFAULT)
+    return f"readout is corrected by {DEFAULT}, with calibrations of its own; --mitigation none leaves it out"
+
+
+def plan_mitigations(
+    model: nn.Module, shape: DataShape, samples: int, backend: DeviceBackend, budget: Budget | None, refuse: bool = True
+) -> dict[str, Forecast | str]:
+    """What an inference takes by each way of mitigation, or in a sentence why it does not run that way.
+
+    Raises UserError: together they exceed the budget, unless ``refuse`` is False.
+    """
+    stages, found = stages_of(model, shape), dict[str, Forecast | str]()
+    for how in (*get_args(Mitigation), *SERVICE_KEYS):
+        try:
+            backend.mitigate(how)
+            check_mitigation(model, backend)
+            found[how] = forecast(stages, samples, min(samples, BATCH), backend)
+        except UserError as error:
+            found[how] = str(error).removeprefix("--").removeprefix("mitigation: ")
+    backend.mitigate("none")
+    fractional = set(FRACTIONAL) & set(backend.target.operation_names)
+    there = f"every circuit uses them already ({', '.join(sorted(fractional))})"
+    found["fractional_gates"] = there if fractional else f"the target of {backend.device.name} has none"
+    seconds = sum(one.seconds for one in found.values() if not isinstance(one, str))
+    allowed = Budget.of(backend, budget)
+    if refuse and allowed is not None and allowed.limit is not None and seconds > allowed.limit:
+        raise UserError(f"{allowed.named}: the comparison takes {seconds:.1f} s; --limit or --shots make it shorter")
+    return found
+
+
+def compare_mitigations(
+    run: RunFolder, model: nn.Module, split: str, samples: Any, backend: DeviceBackend,
+    planned: Mapping[str, Forecast | str], console: Console | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The same inference by each way of mitigation of :func:`plan_mitigations`; the record is kept in the run.
+
+    Returns:
+        ``split, count, backend, backend_details, exact_accuracy``, and under ``mitigations`` for each way ``rms_error``
+        of all values against the exact ones at the same inputs with its 95 % ``rms_interval`` over the samples,
+        ``accuracy`` with its ``interval``, the ``p_value`` of its difference from no mitigation (exact McNemar test),
+        ``seconds`` planned, ``jobs``, ``executions``; or ``not_run``, which says why.
+    """
+    set_backend(model, ExactBackend("exact"))
+    batches = loader(samples, BATCH)
+    exact, labels = logits_of(model, batches)
+    rows, right = list[dict[str, Any]](), dict[str, Tensor]()
+    total = sum(one.rounds for one in planned.values() if not isinstance(one, str))
+    with _Bar(console, total) as tell, backend.reporting(tell):
+        for how, plan in planned.items():
+            if isinstance(plan, str):
+                rows.append({"mitigation": how, "not_run": plan})
+                continue
+            backend.mitigate(how)
+            before, logits, squares = backend.counters.executions, [], []
+            for inputs, targets in batches:
+                watched = Watched(backend)
+                set_backend(model, watched)
+                logits.append(logits_of(model, [(inputs, targets)])[0])
+                errors = [error.reshape(len(inputs), -1) for every in watched.errors.values() for error in every]
+                squares.append((np.concatenate(errors, axis=1) ** 2).mean(axis=1))
+            right[how] = torch.cat(logits).argmax(-1) == labels
+            mean, spread = np.concatenate(squares).mean(), 1.96 * np.concatenate(squares).std() / len(labels) ** 0.5
+            ends = [float(max(0.0, mean + sign * spread) ** 0.5) for sign in (-1, 1)]
+            pairs = (right[how], right["none"]), (right["none"], right[how])
+            alone = [int((a & ~b).sum()) for a, b in pairs]
+            rows.append({
+                "mitigation": how, "rms_error": float(mean**0.5), "rms_interval": ends,
+                "accuracy": right[how].double().mean().item(), "interval": wilson(int(right[how].sum()), len(labels)),
+                "p_value": mcnemar(*alone), "seconds": plan.seconds, "jobs": plan.jobs,
+                "executions": backend.counters.executions - before,
+            })  # fmt: skip
+    set_backend(model, backend)
+    backend.mitigate("none")
+    record = {
+        "split": split, "count": len(samples), "backend": backend.name, "backend_details": backend.about(),
+        "exact_accuracy": (exact.argmax(-1) == labels).double().mean().item(), "mitigations": rows,
+    }  # fmt: skip
+    run.keep_inference(record)
+    return record
 
 
 class Watched(Backend):

@@ -39,7 +39,19 @@ def build_model(options: Config, shape: DataShape, backend: str | Backend = "exa
             module.network.tag = name
     if start in ("identity", "gelu") and not any(start in layer.template.initial for layer in quantum_layers(model)):
         raise UserError(f"--initial-angles: --ansatz {options.circuit.ansatz} has no angles for {start}; leave it out")
+    check_mitigation(model, backend)
     return model.double() if options.circuit.dtype == "complex128" else model
+
+
+def check_mitigation(model: nn.Module, backend: str | Backend) -> None:
+    """Refuse post-selection of a model none of whose circuits allows it; the others run without."""
+    packer = getattr(backend, "packer", None)
+    if packer is not None and packer.mitigation == "postselection":
+        from qrkt_hw.backends.device.measurement import weight_bases
+
+        if not any(weight_bases(layer.network.evaluated) for layer in quantum_layers(model)):
+            what = "no circuit of the model keeps its Hamming weight and is read by Z, or by XX of two qubits"
+            raise UserError(f"--mitigation: {what}; orthogonal circuits do")
 
 
 def build_transformer(options: Config, shape: DataShape, backend: str | Backend = "exact") -> Transformer:

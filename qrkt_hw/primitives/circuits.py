@@ -17,7 +17,7 @@ from qiskit.transpiler.passes import HighLevelSynthesis
 from qrkt_hw.ansatz import CircuitTemplate, standard_name
 from qrkt_hw.backends.device.packing import Packer
 from qrkt_hw.backends.device.pubs import PackedCircuit, structure
-from qrkt_hw.backends.device.transpile import SEED, qubits_of
+from qrkt_hw.backends.device.transpile import SEED, duration, qubits_of
 
 Term = tuple[tuple[str, int], ...]  # letters of a Pauli string and their qubits, ascending; empty for the identity
 
@@ -156,7 +156,7 @@ def whole_circuit(prepared: Prepared, packer: Packer, letters: dict[int, str] | 
         device = {"target": target} if packer.runs_on is None else {"backend": packer.runs_on}
         how = {"optimization_level": packer.level, "seed_transpiler": SEED, **device, **how}
         circuit = generate_preset_pass_manager(**how).run(circuit)
-    return PackedCircuit(circuit, packer.duration(circuit))
+    return PackedCircuit(circuit, duration(circuit, packer.target, packer.runs_on is None))
 
 
 PAULIS = "qrkt_pauli"  # the register of a circuit that measures on its way and then a basis

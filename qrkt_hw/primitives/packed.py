@@ -414,6 +414,10 @@ class PackedSampler(PackedPrimitive, BaseSamplerV2):
         return int(pub.shots or 0)
 
     def _work(self, pubs: Sequence[SamplerPub]) -> tuple[Work, Any]:
+        how = self.backend.packer.mitigation
+        if how not in ("none", "mthree"):
+            what = f"{how} corrects expectation values, and a sampler returns shots"
+            raise PrimitiveError(f"mitigation: {what}; take none or mthree")
         work, seen, digest = Work(), {}, hashlib.sha256()  # type: ignore[var-annotated]
         packed: list[tuple[int, Prepared, int]] = []  # PUB, its circuit, its call
         whole: list[tuple[int, slice]] = []

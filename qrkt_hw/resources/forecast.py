@@ -11,7 +11,6 @@ from torch import nn
 
 from qrkt_hw.backends import Call
 from qrkt_hw.backends.budget import PLAN, Budget, prices
-from qrkt_hw.backends.device.measurement import bases
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.data.base import DataShape
@@ -296,11 +295,12 @@ def _of_estimator(pub: Any) -> bool:
 def _alone(primitive: Any, pub: Any) -> PubEstimate:
     work, _ = primitive.planned([pub])
     packer = primitive.backend.packer
-    groups = [packer.group(call.template, basis) for call in work.calls for basis in bases(call.template)]
+    groups = [packer.group(call.template, basis) for call in work.calls for basis in packer.bases(call.template)]
     isa = [group.placed.circuit for group in groups] + [one.circuit for one in work.whole]
     gates = [one.num_nonlocal_gates() for one in isa]
     depth = [one.depth(lambda gate: len(gate.qubits) == 2) for one in isa]
-    circuits = sum(call.samples * len(bases(call.template)) for call in work.calls) + sum(p.rows for p in work.whole)
+    circuits = sum(call.samples * len(packer.bases(call.template)) for call in work.calls)
+    circuits += sum(p.rows for p in work.whole)
     replicas = min((len(group.replicas) for group in groups), default=1) if not work.whole else 1
     shots = primitive.shots_of(pub)
     return PubEstimate(pub.circuit.num_qubits, max(gates, default=0), max(depth, default=0), circuits, shots, replicas)

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.errors import UserError
 
 # data sets, and the pixels along a side of their images; those of text have none
@@ -317,14 +318,16 @@ class BackendConfig(Section):
     min_fidelity: float | None = key(
         None, "share of the best replica's ESP (estimated success probability) to reach", ge=0, le=1
     )
-    mitigation: Literal["none", "mthree"] | None = key(None, "correction of readout errors [default: the backend's]")
+    mitigation: Mitigation | None = key(
+        None, "of readout errors (mthree, trex), of all errors (postselection, zne) [default: the backend's]"
+    )
     mode: Literal["job", "batch", "session", "auto"] | None = key(
         None, "IBM: how jobs run; auto: a session where the plan has them [default: the backend's]"
     )
     instance: str | None = key(None, "IBM: instance by name or CRN [default: the account's own]")
     max_time: int | None = key(None, "IBM: seconds after which the service ends a session or batch", ge=1)
-    dynamical_decoupling: bool | None = key(None, "IBM: echo pulses on idle qubits")
-    twirl_gates: bool | None = key(None, "IBM: Pauli twirling of two-qubit gates")
+    dynamical_decoupling: bool | None = key(None, "echo pulses on idle qubits")
+    twirl_gates: bool | None = key(None, "Pauli twirling of two-qubit gates")
     twirl_measure: bool | None = key(None, "IBM: twirling of measurements")
     rep_delay: float | None = key(None, "IBM: seconds between two executions [default: the device's]", ge=0, le=1)
     backends_file: Path | None = key(None, "a backends.yaml over all others")

@@ -74,6 +74,26 @@ def test_mitigation_is_planned_journalled_and_billed_once(noisy, home, service):
     assert shown.count("done") >= len(report["jobs"]) and not report["twice"]
 
 
+@pytest.mark.slow
+def test_ways_of_mitigation_are_compared_in_one_bill(home, service):
+    service.reset()
+    asked = ["infer", "run", "--backend", "ibm_fez", "--limit", 2, "--shots", 64, "--compare-mitigation", "--json"]
+    plan = json.loads(qrkt(*asked, "--dry-run", cwd=home).stdout)
+    planned = [row for row in plan["mitigations"] if "not_run" not in row]
+    assert [row["mitigation"] for row in planned] == [
+        "none", "mthree", "trex", "zne", "dynamical_decoupling", "twirl_gates",
+    ]  # fmt: skip
+    found = qrkt(*asked, cwd=home)
+    assert found.returncode == 0, found.stderr
+    record, report = json.loads(found.stdout), service.report()
+    ran = [row for row in record["mitigations"] if "not_run" not in row]
+    assert [row["executions"] for row in ran] == [row["executions"] for row in planned]
+    assert report["seconds"] == pytest.approx(sum(row["seconds"] for row in planned), rel=0.01)
+    assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+    # each way takes samples of its own, also of circuits that are those of another way
+    assert len(report["jobs"]) == sum(row["jobs"] for row in planned)
+
+
 def test_a_circuit_without_parameters_is_run_for_every_row(fez, service):
     circuit = QuantumCircuit(2)
     circuit.h(0)

@@ -268,7 +268,7 @@ class BillingBackend(DeviceBackend):
         self.packer = Packer(
             self.target, device=self.place.name, level=self.entry.optimization_level, shots=self.shots or 0,
             pack=self.entry.pack and pack, spacing=self.entry.spacing, options=self.options,
-            min_fidelity=self.entry.min_fidelity, mitigation=self.entry.mitigation == "mthree",
+            min_fidelity=self.entry.min_fidelity, mitigation=self.corrected or self.entry.mitigation,
         )  # fmt: skip
         self._kept_groups, self._pinned = 0, None  # groups in the kept plan; the calibration it was made with
 

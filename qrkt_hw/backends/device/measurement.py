@@ -1,24 +1,32 @@
 """What is measured: bases that terms share, values from outcome tables, readout errors and their mitigation.
 
-Mitigation is mthree's: Nation, Kang, Sundaresan and Gambetta, PRX Quantum 2, 040326 (2021). mthree would submit its
-calibration itself, past journal and budget; here it is two ordinary PUBs, which prepare all measured qubits of the
-packed registers in 0 and in 1, so that a qubit is calibrated while its neighbours are read too.
+mthree is that of Nation, Kang, Sundaresan and Gambetta, PRX Quantum 2, 040326 (2021), TREX that of van den Berg, Minev
+and Temme, Phys. Rev. A 105, 032620 (2022). mthree would submit its calibration itself, past journal and budget; here
+it is two ordinary PUBs, which prepare all measured qubits of the packed registers in 0 and in 1, so that a qubit is
+calibrated while its neighbours are read too. TREX takes the same two: one is the other with all qubits flipped.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit.circuit import QuantumCircuit
+from qiskit.primitives import BitArray
 
-from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.ansatz import CircuitTemplate, rbs, remembered
+from qrkt_hw.compiler.subspace import subspace
+from qrkt_hw.errors import UserError
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
 CALIBRATION_SHOTS = 16_384  # of each of the two calibration circuits
+LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
+READABLE = 0.1  # least difference of a qubit's chances to be read as 1 in its two states; 1 without errors
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +34,14 @@ class Basis:  # one way of measuring all qubits
     letters: tuple[str, ...]  # per qubit ``X``, ``Y`` or ``Z``, qubit 0 first
     # ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``
     terms: tuple[tuple[int, float, int], ...]
+    mixed: tuple[int, int] | None = None  # two qubits whose excitation is shared out before they are measured
+    weight: int | None = None  # outcomes of another Hamming weight are errors, and dropped
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:
         """A copy of ``circuit`` behind which measuring Z measures this basis."""
         rotated = circuit.copy()
+        if self.mixed is not None:
+            rbs(rotated, np.pi / 4, *self.mixed)
         for qubit, letter in enumerate(self.letters):
             if letter == "Y":
                 rotated.sdg(qubit)
@@ -78,6 +90,85 @@ def bases(template: CircuitTemplate) -> tuple[Basis, ...]:
     return tuple(Basis(tuple(letters.get(q, "Z") for q in every), tuple(terms)) for letters, terms in found)
 
 
+@remembered
+def weight_bases(template: CircuitTemplate) -> tuple[Basis, ...]:
+    """Bases in which every outcome of an error-free circuit has its Hamming weight; none where there are no such.
+
+    The circuit keeps its weight, and observables are sums of Z strings and of XX or YY on two qubits. Each of those
+    pairs takes a circuit of its own: between states of one weight XX is the difference of Z on both qubits behind a
+    Givens rotation by a quarter of pi.
+    """
+    program = subspace(template)
+    found: dict[tuple[int, int] | None, list[tuple[int, float, int]]] = {}
+    for row, operator in enumerate(template.observables if program is not None else ()):
+        for label, qubits, coefficient in operator.to_sparse_list():
+            value = float(coefficient.real)
+            if not set(label) - {"Z"}:
+                found.setdefault(None, []).append((row, value, sum(1 << q for q in qubits)))
+            elif label in ("XX", "YY"):
+                first, second = sorted(qubits)
+                terms = found.setdefault((first, second), [])
+                terms += [(row, value / 2, 1 << first), (row, -value / 2, 1 << second)]
+            else:
+                return ()
+    letters = ("Z",) * template.num_qubits
+    return tuple(Basis(letters, tuple(terms), pair, program.weight) for pair, terms in found.items() if program)
+
+
+@lru_cache(maxsize=512)
+def flip_codes(basis: Basis) -> tuple[int, ...]:
+    """A number for each qubit: in pattern p, qubit q is flipped where ``p & code`` has odd parity.
+
+    Those of the qubits of one term are linearly independent, so that over all patterns every combination of their
+    flips is equally frequent; qubits of no term have 0.
+    """
+    codes = [0] * len(basis.letters)
+    masks = [mask for _, _, mask in basis.terms]
+    for qubit in range(len(codes)):
+        taken = {0}
+        for mask in (mask for mask in masks if mask >> qubit & 1):
+            span = {0}
+            for other in range(qubit):
+                span |= {one ^ codes[other] for one in span} if mask >> other & 1 else set()
+            taken |= span
+        if any(mask >> qubit & 1 for mask in masks):
+            codes[qubit] = next(code for code in itertools.count(1) if code not in taken)
+    return tuple(codes)
+
+
+def flipped(basis: Basis, pattern: int) -> list[bool]:
+    """Which qubits are flipped in front of their measurement."""
+    codes = flip_codes(basis) if pattern else (0,) * len(basis.letters)
+    return [bool((pattern & code).bit_count() & 1) for code in codes]
+
+
+def unflipped(outcome: Counts, flips: Sequence[bool]) -> Counts:
+    """What would have been counted without the flips."""
+    mask = sum(1 << bit for bit, flip in enumerate(flips) if flip)
+    if not mask:
+        return outcome
+    if isinstance(outcome, np.ndarray):
+        return outcome[:, np.arange(outcome.shape[1]) ^ mask]
+    return [{state ^ mask: count for state, count in one.items()} for one in outcome]
+
+
+def selected(outcome: Counts, weight: int) -> Counts:
+    """The outcomes of a Hamming weight. Raises UserError: a circuit has none."""
+    found: Counts
+    if isinstance(outcome, np.ndarray):
+        chosen = outcome * (np.bitwise_count(np.arange(outcome.shape[1])) == weight)
+        kept = chosen.sum(axis=1, keepdims=True)
+        found = chosen / np.where(kept > 0, kept, 1)
+        lost = int((kept == 0).sum())
+    else:
+        found = [{state: count for state, count in one.items() if state.bit_count() == weight} for one in outcome]
+        lost = sum(not one for one in found)
+    if lost:
+        what = f"post-selection drops every shot of {lost} of {len(outcome)} circuits"
+        raise UserError(f"--mitigation: {what}, as none has Hamming weight {weight}; give more --shots")
+    return found
+
+
 def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Relative frequencies ``(samples, outcomes)`` of ``shots`` draws from each row."""
     safe = np.clip(probabilities, 0.0, None)
@@ -106,7 +197,8 @@ def ones(row: NDArray[np.float64] | dict[int, int], width: int) -> list[float]:
 class Readout:
     """Confusion matrices of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
 
-    def __init__(self, qubits: int) -> None:
+    def __init__(self, qubits: int, twirled: bool = False) -> None:
+        self.twirled = twirled  # qubits are flipped at random: what is left of an error is a factor (TREX)
         self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
         self.ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
@@ -121,6 +213,23 @@ class Readout:
             zero, one = self.ones.get((qubit, 0)), self.ones.get((qubit, 1))
             if zero is not None and one is not None:
                 self.matrices[qubit] = np.array([[1 - zero, 1 - one], [zero, one]], dtype=np.float32)
+
+    def scaled(self, basis: Basis, qubits: Sequence[int]) -> Basis:
+        """The basis for values of twirled readout: each term is divided by what the qubits it is read from lose."""
+        self._check(qubits)
+        kept = [self.ones[q, 1] - self.ones[q, 0] for q in qubits]
+        loss = [math.prod(kept[bit] for bit in range(len(qubits)) if mask >> bit & 1) for _, _, mask in basis.terms]
+        terms = [(row, c / of, mask) for (row, c, mask), of in zip(basis.terms, loss, strict=True)]
+        return replace(basis, terms=tuple(terms))
+
+    def _check(self, qubits: Sequence[int]) -> None:
+        """Raises UserError: a qubit is read alike in both of its states, which nothing can correct."""
+        for qubit in qubits:
+            zero, one = self.ones[qubit, 0], self.ones[qubit, 1]
+            if one - zero < READABLE:
+                what = f"qubit {qubit} is read as 1 in {zero:.0%} of the shots in state 0 and in {one:.0%} in state 1"
+                way = "leave it out by a higher --min-fidelity, or take --mitigation none"
+                raise UserError(f"--mitigation: {what}, which cannot be corrected; {way}")
 
     def corrected(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> list[dict[int, float]]:
         """Quasi-probabilities of outcomes, for counts read on ``qubits`` (bit 0 first)."""
@@ -137,9 +246,74 @@ class Readout:
     def _correction(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> Any:
         from mthree import M3Mitigation
 
+        self._check(qubits)
         tool: Any = M3Mitigation()
         tool.num_qubits = len(self.matrices)
         tool.cals_from_matrices(self.matrices)
         width = len(qubits)
-        texts = [{format(outcome, f"0{width}b"): count for outcome, count in one.items()} for one in counts]
+        # mthree inverts among the outcomes it is given: without those that were not seen, few shots give biased values
+        unseen = dict.fromkeys(range(2**width if width <= 8 else 0), 0)
+        texts = [{format(state, f"0{width}b"): count for state, count in {**unseen, **one}.items()} for one in counts]
         return tool.apply_correction(texts, list(qubits), distance=width if width <= 8 else None)
+
+
+def expectations(
+    outcome: Counts, basis: Basis, outputs: int, shots: int, read: Sequence[int] = (), readout: Readout | None = None
+) -> Floats:
+    """``(rows, outputs)`` of what was counted on the qubits ``read``, corrected where ``readout`` is given."""
+    if basis.weight is not None:
+        outcome = selected(outcome, basis.weight)
+    if readout is None:
+        return basis.values(outcome, outputs)
+    if readout.twirled:
+        return readout.scaled(basis, read).values(outcome, outputs)
+    return basis.values(readout.corrected(counted(outcome, shots), read), outputs)
+
+
+def shots_of(
+    outcome: Counts | BitArray, shots: int, read: Sequence[int], readout: Readout | None, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """``(rows, shots, qubits)`` of what was counted on the qubits ``read``."""
+    if isinstance(outcome, BitArray) and readout is None:
+        return outcome.to_bool_array(order="little")[:, :shots]  # twirling may take some more
+    counts = counted(counts_of(outcome), shots)
+    if readout is not None:
+        counts = [_rounded(one, shots) for one in readout.nearest(counts, read)]
+    found = np.zeros((len(counts), shots, len(read)), dtype=bool)
+    for row, one in enumerate(counts):
+        if sum(one.values()) != shots:  # more were counted than asked for
+            one = _rounded(one, shots)
+        states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
+        found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
+    return found
+
+
+def _rounded(chances: Mapping[int, float], shots: int) -> dict[int, int]:
+    """So many shots of a distribution, those left over by rounding down to the outcomes that lost most."""
+    exact = np.array(list(chances.values())) * shots / sum(chances.values())
+    whole = np.floor(exact).astype(int)
+    whole[np.argsort(whole - exact, kind="stable")[: shots - whole.sum()]] += 1
+    return dict(zip(chances, whole.tolist(), strict=True))
+
+
+def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:
+    """Counts for each row, where what was counted may be a table of relative frequencies."""
+    if not isinstance(outcome, np.ndarray):
+        return outcome
+    return [{int(k): round(float(row[k]) * shots) for k in np.flatnonzero(row)} for row in outcome]
+
+
+def counts_of(bits: Counts | BitArray) -> Counts:
+    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted, as it is."""
+    if not isinstance(bits, BitArray):
+        return bits
+    read = bits.to_bool_array(order="little")
+    if read.shape[-1] <= LARGEST_TABLE:
+        size = 2 ** read.shape[-1]
+        numbers = read.astype(np.int64) @ (1 << np.arange(read.shape[-1]))
+        return np.stack([np.bincount(row, minlength=size) for row in numbers]) / read.shape[-2]
+    found = []
+    for row in np.packbits(read, axis=-1, bitorder="little"):
+        states, times = np.unique(row, axis=0, return_counts=True)
+        found.append({int.from_bytes(s.tobytes(), "little"): int(t) for s, t in zip(states, times, strict=True)})
+    return found

@@ -12,15 +12,14 @@ import json
 import struct
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from qiskit import qpy
-from qiskit.circuit import ClassicalRegister, ControlFlowOp, Parameter, ParameterVector, QuantumCircuit
-from qiskit.exceptions import QiskitError
+from qiskit.circuit import ClassicalRegister, Parameter, ParameterVector, QuantumCircuit
 from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate
@@ -28,24 +27,51 @@ from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import DEFAULT_DELAY, Budget
 from qrkt_hw.backends.device.cache import digest, remember, versions
 from qrkt_hw.backends.device.layout import MIN_FIDELITY, Chip, Replica, directed, place_replicas
-from qrkt_hw.backends.device.measurement import CALIBRATION_SHOTS, Basis, Counts, Floats, Readout, bases, ones
+from qrkt_hw.backends.device.measurement import (
+    CALIBRATION_SHOTS,
+    Basis,
+    Counts,
+    Floats,
+    Readout,
+    bases,
+    counts_of,
+    expectations,
+    flip_codes,
+    flipped,
+    ones,
+    shots_of,
+    unflipped,
+    weight_bases,
+)
 from qrkt_hw.backends.device.pubs import (
+    PLAIN,
     PUB,
     CircuitGroup,
     JobLimits,
     Packed,
     PackedCircuit,
     Slot,
+    Variant,
     allocate,
     jobs_of,
     structure,
 )
-from qrkt_hw.backends.device.transpile import PlacedCircuit, calibration_date, cut, in_a_row, qubits_of, transpiled
+from qrkt_hw.backends.device.transpile import (
+    PlacedCircuit,
+    calibration_date,
+    cut,
+    duration,
+    foldable,
+    folded,
+    qubits_of,
+    transpiled,
+)
+from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.errors import UserError
 
 SEALED = b"qrkt-hw plan 2 "  # in front of a plan and its SHA-256; plans without are of versions before
-LARGEST_TABLE = 12  # qubits up to which outcomes are kept as a table of all
 Counted = Sequence[Sequence[Counts | BitArray]]  # by PUB and classical register: that of a slot, or a circuit's own
+FOLDS = {1: 1.5, 3: -0.5}  # noise factors of the extrapolation to zero noise by a line, with the weight of each
 # by circuit group and shots: call, basis, the call's first parameter set there
 Pool = dict[tuple[str, int], list[tuple[int, Basis, int]]]
 
@@ -64,13 +90,13 @@ class Packer:
         spacing: int = 0,  # see :func:`qrkt_hw.backends.device.layout.place_replicas`
         min_fidelity: float = MIN_FIDELITY,
         options: dict[str, Any] | None = None,  # what changes the result; becomes part of every PUB
-        mitigation: bool = False,  # correct readout by mthree
+        mitigation: Mitigation = "none",
         runs_on: Any = None,  # the BackendV2 itself where circuits go to its ``run``
     ) -> None:
         self.target, self.device, self.level, self.shots = target, device, level, shots
         self.packs, self.spacing, self.min_fidelity = pack, spacing, min_fidelity
         self.options, self.runs_on = dict(options or {}), runs_on
-        self.readout = Readout(target.num_qubits) if mitigation else None
+        self.mitigate(mitigation)
         self.groups: dict[str, CircuitGroup] = {}
         # templates in gates of the device that stay where they are, and the device's qubit behind each of theirs
         self.pinned: dict[CircuitTemplate, tuple[int, ...]] = {}
@@ -78,6 +104,16 @@ class Packer:
         self._allocations: dict[tuple[tuple[str, int], ...], list[Any]] = {}
         self._circuits: dict[tuple[Any, ...], PackedCircuit] = {}
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
+
+    def mitigate(self, how: Mitigation) -> None:
+        """Mitigate errors so from here on; what was learnt of readout is forgotten."""
+        self.mitigation, known = how, how in ("mthree", "trex")
+        self.readout = Readout(self.target.num_qubits, twirled=how == "trex") if known else None
+
+    def bases(self, template: CircuitTemplate) -> tuple[Basis, ...]:
+        """How a template is measured: in the fewest bases, or by outcomes whose Hamming weight is known."""
+        known = weight_bases(template) if self.mitigation == "postselection" else ()
+        return known or bases(template)
 
     def group(self, template: CircuitTemplate, basis: Basis) -> CircuitGroup:
         """Where a template lies in a basis; planned once. Raises UserError: no room, or a kept plan is unfit."""
@@ -124,7 +160,7 @@ class Packer:
 
     def plan(self, templates: Sequence[CircuitTemplate]) -> None:
         for template in templates:
-            for basis in bases(template):
+            for basis in self.bases(template):
                 self.group(template, basis)
 
     def to_bytes(self) -> bytes:
@@ -180,7 +216,7 @@ class Packer:
         """
         other = copy.copy(self)
         other.shots = self.shots if shots is None else shots
-        other.readout = None if self.readout is None else Readout(self.target.num_qubits)
+        other.mitigate(self.mitigation)
         if pack is not None and pack != self.packs:
             other.packs, other.groups, other._allocations, other._circuits = pack, {}, {}, {}
         return other
@@ -189,7 +225,7 @@ class Packer:
         found: Pool = {}
         filled: dict[tuple[str, int], int] = {}
         for place, call in enumerate(calls):
-            for basis in bases(call.template) if call.samples else ():
+            for basis in self.bases(call.template) if call.samples else ():
                 key = self.group(call.template, basis).key, call.shots or self.shots
                 found.setdefault(key, []).append((place, basis, filled.get(key, 0)))
                 filled[key] = filled.get(key, 0) + call.samples
@@ -234,8 +270,23 @@ class Packer:
                            f"calibration of readout, all {state}", state) for state in (0, 1)
                 ]  # fmt: skip
             tags = dict.fromkeys(calls[p].tag for key in dealt if dealt[key] for p, _, _ in pool[key] if calls[p].tag)
-            found.append(Packed(self._packed(slots), tuple(slots), one.executions, shots, ", ".join(tags)))
+            for variant, each in self._variants(slots, shots):
+                circuit = self._packed(slots, variant=variant)
+                more: Any = {"tag": ", ".join(tags), "variant": variant, "asked": shots}
+                found.append(Packed(circuit, tuple(slots), one.executions, each, **more))
         return found
+
+    def _variants(self, slots: Sequence[Slot], shots: int) -> list[tuple[Variant, int]]:
+        """The variants of a packed circuit, and the shots of each. Raises UserError: it cannot be mitigated so."""
+        if self.mitigation == "trex":
+            bits = max(code.bit_length() for slot in slots for code in flip_codes(slot.group.basis))
+            if 2**bits > shots:
+                what = f"trex flips qubits in {2**bits} patterns, which takes at least as many shots, not {shots}"
+                raise UserError(f"--mitigation: {what}")
+            return [(Variant(0.5**bits, flip), -(-shots // 2**bits)) for flip in range(2**bits)]
+        if self.mitigation == "zne" and any([foldable(slot.group.placed.circuit, self.device) for slot in slots]):
+            return [(Variant(weight, fold=fold), shots) for fold, weight in FOLDS.items()]
+        return [(PLAIN, shots)]
 
     def pack(self, calls: Sequence[Call]) -> list[PUB]:
         """The PUBs of a circuit batch; the same calls give the same PUBs."""
@@ -246,16 +297,17 @@ class Packer:
             values = np.zeros((one.rows, one.circuit.num_parameters))
             if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
                 # an idle slot repeats the first set
-                own = [(sets[slot.group.key, one.shots], slot) for slot in one.slots]
+                own = [(sets[slot.group.key, one.asked], slot) for slot in one.slots]
                 columns = [rows[np.maximum(slot.samples, 0)][:, slot.group.columns()] for rows, slot in own]
                 values = np.concatenate(columns, axis=1)
             more: Any = {"values": values, "device": self.device, "options": self.options}
+            more |= {"variant": one.variant, "asked": one.asked}
             found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
         return found
 
-    def _packed(self, slots: Sequence[Slot], calibration: int | None = None) -> PackedCircuit:
+    def _packed(self, slots: Sequence[Slot], calibration: int | None = None, variant: Variant = PLAIN) -> PackedCircuit:
         """The circuit of these slots; made once."""
-        key = (calibration, *((slot.group.key, slot.physical) for slot in slots))
+        key = (calibration, variant, *((slot.group.key, slot.physical) for slot in slots))
         if key in self._circuits:
             return self._circuits[key]
         circuit = QuantumCircuit(self.target.num_qubits)
@@ -269,31 +321,21 @@ class Packer:
             register = ClassicalRegister(len(slot.read), f"c{place}")
             circuit.add_register(register)
             if calibration is None:
-                own = slot.group.placed.circuit
+                own = folded(slot.group.placed.circuit, variant.fold)
                 names = dict(zip(own.parameters, vector, strict=False))
                 vector = vector[len(names) :]
                 for instruction in own.assign_parameters(names).data if names else own.data:
                     qubits = tuple(slot.physical[q] for q in qubits_of(own, instruction))
                     name = instruction.operation.name
                     circuit.append(instruction.operation, directed(self.target, name, qubits))
-            elif calibration:
-                for qubit in slot.read:
+            flips = flipped(slot.group.basis, variant.flip) if calibration is None else [calibration] * len(slot.read)
+            for qubit, flip in zip(slot.read, flips, strict=True):
+                if flip:
                     for gate in ("x",) if "x" in self.target.operation_names else ("sx", "sx"):
                         getattr(circuit, gate)(qubit)
             circuit.measure(list(slot.read), register)
-        self._circuits[key] = PackedCircuit(circuit, self.duration(circuit))
+        self._circuits[key] = PackedCircuit(circuit, duration(circuit, self.target, self.runs_on is None))
         return self._circuits[key]
-
-    def duration(self, circuit: QuantumCircuit) -> float:
-        """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other."""
-        if any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) or circuit.num_vars:
-            return in_a_row(circuit, self.target)
-        try:
-            return float(circuit.estimate_duration(self.target))
-        except QiskitError:
-            if self.runs_on is None:
-                raise
-            return 0.0  # a target that says nothing of durations
 
     def decode(self, calls: Sequence[Call], pubs: Sequence[Packed], counts: Counted) -> list[Floats]:
         """Expectation values ``(..., observables)`` of every call, by what each slot of each of its PUBs counted."""
@@ -316,8 +358,8 @@ class Packer:
         for pub, found in zip(pubs, counts, strict=True):
             for slot, outcome in zip(pub.slots, found, strict=True):
                 if pub.calibration is None:
-                    read = _shots(outcome, pub.shots, slot.read, self.readout, rng)
-                    for place, _, start in pool[slot.group.key, pub.shots]:
+                    read = shots_of(outcome, pub.shots, slot.read, self.readout, rng)
+                    for place, _, start in pool[slot.group.key, pub.asked]:
                         rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + calls[place].samples))
                         shots[place][slot.samples[rows] - start] = read[rows]
         return shots
@@ -341,15 +383,17 @@ class Packer:
         total = [np.zeros((call.samples, call.template.num_outputs)) for call in calls]
         for pub, found in zip(pubs, counts, strict=True):
             for slot, outcome in zip(pub.slots, found, strict=True):
-                outcome = counts_of(outcome)
-                for place, basis, start in pool[slot.group.key, pub.shots] if pub.calibration is None else ():
+                if pub.calibration is not None:
+                    continue
+                outcome = unflipped(counts_of(outcome), flipped(slot.group.basis, pub.variant.flip))
+                for place, basis, start in pool[slot.group.key, pub.asked]:
                     call = calls[place]
                     rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + call.samples))
                     if len(rows):
                         part = outcome[rows] if isinstance(outcome, np.ndarray) else [outcome[k] for k in rows]
                         outputs = call.template.num_outputs
                         values = expectations(part, basis, outputs, pub.shots, slot.read, readout)
-                        total[place][slot.samples[rows] - start] += values
+                        total[place][slot.samples[rows] - start] += pub.variant.weight * values
         return [v.reshape(*call.values.shape[:-1], v.shape[-1]) for call, v in zip(calls, total, strict=True)]
 
 
@@ -361,6 +405,21 @@ class DeviceBackend(Backend):
     _budget: Budget | None = None
     job_limits = JobLimits()  # what one job may hold
     estimated: float = 0.0  # QPU seconds that everything submitted is estimated to take
+    options: dict[str, Any] = {}  # what the service does to circuits
+    corrected: Mitigation | None = None  # in place of what the entry says
+
+    def correct(self, how: Mitigation) -> None:
+        self.corrected = how
+        self.packer.mitigate(how)
+
+    def mitigate(self, how: str) -> None:
+        """Mitigate errors in one way alone: one of Mitigation, or of the service. Raises UserError: it has no such."""
+        if how in SERVICE_KEYS and how not in self.options:
+            raise UserError(f"backend {self.name!r} has no option for it")
+        self.options |= {key: key == how for key in SERVICE_KEYS if key in self.options}
+        own: Any = "none" if how in SERVICE_KEYS else how
+        self.correct(own)
+        self.packer.options = {**self.options, "mitigated": how}  # so that no other way's results are taken for its own
 
     @property
     def num_qubits(self) -> int:
@@ -375,7 +434,7 @@ class DeviceBackend(Backend):
         return calibration_date(self.device)
 
     def circuits_for(self, template: CircuitTemplate) -> int:
-        return len(bases(template))
+        return len(self.packer.bases(template))
 
     def pack(self, calls: Sequence[Call]) -> list[PUB]:
         """PUBs of packed circuits. Raises UserError: a circuit is too large for the device."""
@@ -430,64 +489,6 @@ class DeviceBackend(Backend):
         found = iter(self.packer.decode(asked, *self.execute(asked)))
         shapes = [(*call.values.shape[:-1], call.template.num_outputs) for call in calls]
         return [next(found) if call.samples else np.zeros(shape) for call, shape in zip(calls, shapes, strict=True)]
-
-
-def expectations(
-    outcome: Counts, basis: Basis, outputs: int, shots: int, read: Sequence[int] = (), readout: Readout | None = None
-) -> Floats:
-    """``(rows, outputs)`` of what was counted on the qubits ``read``, corrected where ``readout`` is given."""
-    if readout is None:
-        return basis.values(outcome, outputs)
-    return basis.values(readout.corrected(counted(outcome, shots), read), outputs)
-
-
-def _shots(
-    outcome: Counts | BitArray, shots: int, read: Sequence[int], readout: Readout | None, rng: np.random.Generator
-) -> NDArray[np.bool_]:
-    """``(rows, shots, qubits)`` of what was counted on the qubits ``read``."""
-    if isinstance(outcome, BitArray) and readout is None:
-        return outcome.to_bool_array(order="little")[:, :shots]  # twirling may take some more
-    counts = counted(counts_of(outcome), shots)
-    if readout is not None:
-        counts = [_rounded(one, shots) for one in readout.nearest(counts, read)]
-    found = np.zeros((len(counts), shots, len(read)), dtype=bool)
-    for row, one in enumerate(counts):
-        if sum(one.values()) != shots:  # more were counted than asked for
-            one = _rounded(one, shots)
-        states = [[state >> bit & 1 for bit in range(len(read))] for state in one]
-        found[row] = rng.permutation(np.repeat(np.array(states, dtype=bool), list(one.values()), axis=0))
-    return found
-
-
-def _rounded(chances: Mapping[int, float], shots: int) -> dict[int, int]:
-    """So many shots of a distribution, those left over by rounding down to the outcomes that lost most."""
-    exact = np.array(list(chances.values())) * shots / sum(chances.values())
-    whole = np.floor(exact).astype(int)
-    whole[np.argsort(whole - exact, kind="stable")[: shots - whole.sum()]] += 1
-    return dict(zip(chances, whole.tolist(), strict=True))
-
-
-def counted(outcome: Counts, shots: int) -> list[dict[int, int]]:
-    """Counts for each row, where what was counted may be a table of relative frequencies."""
-    if not isinstance(outcome, np.ndarray):
-        return outcome
-    return [{int(k): round(float(row[k]) * shots) for k in np.flatnonzero(row)} for row in outcome]
-
-
-def counts_of(bits: Counts | BitArray) -> Counts:
-    """A ``BitArray`` of shape ``(rows,)`` as a table or, for many qubits, as counts; what is counted, as it is."""
-    if not isinstance(bits, BitArray):
-        return bits
-    read = bits.to_bool_array(order="little")
-    if read.shape[-1] <= LARGEST_TABLE:
-        size = 2 ** read.shape[-1]
-        numbers = read.astype(np.int64) @ (1 << np.arange(read.shape[-1]))
-        return np.stack([np.bincount(row, minlength=size) for row in numbers]) / read.shape[-2]
-    found = []
-    for row in np.packbits(read, axis=-1, bitorder="little"):
-        states, times = np.unique(row, axis=0, return_counts=True)
-        found.append({int.from_bytes(s.tobytes(), "little"): int(t) for s, t in zip(states, times, strict=True)})
-    return found
 
 
 def _distinct(places: Sequence[int], within: range) -> bool:

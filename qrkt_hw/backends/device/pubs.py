@@ -110,6 +110,18 @@ class PackedCircuit:
         return structure(self.circuit)
 
 
+@dataclass(frozen=True)
+class Variant:
+    """One of the ways in which a circuit is run: its value is their sum by weight."""
+
+    weight: float = 1.0
+    flip: int = 0  # which pattern of X gates stands in front of the measurements; 0 for none
+    fold: int = 1  # times that every two-qubit gate is run
+
+
+PLAIN = Variant()
+
+
 @dataclass(frozen=True, eq=False)
 class Packed:
     """Executions of one packed circuit, without its parameters: what a plan counts."""
@@ -121,6 +133,8 @@ class Packed:
     tag: str  # what it is for
     # the state in which a calibration of readout prepares all qubits; None for a circuit of the model
     calibration: int | None = None
+    variant: Variant = PLAIN
+    asked: int = 0  # shots of each circuit that were asked for, of all its variants together
 
     @property
     def circuit(self) -> QuantumCircuit:

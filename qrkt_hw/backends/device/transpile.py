@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Self
 
-from qiskit.circuit import ClassicalRegister, ControlFlowOp, QuantumCircuit
+from qiskit.circuit import ClassicalRegister, ControlFlowOp, Delay, QuantumCircuit, pauli_twirl_2q_gates
+from qiskit.exceptions import QiskitError
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.measurement import Basis
@@ -128,6 +129,72 @@ def cut(isa: QuantumCircuit) -> PlacedCircuit:
         if instruction.operation.name not in (*IGNORED, "measure"):
             small.append(instruction.operation, [place[q] for q in qubits_of(isa, instruction)])
     return PlacedCircuit(small, active, tuple(place[q] for q in read))
+
+
+FOLDABLE = ("cx", "cz", "ecr")  # each its own inverse
+
+
+def foldable(circuit: QuantumCircuit, device: str) -> bool:
+    """Whether there are two-qubit gates whose noise can be made stronger. Raises UserError: not in all of them."""
+    found = {i.operation.name for i in circuit.data if len(i.qubits) == 2}
+    if odd := found - set(FOLDABLE):
+        what = f"zne repeats {', '.join(FOLDABLE)}, and circuits on {device} use {', '.join(sorted(odd))}"
+        raise UserError(f"--mitigation: {what}; take another mitigation")
+    return bool(found)
+
+
+def folded(circuit: QuantumCircuit, times: int) -> QuantumCircuit:
+    """The circuit with every two-qubit gate run an odd number of times, as IBM's GateFoldingPass folds them."""
+    if times == 1:
+        return circuit
+    found = circuit.copy_empty_like()
+    for instruction in circuit.data:
+        for _ in range(times if instruction.operation.name in FOLDABLE else 1):
+            found.append(instruction)
+    return found
+
+
+def with_idle(placed: PlacedCircuit, target: Any, decouple: bool) -> PlacedCircuit:
+    """The circuit with a delay, in seconds, wherever a qubit waits; or, decoupled, with two X gates within it."""
+    from qiskit.circuit.library import XGate
+    from qiskit.transpiler import PassManager
+    from qiskit.transpiler.passes import ALAPScheduleAnalysis, PadDelay, PadDynamicalDecoupling
+
+    wide = QuantumCircuit(target.num_qubits)
+    wide.compose(placed.circuit, placed.physical, inplace=True)
+    echo = [PadDynamicalDecoupling(dd_sequence=[XGate(), XGate()], target=target)] if decouple else []
+    padded = PassManager([ALAPScheduleAnalysis(target=target), *(echo or [PadDelay(target=target)])]).run(wide)
+    place = {qubit: k for k, qubit in enumerate(placed.physical)}
+    found = placed.circuit.copy_empty_like()
+    for instruction in padded.data:
+        qubits = qubits_of(padded, instruction)
+        if all(qubit in place for qubit in qubits):
+            gate = instruction.operation
+            if gate.name == "delay":
+                gate = Delay(gate.duration * (target.dt if gate.unit == "dt" else 1), "s")
+            found.append(gate, [place[qubit] for qubit in qubits])
+    return replace(placed, circuit=found)
+
+
+def twirled(placed: PlacedCircuit, target: Any, times: int) -> list[PlacedCircuit]:
+    """So many equal circuits with random Pauli gates around their two-qubit gates."""
+    found = pauli_twirl_2q_gates(placed.circuit, seed=SEED, num_twirls=times, target=target)
+    return [replace(placed, circuit=circuit) for circuit in found]
+
+
+def duration(circuit: QuantumCircuit, target: Any, strict: bool = True) -> float:
+    """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other.
+
+    Those of a target that says nothing of durations are 0, or unless ``strict`` an error.
+    """
+    if any(isinstance(i.operation, ControlFlowOp) for i in circuit.data) or circuit.num_vars:
+        return in_a_row(circuit, target)
+    try:
+        return float(circuit.estimate_duration(target))
+    except QiskitError:
+        if strict:
+            raise
+        return 0.0
 
 
 def in_a_row(circuit: QuantumCircuit, target: Any, wires: Sequence[int] | None = None) -> float:

@@ -14,7 +14,7 @@ from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.jobs import BillingBackend
 from qrkt_hw.backends.device.journal import Activity, Journal
 from qrkt_hw.backends.device.transpile import fake_device
-from qrkt_hw.backends.entries import IBMEntry
+from qrkt_hw.backends.entries import SERVICE_KEYS, IBMEntry
 from qrkt_hw.backends.ibm.account import Account, classify, explain
 from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
@@ -61,6 +61,11 @@ class IBMBackend(BillingBackend):
             with self.open():
                 return super().run(calls)
         return super().run(calls)
+
+    def mitigate(self, how: str) -> None:
+        if self.account is None and how in SERVICE_KEYS:
+            raise UserError("the client's local testing mode leaves circuits as they are")
+        super().mitigate(how)
 
     def configure(self, sampler: Any) -> None:
         options, sequence = sampler.options, self.options["dynamical_decoupling"]
