@@ -169,6 +169,22 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
+def _retired(entry: Entry) -> str | None:
+    """The sentence about a device of IBM that is no more, though some account may still list it; None for others."""
+    if not isinstance(entry, IBMEntry):
+        return None
+    from qrkt_hw.backends.ibm.account import retired
+
+    return retired(entry.name)
+
+
+def check_name(name: str, file: Path | None = None) -> None:
+    """Refuse what can be refused of a name before a run is opened: a retired device that no account lists."""
+    entry = _entry(name, layers(file))
+    if _retired(entry) is not None:
+        resolve(name, file=file)
+
+
 class Description(NamedTuple):
     """How a backend is shown in a listing."""
 
@@ -200,7 +216,7 @@ def listing(file: Path | None = None) -> list[Description]:
             except UserError as error:
                 problem = str(error)
         falls = f"falls back to {entry.fallback}" if problem and getattr(entry, "fallback", None) else ""  # type: ignore
-        remarks = (problem, falls, "" if "shipped" in where else f"from {where}")
+        remarks = (problem or _retired(entry), falls, "" if "shipped" in where else f"from {where}")
         remark = "; ".join(text for text in remarks if text)
         found.append(Description(name, kind, qubits, getattr(entry, "shots", None), problem is None, remark))
     return found

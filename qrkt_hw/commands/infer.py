@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from qrkt_hw.backends.entries import SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
@@ -74,6 +75,10 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
+    from qrkt_hw import backends
+
+    if flags["backend"] is not None:
+        backends.check_name(flags["backend"], flags["backends_file"])
     folder = cli.opened(run, trust_ansatz, err=as_json)
     options, said = folder.options(), cli.console(stderr=True)
     kind = options.model.kind
@@ -90,10 +95,12 @@ def infer(
                               "ablate": list(ablate), "data_dir": str(data_dir) if data_dir else None}  # fmt: skip
     if paths:
         chosen["paths"] = [str(path) for path in paths]
-    from qrkt_hw import backends
     from qrkt_hw.experiments import inference
 
     backend = backends.make(place, options.training.seed, said)
+    if dry_run and place.shots is None and backend.target is not None and not backend.shots:
+        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
+        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
@@ -183,7 +190,7 @@ def _refuse_simulator(backend: Any, dry_run: bool, report: bool) -> None:
     if dry_run and not (backend.target is not None and backend.shots):
         raise UserError(
             f"--dry-run applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
-            "fake one with --shots"
+            "fake one (not with --shots 0)"
         )
     if report and isinstance(backend, ExactBackend):
         raise UserError(

@@ -13,8 +13,9 @@ from typing import Any
 # what is posed as -> folder of the fake backend; lagos is small enough that many a circuit does not fit
 FOLDERS = {
     "ibm_fez": "fez", "ibm_kingston": "kingston", "ibm_miami": "miami", "ibm_marrakesh": "marrakesh",
-    "ibm_lagos": "lagos",
+    "ibm_lagos": "lagos", "ibm_torino": "torino",
 }  # fmt: skip
+LISTED = tuple(name for name in FOLDERS if name != "ibm_torino")  # by most accounts: it is retired
 
 
 @lru_cache(maxsize=16)

@@ -325,6 +325,8 @@ class Handler(BaseHTTPRequestHandler):
             service.settings.update(told)
         elif path == ["recalibrate"]:
             service.recalibrations[told["backend"]] = service.recalibrations.get(told["backend"], 0) + 1
+        elif path == ["devices"]:
+            service.names = tuple(told["names"])
         elif path == ["status"]:
             service.offline[told["backend"]] = told["status"]
         elif path == ["expire"]:
@@ -338,7 +340,8 @@ class Handler(BaseHTTPRequestHandler):
             service.reset()
         elif path != ["report"]:
             self._error(
-                404, "control knows misbehave, calm, settings, recalibrate, status, expire, release, reset, report"
+                404,
+                "control knows misbehave, calm, settings, recalibrate, devices, status, expire, release, reset, report",
             )
             return
         self._answer(200, service.report())
