@@ -93,7 +93,7 @@ def child(started: float, folder: str) -> None:
     def note(stage: str) -> None:
         stages.setdefault(stage, (time.time() - started, time.process_time()))
 
-    import qrkt_hw.commands.quick_start
+    import qrkt_hw.commands.interface
     import qrkt_hw.commands.train
     from qrkt_hw.commands import main as command_line
 
@@ -102,7 +102,7 @@ def child(started: float, folder: str) -> None:
 
     note("torch")
     _ = torch
-    qrkt_hw.commands.quick_start.import_fabric()
+    qrkt_hw.commands.interface.import_fabric()
     note("Fabric")
     from qrkt_hw.training import fit
     from qrkt_hw.training.classifier import ClassifierTask

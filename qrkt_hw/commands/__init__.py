@@ -13,8 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from qrkt_hw.commands.interface import LazyGroup, echo
-from qrkt_hw.commands.quick_start import PROGRAM
+from qrkt_hw.commands.interface import PROGRAM, LazyGroup, echo
 from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
 
 COMMANDS = {

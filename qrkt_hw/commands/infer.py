@@ -97,7 +97,7 @@ def infer(
         chosen["paths"] = [str(path) for path in paths]
     from qrkt_hw.experiments import inference
 
-    backend = backends.make(place, options.training.seed, said)
+    backend = backends.make(place, options.training.seed, said, several=True)
     if dry_run and place.shots is None and backend.target is not None and not backend.shots:
         said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
         backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
@@ -106,13 +106,16 @@ def infer(
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, report)
     from qrkt_hw.backends.device.packing import DeviceBackend
+    from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.experiments.loading import trained
     from qrkt_hw.models.factory import build_model
-    from qrkt_hw.resources.forecast import plan
+    from qrkt_hw.resources.forecast import plan, share
     from qrkt_hw.resources.tables import summarize
 
     alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
+    if isinstance(backend, Devices):
+        alone = f"the list {backend.name!r} runs"
     divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
@@ -131,10 +134,13 @@ def infer(
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
-    planned = None
+    planned: Any = None
+    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+    refuse = not resume and (not dry_run or device["budget"].flag is not None)
+    if isinstance(backend, Devices):
+        trained(folder, model)
+        planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
-        # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-        refuse = not resume and (not dry_run or device["budget"].flag is not None)
         trained(folder, model)
         planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse)
     if dry_run:
@@ -220,7 +226,19 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
         rows.append(("billed", f"{there['billed_seconds']:.1f} QPU seconds for {estimated} ({how})"))
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
+    for row in record.get("devices", ()):
+        rows.append((row["device"], _share(row, kind)))
     return [f"  {name:20}{text}" for name, text in rows]
+
+
+def _share(row: dict[str, Any], kind: str) -> str:
+    """What one of several devices did."""
+    said = f"{row['count']:,} {kind}"
+    if row["count"]:
+        said += f", accuracy {row['accuracy']:.4f}, {_interval(row['interval'])}"
+    said += f", {row['taken_over']:,} of them begun elsewhere" if row["taken_over"] else ""
+    said += f"; {row['billed_seconds']:.1f} s billed" if "billed_seconds" in row else ""
+    return said + (f"; left out: {row['left_out']}" if "left_out" in row else "")
 
 
 def _interval(ends: list[float]) -> str:

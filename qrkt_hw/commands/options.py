@@ -8,8 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import ValidationError
 
-from qrkt_hw.commands.interface import FIRST, PATH, GroupedOption
-from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
+from qrkt_hw.commands.interface import FIRST, PATH, PROGRAM, GroupedOption, import_fabric
 from qrkt_hw.errors import UserError, flag, rank_and_count
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused

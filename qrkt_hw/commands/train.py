@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
+from qrkt_hw.commands.interface import PROGRAM, import_fabric
 from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, merge, options_from
-from qrkt_hw.commands.quick_start import PROGRAM, import_fabric
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +15,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
+from qrkt_hw.backends.several import Devices
 from qrkt_hw.data import load_data
 from qrkt_hw.data.base import regular
 from qrkt_hw.data.batches import Batches, first, loader
 from qrkt_hw.data.images import LARGEST_FILE, SUFFIXES, read_image
+from qrkt_hw.data.parquet import Stream
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Reader
@@ -70,6 +74,8 @@ def infer_split(
 
     Raises UserError: ablations on a device that bills, or logits that are not finite.
     """
+    if ablate and isinstance(backend, Devices):
+        raise UserError("--ablate: several devices take no ablations; ablate on --backend exact, with the same weights")
     if ablate and backend.bills:
         raise UserError(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
@@ -192,8 +198,11 @@ def classify(run: RunFolder, model: nn.Module, inputs: Inputs, backend: Backend)
         run.check_inference()
     started = time.perf_counter()
     there = here().over_samples(backend) if quantum_layers(model) else here()
-    with torch.no_grad():
-        (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
+    if isinstance(backend, Devices):
+        logits = _on_devices(model, inputs.samples, backend, None, False)[0]
+    else:
+        with torch.no_grad():
+            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []
@@ -242,11 +251,17 @@ def on_backend(
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
-    watched = Watched(backend, compare=layers)
-    set_backend(model, watched)
+    watched, shared = Watched(backend, compare=layers), []
+    if isinstance(backend, Devices):
+        total *= len(backend.shares or backend.devices)
+    else:
+        set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
     with _Bar(console, total) as tell, backend.reporting(tell):
-        logits, _ = logits_everywhere(model, batches)
+        if isinstance(backend, Devices):
+            logits, shared = _on_devices(model, batches.dataset.dataset, backend, watched, layers)
+        else:
+            logits, _ = logits_everywhere(model, batches)
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -258,6 +273,7 @@ def on_backend(
     discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
     return logits, labels, {
         **({"layers": rows} if layers else {}),
+        **({"devices": _shares(backend, shared, logits, labels)} if isinstance(backend, Devices) else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],
@@ -271,6 +287,47 @@ def on_backend(
         "discordant": discordant,
         "p_value": mcnemar(*discordant),
     }  # fmt: skip
+
+
+def _on_devices(
+    model: nn.Module, samples: Any, backend: Devices, watched: Watched | None, layers: bool
+) -> tuple[Tensor, list[tuple[int, int, str]]]:
+    """Logits of all samples, each on the device that has it; and first sample, sample behind the last and device of
+    every portion. What a device told of its layers is added to ``watched``."""
+    if isinstance(samples, Stream):  # of which no part can be read alone
+        samples = TensorDataset(*map(torch.cat, zip(*loader(samples, BATCH), strict=True)))
+
+    def work(device: Backend, start: int, stop: int) -> tuple[Tensor, Watched]:
+        own, seen = deepcopy(model), Watched(device, compare=layers)
+        set_backend(own, seen)
+        if isinstance(samples, Tensor):
+            with torch.no_grad():
+                return own(samples[start:stop]), seen
+        return logits_of(own, loader(Subset(samples, range(start, stop)), BATCH))[0], seen
+
+    parts = backend.evaluate(len(samples), work)
+    for *_, (_, seen) in parts if watched is not None else ():
+        for kept, found in ((watched.errors, seen.errors), (watched.raw, seen.raw)):  # type: ignore[union-attr]
+            for tag, errors in found.items():
+                kept.setdefault(tag, []).extend(errors)
+    return torch.cat([logits for *_, (logits, _) in parts]), [part[:3] for part in parts]
+
+
+def _shares(
+    backend: Devices, parts: Sequence[tuple[int, int, str]], logits: Tensor, labels: Tensor
+) -> list[dict[str, Any]]:
+    """A row a device: ``device, count, accuracy, interval``, how many samples others had begun, bill, and why it was
+    left out where it was."""
+    right, rows = logits.argmax(-1) == labels, []
+    for name in (*backend.devices, *backend.absent):
+        own = [torch.arange(start, stop) for start, stop, who in parts if who == name]
+        count = sum(map(len, own))
+        good = int(right[torch.cat(own)].sum()) if own else 0
+        row: dict[str, Any] = {"device": name, "count": count, "accuracy": good / count if count else None,
+                               "interval": wilson(good, count) if count else None,
+                               "taken_over": backend.taken_over(name), **backend.bill(name)}  # fmt: skip
+        rows.append(row | ({"left_out": backend.left_out[name]} if name in backend.left_out else {}))
+    return rows
 
 
 class Watched(Backend):

@@ -57,3 +57,114 @@ def test_a_retired_device_that_an_account_lists_runs(home, service):
     report = service.report()
     assert {job["backend"] for job in report["jobs"]} == {"ibm_torino"} and not report["twice"]
     assert json.loads(found.stdout)["backend_details"]["device"] == "ibm_torino"
+
+
+def several(home, *more, names="ibm_fez,ibm_kingston", limit=9, run="run"):
+    return qrkt("infer", run, "--backend", names, "--limit", limit, "--json", *more, cwd=home)
+
+
+def test_fake_devices_share_an_inference_as_planned(home):
+    names = "fake_torino,fake_fez"
+    plan = json.loads(several(home, "--dry-run", names=names).stdout)
+    found = several(home, "--report", names=names)
+    assert found.returncode == 0 and f"fake_fez takes {SHOTS:,} shots" in found.stderr, found.stderr
+    record = json.loads(found.stdout)
+    rows = {row["device"]: row for row in record["devices"]}
+    assert {name: row["count"] for name, row in rows.items()} == {n: p["samples"] for n, p in plan["devices"].items()}
+    assert sum(row["count"] for row in rows.values()) == record["count"] == 9 and min(r["count"] for r in rows.values())
+    assert sum(r["accuracy"] * r["count"] for r in rows.values()) == pytest.approx(record["accuracy"] * 9)
+    for key in ("circuits", "executions", "rounds"):
+        assert plan[key] == record[key]
+    for name, row in rows.items():
+        assert row["estimated_seconds"] == pytest.approx(plan["devices"][name]["seconds"], abs=0.01)
+    seconds = sum(one["seconds"] for one in plan["devices"].values())
+    assert plan["seconds"] == pytest.approx(seconds) and plan["usd"] > 0
+    assert record["backend_details"]["estimated_seconds"] == pytest.approx(seconds, abs=0.01)
+    assert {row["layer"] for row in record["layers"]} and record["layers"][0]["mean_error"] > 0
+    assert qrkt("infer", "run", "--backend", names, "--limit", 9, cwd=home).stdout.count("accuracy") >= 3
+
+
+@pytest.fixture
+def clean(home, service):
+    service.reset()
+    (home / "run" / "journal.sqlite").unlink(missing_ok=True)
+    return service
+
+
+def test_two_devices_have_one_journal_and_one_bill_as_planned(home, clean):
+    plan = json.loads(several(home, "--dry-run").stdout)
+    assert not clean.report()["jobs"]
+    found = several(home)
+    assert found.returncode == 0, found.stderr
+    record, report = json.loads(found.stdout), clean.report()
+    details, rows = record["backend_details"], {row["device"]: row for row in record["devices"]}
+    billed = {name: sum(j["usage"] for j in report["jobs"] if j["backend"] == name) for name in rows}
+    assert set(billed) == {"ibm_fez", "ibm_kingston"} and min(billed.values()) > 2 and not report["twice"]
+    for name, seconds in billed.items():
+        assert plan["devices"][name]["seconds"] == pytest.approx(seconds, rel=0.01)
+        assert rows[name]["billed_seconds"] == pytest.approx(seconds, abs=0.01)
+        assert rows[name]["count"] == plan["devices"][name]["samples"]
+    assert details["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+    assert details["jobs"] == plan["jobs"] == len(report["jobs"]) and plan["executions"] == report["executions"]
+    listed = json.loads(qrkt("jobs", "list", "run", "--json", cwd=home).stdout)
+    assert {(one["for"], one["state"]) for one in listed} == {("infer", "done")}
+    assert sorted(one["job"] for one in listed) == sorted(job["id"] for job in report["jobs"])
+    assert several(home).returncode == 0  # it came to its end: another one is another inference
+
+
+def test_a_device_that_fails_half_way_is_left_out_and_another_goes_on_from_there(home, clean):
+    clean.misbehave("fail", skip=1, where="ibm_kingston", code=1517)
+    found = several(home)
+    assert found.returncode == 0, found.stderr
+    record, report = json.loads(found.stdout), clean.report()
+    fez, kingston = record["devices"]
+    assert "The circuit is bad" in kingston["left_out"] and "ibm_kingston was left out" in found.stderr
+    assert (fez["count"], kingston["count"]) == (9, 0) and 0 < fez["taken_over"] < 9
+    # the circuit batch that kingston had answered is not run again: fez runs its own two and the second of the other
+    ran = [entry["job"] for entry in report["executed"]]
+    by = {job["id"]: job["backend"] for job in report["jobs"]}
+    assert sorted(by[job] for job in ran) == ["ibm_fez"] * 3 + ["ibm_kingston"] and not report["twice"]
+    assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+
+
+def test_a_device_that_cannot_take_jobs_or_is_out_of_budget_is_left_out(home, clean):
+    entries = yaml.safe_load((home / "backends.yaml").read_text())
+    clean.control("status", backend="ibm_fez", status="offline")
+    record = json.loads(several(home).stdout)
+    assert [row["count"] for row in record["devices"]] == [0, 9] and "offline" in record["devices"][0]["left_out"]
+    clean.reset()
+    other = home / "other.yaml"
+    other.write_text(yaml.safe_dump({"ibm_fez": {**entries["ibm_fez"], "max_seconds": 3}}))
+    record = json.loads(several(home, "--backends-file", other).stdout)
+    assert "max_seconds of backend ibm_fez 3 s" in record["devices"][0]["left_out"]
+    assert [row["count"] for row in record["devices"]] == [0, 9] and record["devices"][1]["taken_over"] > 0
+    assert not clean.report()["twice"]
+
+
+def test_a_limit_of_all_together(home, clean):
+    refused(several(home, "--max-qpu-seconds", 3), "on all devices", "too many")
+    plan = json.loads(several(home, "--dry-run").stdout)
+    clean.control("settings", billing_factor=2.0)
+    stopped = several(home, "--max-qpu-seconds", round(plan["seconds"] * 1.2, 2))
+    refused(stopped, "are billed or under way on all devices", "what came back is kept")
+    assert "resume with: " in stopped.stderr and clean.report()["seconds"] < plan["seconds"] * 1.7
+    clean.control("settings", billing_factor=1.0)
+    found = several(home, "--resume")
+    assert found.returncode == 0, found.stderr
+    report, record = clean.report(), json.loads(found.stdout)
+    assert not report["twice"] and not any("left_out" in row for row in record["devices"])
+    assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+
+
+def test_what_no_list_can_be(home, clean, tmp_path):
+    for names, *words in (
+        ("ibm_fez,ibm_fez", "names ibm_fez twice"), ("ibm_fez,,ibm_kingston", "empty name"),
+        ("ibm_fez,fake_fez", "not both"), ("fake_fez,exact", "'exact' does not sample"),
+        ("ibm_fez,ibm_torino", "retired by IBM on 2026-04-01", "fake_torino"), ("ibm_fez,ibm_nowhere", "ibm_nowhere"),
+        ("fake_fez,fake_nowhere", "no fake backend"),
+    ):  # fmt: skip
+        refused(several(home, names=names), *words)
+    refused(several(home, "--ablate", "sine"), "--ablate")
+    refused(several(home, "--devices", "2"), "--devices")
+    refused(qrkt("train", "--backend", "fake_torino,fake_fez", cwd=tmp_path), "only an inference takes several")
+    assert not clean.report()["jobs"] and not list(tmp_path.iterdir())

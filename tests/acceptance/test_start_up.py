@@ -15,7 +15,7 @@ HEAVY = ("lightning", "pytorch_lightning", "torchmetrics", "torchvision", "scipy
          "torch_fidelity")  # fmt: skip
 COMPILED = f"""
 import sys
-from qrkt_hw.commands.quick_start import import_fabric
+from qrkt_hw.commands.interface import import_fabric
 import_fabric()
 import qrkt_hw.training.fit
 print([name for name in {HEAVY} if name in sys.modules])

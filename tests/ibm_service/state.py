@@ -236,7 +236,7 @@ class Service:
                 size,
             )
             for fate in ("fail", "cancel", "stay_queued", "late", "ran_too_long"):
-                shown = self.show(fate)
+                shown = self.show(fate, payload["backend"])
                 if shown is not None:
                     job.fate, job.reason_code = fate, shown.code
                     wait = shown.seconds
