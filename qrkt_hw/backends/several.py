@@ -198,7 +198,8 @@ class Devices(Backend):
                     self.parts[key] = self.parts.get(key) or self.journal.start(kind, self.place_of(key), what)
                     held |= {"journal": self.journal, "activity": self.parts[key], **how}
                 stack.enter_context(one.open(**held))
-            jobs: list[Any] = [one.jobs for one in self.devices.values() if hasattr(getattr(one, "jobs", None), "sent")]
+            jobs = [found for found in (getattr(one, "jobs", None) for one in self.devices.values()) if found]
+            jobs = [found for found in jobs if hasattr(found, "sent")]
             for one in jobs[1:]:  # an account's submissions a minute
                 one.sent = jobs[0].sent
             stack.enter_context(self.reporting(progress))
@@ -345,7 +346,9 @@ class Devices(Backend):
             return
         try:
             state = json.loads(kept)
-            portions = [[int(a), int(b), str(who), None if old is None else str(old)] for a, b, who, old in state[0]]
+            portions: list[list[Any]] = [
+                [int(a), int(b), str(who), None if old is None else str(old)] for a, b, who, old in state[0]
+            ]
             left_out = {str(key): str(why) for key, why in state[1].items()}
             known = {*self.devices, *self.absent}
             ends = [0, *(p[1] for p in portions)]

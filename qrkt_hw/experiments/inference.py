@@ -251,7 +251,7 @@ def on_backend(
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
-    watched, shared = Watched(backend, compare=layers), []
+    watched, shared = Watched(backend, compare=layers), list[tuple[int, int, str]]()
     if isinstance(backend, Devices):
         total *= len(backend.shares or backend.devices)
     else:

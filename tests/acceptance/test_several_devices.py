@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from qrkt_hw.backends.entries import SHOTS
+from tests.acceptance.killing_jobs import forked, killed
 from tests.command_line import qrkt, refused, trained
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(600)]
@@ -168,3 +169,77 @@ def test_what_no_list_can_be(home, clean, tmp_path):
     refused(several(home, "--devices", "2"), "--devices")
     refused(qrkt("train", "--backend", "fake_torino,fake_fez", cwd=tmp_path), "only an inference takes several")
     assert not clean.report()["jobs"] and not list(tmp_path.iterdir())
+
+
+MOMENTS = [
+    ("planned, not sent", 1), ("about to be sent", 1), ("accepted, not answered", 1), ("answered, not written", 1),
+    ("running", 1), ("downloading", 1), ("writing the journal", 1), ("planned, not sent", 4),
+    ("answered, not written", 3), ("writing the journal", 3),
+]  # fmt: skip
+ASKED = ["infer", "long", "--backend", "ibm_fez,ibm_kingston", "--limit", 9, "--json"]
+
+
+def failing(service):
+    """Kingston runs one job and fails from the second on, as often as it is asked."""
+    service.reset()
+    service.misbehave("fail", skip=1, times=99, where="ibm_kingston", code=1517)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home, service):
+    """An inference of which kingston's half goes to fez, and what was executed."""
+    trained(home, "--limit", 32, "--epochs", 1, *TINY, "--rk", "rk2", out="long")
+    failing(service)
+    found = qrkt(*ASKED, cwd=home)
+    assert found.returncode == 0, found.stderr
+    return figures(json.loads(found.stdout)), sorted(entry["content"] for entry in service.report()["executed"])
+
+
+def figures(record):
+    keys = ("accuracy", "loss", "f1", "agreement", "count", "circuits", "executions")
+    rows = [{k: v for k, v in row.items() if k in ("device", "count", "accuracy", "taken_over")}
+            for row in record["devices"]]  # fmt: skip
+    return {key: record[key] for key in keys}, rows
+
+
+def resumed(home):
+    """The last inference, resumed until it is through; gives its figures."""
+    status, text = forked([*ASKED, "--resume"], home)
+    if status == 2 and "is held" in text:
+        status, text = forked([*ASKED, "--resume", "--resubmit"], home)
+    assert status == 0, text
+    newest = max((home / "long" / "inference").iterdir(), key=lambda path: path.name)
+    return figures(json.loads(newest.read_text()))
+
+
+@pytest.mark.parametrize(("moment", "nth"), [
+    ("answered, not written", 4),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in MOMENTS),
+])  # fmt: skip
+def test_two_devices_one_of_which_fails_half_way_killed_and_resumed(moment, nth, undisturbed, home, service):
+    failing(service)
+    (home / "long" / "journal.sqlite").unlink()
+    status, text = killed(service, ASKED, home, moment, nth)
+    assert status == -9, (status, text)
+    found, report = resumed(home), service.report()
+    assert found == undisturbed[0] and not report["twice"]
+    assert sorted(entry["content"] for entry in report["executed"]) == undisturbed[1]
+
+
+@pytest.mark.slow
+def test_one_inference_on_two_devices_killed_at_every_moment(undisturbed, home, service):
+    failing(service)
+    (home / "long" / "journal.sqlite").unlink()
+    deaths = 0
+    for kill, (moment, nth) in enumerate(MOMENTS):
+        status, text = killed(service, ASKED if not kill else [*ASKED, "--resume"], home, moment, min(nth, 2))
+        if status == 2 and "is held" in text:
+            status, text = killed(service, [*ASKED, "--resume", "--resubmit"], home, moment, 1)
+        assert "Traceback" not in text and status in (0, -9), (status, text)
+        deaths += status == -9
+        if status == 0:
+            break
+    if status != 0:
+        assert resumed(home) == undisturbed[0]
+    assert deaths > 3 and not service.report()["twice"]
+    assert sorted(entry["content"] for entry in service.report()["executed"]) == undisturbed[1]

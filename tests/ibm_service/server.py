@@ -335,7 +335,7 @@ class Handler(BaseHTTPRequestHandler):
             for job in list(service.jobs.values()):
                 job.released.set()
         elif path == ["calm"]:
-            service.trouble.clear()
+            service.trouble = [one for one in service.trouble if one.kind in told.get("keep", ())]
         elif path == ["reset"]:
             service.reset()
         elif path != ["report"]:
