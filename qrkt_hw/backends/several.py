@@ -12,6 +12,7 @@ import hashlib
 import json
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -86,9 +87,15 @@ class Devices(Backend):
     kind = "several devices"
     differentiable = False
 
-    def __init__(self, name: str, devices: Mapping[str, Backend], absent: Mapping[str, UserError]) -> None:
+    def __init__(
+        self,
+        name: str,
+        devices: Mapping[str, Backend],
+        absent: Mapping[str, UserError],
+        given: Sequence[Sequence[Any]] = (),  # portions; of a recorded inference
+    ) -> None:
         super().__init__(name)
-        self.absent, self.shares, self.portion = dict(absent), dict[str, int](), PORTION
+        self.absent, self.shares, self.portion, self.given = dict(absent), dict[str, int](), PORTION, given
         if not devices:
             raise next(iter(absent.values()))
         self.devices: dict[str, DeviceBackend] = {}
@@ -113,7 +120,7 @@ class Devices(Backend):
         self.portions: list[list[Any]] = []  # first sample, sample behind the last, who has it, who had it before
         self.journal: Journal | None = None
         self.turn, self._stopping = threading.Condition(threading.RLock()), False
-        self._done = dict.fromkeys(self.devices, 0)  # circuit batches by device
+        self._counted: dict[int, str] = {}  # circuit batches, and on which device
 
     @property
     def place(self) -> Devices:  # where an activity runs: it has a name
@@ -149,6 +156,7 @@ class Devices(Backend):
         found["calibrated"] = "; ".join(dates)
         if not self.bills or self.journal is None:
             return {**found, "estimated_seconds": round(sum(one["estimated_seconds"] for one in each.values()), 3)}
+        found["activity"] = self.activity.name
         billed, estimated, jobs = self.journal.totals(self.activity)
         for key in ("plan", "mode", "billing"):
             said = dict.fromkeys(one[key] for one in each.values() if key in one)
@@ -340,7 +348,7 @@ class Devices(Backend):
 
     def _read(self) -> None:
         """Who has what, as it was written down in the place of a plan."""
-        self.portions, self.left_out, self._done = [], {}, dict.fromkeys(self.devices, 0)
+        self.portions, self.left_out, self._counted = [list(one) for one in self.given], {}, {}
         kept, _ = self._journal.plan(self.activity)
         if kept is None:
             return
@@ -405,10 +413,11 @@ class Turn(Backend):
         places = range(len(calls))
         self.unmitigated = [kept[f"raw{k}"] for k in places] if "raw0" in kept else None
         with there.turn:
-            there.counters.circuits += int(kept["counted"][0])
-            there.counters.executions += int(kept["counted"][1])
-            there._done[self.key] += 1
-            there.counters.rounds = max(there._done.values())
+            if position not in there._counted:  # another may have asked before
+                there._counted[position] = self.key
+                there.counters.circuits += int(kept["counted"][0])
+                there.counters.executions += int(kept["counted"][1])
+                there.counters.rounds = max(Counter(there._counted.values()).values())
         return [kept[f"value{k}"] for k in places]
 
 

@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -45,6 +45,7 @@ create table if not exists outcomes (
 create table if not exists answers (
   activity integer not null, position integer not null, key text not null, seconds real not null default 0, data blob,
   primary key (activity, position));
+create table if not exists devices (activity integer primary key, data text not null);
 """
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
 
@@ -212,6 +213,30 @@ class Journal:
         if not isinstance(plan, bytes | None) or not isinstance(calibrated, str | None):
             raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
         return plan, calibrated
+
+    def keep_device(self, activity: Activity, described: dict[str, Any]) -> None:
+        """Keep what the plan was made for: gates, calibration and limits of the device, options of the packer."""
+        self._do("insert or replace into devices values (?, ?)", (activity.id, json.dumps(described)))
+
+    def device(self, activity: Activity) -> dict[str, Any]:
+        """What :meth:`keep_device` kept. Raises UserError: nothing, as in journals of versions before."""
+        there = self._do("select name from sqlite_master where name = 'devices'")
+        rows = self._do("select data from devices where activity = ?", (activity.id,)) if there else []
+        try:
+            return dict(json.loads(rows[0]["data"]))
+        except (LookupError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path} does not say what device {activity.device} was") from error
+
+    def copy(self, path: Path, clean: Callable[[str, Any], Any]) -> None:
+        """A new journal with what was asked for and counted, each value as ``clean(column, value)`` leaves it."""
+        with Journal(path) as other:
+            for table in ("activities", "submissions", "outcomes", "devices"):
+                if not self._do("select name from sqlite_master where name = ?", (table,)):
+                    continue
+                for row in self._do(f"select * from {table}"):
+                    values = {column: clean(column, value) for column, value in dict(row).items()}
+                    places = ", ".join("?" * len(values))
+                    other._do(f"insert into {table} ({', '.join(values)}) values ({places})", list(values.values()))
 
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
