@@ -164,17 +164,19 @@ def check(record: Path, data_dir: Path | None) -> None:
 
     It needs the data set, as infer does.
     """
-    from qrkt_hw.backends.device.journal import Journal
+    from qrkt_hw.backends.device.journal import PART, Journal
     from qrkt_hw.runs import RunFolder
 
     with TemporaryDirectory() as place:
         folder = RunFolder(_unpacked(record, Path(place)))
         with Journal(folder.journal, write=False) as journal:
-            found = [_again(folder, journal, activity, data_dir) for activity in journal.activities()
-                     if activity.kind == "infer" and "part_of" not in activity.arguments]  # fmt: skip
-    for line in (line for line in found if line):
-        echo(line)
-    if not any(found):
+            count = 0
+            for activity in journal.activities():
+                whole = activity.kind == "infer" and PART not in activity.arguments
+                if whole and (line := _again(folder, journal, activity, data_dir)):
+                    echo(line)
+                    count += 1
+    if not count:
         raise UserError(f"{record} holds no inference of a split that came to its end")
 
 
@@ -229,7 +231,7 @@ def _shown(submission: Any, kinds: dict[int, str]) -> dict[str, Any]:
 # records -------------------------------------------------------------------------------------------------------------
 TEXTS = ("config.yaml", "data.json", "results.json", "environment.json", "origin.json", "backend.json", "metrics.csv",
          "circuits/*.json", "inference/*.json")  # fmt: skip
-PRIVATE = ("instance", "backends_file", "data_dir", "images", "texts", "paths", "text", "console")  # keys: left out
+PRIVATE = ("instance", "backends_file", "data_dir", "images", "texts", "paths")  # keys: left out
 LARGEST = 4 << 30  # bytes of a record, unpacked
 CRN = re.compile(r"crn:v\d+:[^\s\"',]*")
 MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
@@ -285,7 +287,7 @@ def _members(folder: Any, journal: Any) -> dict[str, bytes]:
         elif name == "metrics.csv":
             members[name] = file.read_bytes()
         else:
-            content, source = read_json(file), None
+            content = read_json(file)
             cleaned = _clean(content)
             for source in [cleaned.get("source"), *cleaned.get("sources", {}).values()] if "circuits" in name else ():
                 if isinstance(source, dict) and isinstance(source.get("text"), str):
@@ -313,9 +315,9 @@ def _members(folder: Any, journal: Any) -> dict[str, bytes]:
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(members.items())}
     head = {"format": 1, "files": sums, "environment": environment()}
     members = {"record.json": to_json(head, indent=2).encode(), **members}
-    for name, content in members.items():
+    for name, data_of in members.items():
         for what, word in _secrets():
-            if word.encode() in content:
+            if word.encode() in data_of:
                 raise UserError(f"run: {name} holds {what}; no record is written, take that out of the run first")
     return members
 
@@ -373,15 +375,15 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     mine = [one for one in kept if one.get("backend_details", {}).get("activity") == activity.name and "loss" in one]
     if not mine:
         return None
-    asked, parts, backend = mine[-1], journal.parts(activity), None
+    asked, parts = mine[-1], journal.parts(activity)
     samples = inference.read_split(folder, asked["split"], asked["count"], data_dir)
     there = [one for one in parts or [activity] if journal.submissions(one, ["done"])]
     recorded = {str(one.arguments.get("backend")): Recorded(journal, one) for one in there}
+    backend: Devices | Recorded = next(iter(recorded.values()))
     if parts:
         for key, one in recorded.items():
             one.others = [other for name, other in recorded.items() if name != key]
         backend = Devices(",".join(recorded), recorded, {}, json.loads(journal.plan(activity)[0] or b"[]")[0])
-    backend = backend or next(iter(recorded.values()))
     with backend.open():
         found = inference.infer_split(folder, load(folder, backend), asked["split"], samples, backend)
     same = {key: (asked[key], found[key]) for key in ("accuracy", "loss", "agreement")}

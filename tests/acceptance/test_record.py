@@ -122,4 +122,5 @@ def test_counts_are_found_by_their_order_where_angles_differ_in_rounding(home, m
     key = PUB.key.func
     monkeypatch.setattr(PUB, "key", property(lambda self: "0" * 24 + key(self)[24:]))
     found = qrkt("jobs", "check", record, cwd=home)
-    assert "by their order" in found.stdout or "holds no result" in found.stderr
+    assert "on ibm_fez: accuracy" in found.stdout and "by their order" in found.stdout
+    refused(found, "holds no result")  # where several devices shared an inference, orders are not enough

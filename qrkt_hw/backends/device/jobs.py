@@ -417,7 +417,7 @@ class Recorded(DeviceBackend):
             kept = journal.device(activity)
             self.target = _target(kept)
             self.shots, self.job_limits = int(kept["shots"]), JobLimits(*kept["limits"])
-            named = {"name": str(kept["device"]), "default_rep_delay": float(kept["rep_delay"])}
+            named: dict[str, Any] = {"name": str(kept["device"]), "default_rep_delay": float(kept["rep_delay"])}
             self.device, self._calibrated = SimpleNamespace(target=self.target, **named), kept["calibrated"]
             self.packer = Packer(self.target, device=named["name"], shots=self.shots, **kept["packer"])
             plan, _ = journal.plan(activity)
