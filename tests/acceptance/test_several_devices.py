@@ -1,6 +1,7 @@
 """One inference on several devices, the retired device of the user's own example, and plans of fake devices."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -92,10 +93,17 @@ def clean(home, service):
     return service
 
 
-def test_two_devices_have_one_journal_and_one_bill_as_planned(home, clean):
-    plan = json.loads(several(home, "--dry-run").stdout)
+def test_the_service_makes_its_bill_by_code_of_its_own():
+    here = Path(__file__).parents[1] / "ibm_service"
+    for name in ("programs.py", "devices.py", "engine.py"):
+        assert "qrkt_hw" not in (here / name).read_text()
+
+
+@pytest.mark.parametrize("more", [(), pytest.param(("--mitigation", "mthree"), marks=pytest.mark.slow)])
+def test_two_devices_have_one_journal_and_one_bill_as_planned(more, home, clean):
+    plan = json.loads(several(home, *more, "--dry-run").stdout)
     assert not clean.report()["jobs"]
-    found = several(home)
+    found = several(home, *more)
     assert found.returncode == 0, found.stderr
     record, report = json.loads(found.stdout), clean.report()
     details, rows = record["backend_details"], {row["device"]: row for row in record["devices"]}
