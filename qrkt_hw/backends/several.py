@@ -248,7 +248,8 @@ class Devices(Backend):
                     made = work(Turn(self, key, mine[0]), start, stop)
                 except BaseException as error:  # also what is no error of the user, which the main thread raises
                     with self.turn:
-                        if not self._leave(key, error, [k for k in alive if k not in errors and k != key], set(found)):
+                        others = [k for k in alive if k != key and k not in errors and k not in self.left_out]
+                        if not self._leave(key, error, others, set(found)):
                             errors[key] = error
                         self.turn.notify_all()
                     return
@@ -288,16 +289,16 @@ class Devices(Backend):
         return {"estimated_seconds": round(self.devices[key].estimated, 3)} if key in self.devices else {}
 
     def _raise(self, errors: Mapping[str, BaseException]) -> None:
-        if errors:  # a resume tries them all again, with what each has now
-            self.left_out = {}
-            self._write()
-        others = [error for error in errors.values() if not isinstance(error, UserError)]
-        if others:
-            raise others[0]
-        if len(errors) == 1:
-            raise next(iter(errors.values()))
-        if errors:
-            raise UserError("; ".join(f"{key}: {error}" for key, error in errors.items()))
+        if not errors:
+            return
+        before = {} if self._stopping else self.left_out
+        told = {**before, **{key: str(error) for key, error in errors.items()}}
+        self.left_out = {}  # a resume tries them all again, with what each has now
+        self._write()
+        for error in errors.values():
+            if not isinstance(error, UserError) or len(told) == 1:
+                raise error
+        raise UserError("; ".join(f"{key}: {why}" for key, why in told.items()))
 
     def _begin(self, count: int) -> None:
         """Who has which samples: as it was written down, as planned, or evenly."""
@@ -405,8 +406,9 @@ class Turn(Backend):
             there.budgets[self.key].promised = 0.0  # nothing of this device is under way
             before = asdict(self.inner.counters)
             kept = {f"value{k}": values for k, values in enumerate(self.inner.run(calls))}
-            for k, values in enumerate(self.inner.packer.unmitigated or ()):
-                kept[f"raw{k}"] = values
+            raw = self.inner.packer.unmitigated
+            if raw is not None and len(raw) == len(calls):
+                kept |= {f"raw{k}": values for k, values in enumerate(raw)}
             used = asdict(self.inner.counters)
             kept["counted"] = np.array([used[name] - before[name] for name in ("circuits", "executions")])
             journal.answer(there.activity, position, kept, 0.0)

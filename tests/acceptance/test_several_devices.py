@@ -150,6 +150,15 @@ def test_a_device_that_cannot_take_jobs_or_is_out_of_budget_is_left_out(home, cl
     assert not clean.report()["twice"]
 
 
+def test_where_every_device_fails_the_sentence_names_each_and_a_resume_tries_them_again(home, clean):
+    clean.misbehave("fail", times=99, code=1517)
+    refused(several(home), "ibm_fez: job", "ibm_kingston: job", "The circuit is bad")
+    clean.control("calm")
+    found = several(home, "--resume")
+    assert found.returncode == 0 and not any("left_out" in row for row in json.loads(found.stdout)["devices"])
+    assert not clean.report()["twice"] and len(clean.report()["executed"]) == 4
+
+
 def test_a_limit_of_all_together(home, clean):
     refused(several(home, "--max-qpu-seconds", 3), "on all devices", "too many")
     plan = json.loads(several(home, "--dry-run").stdout)

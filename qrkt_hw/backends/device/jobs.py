@@ -457,7 +457,9 @@ class Recorded(DeviceBackend):
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
         for one in self.others:  # a portion may have been begun elsewhere
             with suppress(Missing):
-                return DeviceBackend.run(one, calls)
+                found = DeviceBackend.run(one, calls)
+                self.packer.unmitigated = one.packer.unmitigated
+                return found
         return super().run(calls)
 
 
