@@ -235,7 +235,8 @@ class Devices(Backend):
             while True:
                 with self.turn:
                     # what a device did before it was left out is answered, and only to be asked for again
-                    own = (key, *self.left_out) if key == next(k for k in alive if k not in errors) else (key,)
+                    first = next(k for k in alive if k not in errors and k not in self.left_out)
+                    own = (key, *self.left_out) if key == first else (key,)
                     mine = [n for n, (*_, who, _) in enumerate(self.portions) if who in own and n not in found]
                     over = all(n in found or who in errors for n, (*_, who, _) in enumerate(self.portions))
                     if self._stopping or over:
@@ -249,7 +250,11 @@ class Devices(Backend):
                 except BaseException as error:  # also what is no error of the user, which the main thread raises
                     with self.turn:
                         others = [k for k in alive if k != key and k not in errors and k not in self.left_out]
-                        if not self._leave(key, error, others, set(found)):
+                        try:
+                            left = self._leave(key, error, others, set(found))
+                        except BaseException as trouble:  # of the journal
+                            left, error = False, trouble
+                        if not left:
                             errors[key] = error
                         self.turn.notify_all()
                     return

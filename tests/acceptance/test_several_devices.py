@@ -150,12 +150,19 @@ def test_a_device_that_cannot_take_jobs_or_is_out_of_budget_is_left_out(home, cl
     assert not clean.report()["twice"]
 
 
-def test_where_every_device_fails_the_sentence_names_each_and_a_resume_tries_them_again(home, clean):
+@pytest.mark.parametrize("gone", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_where_every_device_fails_the_sentence_names_each_and_a_resume_tries_them_again(gone, home, clean):
     clean.misbehave("fail", times=99, code=1517)
     refused(several(home), "ibm_fez: job", "ibm_kingston: job", "The circuit is bad")
     clean.control("calm")
+    if gone:
+        clean.control("devices", names=["ibm_fez"])
+        refused(several(home), "no device 'ibm_kingston'")  # one begun anew, which never was
     found = several(home, "--resume")
-    assert found.returncode == 0 and not any("left_out" in row for row in json.loads(found.stdout)["devices"])
+    assert found.returncode == 0, found.stderr
+    rows = {row["device"]: row for row in json.loads(found.stdout)["devices"]}
+    assert ["left_out" in rows[name] for name in ("ibm_fez", "ibm_kingston")] == [False, gone]
+    assert rows["ibm_fez"]["count"] + rows["ibm_kingston"]["count"] == 9 and bool(rows["ibm_kingston"]["count"]) != gone
     assert not clean.report()["twice"] and len(clean.report()["executed"]) == 4
 
 
