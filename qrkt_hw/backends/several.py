@@ -155,7 +155,7 @@ class Devices(Backend):
         dates = [f"{key} {one.get('calibrated') or 'unknown'}" for key, one in each.items()]
         found["calibrated"] = "; ".join(dates)
         if not self.bills or self.journal is None:
-            return {**found, "estimated_seconds": round(sum(one["estimated_seconds"] for one in each.values()), 3)}
+            return {**found, "estimated_seconds": round(sum(one.estimated for one in self.devices.values()), 3)}
         found["activity"] = self.activity.name
         billed, estimated, jobs = self.journal.totals(self.activity)
         for key in ("plan", "mode", "billing"):
