@@ -1,5 +1,6 @@
 """``qrkt-hw jobs export``: a record without secrets, from whose counts anybody computes the figures again."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -8,7 +9,9 @@ import zipfile
 
 import pytest
 import yaml
+from qiskit.primitives import BitArray
 
+from qrkt_hw.backends.device.journal import packed, unpacked
 from tests.acceptance.test_several_devices import ENTRY, TINY, several
 from tests.command_line import qrkt, refused, trained
 from tests.ibm_service.process import KEY
@@ -111,6 +114,21 @@ def test_a_record_that_was_changed_is_refused(home, tmp_path):
             for other, content in members.items():
                 archive.writestr(other, content[:-1] + b"x" if other == name else content)
         refused(qrkt("jobs", "check", tmp_path / "other.zip", cwd=tmp_path), name, "another sha256")
+    # counts that somebody made up, with the sums to go with them
+    base = sqlite3.connect(":memory:")
+    base.deserialize(members["journal.sqlite"])
+    for activity, key, data in base.execute("select activity, key, data from outcomes").fetchall():
+        zeros = {name: BitArray(0 * bits.array, bits.num_bits) for name, bits in unpacked(data).items()}
+        base.execute("update outcomes set data = ? where activity = ? and key = ?", (packed(zeros), activity, key))
+    base.commit()
+    head = json.loads(members["record.json"])
+    members["journal.sqlite"] = base.serialize()
+    head["files"]["journal.sqlite"] = hashlib.sha256(members["journal.sqlite"]).hexdigest()
+    members["record.json"] = json.dumps(head).encode()
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    refused(qrkt("jobs", "check", tmp_path / "other.zip", cwd=tmp_path), "by the counts, and was recorded as")
 
 
 @pytest.mark.slow
