@@ -7,11 +7,22 @@ if TYPE_CHECKING:
     from qrkt_hw.backends.base import Backend, Call, Counters, Gradient
     from qrkt_hw.backends.budget import Budget
     from qrkt_hw.backends.objects import of
-    from qrkt_hw.backends.registry import BackendWarning, bills, check, from_options, get, listing, make, open, resolve
+    from qrkt_hw.backends.registry import (
+        BackendWarning,
+        bills,
+        check,
+        check_name,
+        from_options,
+        get,
+        listing,
+        make,
+        open,
+        resolve,
+    )
 
 __all__ = [
     "Backend", "BackendWarning", "Budget", "Call", "Counters", "Gradient",
-    "bills", "check", "from_options", "get", "listing", "make", "of", "open", "resolve",
+    "bills", "check", "check_name", "from_options", "get", "listing", "make", "of", "open", "resolve",
 ]  # fmt: skip
 
 

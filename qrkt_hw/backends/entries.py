@@ -22,6 +22,7 @@ Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 Mitigation = Literal["none", "mthree", "trex", "postselection", "zne"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
 SERVICE_KEYS = ("dynamical_decoupling", "twirl_gates")  # what the service does to circuits, and a fake backend as it
+SHOTS = 1024  # of a circuit on a device that bills, where nobody says how many
 SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 FakeName = Annotated[str, StringConstraints(pattern=r"^fake_[a-z0-9_]+$")]
@@ -81,7 +82,7 @@ class FakeEntry(_Device, _Sampling):
 class BilledEntry(_Device):
     """A device that bills; never simulated in its stead, so it has no fallback."""
 
-    shots: Shots = 1024
+    shots: Shots = SHOTS
     seed: Annotated[int, Field(ge=0, strict=True)] | None = None
     dynamical_decoupling: Literal["XX", "XpXm", "XY4"] | bool = False
     twirl_gates: bool = False

@@ -17,6 +17,7 @@ from qrkt_hw.backends.entries import (
     RENAMED,
     SAMPLER_KEYS,
     SERVICE_KEYS,
+    SHOTS,
     AerEntry,
     BilledEntry,
     Entry,
@@ -171,6 +172,23 @@ def unavailable(entry: Entry) -> str | None:
     return None
 
 
+def _retired(entry: Entry) -> str | None:
+    """The sentence about a device of IBM that is no more, though some account may still list it; None for others."""
+    if not isinstance(entry, IBMEntry):
+        return None
+    from qrkt_hw.backends.ibm.account import retired
+
+    return retired(entry.name)
+
+
+def check_name(name: str, file: Path | None = None) -> None:
+    """Refuse what can be refused of a name, or a list of them, before a run is opened: retired devices that no account
+    lists."""
+    for one in filter(None, map(str.strip, name.split(","))):
+        if _retired(_entry(one, layers(file))) is not None:
+            resolve(one, file=file)
+
+
 class Description(NamedTuple):
     """How a backend is shown in a listing."""
 
@@ -202,7 +220,7 @@ def listing(file: Path | None = None) -> list[Description]:
             except UserError as error:
                 problem = str(error)
         falls = f"falls back to {entry.fallback}" if problem and getattr(entry, "fallback", None) else ""  # type: ignore
-        remarks = (problem, falls, "" if "shipped" in where else f"from {where}")
+        remarks = (problem or _retired(entry), falls, "" if "shipped" in where else f"from {where}")
         remark = "; ".join(text for text in remarks if text)
         found.append(Description(name, kind, qubits, getattr(entry, "shots", None), problem is None, remark))
     return found
@@ -211,6 +229,8 @@ def listing(file: Path | None = None) -> list[Description]:
 def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
     if name in known:
         return known[name][0]
+    if "," in name:
+        raise UserError(f"--backend: only an inference takes several devices; {name!r} is a list, name one of them")
     if name.startswith("fake_"):
         from qrkt_hw.backends.device.transpile import fake_names
 
@@ -240,16 +260,43 @@ class Waiting:
             _print(self.console, f"waiting for {text}")
 
 
-def make(options: Any, seed: int | None = None, console: Any = None) -> Backend:
-    """:func:`resolve` for options or a name; what its user must know is printed to the console, else warned of."""
+def make(options: Any, seed: int | None = None, console: Any = None, several: bool = False) -> Backend:
+    """:func:`resolve` for options or a name; what its user must know is printed to the console, else warned of.
+    ``several`` takes a list of names too."""
     with warnings.catch_warnings():
         if console is not None:
             warnings.simplefilter("ignore", BackendWarning)
-        backend = resolve(options, seed=seed) if isinstance(options, str) else from_options(options, seed)
+        if several and "," in options.name:
+            backend: Backend = _several(options, seed, console)
+        else:
+            backend = resolve(options, seed=seed) if isinstance(options, str) else from_options(options, seed)
     if console is not None and backend.working_entry:
         _print(console, f"backend {backend.fell_back_from or backend.name} is from backends.yaml of this folder")
     announce(backend, console)
     return backend
+
+
+def _several(options: Any, seed: int | None, console: Any) -> Backend:
+    """The devices of a list of names; one that cannot be used is refused by :func:`check`, unless it is a resume."""
+    from qrkt_hw.backends.several import Devices
+
+    names = [name.strip() for name in options.name.split(",")]
+    wrong = next((name for name in names if not name or names.count(name) > 1), None)
+    if wrong is not None:
+        what = f"the list {options.name!r} " + (f"names {wrong} twice" if wrong else "has an empty name")
+        raise UserError(f"--backend: {what}; name each device once, as in ibm_fez,ibm_kingston")
+    known, found, absent = layers(options.backends_file), dict[str, Backend](), dict[str, UserError]()
+    for name in names:
+        entry, keys = _entry(name, known), {"name": name}
+        if isinstance(entry, FakeEntry) and options.shots is None and entry.shots is None:
+            keys["shots"] = SHOTS  # type: ignore[assignment]
+            if console is not None:
+                _print(console, f"{name} takes {SHOTS:,} shots a circuit, a device's default; --shots takes others")
+        try:
+            found[name] = from_options(options.model_copy(update=keys), seed)
+        except UserError as error:
+            absent[name] = error
+    return Devices(",".join(names), found, absent)
 
 
 def announce(backend: Backend, console: Any) -> None:
@@ -265,6 +312,9 @@ def check(
 ) -> Budget | None:
     """Refuse what :func:`open` refuses, before anything is loaded; the budget that counts."""
     _check_resumed(run, kind, arguments or {}, how)
+    absent = getattr(backend, "absent", None)  # of several devices
+    if absent and not how.get("resume"):
+        raise next(iter(absent.values()))
     named = next((key for key in ("restart", "resubmit", "replan") if how.get(key)), None)
     if named is not None and not backend.bills:
         raise UserError(f"--{named}: backend {backend.name!r} is a simulator, which sends no jobs; leave it out")

@@ -32,7 +32,7 @@ COMMANDS = {
     "resources": "What a model costs on a device, and its classical simulability.",
     "presets": "List and show the presets.",
     "backends": "List the backends and try one.",
-    "jobs": "Jobs that a run sent to a device: list, show, cancel, adopt.",
+    "jobs": "Jobs that a run sent to a device: list, show, cancel, adopt, export, check.",
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }

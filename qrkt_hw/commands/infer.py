@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from qrkt_hw.backends.entries import SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
@@ -97,6 +98,10 @@ def infer(
         raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
     if texts and (split or limit or ablate or data_dir):
         raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
+    from qrkt_hw import backends
+
+    if flags["backend"] is not None:
+        backends.check_name(flags["backend"], flags["backends_file"])
     folder = cli.opened(run, trust_ansatz, err=as_json)
     options, said = folder.options(), cli.console(stderr=True)
     kind = options.model.kind
@@ -120,7 +125,11 @@ def infer(
     from qrkt_hw import backends
     from qrkt_hw.experiments import inference, loading
 
-    backend = backends.make(place, options.training.seed, said)
+    backend = backends.make(place, options.training.seed, said, several=True)
+    if (dry_run or compare_mitigation) and place.shots is None and backend.target is not None and not backend.shots:
+        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
+        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
+    _refuse_several(backend, compare_mitigation, stage_shots, fine_tune)
     shots: list[int] = []
     if stage_shots is not None:
         shots, line = inference.shots_of_stages(folder, backend, stage_shots, data_dir)
@@ -133,15 +142,18 @@ def infer(
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
     from qrkt_hw.backends.device.packing import DeviceBackend
+    from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.models.factory import build_model
-    from qrkt_hw.resources.forecast import plan
+    from qrkt_hw.resources.forecast import plan, share
     from qrkt_hw.resources.tables import summarize
 
     alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
     if fine_tune is not None:
         alone = alone or "--fine-tune fits"
     alone = "--compare-mitigation runs" if compare_mitigation else alone
+    if isinstance(backend, Devices):
+        alone = f"the list {backend.name!r} runs"
     divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
@@ -177,10 +189,13 @@ def infer(
         if told is not None:
             said.print(told, highlight=False)
     batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
-    planned = None
+    planned: Any = None
+    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+    refuse = not resume and (not dry_run or device["budget"].flag is not None)
+    if isinstance(backend, Devices):
+        loading.trained(folder, model)
+        planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
-        # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-        refuse = not resume and (not dry_run or device["budget"].flag is not None)
         loading.trained(folder, model)
         planned = plan(
             model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, fine_tune or 0
@@ -288,6 +303,14 @@ def _mitigations(record: dict[str, Any]) -> None:
             cli.echo(f"{row['mitigation']:21}not run: {row['not_run']}")
 
 
+def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_tune: int | None) -> None:
+    """Refuse what is for one device."""
+    asked = {"--compare-mitigation": compare, "--shots-per-stage": stage_shots, "--fine-tune": fine_tune}
+    flag = next((name for name, value in asked.items() if value), None)
+    if flag and hasattr(backend, "devices"):
+        raise UserError(f"{flag}: it is for one device, and --backend lists {len(backend.devices)}; name one of them")
+
+
 def _refuse_simulator(backend: Any, dry_run: bool, compare: bool, report: bool, fine_tune: int | None) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
@@ -296,7 +319,7 @@ def _refuse_simulator(backend: Any, dry_run: bool, compare: bool, report: bool, 
         named = "--compare-mitigation" if compare else "--dry-run"
         raise UserError(
             f"{named} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
-            "fake one with --shots"
+            "fake one (not with --shots 0)"
         )
     if fine_tune and isinstance(backend, ExactBackend):
         raise UserError(
@@ -332,7 +355,19 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
         rows.append(("billed", f"{there['billed_seconds']:.1f} QPU seconds for {estimated} ({how})"))
     if "fell_back_from" in there:
         rows.append(("asked for", f"{there['fell_back_from']}, which cannot be used here"))
+    for row in record.get("devices", ()):
+        rows.append((row["device"], _share(row, kind)))
     return [f"  {name:20}{text}" for name, text in rows]
+
+
+def _share(row: dict[str, Any], kind: str) -> str:
+    """What one of several devices did."""
+    said = f"{row['count']:,} {kind}"
+    if row["count"]:
+        said += f", accuracy {row['accuracy']:.4f}, {_interval(row['interval'])}"
+    said += f", {row['taken_over']:,} of them begun elsewhere" if row["taken_over"] else ""
+    said += f"; {row['billed_seconds']:.1f} s billed" if "billed_seconds" in row else ""
+    return said + (f"; left out: {row['left_out']}" if "left_out" in row else "")
 
 
 def _interval(ends: list[float]) -> str:

@@ -1,11 +1,19 @@
-"""``qrkt-hw jobs list``, ``show``, ``cancel`` and ``adopt``."""
+"""``qrkt-hw jobs list``, ``show``, ``cancel``, ``adopt``, ``export`` and ``check``."""
 
+import hashlib
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import Group, echo, run_argument, table
+from qrkt_hw.commands.interface import PATH, Group, data_dir_flag, echo, run_argument, table
 from qrkt_hw.errors import UserError
 
 PENDING = ("planned", "submitting", "submitted", "held")
@@ -119,6 +127,59 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
                 echo(f"#{one.id}: adopted job {found}; --resume takes its result")
 
 
+@jobs.command()
+@run_argument
+@click.option("--out", type=PATH, help="file of the record  [default: NAME-record.zip of RUN here]")
+def export(run: Path | None, out: Path | None) -> None:
+    """A record of RUN that others can check: journal, counts, plan, calibration, model, results; no secrets, no paths.
+
+    It is a zip file; unpacked it is a run folder. qrkt-hw jobs check FILE computes the figures again from the counts.
+    """
+    from qrkt_hw.commands.interface import writing
+    from qrkt_hw.runs.atomic import write_bytes
+
+    folder, journal = _open(run, write=False)
+    out = out or Path(f"{folder.path.resolve().name}-record.zip")
+    if out.exists():
+        raise UserError(f"--out: {out} exists already; name another file")
+    with journal:
+        members = _members(folder, journal)
+        jobs, activities = len(journal.submissions()), len(journal.activities())
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
+    with writing("--out", out):
+        write_bytes(out, file.getvalue())
+    echo(
+        f"{out}: {len(members)} files, {jobs} jobs of {activities} activities; check it with: qrkt-hw jobs check {out}"
+    )
+
+
+@jobs.command()
+@click.argument("record", type=PATH)
+@data_dir_flag
+def check(record: Path, data_dir: Path | None) -> None:
+    """Compute the figures of a RECORD of jobs export again, from the counts in it; sends nothing.
+
+    It needs the data set, as infer does.
+    """
+    from qrkt_hw.backends.device.journal import PART, Journal
+    from qrkt_hw.runs import RunFolder
+
+    with TemporaryDirectory() as place:
+        folder = RunFolder(_unpacked(record, Path(place)))
+        with Journal(folder.journal, write=False) as journal:
+            count = 0
+            for activity in journal.activities():
+                whole = activity.kind == "infer" and PART not in activity.arguments
+                if whole and (line := _again(folder, journal, activity, data_dir)):
+                    echo(line)
+                    count += 1
+    if not count:
+        raise UserError(f"{record} holds no inference of a split that came to its end")
+
+
 def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
     from qrkt_hw.runs import RunFolder, newest
 
@@ -165,3 +226,172 @@ def _shown(submission: Any, kinds: dict[int, str]) -> dict[str, Any]:
         "circuits": list(submission.keys), "remark": submission.remark, "created": submission.created,
         "changed": submission.changed,
     }  # fmt: skip
+
+
+# records -------------------------------------------------------------------------------------------------------------
+TEXTS = ("config.yaml", "data.json", "results.json", "environment.json", "origin.json", "backend.json", "metrics.csv",
+         "circuits/*.json", "inference/*.json")  # fmt: skip
+PRIVATE = ("instance", "backends_file", "data_dir", "images", "texts", "paths")  # keys: left out
+LARGEST = 4 << 30  # bytes of a record, unpacked
+CRN = re.compile(r"crn:v\d+:[^\s\"',]*")
+MAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+")
+PLACE = re.compile(r"(?<![\w.:/~])(?:~|[A-Za-z]:)?(?:[/\\][^/\\\s\"':,;()\[\]{}]+)+[/\\]([^/\\\s\"':,;()\[\]{}]+)")
+README = """A record of qrkt-hw, made by: qrkt-hw jobs export RUN
+
+Unpacked it is a run folder; record.json has the SHA-256 of every file and the versions it was made with.
+
+    pip install qrkt-hw
+    qrkt-hw jobs check THIS.zip            # the figures again, from the counts; nothing is sent
+    qrkt-hw jobs list FOLDER               # jobs, executions and bill (of the unpacked folder)
+    qrkt-hw infer FOLDER --backend fake_fez --shots 1024    # the same weights elsewhere
+
+journal.sqlite has the tables activities (what was asked for; plan: where every circuit lies, with the ISA circuits as
+QPY), submissions (jobs, estimated and billed seconds), outcomes (the bits of every circuit by SHA-256 of what was
+asked for, npz) and devices (gates, errors, durations and calibration of each device). API keys, CRNs, instances, inputs
+of one's own and paths were taken out.
+"""
+
+
+def _clean(value: Any) -> Any:
+    """Without keys of the account and the machine, and without paths, addresses and keys within texts."""
+    from qrkt_hw.backends.ibm.account import redacted
+
+    if isinstance(value, dict):
+        return {_clean(key): _clean(one) for key, one in value.items() if key not in PRIVATE}
+    if isinstance(value, list):
+        return [_clean(one) for one in value]
+    if not isinstance(value, str):
+        return value
+    text = CRN.sub("crn:***", redacted(value))
+    for word in (str(Path.home()), str(Path.cwd())):
+        text = text.replace(word + os.sep, "") if len(word) > 1 else text
+    return MAIL.sub("***", PLACE.sub(r"\1", text))
+
+
+def _members(folder: Any, journal: Any) -> dict[str, bytes]:
+    """The files of a record by name. Raises UserError: one would hold what must not be given away."""
+    import yaml
+
+    from qrkt_hw.runs.atomic import to_json
+    from qrkt_hw.runs.config import is_nested
+    from qrkt_hw.runs.folder import environment, read_json, read_yaml
+
+    members: dict[str, bytes] = {}
+    for file in (file for pattern in TEXTS for file in sorted(folder.path.glob(pattern))):
+        name = file.relative_to(folder.path).as_posix()
+        if name == "config.yaml":
+            values = _clean(read_yaml(file, str(file))[0])
+            if not is_nested(values):
+                values["backends_file"] = None  # the last key of a flat one, which says that it is whole
+            members[name] = yaml.safe_dump(values, sort_keys=False, explicit_end=True).encode()
+        elif name == "metrics.csv":
+            members[name] = file.read_bytes()
+        else:
+            content = read_json(file)
+            cleaned = _clean(content)
+            for source in [cleaned.get("source"), *cleaned.get("sources", {}).values()] if "circuits" in name else ():
+                if isinstance(source, dict) and isinstance(source.get("text"), str):
+                    source["sha256"] = hashlib.sha256(source["text"].encode()).hexdigest()
+            members[name] = file.read_bytes() if cleaned == content else to_json(cleaned, indent=2).encode()
+    if "results.json" in members:
+        results = json.loads(members["results.json"])
+        data = hashlib.sha256(members["data.json"]).hexdigest()
+        if results.get("data_sha256", data) != data:  # it named a folder
+            members["results.json"] = to_json({**results, "data_sha256": data}, indent=2).encode()
+    for file in (*folder.path.glob("circuits/*.qpy"), *folder.path.glob("model.safetensors")):
+        members[file.relative_to(folder.path).as_posix()] = file.read_bytes()
+
+    def clean(column: str, value: Any) -> Any:
+        if column == "arguments":
+            return json.dumps(_clean(json.loads(value)), sort_keys=True)
+        if isinstance(value, bytes) and value.startswith(b"["):  # the shares of several devices
+            return json.dumps(_clean(json.loads(value))).encode()
+        return _clean(value) if column in ("remark", "session") else value
+
+    with TemporaryDirectory() as place:
+        journal.copy(Path(place) / "journal.sqlite", clean)
+        members["journal.sqlite"] = (Path(place) / "journal.sqlite").read_bytes()
+    members["README.txt"] = README.encode()
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(members.items())}
+    head = {"format": 1, "files": sums, "environment": environment()}
+    members = {"record.json": to_json(head, indent=2).encode(), **members}
+    for name, data_of in members.items():
+        for what, word in _secrets():
+            if word.encode() in data_of:
+                raise UserError(f"run: {name} holds {what}; no record is written, take that out of the run first")
+    return members
+
+
+def _secrets() -> Iterator[tuple[str, str]]:
+    """What no file of a record may hold, and what that is."""
+    from qrkt_hw.backends.ibm.account import saved_accounts, secrets
+
+    yield from (("an API key", word) for word in secrets())
+    saved = saved_accounts()
+    for name, entry in saved.items() if isinstance(saved, dict) else ():
+        yield from ((("an instance of the account", str(entry["instance"])),) if entry.get("instance") else ())
+        yield from ((("the name of an account", name),) if not name.startswith("default-ibm") else ())
+    if instance := os.environ.get("QISKIT_IBM_INSTANCE"):
+        yield "an instance of the account", instance
+    if len(str(Path.home())) > len("/root"):
+        yield "a path of the home folder", str(Path.home()) + os.sep
+
+
+def _unpacked(record: Path, place: Path) -> Path:
+    """A record's files in ``place``, each checked. Raises UserError: it is none, or a file is not what it was."""
+    try:
+        with zipfile.ZipFile(record) as archive:
+            if sum(one.file_size for one in archive.infolist()) > LARGEST:
+                raise UserError(f"{record} would unpack to more than {LARGEST:,} bytes")
+            sums = json.loads(archive.read("record.json"))["files"]
+            for name, wanted in sums.items():
+                parts = Path(name).parts
+                if Path(name).is_absolute() or ".." in parts or len(parts) > 2:
+                    raise UserError(f"{record} is damaged: {name!r} is no name of a file in it")
+                content = archive.read(name)
+                if hashlib.sha256(content).hexdigest() != wanted:
+                    raise UserError(f"{record} is damaged: {name} is not what was exported (another sha256)")
+                (place / name).parent.mkdir(exist_ok=True)
+                (place / name).write_bytes(content)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {record}") from error
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{record} is no record of qrkt-hw jobs export ({type(error).__name__})") from error
+    return place
+
+
+def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> str | None:
+    """What an inference gives when its values are made of the counts in the journal once more; None without figures.
+
+    Raises UserError: other figures than those that were recorded, or results that are missing.
+    """
+    from qrkt_hw.backends.device.jobs import Recorded
+    from qrkt_hw.backends.several import Devices
+    from qrkt_hw.experiments import inference
+    from qrkt_hw.experiments.loading import load
+    from qrkt_hw.runs.folder import read_json
+
+    kept = [read_json(file) for file in sorted(folder.inference.glob("*.json"))]
+    mine = [one for one in kept if one.get("backend_details", {}).get("activity") == activity.name and "loss" in one]
+    if not mine:
+        return None
+    asked, parts = mine[-1], journal.parts(activity)
+    samples = inference.read_split(folder, asked["split"], asked["count"], data_dir)
+    there = [one for one in parts or [activity] if journal.submissions(one, ["done"])]
+    recorded = {str(one.arguments.get("backend")): Recorded(journal, one) for one in there}
+    backend: Devices | Recorded = next(iter(recorded.values()))
+    if parts:
+        for key, one in recorded.items():
+            one.others = [other for name, other in recorded.items() if name != key]
+        backend = Devices(",".join(recorded), recorded, {}, json.loads(journal.plan(activity)[0] or b"[]")[0])
+    with backend.open():
+        found = inference.infer_split(folder, load(folder, backend), asked["split"], samples, backend)
+    same = {key: (asked[key], found[key]) for key in ("accuracy", "loss", "agreement")}
+    what = f"{asked['split']}, {asked['count']} samples on {asked['backend']}"
+    for key, (then, now) in same.items():
+        if abs(then - now) > (1e-5 if key == "loss" else 1e-9):
+            raise UserError(f"{what}: {key} is {now:.6f} by the counts, and was recorded as {then:.6f}")
+    order = (
+        " (found by their order: the angles differ in rounding)" if any(r.by_order for r in recorded.values()) else ""
+    )
+    return f"{what}: accuracy {found['accuracy']:.4f} and loss {found['loss']:.4f} by the counts, as recorded{order}"

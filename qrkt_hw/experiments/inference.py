@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.utils.data import Subset, TensorDataset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import LARGEST_JOB, Budget
@@ -24,9 +25,11 @@ from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting
+from qrkt_hw.backends.several import Devices
 from qrkt_hw.data import load_data
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import Batches, first, loader
+from qrkt_hw.data.parquet import Stream
 from qrkt_hw.data.ranks import Ranks, here, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import Inputs, restored
@@ -89,6 +92,8 @@ def infer_split(
 
     Raises UserError: ablations on a device that bills, or logits that are not finite.
     """
+    if ablate and isinstance(backend, Devices):
+        raise UserError("--ablate: several devices take no ablations; ablate on --backend exact, with the same weights")
     if ablate and backend.bills:
         raise UserError(
             f"--ablate: {backend.name} bills circuits whose values are then thrown away; ablate on a simulator, such "
@@ -276,8 +281,11 @@ def classify(
     if stage_shots:
         set_backend(model, Watched(backend, False, stage_shots))
     there = here().over_samples(backend) if quantum_layers(model) else here()
-    with torch.no_grad():
-        (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
+    if isinstance(backend, Devices):
+        logits = _on_devices(model, inputs.samples, backend, None, False)[0]
+    else:
+        with torch.no_grad():
+            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []
@@ -336,11 +344,17 @@ def on_backend(
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model if original is None else original, batches)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
-    watched = Watched(backend, layers, stage_shots)
-    set_backend(model, watched)
+    watched, shared = Watched(backend, layers, stage_shots), list[tuple[int, int, str]]()
+    if isinstance(backend, Devices):
+        total *= len(backend.shares or backend.devices)
+    else:
+        set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
     with _Bar(console, total) as tell, backend.reporting(tell):
-        logits, _ = logits_everywhere(model, batches)
+        if isinstance(backend, Devices):
+            logits, shared = _on_devices(model, batches.dataset.dataset, backend, watched, layers)
+        else:
+            logits, _ = logits_everywhere(model, batches)
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -353,6 +367,7 @@ def on_backend(
     return logits, labels, {
         **({"layers": rows} if layers else {}),
         **({"stage_shots": list(stage_shots)} if stage_shots else {}),
+        **({"devices": _shares(backend, shared, logits, labels)} if isinstance(backend, Devices) else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
         "executions": used["executions"],
@@ -464,6 +479,45 @@ def compare_mitigations(
     }  # fmt: skip
     run.keep_inference(record)
     return record
+def _on_devices(
+    model: nn.Module, samples: Any, backend: Devices, watched: Watched | None, layers: bool
+) -> tuple[Tensor, list[tuple[int, int, str]]]:
+    """Logits of all samples, each on the device that has it; and first sample, sample behind the last and device of
+    every portion. What a device told of its layers is added to ``watched``."""
+    if isinstance(samples, Stream):  # of which no part can be read alone
+        samples = TensorDataset(*map(torch.cat, zip(*loader(samples, BATCH), strict=True)))
+
+    def work(device: Backend, start: int, stop: int) -> tuple[Tensor, Watched]:
+        own, seen = deepcopy(model), Watched(device, compare=layers)
+        set_backend(own, seen)
+        if isinstance(samples, Tensor):
+            with torch.no_grad():
+                return own(samples[start:stop]), seen
+        return logits_of(own, loader(Subset(samples, range(start, stop)), BATCH))[0], seen
+
+    parts = backend.evaluate(len(samples), work)
+    for *_, (_, seen) in parts if watched is not None else ():
+        for kept, found in ((watched.errors, seen.errors), (watched.raw, seen.raw)):  # type: ignore[union-attr]
+            for tag, errors in found.items():
+                kept.setdefault(tag, []).extend(errors)
+    return torch.cat([logits for *_, (logits, _) in parts]), [part[:3] for part in parts]
+
+
+def _shares(
+    backend: Devices, parts: Sequence[tuple[int, int, str]], logits: Tensor, labels: Tensor
+) -> list[dict[str, Any]]:
+    """A row a device: ``device, count, accuracy, interval``, how many samples others had begun, bill, and why it was
+    left out where it was."""
+    right, rows = logits.argmax(-1) == labels, []
+    for name in (*backend.devices, *backend.absent):
+        own = [torch.arange(start, stop) for start, stop, who in parts if who == name]
+        count = sum(map(len, own))
+        good = int(right[torch.cat(own)].sum()) if own else 0
+        row: dict[str, Any] = {"device": name, "count": count, "accuracy": good / count if count else None,
+                               "interval": wilson(good, count) if count else None,
+                               "taken_over": backend.taken_over(name), **backend.bill(name)}  # fmt: skip
+        rows.append(row | ({"left_out": backend.left_out[name]} if name in backend.left_out else {}))
+    return rows
 
 
 class Watched(Backend):

@@ -139,7 +139,7 @@ class Run:
             return backend
         if backend == "exact" and not device:
             return ExactBackend("exact")
-        found = backends.make(checked({"backend": backend}, device).backend, self.config.training.seed, QUIET)
+        found = backends.make(checked({"backend": backend}, device).backend, self.config.training.seed, QUIET, True)
         if found.bills:
             how = f"qrkt-hw infer {self.path} --backend {backend}"
             raise UserError(f"backend: {backend!r} bills its time; plan, limit and journal it by {how}")

@@ -13,6 +13,7 @@ from qrkt_hw.backends import Call
 from qrkt_hw.backends.budget import PLAN, Budget, prices
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.device.pubs import jobs_of
+from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.blocks import TABLEAUS
@@ -139,6 +140,81 @@ def plan(
     raise UserError(
         f"{budget.named}: the plan takes {found.seconds:.1f} s ({found.usd:,.2f} USD), {found.seconds - limit:.1f} s "
         f"too many; {would}; {other} (qrkt-hw resources --compare weighs models)"
+    )
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The forecast of an inference on several devices: of each, and of all together, ``whole``."""
+
+    each: dict[str, Forecast]
+    whole: Forecast
+
+    def lines(self, device: str) -> list[str]:
+        """As a user reads it."""
+        listed = [line for name, one in self.each.items() for line in one.lines(name)[:1]]
+        priced = [f"  about {one.seconds:.1f} QPU seconds, {one.usd:,.2f} USD" for one in self.each.values()]
+        both = [line for pair in zip(listed, priced, strict=True) for line in pair]
+        return [*both, *self.whole.lines(f"all {len(self.each)} devices")]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {**self.whole.record(), "devices": {name: one.record() for name, one in self.each.items()}}
+
+
+def share(
+    model: nn.Module, shape: DataShape, samples: int, batch: int, devices: Devices, budget: Budget, refuse: bool = True
+) -> Shared:
+    """Share out samples so that all devices are planned to work equally long; the devices keep their numbers.
+
+    Args:
+        samples, batch: images or texts in all, and of them those that go through the model together.
+        budget: limits from flags.
+        refuse: whether a forecast beyond them is an error.
+
+    Raises UserError: the forecast exceeds a limit.
+    """
+    stages = stages_of(model, shape)
+
+    def on(name: str, count: int) -> Forecast:
+        return forecast(stages, count, batch, devices.devices[name])
+
+    rates = {}
+    for name in devices.devices:  # a + b x samples seconds
+        least, most = on(name, 1).seconds, on(name, samples).seconds
+        slope = max((most - least) / max(1, samples - 1), 1e-9)
+        rates[name] = (least - slope, slope)
+
+    def shared(count: int) -> dict[str, int]:
+        chosen = dict(rates)
+        while True:  # who would have none waits no longer than the others work
+            time = (count + sum(a / b for a, b in chosen.values())) / sum(1 / b for _, b in chosen.values())
+            idle = [name for name, (a, _) in chosen.items() if a >= time]
+            if not idle or len(chosen) == 1:
+                break
+            for name in idle:
+                del chosen[name]
+        exact = {name: (time - a) / b for name, (a, b) in chosen.items()}
+        ends = np.round(np.cumsum(list(exact.values()))).astype(int).tolist()
+        ends[-1] = count
+        sizes = dict(zip(exact, np.diff([0, *ends]).tolist(), strict=True))
+        return {name: sizes[name] for name in rates if sizes.get(name)}
+
+    def planned(count: int) -> Shared:
+        each = {name: on(name, size) for name, size in shared(count).items()}
+        sums = {key: sum(getattr(one, key) for one in each.values())
+                for key in ("samples", "jobs", "circuits", "executions", "seconds", "usd")}  # fmt: skip
+        return Shared(each, Forecast(rounds=max(one.rounds for one in each.values()), **sums))  # type: ignore[arg-type]
+
+    found, limit = planned(samples), budget.limit
+    devices.shares, devices.portion = {name: one.samples for name, one in found.each.items()}, batch
+    if not refuse or limit is None or found.whole.seconds <= limit:
+        return found
+    fewer = _largest(samples - 1, lambda count: planned(count).whole.seconds <= limit)
+    would = f"--limit {fewer} would fit" if fewer else "not even one sample would fit"
+    raise UserError(
+        f"{budget.named}: the plan takes {found.whole.seconds:.1f} s ({found.whole.usd:,.2f} USD) on all devices, "
+        f"{found.whole.seconds - limit:.1f} s too many; {would}"
     )
 
 

@@ -126,7 +126,7 @@ def killed(service: Loopback, arguments: list[Any], folder: Path, moment: str, n
     }
     found = kill_when(service, conditions[moment], child, log)
     service.control("settings", run_seconds=0.0)
-    service.control("calm")
+    service.control("calm", keep=["fail"])
     return found
 
 

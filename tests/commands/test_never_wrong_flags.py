@@ -82,7 +82,7 @@ OTHERS = {
     "infer {images} --data-dir .": "--data-dir", "infer {images} --report": "--report",
     "infer {images} --dry-run": "--dry-run", "infer {images} --max-cost 1": "--max-cost",
     "infer {images} --max-qpu-seconds 1": "--max-qpu-seconds", "infer {images} --restart": "--restart",
-    "infer {images} --backend fake_torino --dry-run": "--dry-run",  # exact values: nothing is sampled
+    "infer {images} --backend fake_torino --shots 0 --dry-run": "--dry-run",  # exact values: nothing is sampled
     "infer {images} --resubmit": "--resubmit", "infer {images} --replan": "--replan",
     "infer {images} --dry-run --report": "--report", "infer {images} --dry-run --restart": "--restart",
     "infer {images} --resume --restart": "--restart", "infer {images} --resume --limit 3": "--resume",

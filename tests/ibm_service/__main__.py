@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--noisy", action="store_true", help="run circuits with the noise of the device's fake backend")
     parser.add_argument("--queue-seconds", type=float, default=0.0, help="how long a job waits [0]")
     parser.add_argument("--run-seconds", type=float, default=0.0, help="how long a job runs at least [0]")
-    parser.add_argument("--devices", nargs="*", choices=sorted(devices.FOLDERS), default=list(devices.FOLDERS))
+    parser.add_argument("--devices", nargs="*", choices=sorted(devices.FOLDERS), default=list(devices.LISTED))
     options = parser.parse_args()
     service = Service(options.noisy, options.queue_seconds, options.run_seconds, options.key, tuple(options.devices))
     server = listen(service, options.port)

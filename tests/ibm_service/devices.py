@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import warnings
 from datetime import datetime, timedelta
 from functools import lru_cache
 from importlib import resources
@@ -13,8 +14,9 @@ from typing import Any
 # what is posed as -> folder of the fake backend; lagos is small enough that many a circuit does not fit
 FOLDERS = {
     "ibm_fez": "fez", "ibm_kingston": "kingston", "ibm_miami": "miami", "ibm_marrakesh": "marrakesh",
-    "ibm_lagos": "lagos",
+    "ibm_lagos": "lagos", "ibm_torino": "torino",
 }  # fmt: skip
+LISTED = tuple(name for name in FOLDERS if name != "ibm_torino")  # by most accounts: it is retired
 
 
 @lru_cache(maxsize=16)
@@ -50,10 +52,11 @@ def properties(name: str, recalibrations: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def target(name: str) -> Any:
-    """The fake backend's target: durations for the bill."""
-    from qrkt_hw.backends.device.transpile import fake_device
+    """The fake backend's target: durations for the bill, which shares no code with the planner of qrkt-hw."""
+    from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
 
-    return fake_device(fake_name(name)).target
+    with warnings.catch_warnings(action="ignore"):  # some warn of themselves when any is looked up
+        return FakeProviderForBackendV2().backend(fake_name(name)).target
 
 
 def rep_delay(name: str) -> float:

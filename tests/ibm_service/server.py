@@ -325,6 +325,8 @@ class Handler(BaseHTTPRequestHandler):
             service.settings.update(told)
         elif path == ["recalibrate"]:
             service.recalibrations[told["backend"]] = service.recalibrations.get(told["backend"], 0) + 1
+        elif path == ["devices"]:
+            service.names = tuple(told["names"])
         elif path == ["status"]:
             service.offline[told["backend"]] = told["status"]
         elif path == ["expire"]:
@@ -333,12 +335,13 @@ class Handler(BaseHTTPRequestHandler):
             for job in list(service.jobs.values()):
                 job.released.set()
         elif path == ["calm"]:
-            service.trouble.clear()
+            service.trouble = [one for one in service.trouble if one.kind in told.get("keep", ())]
         elif path == ["reset"]:
             service.reset()
         elif path != ["report"]:
             self._error(
-                404, "control knows misbehave, calm, settings, recalibrate, status, expire, release, reset, report"
+                404,
+                "control knows misbehave, calm, settings, recalibrate, devices, status, expire, release, reset, report",
             )
             return
         self._answer(200, service.report())

@@ -102,7 +102,7 @@ class Service:
         queue_seconds: float = 0.0,
         run_seconds: float = 0.0,
         key: str | None = None,
-        names: tuple[str, ...] = tuple(devices.FOLDERS),
+        names: tuple[str, ...] = devices.LISTED,
     ) -> None:
         self.lock = threading.RLock()
         self.device_lock = threading.Lock()
@@ -118,7 +118,7 @@ class Service:
             "per_minute": 0,
             "pending_usage": 0.0,
         }
-        self.key, self.names = key, names
+        self.key, self.listed = key, names
         self.reset()
 
     def reset(self) -> None:
@@ -127,7 +127,7 @@ class Service:
             for job in getattr(self, "jobs", {}).values():
                 job.fate, job.status = "cancel", job.status if job.status in FINAL else "Cancelled"
                 job.released.set()
-            self.settings = dict(self.defaults)
+            self.settings, self.names = dict(self.defaults), self.listed
             self.jobs: dict[str, Job] = {}
             self.sessions: dict[str, Session] = {}
             self.tokens: set[str] = set()
@@ -236,7 +236,7 @@ class Service:
                 size,
             )
             for fate in ("fail", "cancel", "stay_queued", "late", "ran_too_long"):
-                shown = self.show(fate)
+                shown = self.show(fate, payload["backend"])
                 if shown is not None:
                     job.fate, job.reason_code = fate, shown.code
                     wait = shown.seconds

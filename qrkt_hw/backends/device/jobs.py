@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from qiskit.circuit.library import get_standard_gate_name_mapping
 from qiskit.primitives import BitArray
+from qiskit.transpiler import InstructionProperties, Target
 
 from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import JOB_SECONDS, Budget
@@ -284,7 +287,7 @@ class BillingBackend(DeviceBackend):
         more = {k: v for k, v in {**self.options, "notices": list(self.notices)}.items() if v}
         return {
             **super().about(), "device": self.place.name, "qubits": self.num_qubits, "calibrated": self.calibrated(),
-            **self.place.about(), "jobs": self.submissions,
+            **self.place.about(), "jobs": self.submissions, "activity": self.jobs and self.jobs.activity.name,
             "estimated_seconds": round(self.estimated, 3), "billed_seconds": round(self.billed, 3), **more,
         }  # fmt: skip
 
@@ -358,12 +361,31 @@ class BillingBackend(DeviceBackend):
         if len(self.packer.groups) != self._kept_groups:
             jobs.journal.keep_plan(jobs.activity, self.packer.to_bytes(), self._pinned or self.calibrated())
             self._kept_groups = len(self.packer.groups)
+            if self._pinned is None:
+                jobs.journal.keep_device(jobs.activity, self._described())
         try:
             outcomes = jobs.outcomes(pubs)
         finally:
             self._settle(jobs)
         both = zip(pubs, outcomes, strict=True)
         return [[found[register.name] for register in pub.circuit.cregs] for pub, found in both]
+
+    def _described(self) -> dict[str, Any]:
+        """What a reader of the journal needs to pack the same circuits again, for :class:`Recorded`."""
+        operations = {}
+        for name in self.target.operation_names:
+            entries = self.target[name] or {None: None}
+            operations[name] = [[where, getattr(p, "duration", None), getattr(p, "error", None)]
+                                for where, p in entries.items()]  # fmt: skip
+        keys = {"optimization_level": "level", "min_fidelity": "min_fidelity", "spacing": "spacing"}
+        packer = {to: getattr(self.entry, key) for key, to in keys.items()}
+        packer |= {"pack": self.packer.packs, "options": self.options, "mitigation": self.packer.readout is not None}
+        return {
+            "device": self.place.name, "calibrated": self.calibrated(), "qubits": self.num_qubits, "shots": self.shots,
+            "dt": self.target.dt, "rep_delay": self.default_rep_delay, "packer": packer,
+            "limits": [self.job_limits.executions, self.job_limits.size, self.job_limits.seconds],
+            "operations": operations,
+        }  # fmt: skip
 
     def _settle(self, jobs: DeviceJobs) -> None:
         self._totals[jobs.activity.name] = jobs.journal.totals(jobs.activity)
@@ -372,6 +394,83 @@ class BillingBackend(DeviceBackend):
         jobs.notices = []
         if self.notices:
             self.notice = "; ".join(self.notices)
+
+
+class Missing(UserError):
+    """A result that is not in the journal."""
+
+
+class Recorded(DeviceBackend):
+    """A device whose results are those of an activity in a journal; nothing is run.
+
+    Circuits are packed as they were, and their outcomes found by what they were asked for; where that differs in
+    rounding, as on another processor, by their order. Raises UserError: the journal does not say what the device was.
+    """
+
+    kind = "recorded device"
+
+    def __init__(self, journal: Journal, activity: Activity) -> None:
+        super().__init__(activity.device)
+        self.journal, self.activity, self.others = journal, activity, list[Recorded]()
+        self.by_order = 0  # PUBs whose outcomes were found by their order
+        try:
+            kept = journal.device(activity)
+            self.target = _target(kept)
+            self.shots, self.job_limits = int(kept["shots"]), JobLimits(*kept["limits"])
+            named: dict[str, Any] = {"name": str(kept["device"]), "default_rep_delay": float(kept["rep_delay"])}
+            self.device, self._calibrated = SimpleNamespace(target=self.target, **named), kept["calibrated"]
+            self.packer = Packer(self.target, device=named["name"], shots=self.shots, **kept["packer"])
+            plan, _ = journal.plan(activity)
+            self.packer.from_bytes(plan or b"")
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{journal.path} is damaged: device {activity.device} cannot be read") from error
+        done = [one for one in journal.submissions(activity) if one.state == "done"]
+        self._order = list(dict.fromkeys(key for one in done for key in one.keys))
+        self._used: set[str] = set()
+
+    def calibrated(self) -> str | None:
+        return None if self._calibrated is None else str(self._calibrated)
+
+    def submit(self, pubs: Sequence[PUB]) -> Counted:
+        cut = [parts(pub, self.job_limits, self.default_rep_delay) for pub in pubs]
+        outcomes = [[self.journal.outcome(self.activity, part.key) for part in own] for own in cut]
+        if all(one is None for own in outcomes for one in own) and not self.others:
+            outcomes = [[self._next(part) for part in own] for own in cut]
+            self.by_order += len(pubs)
+        if any(one is None for own in outcomes for one in own):
+            raise Missing(f"{self.journal.path} holds no result of circuits that this model asks {self.name} for")
+        self._used |= {part.key for own in cut for part in own}
+        joined = [_joined(own) for own in outcomes]
+        return [[one[r.name] for r in pub.circuit.cregs] for pub, one in zip(pubs, joined, strict=True)]
+
+    def _next(self, part: PUB) -> dict[str, BitArray] | None:
+        """The first outcome that nobody asked for and that is of this shape."""
+        for key in self._order:
+            outcome = None if key in self._used else self.journal.outcome(self.activity, key)
+            if outcome is not None:
+                with suppress(UserError):
+                    _check(part, outcome, "")
+                    self._used.add(key)
+                    return outcome
+        return None
+
+    def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
+        for one in self.others:  # a portion may have been begun elsewhere
+            with suppress(Missing):
+                found = DeviceBackend.run(one, calls)
+                self.packer.unmitigated = one.packer.unmitigated
+                return found
+        return super().run(calls)
+
+
+def _target(kept: dict[str, Any]) -> Target:
+    """Qubits, gates, durations and errors as they were."""
+    found, known = Target(num_qubits=int(kept["qubits"]), dt=kept["dt"]), get_standard_gate_name_mapping()
+    for name, entries in kept["operations"].items():
+        if name in known and entries[0][0] is not None:
+            places = {tuple(where): InstructionProperties(duration, error) for where, duration, error in entries}
+            found.add_instruction(known[name], places)
+    return found
 
 
 def _joined(outcomes: Sequence[dict[str, BitArray] | None]) -> dict[str, BitArray]:

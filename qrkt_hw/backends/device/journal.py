@@ -1,6 +1,7 @@
 """What was asked of a device and what came back, on disk, so that nothing is paid for twice.
 
-An activity is one inference or training on one device. Its submissions go through the states
+An activity is one inference or training on one device, or on several, each with a part of it. Its submissions go
+through the states
 
 ``planned -> submitting -> submitted -> done``, or ``failed`` (refused by the service, or failed there), or ``held``:
 sent, without an answer, and not found by its tag; it is adopted or sent again only on the user's word. Every change is
@@ -12,10 +13,11 @@ import io
 import json
 import os
 import sqlite3
+import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -28,6 +30,7 @@ from qrkt_hw.errors import UserError
 
 State = Literal["planned", "submitting", "submitted", "done", "failed", "held"]
 FORMAT = 1
+PART = "part_of"  # among the arguments of an activity: the name of that whose part it is
 _TABLES = """
 create table if not exists activities (
   id integer primary key, name text not null, kind text not null, device text not null, arguments text not null,
@@ -42,6 +45,7 @@ create table if not exists outcomes (
 create table if not exists answers (
   activity integer not null, position integer not null, key text not null, seconds real not null default 0, data blob,
   primary key (activity, position));
+create table if not exists devices (activity integer primary key, data text not null);
 """
 _DAMAGE = (sqlite3.Error, UnicodeDecodeError)  # what reading a damaged file ends in
 
@@ -99,7 +103,8 @@ Row = TypeVar("Row", bound=_Row)
 
 
 class Journal:
-    """The journal of a run, in a file or, without a path, in memory; one process writes, and others may read.
+    """The journal of a run, in a file or, without a path, in memory; one process writes, by any of its threads, and
+    others may read.
 
     Raises UserError: another process is writing, or the file is damaged or cannot be written.
     """
@@ -108,13 +113,15 @@ class Journal:
     _base: Any = None
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
-        self.path = path
+        self.path, self._turn = path, threading.RLock()
         self.positions: Counter[int] = Counter()  # runs that this process has answered, by activity
         if path is not None and write:
             self._lock(path)
         try:
             # not mode=ro: what a killed process left half-written must be rolled back before anything is read
-            self._base = sqlite3.connect(":memory:" if path is None else path, isolation_level=None, timeout=20)
+            self._base = sqlite3.connect(
+                ":memory:" if path is None else path, isolation_level=None, timeout=20, check_same_thread=False
+            )
             self._base.row_factory = sqlite3.Row
             if write:
                 self._base.execute("pragma synchronous = full")
@@ -160,7 +167,8 @@ class Journal:
     def _do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute; all rows, as a page of the file may turn out to be damaged only when it is read."""
         try:
-            return self._base.execute(statement, values).fetchall()
+            with self._turn:
+                return self._base.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
             raise UserError(f"{self.path} cannot be read or written: {error}") from error
         except _DAMAGE as error:
@@ -186,11 +194,16 @@ class Journal:
 
     def unfinished(self, kind: str) -> Activity | None:
         """The newest activity of that kind, where it did not come to its end."""
-        own = [a for a in self.activities() if a.kind == kind]
+        own = [a for a in self.activities() if a.kind == kind and PART not in a.arguments]
         return own[-1] if own and not own[-1].finished else None
 
+    def parts(self, activity: Activity) -> list[Activity]:
+        """Of an activity on several devices what each device has of it."""
+        return [a for a in self.activities() if a.arguments.get(PART) == activity.name]
+
     def finish(self, activity: Activity) -> None:
-        self._do("update activities set finished = 1 where id = ?", (activity.id,))
+        for one in (activity, *self.parts(activity)):
+            self._do("update activities set finished = 1 where id = ?", (one.id,))
 
     def keep_plan(self, activity: Activity, plan: bytes | None, calibrated: str | None) -> None:
         self._do("update activities set plan = ?, calibrated = ? where id = ?", (plan, calibrated, activity.id))
@@ -200,6 +213,30 @@ class Journal:
         if not isinstance(plan, bytes | None) or not isinstance(calibrated, str | None):
             raise UserError(f"{self.path} is damaged: the plan of activity {activity.id} is not what qrkt-hw writes")
         return plan, calibrated
+
+    def keep_device(self, activity: Activity, described: dict[str, Any]) -> None:
+        """Keep what the plan was made for: gates, calibration and limits of the device, options of the packer."""
+        self._do("insert or replace into devices values (?, ?)", (activity.id, json.dumps(described)))
+
+    def device(self, activity: Activity) -> dict[str, Any]:
+        """What :meth:`keep_device` kept. Raises UserError: nothing, as in journals of versions before."""
+        there = self._do("select name from sqlite_master where name = 'devices'")
+        rows = self._do("select data from devices where activity = ?", (activity.id,)) if there else []
+        try:
+            return dict(json.loads(rows[0]["data"]))
+        except (LookupError, ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path} does not say what device {activity.device} was") from error
+
+    def copy(self, path: Path, clean: Callable[[str, Any], Any]) -> None:
+        """A new journal with what was asked for and counted, each value as ``clean(column, value)`` leaves it."""
+        with Journal(path) as other:
+            for table in ("activities", "submissions", "outcomes", "devices"):
+                if not self._do("select name from sqlite_master where name = ?", (table,)):
+                    continue
+                for row in self._do(f"select * from {table}"):
+                    values = {column: clean(column, value) for column, value in dict(row).items()}
+                    places = ", ".join("?" * len(values))
+                    other._do(f"insert into {table} ({', '.join(values)}) values ({places})", list(values.values()))
 
     def intend(
         self, activity: Activity, device: str, keys: Sequence[str], executions: int, estimated: float
@@ -217,11 +254,12 @@ class Journal:
         return self._read(Submission, "job", self._do("select * from submissions where id = ?", (identity,))[0])
 
     def submissions(self, activity: Activity | None = None, states: Sequence[str] | None = None) -> list[Submission]:
-        """Of one activity or all, in the order they were intended."""
+        """Of one activity, its parts included, or of all, in the order they were intended."""
         known = [row["id"] for row in self._do("select id from activities")]
+        whole = known if activity is None else [one.id for one in (activity, *self.parts(activity))]
         rows = self._do("select * from submissions order by id")
         every = [self._read(Submission, "job", row, row["activity"] in known) for row in rows]
-        own = [one for one in every if activity is None or one.activity == activity.id]
+        own = [one for one in every if one.activity in whole]
         return [one for one in own if states is None or one.state in states]
 
     def mark(
@@ -243,17 +281,18 @@ class Journal:
 
     def done(self, submission: Submission, outcomes: Sequence[dict[str, BitArray]], billed: float) -> Submission:
         """Keep raw results and bill, in one step."""
-        self._do("begin immediate")
-        try:
-            for key, outcome in zip(submission.keys, outcomes, strict=True):
-                values = (submission.activity, key, submission.id, packed(outcome))
-                self._do("insert or replace into outcomes values (?, ?, ?, ?)", values)
-            found = self.mark(submission, "done", billed=billed)
-        except BaseException:
-            self._do("rollback")
-            raise
-        self._do("commit")
-        return found
+        with self._turn:
+            self._do("begin immediate")
+            try:
+                for key, outcome in zip(submission.keys, outcomes, strict=True):
+                    values = (submission.activity, key, submission.id, packed(outcome))
+                    self._do("insert or replace into outcomes values (?, ?, ?, ?)", values)
+                found = self.mark(submission, "done", billed=billed)
+            except BaseException:
+                self._do("rollback")
+                raise
+            self._do("commit")
+            return found
 
     def outcome(self, activity: Activity, key: str) -> dict[str, BitArray] | None:
         """Raw results of a PUB; None where there are none yet. Raises UserError: what is there is damaged."""

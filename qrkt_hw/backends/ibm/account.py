@@ -135,9 +135,9 @@ def retired(name: str) -> str | None:
 
 def unavailable(name: str) -> str | None:
     """Why a device cannot be used; None where it may be. Asks no network."""
-    if retired(name) is not None or name.startswith("fake_"):
-        return retired(name)
-    return None if account_there() else f"no IBM Quantum account is found here; {HOW}"
+    if name.startswith("fake_") or account_there():  # which may list a device that others no longer have
+        return None
+    return retired(name) or f"no IBM Quantum account is found here; {HOW}"
 
 
 class Careful(requests.adapters.HTTPAdapter):
@@ -245,9 +245,6 @@ class Account:
 
     def device(self, name: str) -> Any:
         """A device by name, or the ``least_busy``. Raises UserError: it is retired or unknown, or none is online."""
-        gone = retired(name)
-        if gone is not None:
-            raise UserError(f"--backend: {gone}")
         from qiskit.providers.exceptions import QiskitBackendNotFoundError
 
         def find() -> Any:
@@ -261,6 +258,8 @@ class Account:
         found = self.ask(find, f"looking for {name}")
         if found is None and name == "least_busy":
             raise UserError("--backend: no device of the account is online; see qrkt-hw backends list --remote")
+        if found is None and retired(name) is not None:
+            raise UserError(f"--backend: {retired(name)}")
         if found is None:
             names = sorted(b.name for b in self.ask(lambda: self.service.backends(), "asking for the devices"))
             there = f"it has {', '.join(names) or 'none'} (one that IBM retired is listed no more)"

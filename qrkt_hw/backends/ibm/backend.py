@@ -15,7 +15,7 @@ from qrkt_hw.backends.device.jobs import BillingBackend
 from qrkt_hw.backends.device.journal import Activity, Journal
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.backends.entries import SERVICE_KEYS, IBMEntry
-from qrkt_hw.backends.ibm.account import Account, classify, explain
+from qrkt_hw.backends.ibm.account import Account, classify, explain, retired
 from qrkt_hw.backends.ibm.jobs import Jobs
 from qrkt_hw.errors import UserError
 
@@ -32,9 +32,13 @@ class IBMBackend(BillingBackend):
     def __init__(self, name: str, entry: IBMEntry, shots: int | None) -> None:
         super().__init__(name, entry, shots)
         self.account: Account | None = None
-        if not entry.name.startswith("fake_"):
-            self.account = Account(entry.instance, entry.timeout, entry.patience)
-        device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
+        try:
+            if not entry.name.startswith("fake_"):
+                self.account = Account(entry.instance, entry.timeout, entry.patience)
+            device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
+        except UserError as error:  # of a retired device an account that does not answer is not the trouble
+            gone = retired(entry.name)
+            raise error if gone is None else UserError(f"--backend: {gone}") from error
         self.place = Place(self.account, device, entry.mode, entry.max_time)
         self._use_device()
 

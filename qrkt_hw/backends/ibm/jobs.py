@@ -1,6 +1,7 @@
 """Jobs of IBM Quantum: throttled, tagged, and searched for by their tags when an answer is lost."""
 
 import math
+import threading
 import time
 import warnings
 from collections import deque
@@ -16,6 +17,8 @@ from qrkt_hw.backends.device.journal import Activity, Journal, Submission
 from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
+
+_TURN = threading.Lock()
 
 
 class Jobs(DeviceJobs):
@@ -110,12 +113,13 @@ class Jobs(DeviceJobs):
         if self.account is None:
             return
         most = self.entry.submissions_per_minute
-        while len(self.sent) >= most and time.monotonic() - self.sent[0] < 60:
-            self.tell(f"{self.place.describe()}: {most} submissions a minute are allowed; waiting")
-            time.sleep(min(1.0, 60.01 - (time.monotonic() - self.sent[0])))
-        while self.sent and time.monotonic() - self.sent[0] >= 60:
-            self.sent.popleft()
-        self.sent.append(time.monotonic())
+        with _TURN:  # several devices of an account have one list
+            while len(self.sent) >= most and time.monotonic() - self.sent[0] < 60:
+                self.tell(f"{self.place.describe()}: {most} submissions a minute are allowed; waiting")
+                time.sleep(max(0.0, min(1.0, 60.01 - (time.monotonic() - self.sent[0]))))
+            while self.sent and time.monotonic() - self.sent[0] >= 60:
+                self.sent.popleft()
+            self.sent.append(time.monotonic())
 
     def _state(self, one: Pending) -> tuple[str, str, int | None]:
         account = self.account
