@@ -22,7 +22,7 @@ from rich.console import Console
 from qrkt_hw.backends import resolve
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import first, loader
-from qrkt_hw.experiments import inference, presets
+from qrkt_hw.experiments import devices, loading, presets
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.factory import set_backend
 from qrkt_hw.resources.forecast import forecast
@@ -39,28 +39,28 @@ ROWS = ("exact", "device", "device, shots dealt", "fitted", "control")
 def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | None) -> dict[str, Any]:
     """Accuracies of a trained run, and planned QPU seconds."""
     seed = run.options().training.seed
-    samples, there = inference.read_split(run, "test", limit), resolve(device, shots=shots, seed=seed)
+    samples, there = loading.read_split(run, "test", limit), resolve(device, shots=shots, seed=seed)
 
     def accuracy(model: Any, backend: Any, stage_shots: list[int] | None = None) -> float:
-        set_backend(model, inference.Watched(backend, False, stage_shots or []))
-        logits, labels = inference.logits_everywhere(model, loader(samples, inference.BATCH))
+        set_backend(model, devices.Watched(backend, False, stage_shots or []))
+        logits, labels = devices.logits_everywhere(model, loader(samples, devices.BATCH))
         return (logits.argmax(-1) == labels).double().mean().item()
 
     model, exact = restored(run), resolve("exact")
     stages = stages_of(model, DataShape.of(run.description()))
-    dealt, said = inference.shots_of_stages(run, there, "auto")
+    dealt, said = devices.shots_of_stages(run, there, "auto")
     found = {"stage_shots": dealt, "said": said, "exact": accuracy(model, exact), "device": accuracy(model, there)}
     found["device, shots dealt"] = accuracy(model, there, dealt)
     control = deepcopy(model)
     set_backend(control, exact)
-    train, validation = (inference.read_split(run, name) for name in ("train", "validation"))
-    refit(control, train, first(validation, inference.VALIDATED), run.options())
+    train, validation = (loading.read_split(run, name) for name in ("train", "validation"))
+    refit(control, train, first(validation, devices.VALIDATED), run.options())
     found["control"] = accuracy(control, there)
-    tuned = inference.fine_tuned(run, model, there, images, None, QUIET)
+    tuned = devices.fine_tuned(run, model, there, images, None, QUIET)
     found |= {"fitted": accuracy(model, there), "exact of fitted": accuracy(model, exact), "fitting": tuned.record}
     count = len(samples)
     for name, more in {"device": 0, "fitted": images}.items():
-        found[f"seconds of {name}"] = forecast(stages, count, inference.BATCH, there, fitted=more).seconds
+        found[f"seconds of {name}"] = forecast(stages, count, devices.BATCH, there, fitted=more).seconds
     return found
 
 

@@ -20,8 +20,8 @@ import torch
 from rich.console import Console
 
 from qrkt_hw.backends import resolve
-from qrkt_hw.experiments.inference import infer_split, read_split
-from qrkt_hw.experiments.loading import restored
+from qrkt_hw.experiments.inference import infer_split
+from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.training import fit

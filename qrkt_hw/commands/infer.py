@@ -123,7 +123,7 @@ def infer(
     if paths:
         chosen["paths"] = [str(path) for path in paths]
     from qrkt_hw import backends
-    from qrkt_hw.experiments import inference, loading
+    from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
     if (dry_run or compare_mitigation) and place.shots is None and backend.target is not None and not backend.shots:
@@ -132,7 +132,7 @@ def infer(
     _refuse_several(backend, compare_mitigation, stage_shots, fine_tune)
     shots: list[int] = []
     if stage_shots is not None:
-        shots, line = inference.shots_of_stages(folder, backend, stage_shots, data_dir)
+        shots, line = devices.shots_of_stages(folder, backend, stage_shots, data_dir)
         said.print(line, highlight=False, soft_wrap=True)
         chosen["shots_per_stage"] = ",".join(map(str, shots))
     if fine_tune is not None:
@@ -154,7 +154,7 @@ def infer(
     alone = "--compare-mitigation runs" if compare_mitigation else alone
     if isinstance(backend, Devices):
         alone = f"the list {backend.name!r} runs"
-    divided = ("--limit", limit) if limit else ("batches of", inference.BATCH)
+    divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     if paths:
@@ -166,7 +166,7 @@ def infer(
     if given_inputs is not None:
         samples = given_inputs.samples
     else:
-        samples = inference.read_split(folder, split or "test", limit, data_dir)
+        samples = loading.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
@@ -174,21 +174,21 @@ def infer(
     if compare_mitigation:
         loading.trained(folder, model)
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
-        ways = inference.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
+        ways = devices.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
         found: dict[str, Any] = {"backend": backend.name, "mitigations": [
             {"mitigation": way, **({"not_run": one} if isinstance(one, str) else one.record())}
             for way, one in ways.items()
         ]}  # fmt: skip
         if not dry_run:
             with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
-                found = inference.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
+                found = devices.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
     if flags["mitigation"] is None:
-        told = inference.correct_readout(folder, model, shape, len(samples), backend, resume)
+        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume)
         if told is not None:
             said.print(told, highlight=False)
-    batch = inference.BATCH if given_inputs is None else min(len(samples), inference.BATCH)
+    batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)
     planned: Any = None
     # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
     refuse = not resume and (not dry_run or device["budget"].flag is not None)
@@ -214,7 +214,7 @@ def infer(
             loading.trained(folder, model)  # last: flags and files that are wrong are named before it
         tuned = None
         if fine_tune is not None:
-            tuned = inference.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
+            tuned = devices.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
             said.print(_fitted(tuned.record), highlight=False, soft_wrap=True)
         if given_inputs is not None:
             record = inference.classify(folder, model, given_inputs, backend, shots, tuned)

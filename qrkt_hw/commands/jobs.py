@@ -368,7 +368,7 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     from qrkt_hw.backends.device.jobs import Recorded
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.experiments import inference
-    from qrkt_hw.experiments.loading import load
+    from qrkt_hw.experiments.loading import load, read_split
     from qrkt_hw.runs.folder import read_json
 
     kept = [read_json(file) for file in sorted(folder.inference.glob("*.json"))]
@@ -376,7 +376,7 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     if not mine:
         return None
     asked, parts = mine[-1], journal.parts(activity)
-    samples = inference.read_split(folder, asked["split"], asked["count"], data_dir)
+    samples = read_split(folder, asked["split"], asked["count"], data_dir)
     there = [one for one in parts or [activity] if journal.submissions(one, ["done"])]
     recorded = {str(one.arguments.get("backend")): Recorded(journal, one) for one in there}
     backend: Devices | Recorded = next(iter(recorded.values()))

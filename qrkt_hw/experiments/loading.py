@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from qrkt_hw.backends import Backend
 from qrkt_hw.data import DataShape, load_data
 from qrkt_hw.data.base import regular
+from qrkt_hw.data.batches import first
 from qrkt_hw.data.images import (
     LARGEST_FILE,
     SUFFIXES,
@@ -341,6 +342,13 @@ class Predictor:
         with evaluating(self.model), torch.no_grad():
             logits = self.model(inputs)
         return [self.names[k] for k in logits.argmax(-1).tolist()]
+
+
+def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
+    """The first ``limit`` samples of a split, as the run's model reads them; None as ``data_dir`` takes the run's."""
+    options = run.options()
+    there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
+    return first(load_data(there.data, run.description().get("vocabulary", ())).splits[split], limit)
 
 
 def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:

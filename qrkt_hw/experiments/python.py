@@ -22,8 +22,8 @@ from qrkt_hw.data.text import own as own_texts
 from qrkt_hw.errors import UserError, flag
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.comparison import read_history
-from qrkt_hw.experiments.inference import classify, infer_split, read_split
-from qrkt_hw.experiments.loading import Inputs, list_models, load, read_paths, shipped
+from qrkt_hw.experiments.inference import classify, infer_split
+from qrkt_hw.experiments.loading import Inputs, list_models, load, read_paths, read_split, shipped
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened, problem, unused
 from qrkt_hw.runs.folder import named, read_json

@@ -25,6 +25,7 @@ from qrkt_hw.errors import UserError, flag
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
 from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
+from qrkt_hw.models.metrics import AGREEMENT_SAMPLES, agreement
 from qrkt_hw.models.noise import inject
 from qrkt_hw.models.transformer import Transformer
 from qrkt_hw.models.weights import load_weights, read_weights, save_weights, sha256
@@ -34,7 +35,6 @@ from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.circuits import Circuits
 from qrkt_hw.runs.config import Config
 from qrkt_hw.runs.sections import TWICE
-from qrkt_hw.training.agreement import SAMPLES, agreement
 from qrkt_hw.training.classifier import ClassifierTask
 from qrkt_hw.training.gan import GanTask
 from qrkt_hw.training.loop import AfterEpoch, Record, Task, peak_memory, resume_from, train
@@ -343,7 +343,7 @@ def _fit(
             gpu = " on the GPU" if getattr(stand_in, "device", None) == "cuda" else ""
             console.print(
                 f"{backend.name}: the torch simulator{gpu} trains, as its values are the same; "
-                f"{backend.name} evaluates one sample an epoch and {SAMPLES} at the end", **plain,
+                f"{backend.name} evaluates one sample an epoch and {AGREEMENT_SAMPLES} at the end", **plain,
             )  # fmt: skip
         console.print(f"run {run.path}", **plain)
         lines = summarize(model, data.shape, backend.shots)
@@ -395,7 +395,7 @@ def _conclude(run: RunFolder, task: Task, record: Record, backend: Backend, comp
     weights = there.first(lambda: read_weights(model, run.model))
     model.load_state_dict(weights)
     found = task.results(record, run)
-    compared = {} if compare is None else {"agreement": there.first(partial(compare, SAMPLES))}
+    compared = {} if compare is None else {"agreement": there.first(partial(compare, AGREEMENT_SAMPLES))}
     if not there.leads:
         return
     results = found | {

@@ -13,7 +13,7 @@ from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import inference
-from qrkt_hw.experiments.inference import plan_mitigations
+from qrkt_hw.experiments.devices import plan_mitigations
 from qrkt_hw.models.factory import check_mitigation
 
 pytestmark = pytest.mark.acceptance

@@ -155,7 +155,7 @@ def test_mthree_halves_what_readout_causes(tmp_path, capsys):
     from qrkt_hw.backends.fake import FakeBackend
     from qrkt_hw.data import load_data
     from qrkt_hw.data.batches import first, loader
-    from qrkt_hw.experiments.inference import on_backend
+    from qrkt_hw.experiments.devices import on_backend
     from qrkt_hw.experiments.loading import load
     from qrkt_hw.runs import RunFolder
 

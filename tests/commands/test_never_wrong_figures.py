@@ -21,8 +21,8 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments import tuning
+from qrkt_hw.experiments.devices import on_backend
 from qrkt_hw.experiments.evaluation import draw, save_images
-from qrkt_hw.experiments.inference import on_backend
 from qrkt_hw.models.metrics import classification_metrics, mcnemar, wilson
 from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.runs import RunFolder
