@@ -392,7 +392,10 @@ def _activity(
     terms = {**backend.terms, **({"mitigation": backend.corrected} if backend.corrected else {})}
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
-    if activity.arguments.get("terms", terms) != terms:
+    kept, absent = activity.arguments.get("terms", terms), getattr(backend, "absent", None)
+    if absent and isinstance(kept, dict):  # of several devices; one that is gone has no terms any more
+        kept = {key: own for key, own in kept.items() if key not in absent}
+    if kept != terms:
         what = f"--resume: {backend.name!r} would run with {terms}, and was begun with {activity.arguments['terms']}"
         way = "name the same --backends-file, or begin anew with --restart"
         raise UserError(f"{what}; {way}")

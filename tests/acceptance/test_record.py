@@ -118,8 +118,9 @@ def test_a_record_that_was_changed_is_refused(home, tmp_path):
     base = sqlite3.connect(":memory:")
     base.deserialize(members["journal.sqlite"])
     for activity, key, data in base.execute("select activity, key, data from outcomes").fetchall():
-        zeros = {name: BitArray(0 * bits.array, bits.num_bits) for name, bits in unpacked(data).items()}
-        base.execute("update outcomes set data = ? where activity = ? and key = ?", (packed(zeros), activity, key))
+        wiped = {name: BitArray(bits.array * (bits.num_shots != 64), bits.num_bits)  # calibrations have other shots
+                 for name, bits in unpacked(data).items()}  # fmt: skip
+        base.execute("update outcomes set data = ? where activity = ? and key = ?", (packed(wiped), activity, key))
     base.commit()
     head = json.loads(members["record.json"])
     members["journal.sqlite"] = base.serialize()
