@@ -172,6 +172,7 @@ def infer(
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     if compare_mitigation:
+        assert isinstance(backend, DeviceBackend)  # as it samples and has a target
         loading.trained(folder, model)
         refuse = not resume and (not dry_run or device["budget"].flag is not None)
         ways = devices.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)

@@ -110,6 +110,7 @@ def test_what_cannot_run_is_refused_with_its_reason():
     check_mitigation(QuantumLayer(2, "orthogonal_brick", qubits=2), backend)
 
 
+@pytest.mark.slow
 def test_errors_that_the_calibration_does_not_have_are_named(runs, capsys):
     there = [runs / "run", "--backends-file", runs / "backends.yaml", "--backend", "loud", *THERE]
     record, _ = compared(capsys, *there)
