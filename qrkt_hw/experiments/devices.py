@@ -126,7 +126,8 @@ def fine_tuned(
 
     started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
     original, watched = deepcopy(model), Watched(backend, True, stage_shots)
-    pairs = watched.pairs = {}
+    pairs: dict[str, list[Any]] = {}
+    watched.pairs = pairs
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
     batches = loader(first(splits[0], count), BATCH)
