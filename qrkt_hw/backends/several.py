@@ -85,6 +85,7 @@ class Devices(Backend):
     """
 
     kind = "several devices"
+    corrected: str | None = None  # a list is read as its entries say
     differentiable = False
 
     def __init__(

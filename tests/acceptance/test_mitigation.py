@@ -12,7 +12,7 @@ from qrkt_hw.backends import Call, resolve
 from qrkt_hw.backends.fake import FakeBackend
 from qrkt_hw.commands import main
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments import inference
+from qrkt_hw.experiments import devices
 from qrkt_hw.experiments.devices import plan_mitigations
 from qrkt_hw.models.factory import check_mitigation
 
@@ -90,7 +90,7 @@ def test_readout_is_corrected_by_default_where_calibrations_are_a_small_part(run
 
     plain = executions()
     assert not plain[1]
-    monkeypatch.setattr(inference, "ENOUGH", 1)
+    monkeypatch.setattr(devices, "ENOUGH", 1)
     corrected, planned = executions(), executions("--dry-run")
     assert corrected == planned and corrected[1] and corrected[0] >= plain[0] + 32_768
     assert executions("--mitigation", "none") == plain
