@@ -169,7 +169,8 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
 
     def make(features: int) -> nn.Module:
         template = options.template(place)
-        around = {"input_scale": circuit.input_scale, "scale": circuit.output_scale, "bias": circuit.output_bias}
+        scale = circuit.output_scale and circuit.initial_output_scale
+        around = {"input_scale": circuit.input_scale, "scale": scale, "bias": circuit.output_bias}
         if circuit.structured:
             return StructuredProjection(StructuredLayer(features, template), **around)  # type: ignore[arg-type]
         return QuantumProjection(_layer(options, features, template, backend), **around)

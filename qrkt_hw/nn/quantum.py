@@ -452,7 +452,7 @@ class QuantumProjection(nn.Module):
     Args:
         layer: the circuits; their outputs must equal their features.
         input_scale: learn a factor in front of the circuits (starts at 1).
-        scale: learn a factor behind them (starts at 1).
+        scale: learn a factor behind them, which starts at this number (True: at 1).
         bias: learn an offset behind them (starts at 0).
 
     Raises:
@@ -460,7 +460,7 @@ class QuantumProjection(nn.Module):
     """
 
     def __init__(
-        self, layer: QuantumLayer, *, input_scale: bool = False, scale: bool = True, bias: bool = False
+        self, layer: QuantumLayer, *, input_scale: bool = False, scale: float | bool = True, bias: bool = False
     ) -> None:
         super().__init__()
         size = layer.features
@@ -471,7 +471,7 @@ class QuantumProjection(nn.Module):
             )
         self.layer = layer
         self.input_scale = nn.Parameter(torch.ones(size)) if input_scale else None
-        self.scale = nn.Parameter(torch.ones(size)) if scale else None
+        self.scale = nn.Parameter(torch.full((size,), float(scale))) if scale else None
         self.bias = nn.Parameter(torch.zeros(size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -240,6 +240,7 @@ class CircuitConfig(Section):
     structured: bool = key(False, "classical layers of the circuits' structure in their place (see qrkt-hw baseline)")
     input_scale: bool = key(False, "a learned scale per feature before each circuit")
     output_scale: bool = key(True, "a learned scale per feature after each circuit")
+    initial_output_scale: float = key(1.0, "where it starts; a linear layer's rows have a norm of 0.577", gt=0, le=10)
     output_bias: bool = key(False, "a learned bias per feature after each circuit")
     dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
 

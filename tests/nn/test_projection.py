@@ -148,3 +148,12 @@ def test_hooks_on_a_layer_count_wherever_its_circuits_run():
         assert len(seen) == 1
         zero = QuantumLayer(4, qubits=2, initial_weights=torch.zeros(4))(x)
         torch.testing.assert_close(found, [zero, wanted[1] + 1, wanted[2]], atol=1e-5, rtol=0)
+
+
+def test_the_scale_starts_where_it_is_told():
+    layer = QuantumLayer(4, qubits=2)
+    assert torch.equal(QuantumProjection(layer, scale=0.5).scale, torch.full((4,), 0.5))
+    assert (
+        torch.equal(QuantumProjection(layer).scale, torch.ones(4))
+        and QuantumProjection(layer, scale=False).scale is None
+    )
