@@ -14,7 +14,7 @@ import qrkt_hw
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
-PRETRAINED = ["best-cifar10", "best-imdb", "best-mnist", "best-mnist-4-qubits"]
+PRETRAINED = ["best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits"]
 
 
 def python(*arguments, cwd, **environment):
