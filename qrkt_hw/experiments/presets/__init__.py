@@ -67,7 +67,7 @@ TASKS: dict[str, Task] = {
     ),
     "imagenet10": Task(
         "ten classes of ImageNet, 64x64 pixels", 0.1,
-        {"preset": "best-imagenette", "batch_size": 128, "epochs": 40},
+        {"preset": "best-cifar10", "dataset": "folder:imagenette", "image_size": 64, "patch": 8, "epochs": 40},
         source="; unpack https://github.com/fastai/imagenette as DIR/imagenette and give --data-dir DIR",
     ),
     "imdb": Task("reviews of films, positive or negative", 0.5, {"preset": "best-imdb"}),
