@@ -23,15 +23,15 @@ SIDES: dict[str, tuple[tuple[str, ...], ...]] = {
     "thesis MNIST, order 1": (("--preset", "thesis-mnist-qrk1"), ("--preset", "thesis-mnist-rk1")),
     "thesis MNIST, order 4": (("--preset", "thesis-mnist-qrk4"), ("--preset", "thesis-mnist-rk4")),
     "thesis MNIST, enhanced": (("--preset", "thesis-mnist-qrk4-enhanced"), ("--preset", "thesis-mnist-rk4-enhanced")),
-    "best-mnist": (
-        ("--preset", "best-mnist"),
-        ("--preset", "best-mnist", *CLASSICAL),
-        ("--preset", "best-mnist", *CLASSICAL, "--hidden", "12", "--heads", "4", "--mlp", "18"),
+    "best-mnist-4-qubits": (
+        ("--preset", "best-mnist-4-qubits"),
+        ("--preset", "best-mnist-4-qubits", *CLASSICAL),
+        ("--preset", "best-mnist-4-qubits", *CLASSICAL, "--hidden", "12", "--heads", "4", "--mlp", "18"),
     ),
-    "best-cifar10": (
-        ("--preset", "best-cifar10"),
-        ("--preset", "best-cifar10", *CLASSICAL),
-        ("--preset", "best-cifar10", *CLASSICAL, "--hidden", "20", "--heads", "5"),
+    "best-cifar10-4-qubits": (
+        ("--preset", "best-cifar10-4-qubits"),
+        ("--preset", "best-cifar10-4-qubits", *CLASSICAL),
+        ("--preset", "best-cifar10-4-qubits", *CLASSICAL, "--hidden", "20", "--heads", "5"),
     ),
     "best-imdb": (("--preset", "best-imdb"), ("--preset", "best-imdb", *CLASSICAL)),
 }
