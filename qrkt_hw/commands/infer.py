@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.backends.entries import SHOTS
+from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
@@ -80,10 +80,11 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    if compare_mitigation and (paths or images or texts or ablate or report or flags["mitigation"]):
+    own = paths or images or texts or ablate or report or stage_shots or fine_tune or flags["mitigation"]
+    if compare_mitigation and (own or any(flags[key] is not None for key in SERVICE_KEYS)):
         raise UserError(
-            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report "
-            "and --mitigation"
+            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report, "
+            "--shots-per-stage, --fine-tune, --mitigation, --dynamical-decoupling and --twirl-gates"
         )
     if paths and (images or texts or split or limit or ablate or data_dir or report):
         raise UserError(
@@ -122,7 +123,6 @@ def infer(
         chosen["compare_mitigation"] = True
     if paths:
         chosen["paths"] = [str(path) for path in paths]
-    from qrkt_hw import backends
     from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
@@ -134,7 +134,7 @@ def infer(
     if stage_shots is not None:
         shots, line = devices.shots_of_stages(folder, backend, stage_shots, data_dir)
         said.print(line, highlight=False, soft_wrap=True)
-        chosen["shots_per_stage"] = ",".join(map(str, shots))
+        chosen["shots_per_stage"], flags["shots"] = ",".join(map(str, shots)), backend.shots  # what resumes it
     if fine_tune is not None:
         chosen["fine_tune"] = fine_tune
     kept: dict[str, Any] = {**chosen, **given(flags)}
@@ -264,7 +264,7 @@ def _fitted(found: dict[str, Any]) -> str:
 def _mean(numbers: str | None) -> int | None:
     """The mean of numbers with commas between; None where there is another thing among them."""
     parts = (numbers or "").split(",")
-    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdigit() for part in parts) else None
+    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdecimal() for part in parts) else None
 
 
 def _mitigations(record: dict[str, Any]) -> None:

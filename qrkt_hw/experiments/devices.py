@@ -70,7 +70,7 @@ def shots_of_stages(
     model = restored(run)
     stages = stages_of(model, DataShape.of(run.description()))
     if asked != "auto":
-        numbers = [int(part) for part in asked.split(",") if part.strip().isdigit()]
+        numbers = [int(part) for part in asked.split(",") if part.strip().isdecimal()]
         if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
             raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
         if len(numbers) != len(stages):
@@ -260,7 +260,8 @@ def correct_readout(
     if resume and run.journal.is_file():
         with Journal(run.journal, write=False) as journal:
             begun = journal.unfinished("infer")
-        chosen = begun is not None and begun.arguments.get("terms", {}).get("mitigation") == DEFAULT
+        terms = None if begun is None else begun.arguments.get("terms")
+        chosen = isinstance(terms, dict) and terms.get("mitigation") == DEFAULT
     if not chosen:
         return None
     backend.correct(DEFAULT)
