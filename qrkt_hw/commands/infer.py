@@ -171,10 +171,11 @@ def infer(
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
+    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+    refuse = not resume and (not dry_run or device["budget"].flag is not None)
     if compare_mitigation:
         assert isinstance(backend, DeviceBackend)  # as it samples and has a target
         loading.trained(folder, model)
-        refuse = not resume and (not dry_run or device["budget"].flag is not None)
         ways = devices.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
         found: dict[str, Any] = {"backend": backend.name, "mitigations": [
             {"mitigation": way, **({"not_run": one} if isinstance(one, str) else one.record())}
@@ -186,13 +187,11 @@ def infer(
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
     if flags["mitigation"] is None:
-        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume)
+        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots)
         if told is not None:
             said.print(told, highlight=False)
     batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)
     planned: Any = None
-    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-    refuse = not resume and (not dry_run or device["budget"].flag is not None)
     if isinstance(backend, Devices):
         loading.trained(folder, model)
         planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
