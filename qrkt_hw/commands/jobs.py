@@ -385,11 +385,12 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     fitted = asked.get("fine_tuned")
     for key, one in recorded.items():
         one.others = [other for name, other in recorded.items() if name != key]
-        one.in_order = not parts and fitted is None  # a fine-tuning asked for others before
+        one.in_order = not one.others and fitted is None  # a fine-tuning asked for others before
     if parts:
         backend = Devices(",".join(recorded), recorded, {}, json.loads(journal.plan(activity)[0] or b"[]")[0])
     with backend.open():
-        model, tuned = load(folder, backend), None
+        model = load(folder, backend)
+        tuned = None
         if fitted is not None:
             load_weights(model, folder.inference / Path(fitted["weights"]).name)
             tuned = devices.FineTuned(fitted, load(folder))
