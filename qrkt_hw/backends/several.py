@@ -322,6 +322,9 @@ class Devices(Backend):
             raise UserError(f"{self._journal.path}: it shares out {self.portions[-1][1]} samples, not {count}")
         for key, error in self.absent.items():  # since this was begun
             self._hand_over(key, str(error), [k for k in self.devices if k not in self.left_out], set())
+        unknown = {who for *_, who, _ in self.portions} - {*self.devices, *self.left_out}
+        if unknown:  # nobody would evaluate what they have
+            raise UserError(f"backend {self.name!r}: samples are shared out to {', '.join(sorted(unknown))} too")
         self._write()
 
     def _leave(self, key: str, error: BaseException, others: list[str], done: set[int]) -> bool:

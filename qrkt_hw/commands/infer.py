@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from qrkt_hw.backends.entries import SHOTS
+from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
@@ -80,10 +80,11 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    if compare_mitigation and (paths or images or texts or ablate or report or flags["mitigation"]):
+    own = paths or images or texts or ablate or report or stage_shots or fine_tune or flags["mitigation"]
+    if compare_mitigation and (own or any(flags[key] is not None for key in SERVICE_KEYS)):
         raise UserError(
-            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report "
-            "and --mitigation"
+            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report, "
+            "--shots-per-stage, --fine-tune, --mitigation, --dynamical-decoupling and --twirl-gates"
         )
     if paths and (images or texts or split or limit or ablate or data_dir or report):
         raise UserError(
@@ -122,7 +123,6 @@ def infer(
         chosen["compare_mitigation"] = True
     if paths:
         chosen["paths"] = [str(path) for path in paths]
-    from qrkt_hw import backends
     from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
@@ -134,7 +134,7 @@ def infer(
     if stage_shots is not None:
         shots, line = devices.shots_of_stages(folder, backend, stage_shots, data_dir)
         said.print(line, highlight=False, soft_wrap=True)
-        chosen["shots_per_stage"] = ",".join(map(str, shots))
+        chosen["shots_per_stage"], flags["shots"] = ",".join(map(str, shots)), backend.shots  # what resumes it
     if fine_tune is not None:
         chosen["fine_tune"] = fine_tune
     kept: dict[str, Any] = {**chosen, **given(flags)}
@@ -171,10 +171,11 @@ def infer(
     model = build_model(options, shape, backend)
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
+    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
+    refuse = not resume and (not dry_run or device["budget"].flag is not None)
     if compare_mitigation:
         assert isinstance(backend, DeviceBackend)  # as it samples and has a target
         loading.trained(folder, model)
-        refuse = not resume and (not dry_run or device["budget"].flag is not None)
         ways = devices.plan_mitigations(model, shape, len(samples), backend, device["budget"], refuse)
         found: dict[str, Any] = {"backend": backend.name, "mitigations": [
             {"mitigation": way, **({"not_run": one} if isinstance(one, str) else one.record())}
@@ -186,13 +187,11 @@ def infer(
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
     if flags["mitigation"] is None:
-        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume)
+        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots)
         if told is not None:
             said.print(told, highlight=False)
     batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)
     planned: Any = None
-    # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
-    refuse = not resume and (not dry_run or device["budget"].flag is not None)
     if isinstance(backend, Devices):
         loading.trained(folder, model)
         planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
@@ -264,7 +263,7 @@ def _fitted(found: dict[str, Any]) -> str:
 def _mean(numbers: str | None) -> int | None:
     """The mean of numbers with commas between; None where there is another thing among them."""
     parts = (numbers or "").split(",")
-    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdigit() for part in parts) else None
+    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdecimal() for part in parts) else None
 
 
 def _mitigations(record: dict[str, Any]) -> None:

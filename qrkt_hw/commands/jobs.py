@@ -231,6 +231,7 @@ def _shown(submission: Any, kinds: dict[int, str]) -> dict[str, Any]:
 # records -------------------------------------------------------------------------------------------------------------
 TEXTS = ("config.yaml", "data.json", "results.json", "environment.json", "origin.json", "backend.json", "metrics.csv",
          "circuits/*.json", "inference/*.json")  # fmt: skip
+BINARY = ("circuits/*.qpy", "model.safetensors", "inference/fine-tuned-*.safetensors")
 PRIVATE = ("instance", "backends_file", "data_dir", "images", "texts", "paths")  # keys: left out
 LARGEST = 4 << 30  # bytes of a record, unpacked
 CRN = re.compile(r"crn:v\d+:[^\s\"',]*")
@@ -298,7 +299,7 @@ def _members(folder: Any, journal: Any) -> dict[str, bytes]:
         data = hashlib.sha256(members["data.json"]).hexdigest()
         if results.get("data_sha256", data) != data:  # it named a folder
             members["results.json"] = to_json({**results, "data_sha256": data}, indent=2).encode()
-    for file in (*folder.path.glob("circuits/*.qpy"), *folder.path.glob("model.safetensors")):
+    for file in (file for pattern in BINARY for file in folder.path.glob(pattern)):
         members[file.relative_to(folder.path).as_posix()] = file.read_bytes()
 
     def clean(column: str, value: Any) -> Any:
@@ -367,8 +368,9 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     """
     from qrkt_hw.backends.device.jobs import Recorded
     from qrkt_hw.backends.several import Devices
-    from qrkt_hw.experiments import inference
+    from qrkt_hw.experiments import devices, inference
     from qrkt_hw.experiments.loading import load, read_split
+    from qrkt_hw.models.weights import load_weights
     from qrkt_hw.runs.folder import read_json
 
     kept = [read_json(file) for file in sorted(folder.inference.glob("*.json"))]
@@ -380,12 +382,20 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
     there = [one for one in parts or [activity] if journal.submissions(one, ["done"])]
     recorded = {str(one.arguments.get("backend")): Recorded(journal, one) for one in there}
     backend: Devices | Recorded = next(iter(recorded.values()))
+    fitted = asked.get("fine_tuned")
+    for key, one in recorded.items():
+        one.others = [other for name, other in recorded.items() if name != key]
+        one.in_order = not one.others and fitted is None  # a fine-tuning asked for others before
     if parts:
-        for key, one in recorded.items():
-            one.others = [other for name, other in recorded.items() if name != key]
         backend = Devices(",".join(recorded), recorded, {}, json.loads(journal.plan(activity)[0] or b"[]")[0])
     with backend.open():
-        found = inference.infer_split(folder, load(folder, backend), asked["split"], samples, backend)
+        model = load(folder, backend)
+        tuned = None
+        if fitted is not None:
+            load_weights(model, folder.inference / Path(fitted["weights"]).name)
+            tuned = devices.FineTuned(fitted, load(folder))
+        shots = asked.get("stage_shots", ())
+        found = inference.infer_split(folder, model, asked["split"], samples, backend, stage_shots=shots, tuned=tuned)
     same = {key: (asked[key], found[key]) for key in ("accuracy", "loss", "agreement")}
     what = f"{asked['split']}, {asked['count']} samples on {asked['backend']}"
     for key, (then, now) in same.items():

@@ -21,6 +21,7 @@ from torch.utils.data import Subset, TensorDataset
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import LARGEST_JOB, Budget
 from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
@@ -70,7 +71,7 @@ def shots_of_stages(
     model = restored(run)
     stages = stages_of(model, DataShape.of(run.description()))
     if asked != "auto":
-        numbers = [int(part) for part in asked.split(",") if part.strip().isdigit()]
+        numbers = [int(part) for part in asked.split(",") if part.strip().isdecimal()]
         if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
             raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
         if len(numbers) != len(stages):
@@ -206,14 +207,14 @@ def on_backend(
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model if original is None else original, batches)
-    total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
+    stages, total = len(trace(model, next(iter(batches))[0][:1])), len(batches)
     watched, shared = Watched(backend, layers, stage_shots), list[tuple[int, int, str]]()
     if isinstance(backend, Devices):
-        total *= len(backend.shares or backend.devices)
+        total = sum(-(-count // backend.portion) for count in backend.shares.values())
     else:
         set_backend(model, watched)
     before, started = asdict(backend.counters), time.perf_counter()
-    with _Bar(console, total) as tell, backend.reporting(tell):
+    with _Bar(console, stages * total) as tell, backend.reporting(tell):
         if isinstance(backend, Devices):
             logits, shared = on_several(model, batches.dataset.dataset, backend, watched, layers)
         else:
@@ -247,20 +248,27 @@ def on_backend(
 
 
 def correct_readout(
-    run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool
-) -> str | None:
+    run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool,
+    stage_shots: Sequence[int] = (),
+) -> str | None:  # fmt: skip
     """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
 
-    A resumed inference goes on as it was begun.
+    It is not where a sequential stage has fewer shots than patterns of flips. A resumed inference goes on as it was
+    begun.
     """
     if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
         return None
-    circuits = sum(call.circuits for stage in stages_of(model, shape) for call in stage)
-    chosen = circuits * samples * backend.shots >= ENOUGH
+    stages = stages_of(model, shape)
+    shots = stage_shots or [backend.shots] * len(stages)
+    executions = samples * sum(n * call.circuits for n, stage in zip(shots, stages, strict=True) for call in stage)
+    measured = {basis for stage in stages for call in stage for basis in bases(call.template)}
+    bits = max((code.bit_length() for basis in measured for code in flip_codes(basis)), default=0)
+    chosen = executions >= ENOUGH and min(shots, default=0) >= 2**bits
     if resume and run.journal.is_file():
         with Journal(run.journal, write=False) as journal:
             begun = journal.unfinished("infer")
-        chosen = begun is not None and begun.arguments.get("terms", {}).get("mitigation") == DEFAULT
+        terms = None if begun is None else begun.arguments.get("terms")
+        chosen = isinstance(terms, dict) and terms.get("mitigation") == DEFAULT
     if not chosen:
         return None
     backend.correct(DEFAULT)

@@ -124,14 +124,17 @@ def plan(
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found
 
+    def scaled(shots: int | None) -> list[int]:
+        return [max(1, n * (shots or 1) // (backend.shots or 1)) for n in stage_shots]
+
     def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
-        own = [max(1, n * shots // (backend.shots or 1)) for n in stage_shots] if shots else stage_shots
-        more = {**how, "stage_shots": own}
+        more = {**how, "stage_shots": scaled(shots or backend.shots)}
         return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds <= limit
 
     fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
     offers = [f"--limit {fewer}"] if fewer else []
-    offers += [f"--shots {less}"] if less else []
+    fewer_shots = f"--shots-per-stage {','.join(map(str, scaled(less)))}" if stage_shots else f"--shots {less}"
+    offers += [fewer_shots] if less else []
     local = getattr(backend, "account", backend) is None  # the client simulates the whole chip: never packed
     if not backend.packer.packs and not local and fits(pack=True):
         offers.append("packing (no --no-pack, pack: true)")

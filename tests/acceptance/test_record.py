@@ -12,6 +12,7 @@ import yaml
 from qiskit.primitives import BitArray
 
 from qrkt_hw.backends.device.journal import packed, unpacked
+from qrkt_hw.experiments import devices
 from tests.acceptance.test_several_devices import ENTRY, TINY, several
 from tests.command_line import qrkt, refused, trained
 from tests.ibm_service.process import KEY
@@ -28,19 +29,23 @@ def chain(qubits, layers):
 
 @pytest.fixture(scope="module")
 def home(service, tmp_path_factory):
-    """An inference on one device with mitigation, one on two of which one fails half-way, and what nobody may see."""
+    """An inference on one device, corrected by default, one on two with mitigation, of which one fails half-way, and
+    what nobody may see."""
     folder = tmp_path_factory.mktemp("alice-secret-home") / "project"
     folder.mkdir()
-    entry = {**ENTRY, "instance": service.environment()["QISKIT_IBM_INSTANCE"], "mitigation": "mthree"}
+    entry = {**ENTRY, "instance": service.environment()["QISKIT_IBM_INSTANCE"]}
     (folder / "backends.yaml").write_text(yaml.safe_dump({name: {**entry, "name": name} for name in NAMES}))
     (folder / "mine.py").write_text(OWN)
     own = [folder / "mine.py:chain" if word == "brickwork" else word for word in TINY]
     trained(folder, "--limit", 32, "--epochs", 1, *own, "--rk", "rk1")
     service.reset()
     asked = ["--backends-file", folder / "backends.yaml"]
-    assert several(folder, *asked, names="ibm_fez").returncode == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "ENOUGH", 1)
+        corrected = several(folder, *asked, names="ibm_fez")
+    assert json.loads(corrected.stdout)["backend_details"]["mitigation"] == "trex", corrected.stderr
     service.misbehave("fail", skip=2, times=99, where="ibm_kingston", code=1517)  # behind the calibrations
-    found = several(folder, *asked)
+    found = several(folder, *asked, "--mitigation", "mthree")
     assert found.returncode == 0 and json.loads(found.stdout)["devices"][0]["taken_over"], found.stderr
     return folder
 
@@ -118,7 +123,7 @@ def test_a_record_that_was_changed_is_refused(home, tmp_path):
     base = sqlite3.connect(":memory:")
     base.deserialize(members["journal.sqlite"])
     for activity, key, data in base.execute("select activity, key, data from outcomes").fetchall():
-        wiped = {name: BitArray(bits.array * (bits.num_shots != 64), bits.num_bits)  # calibrations have other shots
+        wiped = {name: BitArray(bits.array * (bits.num_shots > 64), bits.num_bits)  # calibrations have more shots
                  for name, bits in unpacked(data).items()}  # fmt: skip
         base.execute("update outcomes set data = ? where activity = ? and key = ?", (packed(wiped), activity, key))
     base.commit()

@@ -91,7 +91,7 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
     service.reset()
     entry = {"provider": "ibm", "name": "ibm_fez", "submissions_per_minute": 100_000, "patience": 5, "shots": 32}
     (run.parent / "backends.yaml").write_text(yaml.safe_dump({"fez": entry}))
-    asked = ["infer", run, "--backend", "fez", "--limit", 6, "--fine-tune", 4]
+    asked = ["infer", run, "--backend", "fez", "--limit", 6, "--fine-tune", 4, "--shots-per-stage", "auto"]
     plan = json.loads(qrkt(*asked, "--dry-run", "--json", cwd=run.parent).stdout)
     complete, fitted = inference.infer_split, []
 
@@ -99,7 +99,9 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "infer_split", stopped)
-    assert "--fine-tune 4" in qrkt(*asked, cwd=run.parent).stderr
+    said = qrkt(*asked, cwd=run.parent).stderr
+    typed = shlex.split(said.split("resume with: qrkt-hw ")[1].splitlines()[0])
+    assert {"--fine-tune", "--shots-per-stage"} <= {*typed}
     assert len(service.report()["jobs"]) == 2
 
     def watched(_, model, *others):
@@ -108,13 +110,17 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
 
     monkeypatch.setattr(inference, "infer_split", watched)
     monkeypatch.setattr(classifier, "refit", lambda *_: pytest.fail("fitted again"))
-    found = qrkt(*asked, "--resume", "--json", cwd=run.parent)
+    found = qrkt(*typed, "--json", cwd=run.parent)
     assert found.returncode == 0, found.stderr
     record, report = json.loads(found.stdout), service.report()
     assert not report["twice"] and len(report["jobs"]) == plan["jobs"] == 4
     assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
     assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
     assert fitted == [sha256(safetensors.torch.load_file(run / "inference" / record["fine_tuned"]["weights"]))]
+    monkeypatch.setattr(inference, "infer_split", complete)
+    assert qrkt("jobs", "export", run, "--out", "record.zip", cwd=run.parent).returncode == 0
+    checked = qrkt("jobs", "check", "record.zip", cwd=run.parent)
+    assert checked.returncode == 0 and "6 samples on fez" in checked.stdout, checked.stderr
 
 
 @pytest.mark.slow

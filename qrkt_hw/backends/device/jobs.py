@@ -288,6 +288,7 @@ class BillingBackend(DeviceBackend):
         return {
             **super().about(), "device": self.place.name, "qubits": self.num_qubits, "calibrated": self.calibrated(),
             **self.place.about(), "jobs": self.submissions, "activity": self.jobs and self.jobs.activity.name,
+            "mitigation": self.packer.mitigation,
             "estimated_seconds": round(self.estimated, 3), "billed_seconds": round(self.billed, 3), **more,
         }  # fmt: skip
 
@@ -379,7 +380,7 @@ class BillingBackend(DeviceBackend):
                                 for where, p in entries.items()]  # fmt: skip
         keys = {"optimization_level": "level", "min_fidelity": "min_fidelity", "spacing": "spacing"}
         packer = {to: getattr(self.entry, key) for key, to in keys.items()}
-        packer |= {"pack": self.packer.packs, "options": self.options, "mitigation": self.packer.readout is not None}
+        packer |= {"pack": self.packer.packs, "options": self.packer.options, "mitigation": self.packer.mitigation}
         return {
             "device": self.place.name, "calibrated": self.calibrated(), "qubits": self.num_qubits, "shots": self.shots,
             "dt": self.target.dt, "rep_delay": self.default_rep_delay, "packer": packer,
@@ -413,6 +414,7 @@ class Recorded(DeviceBackend):
         super().__init__(activity.device)
         self.journal, self.activity, self.others = journal, activity, list[Recorded]()
         self.by_order = 0  # PUBs whose outcomes were found by their order
+        self.in_order = True  # outcomes are in the order in which they are asked for
         try:
             kept = journal.device(activity)
             self.target = _target(kept)
@@ -434,7 +436,7 @@ class Recorded(DeviceBackend):
     def submit(self, pubs: Sequence[PUB]) -> Counted:
         cut = [parts(pub, self.job_limits, self.default_rep_delay) for pub in pubs]
         outcomes = [[self.journal.outcome(self.activity, part.key) for part in own] for own in cut]
-        if all(one is None for own in outcomes for one in own) and not self.others:
+        if all(one is None for own in outcomes for one in own) and self.in_order:
             outcomes = [[self._next(part) for part in own] for own in cut]
             self.by_order += len(pubs)
         if any(one is None for own in outcomes for one in own):
