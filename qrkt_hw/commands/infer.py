@@ -145,6 +145,7 @@ def infer(
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.models.factory import build_model
+    from qrkt_hw.models.noise import check_strings
     from qrkt_hw.resources.forecast import plan, share
     from qrkt_hw.resources.tables import summarize
 
@@ -169,6 +170,8 @@ def infer(
         samples = loading.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
+    if fine_tune is not None:
+        check_strings(model, "--fine-tune")  # before a device is paid for
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     if compare_mitigation:
