@@ -80,10 +80,11 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    if compare_mitigation and (paths or images or texts or ablate or report or flags["mitigation"]):
+    ways = [flags["mitigation"], flags["dynamical_decoupling"], flags["twirl_gates"], stage_shots, fine_tune]
+    if compare_mitigation and (paths or images or texts or ablate or report or any(one is not None for one in ways)):
         raise UserError(
-            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report "
-            "and --mitigation"
+            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report, "
+            "--mitigation, --dynamical-decoupling, --twirl-gates, --shots-per-stage and --fine-tune"
         )
     if paths and (images or texts or split or limit or ablate or data_dir or report):
         raise UserError(
@@ -141,6 +142,8 @@ def infer(
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
+    if flags["mitigation"] not in (None, "none") and not backend.shots:
+        raise UserError(f"--mitigation corrects what is counted, and {backend.name!r} counts nothing; give --shots")
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape

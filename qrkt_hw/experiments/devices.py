@@ -74,7 +74,8 @@ def shots_of_stages(
         if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
             raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
         if len(numbers) != len(stages):
-            raise UserError(f"{name}: {len(numbers)} numbers, and the model has {len(stages)} sequential stages")
+            given = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+            raise UserError(f"{name}: {given}, and the model has {len(stages)} sequential stages")
         return numbers, f"shots of the stages: {asked}"
     check_strings(model, f"{name} auto")
     (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)

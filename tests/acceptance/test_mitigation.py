@@ -73,8 +73,9 @@ def test_a_budget_holds_for_all_together(runs, capsys):
     there = [runs / "run", "--backend", "fake_manila", *THERE]
     assert run("infer", *there, "--max-qpu-seconds", 30) == 2
     assert "--max-qpu-seconds 30 s: the comparison takes" in capsys.readouterr().err
-    assert run("infer", *there, "--mitigation", "trex") == 2
-    assert "leave out paths" in capsys.readouterr().err
+    for more in (["--mitigation", "trex"], ["--twirl-gates"], ["--shots-per-stage", "auto"], ["--fine-tune", 3]):
+        assert run("infer", *there, *more) == 2
+        assert "leave out paths" in capsys.readouterr().err
     assert run("infer", runs / "run", "--compare-mitigation") == 2
     assert "--compare-mitigation applies only to devices that sample" in capsys.readouterr().err
 
