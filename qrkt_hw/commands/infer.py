@@ -80,8 +80,8 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    ways = [flags["mitigation"], flags["dynamical_decoupling"], flags["twirl_gates"], stage_shots, fine_tune]
-    if compare_mitigation and (paths or images or texts or ablate or report or any(one is not None for one in ways)):
+    own = [flags["mitigation"], flags["dynamical_decoupling"], flags["twirl_gates"], stage_shots, fine_tune]
+    if compare_mitigation and (paths or images or texts or ablate or report or any(one is not None for one in own)):
         raise UserError(
             "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report, "
             "--mitigation, --dynamical-decoupling, --twirl-gates, --shots-per-stage and --fine-tune"

@@ -156,7 +156,7 @@ def test_sums_of_strings_are_refused():
     for key, value in {"shot_noise": 9, "readout_error": 0.1, "noise_device": "fake_lima"}.items():
         with pytest.raises(UserError, match=f"^{key}: ansatz .* measures sums of Pauli strings"):
             inject(quantum, Config(**{key: value}).training, quantum.backend)
-    with pytest.raises(UserError, match="^fine_tune: ansatz .* measures sums of Pauli strings"):
+    with pytest.raises(UserError, match=r"^fine_tune: ansatz .* measures sums of Pauli strings"):
         check_strings(quantum, "--fine-tune")
 
 
