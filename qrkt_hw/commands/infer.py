@@ -175,6 +175,9 @@ def infer(
     model = build_model(options, shape, backend)
     if fine_tune is not None:
         check_strings(model, "--fine-tune")  # before a device is paid for
+        there = len(loading.read_split(folder, "train", None, data_dir))
+        if fine_tune > there:
+            raise UserError(f"--fine-tune: {fine_tune:,} images, and the training split has {there:,}")
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     if compare_mitigation:
