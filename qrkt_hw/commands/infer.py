@@ -141,10 +141,13 @@ def infer(
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
+    if flags["mitigation"] not in (None, "none") and not backend.shots:
+        raise UserError(f"--mitigation corrects what is counted, and {backend.name!r} counts nothing; give --shots")
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.models.factory import build_model
+    from qrkt_hw.models.noise import check_strings
     from qrkt_hw.resources.forecast import plan, share
     from qrkt_hw.resources.tables import summarize
 
@@ -169,6 +172,11 @@ def infer(
         samples = loading.read_split(folder, split or "test", limit, data_dir)
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
+    if fine_tune is not None:
+        check_strings(model, "--fine-tune")  # before a device is paid for
+        there = len(loading.read_split(folder, "train", None, data_dir))
+        if fine_tune > there:
+            raise UserError(f"--fine-tune: {fine_tune:,} images, and the training split has {there:,}")
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
     # a plan beyond the backend's own limit is shown, one beyond the flags' is refused

@@ -35,7 +35,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
 from qrkt_hw.models.metrics import logits_of, mcnemar, wilson
-from qrkt_hw.models.noise import Response, add_hooks, allocated, sensitivities
+from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights
 from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import stages_of, trace
@@ -63,7 +63,7 @@ def shots_of_stages(
             logits of validation samples are sensitive to noise.
         data_dir: of these samples.
 
-    Raises UserError: not such a number for each stage, or a simulator.
+    Raises UserError: not such a number for each stage, a simulator, or sums of Pauli strings with ``auto``.
     """
     name = "--shots-per-stage"
     if not isinstance(backend, DeviceBackend) or not backend.shots:
@@ -75,8 +75,10 @@ def shots_of_stages(
         if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
             raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
         if len(numbers) != len(stages):
-            raise UserError(f"{name}: {len(numbers)} numbers, and the model has {len(stages)} sequential stages")
+            given = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
+            raise UserError(f"{name}: {given}, and the model has {len(stages)} sequential stages")
         return numbers, f"shots of the stages: {asked}"
+    check_strings(model, f"{name} auto")
     (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)
     noise = sensitivities(model, inputs, [[call.layer for call in stage] for stage in stages])
     seconds = [

@@ -38,10 +38,19 @@ def strings(template: CircuitTemplate) -> tuple[NDArray[np.float64], NDArray[np.
     terms = [observable.simplify().to_sparse_list() for observable in template.observables]
     if any(len(one) > 1 for one in terms):
         raise UserError(
-            f"--shot-noise: ansatz {template.name!r} measures sums of Pauli strings; shot noise is known of single ones"
+            f"ansatz {template.name!r} measures sums of Pauli strings; shot noise is known of single ones only"
         )
     first = [one[0] for one in terms]
     return np.array([c.real for _, _, c in first]), np.array([len(qubits) for _, qubits, _ in first])
+
+
+def check_strings(model: nn.Module, option: str) -> None:
+    """Raises UserError, in terms of ``option``: a circuit measures sums of Pauli strings."""
+    for layer in quantum_layers(model):
+        try:
+            strings(layer.template)
+        except UserError as error:
+            raise UserError(f"{option}: {error}") from error
 
 
 def deviation(layer: QuantumLayer, features: Tensor, values: Tensor) -> Tensor:
@@ -185,7 +194,8 @@ def device_damping(template: CircuitTemplate, device: str) -> NDArray[np.float64
 def inject(model: nn.Module, options: TrainingConfig, backend: Backend) -> None:
     """Give a model the noise of its training, where it has some.
 
-    Raises UserError: circuits that torch does not differentiate, or whose values are noisy without it.
+    Raises UserError: circuits that torch does not differentiate, whose values are noisy without it, or that measure
+    sums of Pauli strings.
     """
     shots, error, device = options.shot_noise, options.readout_error, options.noise_device
     key = "shot_noise" if shots else "readout_error" if error else "noise_device" if device else None
@@ -198,6 +208,7 @@ def inject(model: nn.Module, options: TrainingConfig, backend: Backend) -> None:
         raise UserError(
             f"{flag(key)}: values on {backend.name!r} are damped already; leave it out, or take --backend exact"
         )
+    check_strings(model, flag(key))
     add_hooks(model, training_noise(shots, error, device))
 
 

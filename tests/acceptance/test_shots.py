@@ -47,6 +47,8 @@ def test_shots_go_where_the_logits_need_them_in_the_same_time(run):
     [
         (["--backend", "exact", "--shots-per-stage", "auto"], ["applies only to devices that sample", "'exact'"]),
         ([*DEVICE, "--shots-per-stage", "8,8,8"], ["3 numbers", "2 sequential stages"]),
+        (["--backend", "fake_lima", "--shots", 0, "--mitigation", "trex"], ["--mitigation", "give --shots"]),
+        ([*DEVICE, "--fine-tune", 10**9, "--dry-run"], ["--fine-tune", "the training split has"]),
         ([*DEVICE, "--shots-per-stage", "8,x"], ["'8,x'", "auto, or numbers"]),
         ([*DEVICE, "--shots-per-stage", "8,0"], ["'8,0'", "from 1 to"]),
         ([*DEVICE, "--shots-per-stage", "9,9", "--max-qpu-seconds", 2.1], ["--max-qpu-seconds", "too many"]),

@@ -15,6 +15,7 @@ from qrkt_hw.models.noise import (
     Response,
     add_hooks,
     allocated,
+    check_strings,
     device_damping,
     inject,
     sensitivities,
@@ -152,8 +153,11 @@ def test_sums_of_strings_are_refused():
     from qiskit.quantum_info import SparsePauliOp
 
     quantum = QuantumLayer.from_circuit(circuit, inputs=angles, observables=SparsePauliOp(["ZI", "IZ"]))
-    with pytest.raises(UserError, match="sums of Pauli strings"):
-        inject(quantum, Config(shot_noise=9).training, quantum.backend)
+    for key, value in {"shot_noise": 9, "readout_error": 0.1, "noise_device": "fake_lima"}.items():
+        with pytest.raises(UserError, match=f"^{key}: ansatz .* measures sums of Pauli strings"):
+            inject(quantum, Config(**{key: value}).training, quantum.backend)
+    with pytest.raises(UserError, match=r"^fine_tune: ansatz .* measures sums of Pauli strings"):
+        check_strings(quantum, "--fine-tune")
 
 
 def test_sensitivity_is_the_variance_of_the_margin():
