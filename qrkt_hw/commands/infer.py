@@ -195,7 +195,8 @@ def infer(
         cli.echo(to_json(found)) if as_json else _mitigations(found)
         return
     if flags["mitigation"] is None:
-        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots)
+        allowed = device["budget"]
+        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots, allowed)
         if told is not None:
             said.print(told, highlight=False)
     batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)

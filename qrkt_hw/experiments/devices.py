@@ -251,12 +251,12 @@ def on_backend(
 
 def correct_readout(
     run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool,
-    stage_shots: Sequence[int] = (),
+    stage_shots: Sequence[int] = (), budget: Budget | None = None,
 ) -> str | None:  # fmt: skip
     """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
 
-    It is not where a sequential stage has fewer shots than patterns of flips. A resumed inference goes on as it was
-    begun.
+    It is not where a sequential stage has fewer shots than patterns of flips, or it would exceed the limit. A resumed
+    inference goes on as it was begun.
     """
     if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
         return None
@@ -274,6 +274,12 @@ def correct_readout(
     if not chosen:
         return None
     backend.correct(DEFAULT)
+    limit = None if resume else getattr(Budget.of(backend, budget), "limit", None)
+    planned = forecast(stages, samples, min(samples, BATCH), backend, stage_shots=stage_shots)
+    if limit is not None and planned.seconds > limit:
+        backend.packer.mitigate("none")
+        backend.corrected = None
+        return None
     return f"readout is corrected by {DEFAULT}, with calibrations of its own; --mitigation none leaves it out"
 
 

@@ -127,11 +127,18 @@ def plan(
     def scaled(shots: int | None) -> list[int]:
         return [max(1, n * (shots or 1) // (backend.shots or 1)) for n in stage_shots]
 
-    def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
+    def seconds(n: int = samples, shots: int | None = None, pack: bool | None = None) -> float:
         more = {**how, "stage_shots": scaled(shots or backend.shots)}
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds <= limit
+        try:
+            return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds
+        except UserError:  # fewer shots than the mitigation takes
+            return 0.0
+
+    def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
+        return seconds(n, shots, pack) <= limit
 
     fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
+    less = less if less and seconds(shots=less) else 0
     offers = [f"--limit {fewer}"] if fewer else []
     fewer_shots = f"--shots-per-stage {','.join(map(str, scaled(less)))}" if stage_shots else f"--shots {less}"
     offers += [fewer_shots] if less else []
