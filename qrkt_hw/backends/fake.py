@@ -22,7 +22,7 @@ from qrkt_hw.backends.device.layout import MIN_FIDELITY
 from qrkt_hw.backends.device.measurement import Basis, Floats, bases, flipped, sample
 from qrkt_hw.backends.device.packing import Counted, Counts, DeviceBackend, Packer
 from qrkt_hw.backends.device.pubs import PLAIN, PUB, Slot, Variant
-from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, folded, twirled, with_idle
+from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, twirled, with_idle
 from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
 from qrkt_hw.errors import UserError
@@ -79,7 +79,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         self._functions: dict[tuple[CircuitTemplate, torch.dtype], NoisySimulator | None] = {}
         self._tables: OrderedDict[tuple[Any, ...], NoisySimulator] = OrderedDict()
         self._replicas: dict[tuple[Any, ...], Any] = {}
-        self._twirled: dict[int, tuple[PlacedCircuit, list[PlacedCircuit]]] = {}
+        # by ``id`` of a circuit, which is kept as long: a circuit has no hash
+        self._twirled: dict[int, tuple[QuantumCircuit, list[PlacedCircuit]]] = {}
         self._kept = PropagatedCache()
         if self.noise_name not in (device, "none"):
             other = fake_device(self.noise_name)
@@ -110,11 +111,11 @@ class FakeBackend(DeviceBackend, AerBackend):
         self._functions, self._tables, self._replicas, self._twirled = {}, OrderedDict(), {}, {}
 
     def _instances(self, placed: PlacedCircuit) -> list[PlacedCircuit]:
-        """What the service would make of a circuit: all together, and equally often, run in its stead."""
+        """The circuits that the service runs in place of one, all equally often."""
         found = [placed]
         if self.options["twirl_gates"]:
-            if id(placed.circuit) not in self._twirled:  # of a group, whose replicas share it
-                self._twirled[id(placed.circuit)] = placed, twirled(placed, self.target, TWIRLS)
+            if id(placed.circuit) not in self._twirled:  # the replicas of a group have one circuit
+                self._twirled[id(placed.circuit)] = placed.circuit, twirled(placed, self.target, TWIRLS)
             found = [one.moved(placed.physical) for one in self._twirled[id(placed.circuit)][1]]
         if self.idle or self.options["dynamical_decoupling"]:
             decouple = self.options["dynamical_decoupling"]
@@ -291,9 +292,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         return chances
 
     def _run_as(self, pub: PUB, slot: Slot) -> tuple[PlacedCircuit, list[bool]]:
-        """What runs in a slot, and which qubits are flipped in front of their measurement."""
-        own = slot.group.placed
-        placed = PlacedCircuit(folded(own.circuit, pub.variant.fold), slot.physical, own.measured)
+        """The circuit that runs in a slot, and which qubits are flipped in front of their measurement."""
+        placed = PlacedCircuit(slot.group.circuit(pub.variant.fold), slot.physical, slot.group.placed.measured)
         return placed, flipped(slot.group.basis, pub.variant.flip)
 
     def _once(self, slot: Slot, variant: Variant, make: Callable[[], T]) -> T:

@@ -202,14 +202,13 @@ def readout(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> 
 
 
 def confusion(qubits: Sequence[int], noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
-    """The same for qubits of the device."""
+    """Confusion ``(2, 2)`` of qubits of the device, as :func:`readout`."""
     found = [np.eye(2) if noise is None else noise.readout[q] for q in qubits]
-    for place, qubit in enumerate(qubits):
-        if any(flips) and flips[place]:
-            error = None if noise is None else noise.gates.get(("x", (qubit,)))
-            ideal = np.eye(4)[[3, 0]]  # |1><1| and |0><0|, column by column
-            states = ideal if error is None else ideal @ error.T
-            found[place] = np.clip(states[:, [0, 3]].real, 0, None) @ found[place]
+    for place in np.flatnonzero(flips):
+        error = None if noise is None else noise.gates.get(("x", (qubits[place],)))
+        ideal = np.eye(4)[[3, 0]]  # |1><1| and |0><0|, column by column
+        states = ideal if error is None else ideal @ error.T
+        found[place] = np.clip(states[:, [0, 3]].real, 0, None) @ found[place]
     return found
 
 

@@ -387,7 +387,7 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
         one.others = [other for name, other in recorded.items() if name != key]
         one.in_order = not one.others and fitted is None  # a fine-tuning asked for others before
     if parts:
-        backend = Devices(",".join(recorded), recorded, {}, json.loads(journal.plan(activity)[0] or b"[]")[0])
+        backend = Devices(",".join(recorded), recorded, {}, journal.plan(activity)[0])
     with backend.open():
         model = load(folder, backend)
         tuned = None

@@ -171,7 +171,7 @@ def test_a_limit_of_all_together(home, clean):
     plan = json.loads(several(home, "--dry-run").stdout)
     clean.control("settings", billing_factor=2.0)
     stopped = several(home, "--max-qpu-seconds", round(plan["seconds"] * 1.2, 2))
-    refused(stopped, "are billed or under way on all devices", "what came back is kept")
+    refused(stopped, "are billed or estimated for jobs on all devices", "what came back is kept")
     assert "resume with: " in stopped.stderr and clean.report()["seconds"] < plan["seconds"] * 1.7
     clean.control("settings", billing_factor=1.0)
     found = several(home, "--resume")

@@ -195,24 +195,21 @@ def ones(row: NDArray[np.float64] | dict[int, int], width: int) -> list[float]:
 
 
 class Readout:
-    """Confusion matrices of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
+    """Readout errors of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
 
     def __init__(self, qubits: int, twirled: bool = False) -> None:
         self.twirled = twirled  # qubits are flipped at random: what is left of an error is a factor (TREX)
-        self.matrices: list[NDArray[np.float32] | None] = [None] * qubits
+        self.qubits = qubits  # of the device
         self.ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
     @property
     def known(self) -> set[int]:
-        return {q for q, matrix in enumerate(self.matrices) if matrix is not None}
+        return {qubit for qubit, state in self.ones if state == 0 and (qubit, 1) in self.ones}
 
     def learn(self, state: int, qubits: Sequence[int], ones: Sequence[float]) -> None:
         """Take over how often qubits of the device were read as 1 where all of them were prepared in ``state``."""
         for qubit, share in zip(qubits, ones, strict=True):
             self.ones[qubit, state] = float(share)
-            zero, one = self.ones.get((qubit, 0)), self.ones.get((qubit, 1))
-            if zero is not None and one is not None:
-                self.matrices[qubit] = np.array([[1 - zero, 1 - one], [zero, one]], dtype=np.float32)
 
     def scaled(self, basis: Basis, qubits: Sequence[int]) -> Basis:
         """The basis for values of twirled readout: each term is divided by what the qubits it is read from lose."""
@@ -248,8 +245,12 @@ class Readout:
 
         self._check(qubits)
         tool: Any = M3Mitigation()
-        tool.num_qubits = len(self.matrices)
-        tool.cals_from_matrices(self.matrices)
+        tool.num_qubits = self.qubits
+        matrices: list[NDArray[np.float32] | None] = [None] * self.qubits
+        for qubit in qubits:
+            zero, one = self.ones[qubit, 0], self.ones[qubit, 1]
+            matrices[qubit] = np.array([[1 - zero, 1 - one], [zero, one]], dtype=np.float32)
+        tool.cals_from_matrices(matrices)
         width = len(qubits)
         # mthree inverts among the outcomes it is given: without those that were not seen, few shots give biased values
         unseen = dict.fromkeys(range(2**width if width <= 8 else 0), 0)

@@ -62,7 +62,6 @@ from qrkt_hw.backends.device.transpile import (
     cut,
     duration,
     foldable,
-    folded,
     qubits_of,
     transpiled,
 )
@@ -321,7 +320,7 @@ class Packer:
             register = ClassicalRegister(len(slot.read), f"c{place}")
             circuit.add_register(register)
             if calibration is None:
-                own = folded(slot.group.placed.circuit, variant.fold)
+                own = slot.group.circuit(variant.fold)
                 names = dict(zip(own.parameters, vector, strict=False))
                 vector = vector[len(names) :]
                 for instruction in own.assign_parameters(names).data if names else own.data:

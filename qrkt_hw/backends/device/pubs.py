@@ -16,7 +16,7 @@ from qiskit.circuit.library import get_standard_gate_name_mapping
 
 from qrkt_hw.backends.budget import JOB_SECONDS, LARGEST_JOB
 from qrkt_hw.backends.device.layout import at_most_one, solved
-from qrkt_hw.backends.device.transpile import PlacedCircuit
+from qrkt_hw.backends.device.transpile import PlacedCircuit, folded
 
 Key = TypeVar("Key", bound=Hashable)
 TRIES = 24  # numbers of executions tried for an allocation of all circuit groups together
@@ -83,6 +83,13 @@ class CircuitGroup:
     replicas: tuple[Any, ...]  # disjoint, best first, each ``(qubits of the device, ESP)``
     template: Any = None  # those that were asked for first; None where the group is read from a kept plan
     basis: Any = None
+    _folded: dict[int, QuantumCircuit] = field(default_factory=dict)
+
+    def circuit(self, fold: int) -> QuantumCircuit:
+        """The placed circuit with every two-qubit gate run ``fold`` times; made once for each, as ``placed`` stays."""
+        if fold not in self._folded:
+            self._folded[fold] = folded(self.placed.circuit, fold)
+        return self._folded[fold]
 
     def columns(self) -> list[int]:
         """For every parameter of the placed circuit its place among the template's."""
