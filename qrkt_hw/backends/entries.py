@@ -238,11 +238,16 @@ def layers(named: Path | str | None = None) -> dict[str, tuple[Entry, str]]:
         if path is not None and path.is_file():
             for name, entry in read_entries(_text(path), str(path)).items():
                 _check_name(name, entry, str(path), merged)
-                if name not in merged or merged[name][0] != entry:
+                if name not in merged or _content(merged[name][0]) != _content(entry):
                     merged[name] = (entry, str(path))
     for name in merged:
         _check_fallback(name, merged)
     return merged
+
+
+def _content(entry: Entry) -> tuple[Entry, bool]:
+    """What an entry says: its values, and whether it sets ``mitigation``, whose default an inference may replace."""
+    return entry, "mitigation" in entry.model_fields_set
 
 
 def _check_name(name: str, entry: Entry, where: str, below: dict[str, tuple[Entry, str]]) -> None:

@@ -85,6 +85,7 @@ def resolve(
     backend = _made(name, entry, shots, seed)
     backend.gradient, backend.perturbation = gradient or entry.gradient, entry.perturbation
     backend.max_seconds = getattr(entry, "max_seconds", None)
+    backend.mitigation_set = "mitigation" in entry.model_fields_set
     backend.working_entry = any(key in found and found[key][1] == str(CWD) for key in (asked, name))
     if name != asked:
         why = f"{asked} cannot be used here: {first}."

@@ -255,8 +255,8 @@ def correct_readout(
 ) -> str | None:  # fmt: skip
     """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
 
-    It is not where a sequential stage has fewer shots than patterns of flips, or it would exceed the limit. A resumed
-    inference goes on as it was begun.
+    It is not where an entry or a flag says how errors are mitigated, a sequential stage has fewer shots than patterns
+    of flips, or it would exceed the limit. A resumed inference continues as it was begun.
     """
     if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
         return None
@@ -265,7 +265,7 @@ def correct_readout(
     executions = samples * sum(n * call.circuits for n, stage in zip(shots, stages, strict=True) for call in stage)
     measured = {basis for stage in stages for call in stage for basis in bases(call.template)}
     bits = max((code.bit_length() for basis in measured for code in flip_codes(basis)), default=0)
-    chosen = executions >= ENOUGH and min(shots, default=0) >= 2**bits
+    chosen = not backend.mitigation_set and executions >= ENOUGH and min(shots, default=0) >= 2**bits
     if resume and run.journal.is_file():
         with Journal(run.journal, write=False) as journal:
             begun = journal.unfinished("infer")

@@ -96,6 +96,9 @@ def test_readout_is_corrected_by_default_where_calibrations_are_a_small_part(run
     corrected, planned = executions(), executions("--dry-run")
     assert corrected == planned and corrected[1] and corrected[0] >= plain[0] + 32_768
     assert executions("--mitigation", "none") == plain
+    entry = {"provider": "fake", "name": "fake_manila", "mitigation": "none"}
+    (runs / "none.yaml").write_text(yaml.safe_dump({"fake_manila": entry}))
+    assert executions("--backends-file", runs / "none.yaml") == plain
     assert executions("--mitigation", "trex")[0] == corrected[0]
 
 

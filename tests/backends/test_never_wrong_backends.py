@@ -69,6 +69,9 @@ def test_commands_say_that_they_use_it(tmp_path, monkeypatch):
     assert said.returncode == 0 and "backends.yaml of this folder" in said.stderr
     # an entry that says what the shipped one says changes nothing, so there is nothing to announce
     assert "of this folder" not in qrkt("backends", "check", "aer_cpu", cwd=tmp_path).stderr
+    entry = "{provider: fake, name: fake_torino, optimization_level: 3, mitigation: none}"  # not corrected by default
+    (tmp_path / "backends.yaml").write_text(f"fake_torino: {entry}")
+    assert "of this folder" in qrkt("backends", "check", "fake_torino", cwd=tmp_path).stderr
     (tmp_path / "backends.yaml").write_text(f"exact: {DEVICE}")
     refused(qrkt("backends", "list", cwd=tmp_path), "backends.yaml", "exact")
 
