@@ -21,7 +21,7 @@ from qrkt_hw.errors import UserError, sentence
 Gradient = Literal["adjoint", "parameter_shift", "spsa"]
 Mitigation = Literal["none", "mthree", "trex", "postselection", "zne"]
 RENAMED = {"guard": "spacing", "quality": "min_fidelity"}  # keys of versions before
-SERVICE_KEYS = ("dynamical_decoupling", "twirl_gates")  # what the service does to circuits, and a fake backend as it
+SERVICE_KEYS = ("dynamical_decoupling", "twirl_gates")  # applied to circuits by the service, or a fake backend
 SHOTS = 1024  # of a circuit on a device that bills, where nobody says how many
 SAMPLER_KEYS = ("dynamical_decoupling", "twirl_gates", "twirl_measure", "rep_delay")  # of devices that bill
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -74,9 +74,9 @@ class FakeEntry(_Device, _Sampling):
     noise: FakeName | Literal["none"] | None = None
     dynamical_decoupling: bool = False
     twirl_gates: bool = False
-    # errors that devices have and their calibrations do not tell
-    coherent: Annotated[float, Field(ge=-1, le=1)] = 0.0  # share of its angle by which a two-qubit gate turns too far
-    idle: Annotated[float, Field(ge=-100, le=100)] = 0.0  # radians per microsecond that an idle qubit turns about Z
+    # errors of devices that calibrations do not contain
+    coherent: Annotated[float, Field(ge=-1, le=1)] = 0.0  # over-rotation of two-qubit gates, as a share of the angle
+    idle: Annotated[float, Field(ge=-100, le=100)] = 0.0  # Z rotation of idle qubits, radians per microsecond
 
 
 class BilledEntry(_Device):

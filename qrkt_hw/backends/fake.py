@@ -62,10 +62,10 @@ class FakeBackend(DeviceBackend, AerBackend):
         min_fidelity: float = MIN_FIDELITY,
         mitigation: Mitigation = "none",  # where there are shots
         misread: bool = True,  # False leaves readout errors out of the noise
-        dynamical_decoupling: bool = False,  # two X gates on every qubit that waits
+        dynamical_decoupling: bool = False,  # two X gates on every idle qubit
         twirl_gates: bool = False,  # random Pauli gates around two-qubit gates
-        coherent: float = 0.0,  # share of its angle by which a two-qubit gate turns too far
-        idle: float = 0.0,  # radians per microsecond by which a qubit that waits turns about Z
+        coherent: float = 0.0,  # over-rotation of two-qubit gates, as a share of the angle
+        idle: float = 0.0,  # Z rotation of idle qubits, radians per microsecond
     ) -> None:
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device

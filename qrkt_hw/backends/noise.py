@@ -38,7 +38,7 @@ class DeviceNoise:
     # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
     readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
-    idle: float = 0.0  # radians per second by which a qubit that waits turns about Z
+    idle: float = 0.0  # Z rotation of idle qubits, radians per second
 
 
 Noise = DeviceNoise | None
@@ -59,7 +59,11 @@ def device_noise(name: str) -> DeviceNoise:
 
 
 def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: float) -> DeviceNoise:
-    """Noise with errors added: two-qubit gates turn too far, by a share of their angle, and idle qubits about Z."""
+    """Noise with coherent errors added.
+
+    Two-qubit gates over-rotate by the share ``coherent`` of their angle, idle qubits rotate about Z by ``idle`` radians
+    per second.
+    """
     gates = {} if noise is None else dict(noise.gates)
     for name in set(FOLDABLE) & set(target.operation_names) if coherent else ():
         unitary = Operator(target.operation_from_name(name)).power(coherent)
@@ -204,7 +208,7 @@ def readout(placed: PlacedCircuit, noise: Noise, flips: Sequence[bool] = ()) -> 
 def confusion(qubits: Sequence[int], noise: Noise, flips: Sequence[bool] = ()) -> list[Floats]:
     """Confusion ``(2, 2)`` of qubits of the device, as :func:`readout`."""
     found = [np.eye(2) if noise is None else noise.readout[q] for q in qubits]
-    for place in np.flatnonzero(flips):
+    for place in np.flatnonzero(flips).tolist():
         error = None if noise is None else noise.gates.get(("x", (qubits[place],)))
         ideal = np.eye(4)[[3, 0]]  # |1><1| and |0><0|, column by column
         states = ideal if error is None else ideal @ error.T

@@ -174,7 +174,7 @@ def unavailable(entry: Entry) -> str | None:
 
 
 def _retired(entry: Entry) -> str | None:
-    """The sentence about a device of IBM that is no more, though some account may still list it; None for others."""
+    """A sentence on a retired device of IBM, which some accounts may still list; None for other entries."""
     if not isinstance(entry, IBMEntry):
         return None
     from qrkt_hw.backends.ibm.account import retired
@@ -183,8 +183,10 @@ def _retired(entry: Entry) -> str | None:
 
 
 def check_name(name: str, file: Path | None = None) -> None:
-    """Refuse what can be refused of a name, or a list of them, before a run is opened: retired devices that no account
-    lists."""
+    """Check a name, or a list of names, before a run is opened.
+
+    Raises UserError: a device is retired and no account lists it.
+    """
     for one in filter(None, map(str.strip, name.split(","))):
         if _retired(_entry(one, layers(file))) is not None:
             resolve(one, file=file)

@@ -121,7 +121,7 @@ def test_two_devices_have_one_journal_and_one_bill_as_planned(more, home, clean)
     assert several(home).returncode == 0  # it came to its end: another one is another inference
 
 
-def test_a_device_that_fails_half_way_is_left_out_and_another_goes_on_from_there(home, clean):
+def test_a_device_that_fails_half_way_is_left_out_and_another_resumes_from_its_last_answer(home, clean):
     clean.misbehave("fail", skip=1, where="ibm_kingston", code=1517)
     found = several(home)
     assert found.returncode == 0, found.stderr

@@ -372,7 +372,7 @@ class BillingBackend(DeviceBackend):
         return [[found[register.name] for register in pub.circuit.cregs] for pub, found in both]
 
     def _described(self) -> dict[str, Any]:
-        """What a reader of the journal needs to pack the same circuits again, for :class:`Recorded`."""
+        """What :class:`Recorded` needs to pack the same circuits again."""
         operations = {}
         for name in self.target.operation_names:
             entries = self.target[name] or {None: None}
@@ -404,8 +404,8 @@ class Missing(UserError):
 class Recorded(DeviceBackend):
     """A device whose results are those of an activity in a journal; nothing is run.
 
-    Circuits are packed as they were, and their outcomes found by what they were asked for; where that differs in
-    rounding, as on another processor, by their order. Raises UserError: the journal does not say what the device was.
+    Circuits are packed as they were. Their outcomes are found by the keys of their PUBs or, where angles differ in
+    rounding, as on another CPU, by their order. Raises UserError: the journal does not say what the device was.
     """
 
     kind = "recorded device"
@@ -414,7 +414,7 @@ class Recorded(DeviceBackend):
         super().__init__(activity.device)
         self.journal, self.activity, self.others = journal, activity, list[Recorded]()
         self.by_order = 0  # PUBs whose outcomes were found by their order
-        self.in_order = True  # outcomes are in the order in which they are asked for
+        self.in_order = True  # the journal has the outcomes in the order of the circuit batches
         try:
             kept = journal.device(activity)
             self.target = _target(kept)
@@ -446,7 +446,7 @@ class Recorded(DeviceBackend):
         return [[one[r.name] for r in pub.circuit.cregs] for pub, one in zip(pubs, joined, strict=True)]
 
     def _next(self, part: PUB) -> dict[str, BitArray] | None:
-        """The first outcome that nobody asked for and that is of this shape."""
+        """The first outcome of this shape that no PUB has taken."""
         for key in self._order:
             outcome = None if key in self._used else self.journal.outcome(self.activity, key)
             if outcome is not None:
@@ -457,7 +457,7 @@ class Recorded(DeviceBackend):
         return None
 
     def run(self, calls: Sequence[Call]) -> list[NDArray[np.float64]]:
-        for one in self.others:  # a portion may have been begun elsewhere
+        for one in self.others:  # another device may have begun this portion
             with suppress(Missing):
                 found = DeviceBackend.run(one, calls)
                 self.packer.unmitigated = one.packer.unmitigated
@@ -466,7 +466,7 @@ class Recorded(DeviceBackend):
 
 
 def _target(kept: dict[str, Any]) -> Target:
-    """Qubits, gates, durations and errors as they were."""
+    """The target with the qubits, gates, durations and errors that the journal keeps."""
     found, known = Target(num_qubits=int(kept["qubits"]), dt=kept["dt"]), get_standard_gate_name_mapping()
     for name, entries in kept["operations"].items():
         if name in known and entries[0][0] is not None:

@@ -1,7 +1,7 @@
 """What was asked of a device and what came back, on disk, so that nothing is paid for twice.
 
-An activity is one inference or training on one device, or on several, each with a part of it. Its submissions go
-through the states
+An activity is one inference or training on one device, or on several devices, each of which has a part. Its
+submissions go through the states
 
 ``planned -> submitting -> submitted -> done``, or ``failed`` (refused by the service, or failed there), or ``held``:
 sent, without an answer, and not found by its tag; it is adopted or sent again only on the user's word. Every change is
@@ -113,7 +113,7 @@ class Journal:
     _base: Any = None
 
     def __init__(self, path: Path | None, write: bool = True) -> None:
-        self.path, self._turn = path, threading.RLock()
+        self.path, self._mutex = path, threading.RLock()
         self.positions: Counter[int] = Counter()  # runs that this process has answered, by activity
         if path is not None and write:
             self._lock(path)
@@ -167,12 +167,15 @@ class Journal:
     def _do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute; all rows, as a page of the file may turn out to be damaged only when it is read."""
         try:
-            with self._turn:
+            with self._mutex:
                 return self._base.execute(statement, values).fetchall()
         except sqlite3.OperationalError as error:  # a full disk, a folder that may not be written
             raise UserError(f"{self.path} cannot be read or written: {error}") from error
         except _DAMAGE as error:
             raise UserError(f"{self.path} is damaged: it is not a journal ({error})") from error
+
+    def _has(self, table: str) -> bool:
+        return bool(self._do("select name from sqlite_master where name = ?", (table,)))
 
     def _read(self, kind: type[Row], what: str, row: Any, holds: bool = True) -> Row:
         try:
@@ -198,7 +201,7 @@ class Journal:
         return own[-1] if own and not own[-1].finished else None
 
     def parts(self, activity: Activity) -> list[Activity]:
-        """Of an activity on several devices what each device has of it."""
+        """The parts of an activity on several devices, one for each device."""
         return [a for a in self.activities() if a.arguments.get(PART) == activity.name]
 
     def finish(self, activity: Activity) -> None:
@@ -219,20 +222,21 @@ class Journal:
         self._do("insert or replace into devices values (?, ?)", (activity.id, json.dumps(described)))
 
     def device(self, activity: Activity) -> dict[str, Any]:
-        """What :meth:`keep_device` kept. Raises UserError: nothing, as in journals of versions before."""
-        there = self._do("select name from sqlite_master where name = 'devices'")
-        rows = self._do("select data from devices where activity = ?", (activity.id,)) if there else []
+        """What :meth:`keep_device` kept. Raises UserError: nothing, as in journals of earlier versions."""
+        kept = self._has("devices")
+        rows = self._do("select data from devices where activity = ?", (activity.id,)) if kept else []
         try:
             return dict(json.loads(rows[0]["data"]))
         except (LookupError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{self.path} does not say what device {activity.device} was") from error
 
     def copy(self, path: Path, clean: Callable[[str, Any], Any]) -> None:
-        """A new journal with what was asked for and counted, each value as ``clean(column, value)`` leaves it."""
+        """Write a new journal with everything but answers, each value as ``clean(column, value)`` returns it.
+
+        Raises UserError: it cannot be written.
+        """
         with Journal(path) as other:
-            for table in ("activities", "submissions", "outcomes", "devices"):
-                if not self._do("select name from sqlite_master where name = ?", (table,)):
-                    continue
+            for table in filter(self._has, ("activities", "submissions", "outcomes", "devices")):
                 for row in self._do(f"select * from {table}"):
                     values = {column: clean(column, value) for column, value in dict(row).items()}
                     places = ", ".join("?" * len(values))
@@ -281,7 +285,7 @@ class Journal:
 
     def done(self, submission: Submission, outcomes: Sequence[dict[str, BitArray]], billed: float) -> Submission:
         """Keep raw results and bill, in one step."""
-        with self._turn:
+        with self._mutex:
             self._do("begin immediate")
             try:
                 for key, outcome in zip(submission.keys, outcomes, strict=True):

@@ -34,7 +34,7 @@ class Basis:  # one way of measuring all qubits
     letters: tuple[str, ...]  # per qubit ``X``, ``Y`` or ``Z``, qubit 0 first
     # ``(observable, coefficient, mask)``: the observable gains ``coefficient * (-1)^parity(outcome & mask)``
     terms: tuple[tuple[int, float, int], ...]
-    mixed: tuple[int, int] | None = None  # two qubits whose excitation is shared out before they are measured
+    mixed: tuple[int, int] | None = None  # two qubits that a Givens rotation by pi / 4 joins before the measurement
     weight: int | None = None  # outcomes of another Hamming weight are errors, and dropped
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:
@@ -198,7 +198,7 @@ class Readout:
     """Readout errors of single qubits of a device, learnt from calibration circuits, and what corrects counts."""
 
     def __init__(self, qubits: int, twirled: bool = False) -> None:
-        self.twirled = twirled  # qubits are flipped at random: what is left of an error is a factor (TREX)
+        self.twirled = twirled  # qubits are flipped in patterns: an error damps values by a factor (TREX)
         self.qubits = qubits  # of the device
         self.ones: dict[tuple[int, int], float] = {}  # (qubit, prepared state) -> how often it is read as 1
 
@@ -212,15 +212,20 @@ class Readout:
             self.ones[qubit, state] = float(share)
 
     def scaled(self, basis: Basis, qubits: Sequence[int]) -> Basis:
-        """The basis for values of twirled readout: each term is divided by what the qubits it is read from lose."""
+        """The basis for values of twirled readout: each term is divided by the damping of the qubits it is read from.
+
+        Raises UserError: a qubit cannot be corrected.
+        """
         self._check(qubits)
-        kept = [self.ones[q, 1] - self.ones[q, 0] for q in qubits]
-        loss = [math.prod(kept[bit] for bit in range(len(qubits)) if mask >> bit & 1) for _, _, mask in basis.terms]
-        terms = [(row, c / of, mask) for (row, c, mask), of in zip(basis.terms, loss, strict=True)]
-        return replace(basis, terms=tuple(terms))
+        damping = [self.ones[q, 1] - self.ones[q, 0] for q in qubits]
+
+        def of(mask: int) -> float:
+            return math.prod(damping[bit] for bit in range(len(qubits)) if mask >> bit & 1)
+
+        return replace(basis, terms=tuple((row, c / of(mask), mask) for row, c, mask in basis.terms))
 
     def _check(self, qubits: Sequence[int]) -> None:
-        """Raises UserError: a qubit is read alike in both of its states, which nothing can correct."""
+        """Raises UserError: the readout of a qubit hardly depends on its state, which nothing can correct."""
         for qubit in qubits:
             zero, one = self.ones[qubit, 0], self.ones[qubit, 1]
             if one - zero < READABLE:

@@ -105,7 +105,7 @@ class Packer:
         self.unmitigated: list[NDArray[np.float64]] | None = None  # values of the last circuit batch as they were read
 
     def mitigate(self, how: Mitigation) -> None:
-        """Mitigate errors so from here on; what was learnt of readout is forgotten."""
+        """Mitigate errors by ``how`` from now on; calibrations of readout are forgotten."""
         self.mitigation, known = how, how in ("mthree", "trex")
         self.readout = Readout(self.target.num_qubits, twirled=how == "trex") if known else None
 
@@ -271,12 +271,12 @@ class Packer:
             tags = dict.fromkeys(calls[p].tag for key in dealt if dealt[key] for p, _, _ in pool[key] if calls[p].tag)
             for variant, each in self._variants(slots, shots):
                 circuit = self._packed(slots, variant=variant)
-                more: Any = {"tag": ", ".join(tags), "variant": variant, "asked": shots}
+                more: Any = {"tag": ", ".join(tags), "variant": variant, "total_shots": shots}
                 found.append(Packed(circuit, tuple(slots), one.executions, each, **more))
         return found
 
     def _variants(self, slots: Sequence[Slot], shots: int) -> list[tuple[Variant, int]]:
-        """The variants of a packed circuit, and the shots of each. Raises UserError: it cannot be mitigated so."""
+        """The variants of a packed circuit, and the shots of each. Raises UserError: the mitigation does not fit it."""
         if self.mitigation == "trex":
             bits = max(code.bit_length() for slot in slots for code in flip_codes(slot.group.basis))
             if 2**bits > shots:
@@ -296,11 +296,11 @@ class Packer:
             values = np.zeros((one.rows, one.circuit.num_parameters))
             if one.calibration is None and any(slot.group.placed.circuit.num_parameters for slot in one.slots):
                 # an idle slot repeats the first set
-                own = [(sets[slot.group.key, one.asked], slot) for slot in one.slots]
+                own = [(sets[slot.group.key, one.total_shots], slot) for slot in one.slots]
                 columns = [rows[np.maximum(slot.samples, 0)][:, slot.group.columns()] for rows, slot in own]
                 values = np.concatenate(columns, axis=1)
             more: Any = {"values": values, "device": self.device, "options": self.options}
-            more |= {"variant": one.variant, "asked": one.asked}
+            more |= {"variant": one.variant, "total_shots": one.total_shots}
             found.append(PUB(one.packed, one.slots, one.rows, one.shots, one.tag, one.calibration, **more))
         return found
 
@@ -358,7 +358,7 @@ class Packer:
             for slot, outcome in zip(pub.slots, found, strict=True):
                 if pub.calibration is None:
                     read = shots_of(outcome, pub.shots, slot.read, self.readout, rng)
-                    for place, _, start in pool[slot.group.key, pub.asked]:
+                    for place, _, start in pool[slot.group.key, pub.total_shots]:
                         rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + calls[place].samples))
                         shots[place][slot.samples[rows] - start] = read[rows]
         return shots
@@ -385,7 +385,7 @@ class Packer:
                 if pub.calibration is not None:
                     continue
                 outcome = unflipped(counts_of(outcome), flipped(slot.group.basis, pub.variant.flip))
-                for place, basis, start in pool[slot.group.key, pub.asked]:
+                for place, basis, start in pool[slot.group.key, pub.total_shots]:
                     call = calls[place]
                     rows = np.flatnonzero((slot.samples >= start) & (slot.samples < start + call.samples))
                     if len(rows):
@@ -408,17 +408,18 @@ class DeviceBackend(Backend):
     corrected: Mitigation | None = None  # in place of what the entry says
 
     def correct(self, how: Mitigation) -> None:
+        """Mitigate errors by ``how`` in place of what the entry says."""
         self.corrected = how
         self.packer.mitigate(how)
 
     def mitigate(self, how: str) -> None:
-        """Mitigate errors in one way alone: one of Mitigation, or of the service. Raises UserError: it has no such."""
+        """Mitigate errors by one method alone, of Mitigation or SERVICE_KEYS. Raises UserError: the device has none."""
         if how in SERVICE_KEYS and how not in self.options:
             raise UserError(f"backend {self.name!r} has no option for it")
-        self.options |= {key: key == how for key in SERVICE_KEYS if key in self.options}
+        self.options = {key: key == how if key in SERVICE_KEYS else value for key, value in self.options.items()}
         own: Any = "none" if how in SERVICE_KEYS else how
         self.correct(own)
-        self.packer.options = {**self.options, "mitigated": how}  # so that no other way's results are taken for its own
+        self.packer.options = {**self.options, "mitigated": how}  # each method has results of its own
 
     @property
     def num_qubits(self) -> int:

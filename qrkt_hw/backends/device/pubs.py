@@ -119,11 +119,11 @@ class PackedCircuit:
 
 @dataclass(frozen=True)
 class Variant:
-    """One of the ways in which a circuit is run: its value is their sum by weight."""
+    """One of the versions of a circuit that mitigation runs; a value is the weighted sum over all of them."""
 
     weight: float = 1.0
-    flip: int = 0  # which pattern of X gates stands in front of the measurements; 0 for none
-    fold: int = 1  # times that every two-qubit gate is run
+    flip: int = 0  # number of the pattern of X gates in front of the measurements; 0 for none
+    fold: int = 1  # how often every two-qubit gate is run, an odd number
 
 
 PLAIN = Variant()
@@ -141,7 +141,7 @@ class Packed:
     # the state in which a calibration of readout prepares all qubits; None for a circuit of the model
     calibration: int | None = None
     variant: Variant = PLAIN
-    asked: int = 0  # shots of each circuit that were asked for, of all its variants together
+    total_shots: int = 0  # of each circuit of the model, all variants together
 
     @property
     def circuit(self) -> QuantumCircuit:

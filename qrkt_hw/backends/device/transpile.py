@@ -177,7 +177,7 @@ def with_idle(placed: PlacedCircuit, target: Any, decouple: bool) -> PlacedCircu
 
 
 def twirled(placed: PlacedCircuit, target: Any, times: int) -> list[PlacedCircuit]:
-    """So many equal circuits with random Pauli gates around their two-qubit gates."""
+    """``times`` equivalent circuits with random Pauli gates around their two-qubit gates."""
     found = pauli_twirl_2q_gates(placed.circuit, seed=SEED, num_twirls=times, target=target)
     return [replace(placed, circuit=circuit) for circuit in found]
 

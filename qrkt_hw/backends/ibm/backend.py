@@ -36,7 +36,7 @@ class IBMBackend(BillingBackend):
             if not entry.name.startswith("fake_"):
                 self.account = Account(entry.instance, entry.timeout, entry.patience)
             device = fake_device(entry.name) if self.account is None else self.account.device(entry.name)
-        except UserError as error:  # of a retired device an account that does not answer is not the trouble
+        except UserError as error:  # that a device is retired explains more than what the account answers
             gone = retired(entry.name)
             raise error if gone is None else UserError(f"--backend: {gone}") from error
         self.place = Place(self.account, device, entry.mode, entry.max_time)

@@ -18,7 +18,7 @@ from qrkt_hw.backends.device.pubs import PUB
 from qrkt_hw.backends.ibm.account import classify, explain, reason, redacted
 from qrkt_hw.errors import UserError
 
-_TURN = threading.Lock()
+_LOCK = threading.Lock()  # of every list of submissions
 
 
 class Jobs(DeviceJobs):
@@ -113,7 +113,7 @@ class Jobs(DeviceJobs):
         if self.account is None:
             return
         most = self.entry.submissions_per_minute
-        with _TURN:  # several devices of an account have one list
+        with _LOCK:  # several devices of one account have one list
             while len(self.sent) >= most and time.monotonic() - self.sent[0] < 60:
                 self.tell(f"{self.place.describe()}: {most} submissions a minute are allowed; waiting")
                 time.sleep(max(0.0, min(1.0, 60.01 - (time.monotonic() - self.sent[0]))))
