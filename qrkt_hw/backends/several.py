@@ -42,17 +42,18 @@ class Stopped(UserError):
 class DeviceBudget(Budget):
     """The limit of one device within the limit of all together, which includes estimates of unfinished jobs."""
 
-    def __init__(self, own: Budget | None, whole: Budget | None, budgets: list[DeviceBudget], lock: Any) -> None:
+    def __init__(
+        self, own: Budget | None, whole: Budget | None, budgets: Mapping[str, DeviceBudget], lock: Any
+    ) -> None:
         limit, where = (None, "") if own is None else (own.qpu_seconds, own.where)
         super().__init__(limit, where=where)
-        self.whole, self.budgets, self.lock = whole, budgets, lock  # budgets: those of all devices
+        self.whole, self.budgets, self.lock = whole, budgets, lock  # ``budgets`` has those of all devices
         self.reserved = 0.0  # estimated seconds of unfinished jobs
         self.exhausted = False  # the limit of all together refused a job
         self.flag = "--max-qpu-seconds"  # not None: this budget counts, also where the device has no limit of its own
-        budgets.append(self)
 
     def _used(self) -> float:
-        return sum(one.billed + one.reserved for one in self.budgets)
+        return sum(one.billed + one.reserved for one in self.budgets.values())
 
     @property
     def left(self) -> float | None:
@@ -205,9 +206,8 @@ class Devices(Backend):
                 if self._unfinished(key):
                     raise error
             self.budgets: dict[str, DeviceBudget] = {}
-            budgets: list[DeviceBudget] = []
             for key, one in self.devices.items():
-                self.budgets[key] = DeviceBudget(Budget.of(one), budget, budgets, self.lock)
+                self.budgets[key] = DeviceBudget(Budget.of(one), budget, self.budgets, self.lock)
                 if key in self.left_out:
                     self.budgets[key].charge(self.journal.billed(self.parts[key]) if key in self.parts else 0.0)
                     continue
@@ -218,10 +218,10 @@ class Devices(Backend):
                     self.parts[key] = self.parts.get(key) or self.journal.start(kind, self.place_of(key), what)
                     held |= {"journal": self.journal, "activity": self.parts[key], **how}
                 stack.enter_context(one.open(**held))
-            jobs = [found for found in (getattr(one, "jobs", None) for one in self.devices.values()) if found]
-            jobs = [found for found in jobs if hasattr(found, "sent")]
-            for one in jobs[1:]:  # the account limits submissions a minute, of all its devices together
-                one.sent = jobs[0].sent
+            jobs: list[Any] = [getattr(one, "jobs", None) for one in self.devices.values()]
+            sent = [found for found in jobs if hasattr(found, "sent")]
+            for other in sent[1:]:  # the account limits submissions a minute, of all its devices together
+                other.sent = sent[0].sent
             stack.enter_context(self.reporting(progress))
             try:
                 yield self
