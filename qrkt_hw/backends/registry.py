@@ -290,9 +290,10 @@ def _several(options: Any, seed: int | None, console: Any) -> Backend:
         raise UserError(f"--backend: {what}; name each device once, as in ibm_fez,ibm_kingston")
     known, found, absent = layers(options.backends_file), dict[str, Backend](), dict[str, UserError]()
     for name in names:
-        entry, keys = _entry(name, known), {"name": name}
+        entry = _entry(name, known)
+        keys: dict[str, Any] = {"name": name}
         if isinstance(entry, FakeEntry) and options.shots is None and entry.shots is None:
-            keys["shots"] = SHOTS  # type: ignore[assignment]
+            keys["shots"] = SHOTS
             if console is not None:
                 _print(console, f"{name} takes {SHOTS:,} shots a circuit, a device's default; --shots takes others")
         try:

@@ -53,7 +53,7 @@ def patiently(question: Callable[[], T], patience: float, refused: Callable[[Exc
 
 @dataclass
 class Pending:
-    """A submission under way with its PUBs."""
+    """An unfinished submission with its PUBs."""
 
     submission: Submission
     pubs: list[PUB]
@@ -115,7 +115,7 @@ class DeviceJobs(ABC):
         return
 
     def outcomes(self, pubs: Sequence[PUB]) -> list[dict[str, BitArray]]:
-        """Raw outcomes of PUBs, in order: kept ones, those of jobs under way, and new ones.
+        """Raw outcomes of PUBs, in order: kept ones, those of unfinished jobs, and new ones.
 
         Raises UserError: the budget, the account or the service ends it; what came back is kept.
         """
@@ -131,7 +131,7 @@ class DeviceJobs(ABC):
                 self._send(one)
                 pending.append(one)
         except UserError:
-            # what is under way was paid for: bring it in before giving up
+            # unfinished jobs are paid for: collect their results before giving up
             with suppress(UserError):
                 self._await(pending, give_up=min(60.0, self.entry.max_wait))
             raise
