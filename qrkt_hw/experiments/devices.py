@@ -36,7 +36,7 @@ from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
 from qrkt_hw.models.metrics import logits_of, mcnemar, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
-from qrkt_hw.models.weights import load_weights, save_weights
+from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
@@ -138,12 +138,12 @@ def fine_tuned(
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
     activity = getattr(getattr(backend, "jobs", None), "activity", None)
-    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
-    told = kept.with_suffix(".json")
-    if activity is not None and kept.is_file() and told.is_file():
-        load_weights(model, kept)
+    told = None if activity is None else run.inference / f"fine-tuned-{activity.name}.json"
+    record = read_json(told) if told is not None and told.is_file() else {}
+    if record and (known := run.inference / Path(record["weights"]).name).is_file():
+        load_weights(model, known)
         set_backend(model, backend)
-        return FineTuned(read_json(told), original)
+        return FineTuned(record, original)
     set_backend(model, ExactBackend("exact"))
     responses = {}
     for layer in quantum_layers(model):
@@ -156,6 +156,8 @@ def fine_tuned(
     finally:
         remove()
     set_backend(model, backend)
+    weights = model.state_dict()
+    kept = run.inference / f"fine-tuned-{backend.name}-{sha256(weights)[:12]}.safetensors"  # none of another record
     layers = {
         name: {"damping": round(float(r.damping.mean()), 4), "offset": round(float(abs(r.offset).mean()), 4),
                "shots": round(min(r.shots, 1e9), 1)} for name, r in responses.items()
@@ -165,8 +167,9 @@ def fine_tuned(
         "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
     }  # fmt: skip
     run.inference.mkdir(exist_ok=True)
-    write_json(told, record)
-    replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
+    replace_with(kept, lambda path: save_weights(weights, path, 0))
+    if told is not None:
+        write_json(told, record)
     return FineTuned(record, original)
 
 
