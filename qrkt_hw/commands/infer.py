@@ -141,8 +141,6 @@ def infer(
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
-    if flags["mitigation"] not in (None, "none") and not backend.shots:
-        raise UserError(f"--mitigation corrects what is counted, and {backend.name!r} counts nothing; give --shots")
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
