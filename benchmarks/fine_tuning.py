@@ -48,7 +48,7 @@ def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | N
 
     model, exact = restored(run), resolve("exact")
     stages = stages_of(model, DataShape.of(run.description()))
-    dealt, said = devices.shots_of_stages(run, there, "auto")
+    dealt, said = devices.shots_of_stages(run, there, None)
     found = {"stage_shots": dealt, "said": said, "exact": accuracy(model, exact), "device": accuracy(model, there)}
     found["device, shots dealt"] = accuracy(model, there, dealt)
     control = deepcopy(model)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from qrkt_hw.backends import Backend, Call
-from qrkt_hw.backends.budget import LARGEST_JOB, Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
@@ -52,32 +52,29 @@ FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
 def shots_of_stages(
-    run: RunFolder, backend: Backend, asked: str, data_dir: Path | None = None
+    run: RunFolder, backend: Backend, given: list[int] | None, data_dir: Path | None = None
 ) -> tuple[list[int], str]:
     """Shots of each sequential stage of a run's model, and a sentence on them.
 
     Args:
         run: the run.
         backend: a device that samples.
-        asked: ``auto``, or numbers with commas between. ``auto`` deals what the backend's shots would take to where the
-            logits of validation samples are sensitive to noise.
+        given: these shots; None deals what the backend's shots would take to where the logits of validation samples are
+            sensitive to noise.
         data_dir: of these samples.
 
-    Raises UserError: not such a number for each stage, a simulator, or sums of Pauli strings with ``auto``.
+    Raises UserError: not a number for each stage, a simulator, or without numbers sums of Pauli strings.
     """
     name = "--shots-per-stage"
     if not isinstance(backend, DeviceBackend) or not backend.shots:
         raise UserError(f"{name} applies only to devices that sample; backend {backend.name!r} does not")
     model = restored(run)
     stages = stages_of(model, DataShape.of(run.description()))
-    if asked != "auto":
-        numbers = [int(part) for part in asked.split(",") if part.strip().isdecimal()]
-        if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
-            raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
-        if len(numbers) != len(stages):
-            given = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
-            raise UserError(f"{name}: {given}, and the model has {len(stages)} sequential stages")
-        return numbers, f"shots of the stages: {asked}"
+    if given is not None:
+        if len(given) != len(stages):
+            count = "1 number" if len(given) == 1 else f"{len(given)} numbers"
+            raise UserError(f"{name}: {count}, and the model has {len(stages)} sequential stages")
+        return given, f"shots of the stages: {', '.join(map(str, given))}"
     check_strings(model, f"{name} auto")
     (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)
     noise = sensitivities(model, inputs, [[call.layer for call in stage] for stage in stages])
