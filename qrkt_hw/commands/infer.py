@@ -147,9 +147,7 @@ def infer(
     if paths:
         given_inputs = loading.read_paths(folder, paths)
     elif images or texts:
-        read = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
-        names = [str(path) for path in images] if images else list(texts)
-        given_inputs = loading.Inputs("images" if images else "texts", read, names, [[] for _ in names])
+        given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
     if given_inputs is not None:
         samples = given_inputs.samples
     else:

@@ -34,7 +34,7 @@ from qrkt_hw.data.ranks import Ranks, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
-from qrkt_hw.models.metrics import logits_of, mcnemar, wilson
+from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.forecast import Forecast, forecast
@@ -229,7 +229,7 @@ def on_backend(
     used = {key: (max if key == "rounds" else sum)(one[key] for one in everybody) for key in used}
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
     alike = logits.argmax(-1) == exact.argmax(-1)
-    discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
+    alone = discordant(right, right_exact)
     return logits, labels, {
         **({"layers": rows} if layers else {}),
         **({"stage_shots": list(stage_shots)} if stage_shots else {}),
@@ -244,8 +244,8 @@ def on_backend(
         "exact_interval": wilson(int(right_exact.sum()), len(labels)),
         "agreement": alike.double().mean().item(),
         "agreement_interval": wilson(int(alike.sum()), len(labels)),
-        "discordant": discordant,
-        "p_value": mcnemar(*discordant),
+        "discordant": alone,
+        "p_value": mcnemar(*alone),
     }  # fmt: skip
 
 
@@ -342,12 +342,10 @@ def compare_mitigations(
             right[how] = torch.cat(logits).argmax(-1) == labels
             mean, spread = np.concatenate(squares).mean(), 1.96 * np.concatenate(squares).std() / len(labels) ** 0.5
             ends = [float(max(0.0, mean + sign * spread) ** 0.5) for sign in (-1, 1)]
-            pairs = (right[how], right["none"]), (right["none"], right[how])
-            alone = [int((a & ~b).sum()) for a, b in pairs]
             rows.append({
                 "mitigation": how, "rms_error": float(mean**0.5), "rms_interval": ends,
                 "accuracy": right[how].double().mean().item(), "interval": wilson(int(right[how].sum()), len(labels)),
-                "p_value": mcnemar(*alone), "seconds": plan.seconds, "jobs": plan.jobs,
+                "p_value": mcnemar(*discordant(right[how], right["none"])), "seconds": plan.seconds, "jobs": plan.jobs,
                 "executions": backend.counters.executions - before,
             })  # fmt: skip
     set_backend(model, backend)
