@@ -128,6 +128,7 @@ def infer(
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
+    from qrkt_hw.data.batches import first
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.models.noise import check_strings
     from qrkt_hw.resources.forecast import plan, share
@@ -148,16 +149,14 @@ def infer(
         given_inputs = loading.read_paths(folder, paths)
     elif images or texts:
         given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
-    if given_inputs is not None:
-        samples = given_inputs.samples
-    else:
-        samples = loading.read_split(folder, split or "test", limit, data_dir)
+    if given_inputs is None or fine_tune is not None:
+        splits = loading.read_splits(folder, data_dir)
+    samples: Any = first(splits[split or "test"], limit) if given_inputs is None else given_inputs.samples
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
     if fine_tune is not None:
         check_strings(model, "--fine-tune")  # before a device is paid for
-        there = len(loading.read_split(folder, "train", None, data_dir))
-        if fine_tune > there:
+        if fine_tune > (there := len(splits["train"])):
             raise UserError(f"--fine-tune: {fine_tune:,} images, and the training split has {there:,}")
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
@@ -205,7 +204,7 @@ def infer(
             loading.trained(folder, model)  # last: flags and files that are wrong are named before it
         tuned = None
         if fine_tune is not None:
-            tuned = devices.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
+            tuned = devices.fine_tuned(folder, model, backend, fine_tune, splits, said, shots)
             said.print(_fitted(tuned.record), highlight=False, soft_wrap=True)
         if given_inputs is not None:
             record = inference.classify(folder, model, given_inputs, backend, shots, tuned)

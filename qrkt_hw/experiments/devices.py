@@ -101,7 +101,7 @@ class FineTuned(NamedTuple):
 
 
 def fine_tuned(
-    run: RunFolder, model: nn.Module, backend: Backend, count: int, data_dir: Path | None, console: Console,
+    run: RunFolder, model: nn.Module, backend: Backend, count: int, splits: Mapping[str, Any], console: Console,
     stage_shots: Sequence[int] = (),
 ) -> FineTuned:  # fmt: skip
     """Fit a classifier, in place, to what a device returns for training images; the angles of its circuits stay.
@@ -113,7 +113,7 @@ def fine_tuned(
         run, model: the run and its trained model, on ``backend``.
         backend: where the circuits run, held open.
         count: training images, the first of the split.
-        data_dir: of the training split.
+        splits: of :func:`read_splits`; ``train`` and ``validation`` are read.
         console: for the progress bar.
         stage_shots: of each sequential stage; none for those of the backend.
 
@@ -124,13 +124,13 @@ def fine_tuned(
     """
     from qrkt_hw.training.classifier import refit
 
-    started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
+    started, train = time.perf_counter(), splits["train"]
     original, watched = deepcopy(model), Watched(backend, True, stage_shots)
     pairs: dict[str, list[Any]] = {}
     watched.pairs = pairs
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
-    batches = loader(first(splits[0], count), BATCH)
+    batches = loader(first(train, count), BATCH)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
@@ -149,7 +149,7 @@ def fine_tuned(
         responses[layer.network.tag] = Response.of(layer, exact, found)
     remove = add_hooks(model, lambda layer: responses[layer.network.tag].noise())
     try:
-        before, after = refit(model, splits[0], first(splits[1], VALIDATED), run.options())
+        before, after = refit(model, train, first(splits["validation"], VALIDATED), run.options())
     finally:
         remove()
     set_backend(model, backend)
@@ -160,7 +160,7 @@ def fine_tuned(
                "shots": round(min(r.shots, 1e9), 1)} for name, r in responses.items()
     }  # fmt: skip
     record = {
-        "images": min(count, len(splits[0])), "layers": layers, "loss_before": before, "loss_after": min(before, after),
+        "images": min(count, len(train)), "layers": layers, "loss_before": before, "loss_after": min(before, after),
         "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
     }  # fmt: skip
     run.inference.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -344,11 +344,16 @@ class Predictor:
         return [self.names[k] for k in logits.argmax(-1).tolist()]
 
 
-def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
-    """The first ``limit`` samples of a split, as the run's model reads them; None as ``data_dir`` takes the run's."""
+def read_splits(run: RunFolder, data_dir: Path | None = None) -> Mapping[str, Any]:
+    """All splits by name, as the run's model reads them; None as ``data_dir`` takes the run's."""
     options = run.options()
     there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
-    return first(load_data(there.data, run.description().get("vocabulary", ())).splits[split], limit)
+    return load_data(there.data, run.description().get("vocabulary", ())).splits
+
+
+def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
+    """The first ``limit`` samples of one of :func:`read_splits`."""
+    return first(read_splits(run, data_dir)[split], limit)
 
 
 class Inputs(NamedTuple):
