@@ -39,7 +39,8 @@ ROWS = ("exact", "device", "device, shots dealt", "fitted", "control")
 def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | None) -> dict[str, Any]:
     """Accuracies of a trained run, and planned QPU seconds."""
     seed = run.options().training.seed
-    samples, there = loading.read_split(run, "test", limit), resolve(device, shots=shots, seed=seed)
+    splits, there = loading.read_splits(run), resolve(device, shots=shots, seed=seed)
+    samples = first(splits["test"], limit)
 
     def accuracy(model: Any, backend: Any, stage_shots: list[int] | None = None) -> float:
         set_backend(model, devices.Watched(backend, False, stage_shots or []))
@@ -48,15 +49,14 @@ def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | N
 
     model, exact = restored(run), resolve("exact")
     stages = stages_of(model, DataShape.of(run.description()))
-    dealt, said = devices.shots_of_stages(run, there, "auto")
+    dealt, said = devices.shots_of_stages(run, there, None)
     found = {"stage_shots": dealt, "said": said, "exact": accuracy(model, exact), "device": accuracy(model, there)}
     found["device, shots dealt"] = accuracy(model, there, dealt)
     control = deepcopy(model)
     set_backend(control, exact)
-    train, validation = (loading.read_split(run, name) for name in ("train", "validation"))
-    refit(control, train, first(validation, devices.VALIDATED), run.options())
+    refit(control, splits["train"], first(splits["validation"], devices.VALIDATED), run.options())
     found["control"] = accuracy(control, there)
-    tuned = devices.fine_tuned(run, model, there, images, None, QUIET)
+    tuned = devices.fine_tuned(run, model, there, images, splits, QUIET)
     found |= {"fitted": accuracy(model, there), "exact of fitted": accuracy(model, exact), "fitting": tuned.record}
     count = len(samples)
     for name, more in {"device": 0, "fitted": images}.items():
@@ -98,7 +98,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
             held = {
                 "command": f"python benchmarks/fine_tuning.py --seeds {given.seeds} --epochs {given.epochs} "
-                f"--device {given.device} --shots {given.shots} --images {given.images}",
+                f"--device {given.device} --shots {given.shots} --images {given.images}"
+                + (f" --limit {given.limit}" if given.limit else "")
+                + "".join(f" --run {run}" for run in given.run or ()),
                 "wall_seconds": round(time.perf_counter() - started, 1),
                 "rows": rows,
             }

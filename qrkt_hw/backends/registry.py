@@ -69,7 +69,7 @@ def resolve(
 ) -> Backend:
     """A new backend by its entry.
 
-    Raises UserError: no such backend, a broken file, or a backend that cannot be used here.
+    Raises UserError: no such backend, a broken file, a backend that cannot be used here, or mitigation without shots.
     """
     found = layers(file)
     entry = _with(name, _entry(name, found), device or {})
@@ -83,6 +83,8 @@ def resolve(
         name, entry = following, _entry(following, found)
         problem = unavailable(entry)
     backend = _made(name, entry, shots, seed)
+    if (device or {}).get("mitigation", "none") != "none" and not backend.shots:
+        raise UserError(f"--mitigation corrects what is counted, and {name!r} counts nothing; give --shots")
     backend.gradient, backend.perturbation = gradient or entry.gradient, entry.perturbation
     backend.max_seconds = getattr(entry, "max_seconds", None)
     backend.mitigation_set = "mitigation" in entry.model_fields_set

@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
+from qrkt_hw.backends.budget import LARGEST_JOB
 from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, flag
 
 
 @click.command(cls=cli.Command)
@@ -80,25 +81,8 @@ def infer(
 
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    own = paths or images or texts or ablate or report or stage_shots or fine_tune or flags["mitigation"]
-    if compare_mitigation and (own or any(flags[key] is not None for key in SERVICE_KEYS)):
-        raise UserError(
-            "--compare-mitigation compares all ways on a split; leave out paths, --image, --text, --ablate, --report, "
-            "--shots-per-stage, --fine-tune, --mitigation, --dynamical-decoupling and --twirl-gates"
-        )
-    if paths and (images or texts or split or limit or ablate or data_dir or report):
-        raise UserError(
-            f"{paths[0]}: paths bring their own inputs; leave out --image, --text, --split, --limit, --data-dir, "
-            "--ablate and --report"
-        )
-    if report and (images or texts):
-        raise UserError("--report compares a split; leave out --image and --text")
-    if dry_run and (report or ablate or resume or restart):
-        raise UserError("--dry-run only plans; leave out --report, --ablate, --resume and --restart")
-    if images and (split or limit or ablate or texts or data_dir):
-        raise UserError("--image brings its own images; leave out --split, --limit, --data-dir, --ablate and --text")
-    if texts and (split or limit or ablate or data_dir):
-        raise UserError("--text brings its own texts; leave out --split, --limit, --data-dir and --ablate")
+    _refuse_together({*cli.said(), *(("PATHS",) if paths else ())})
+    stage_numbers = None if stage_shots in (None, "auto") else _numbers(stage_shots)
     from qrkt_hw import backends
 
     if flags["backend"] is not None:
@@ -109,8 +93,8 @@ def infer(
     if kind == "gan":
         raise UserError(f"run: {folder.path} is a GAN, which classifies nothing; take qrkt-hw generate or evaluate")
     ranks = ranks_in(flags)
-    if stage_shots not in (None, "auto") and flags.get("shots") is None:
-        flags["shots"] = _mean(stage_shots)
+    if stage_numbers is not None and flags["shots"] is None:
+        flags["shots"] = sum(stage_numbers) // len(stage_numbers)
     place = check_used(folder, {**flags, "data_dir": data_dir})
     if ablate and not options.has_circuits:
         raise UserError(f"--ablate: {folder.path} has no circuits to replace; leave it out")
@@ -132,7 +116,7 @@ def infer(
     _refuse_several(backend, compare_mitigation, stage_shots, fine_tune)
     shots: list[int] = []
     if stage_shots is not None:
-        shots, line = devices.shots_of_stages(folder, backend, stage_shots, data_dir)
+        shots, line = devices.shots_of_stages(folder, backend, stage_numbers, data_dir)
         said.print(line, highlight=False, soft_wrap=True)
         chosen["shots_per_stage"], flags["shots"] = ",".join(map(str, shots)), backend.shots  # what resumes it
     if fine_tune is not None:
@@ -141,41 +125,38 @@ def infer(
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
     _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
-    if flags["mitigation"] not in (None, "none") and not backend.shots:
-        raise UserError(f"--mitigation corrects what is counted, and {backend.name!r} counts nothing; give --shots")
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
+    from qrkt_hw.data.batches import first
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.models.noise import check_strings
     from qrkt_hw.resources.forecast import plan, share
     from qrkt_hw.resources.tables import summarize
 
-    alone = f"{backend.name!r}, which bills its time, runs" if backend.bills else "--dry-run plans" if dry_run else None
-    if fine_tune is not None:
-        alone = alone or "--fine-tune fits"
-    alone = "--compare-mitigation runs" if compare_mitigation else alone
-    if isinstance(backend, Devices):
-        alone = f"the list {backend.name!r} runs"
+    one_process = [
+        (isinstance(backend, Devices), f"the list {backend.name!r} runs"),
+        (compare_mitigation, "--compare-mitigation runs"),
+        (backend.bills, f"{backend.name!r}, which bills its time, runs"),
+        (dry_run, "--dry-run plans"),
+        (fine_tune is not None, "--fine-tune fits"),
+    ]
+    alone = next((what for holds, what in one_process if holds), None)
     divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     if paths:
         given_inputs = loading.read_paths(folder, paths)
     elif images or texts:
-        read = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
-        names = [str(path) for path in images] if images else list(texts)
-        given_inputs = loading.Inputs("images" if images else "texts", read, names, [[] for _ in names])
-    if given_inputs is not None:
-        samples = given_inputs.samples
-    else:
-        samples = loading.read_split(folder, split or "test", limit, data_dir)
+        given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
+    if given_inputs is None or fine_tune is not None:
+        splits = loading.read_splits(folder, data_dir)
+    samples: Any = first(splits[split or "test"], limit) if given_inputs is None else given_inputs.samples
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)
     if fine_tune is not None:
         check_strings(model, "--fine-tune")  # before a device is paid for
-        there = len(loading.read_split(folder, "train", None, data_dir))
-        if fine_tune > there:
+        if fine_tune > (there := len(splits["train"])):
             raise UserError(f"--fine-tune: {fine_tune:,} images, and the training split has {there:,}")
     for line in summarize(model, shape, backend.shots):
         said.print(line, highlight=False)
@@ -223,7 +204,7 @@ def infer(
             loading.trained(folder, model)  # last: flags and files that are wrong are named before it
         tuned = None
         if fine_tune is not None:
-            tuned = devices.fine_tuned(folder, model, backend, fine_tune, data_dir, said, shots)
+            tuned = devices.fine_tuned(folder, model, backend, fine_tune, splits, said, shots)
             said.print(_fitted(tuned.record), highlight=False, soft_wrap=True)
         if given_inputs is not None:
             record = inference.classify(folder, model, given_inputs, backend, shots, tuned)
@@ -269,10 +250,14 @@ def _fitted(found: dict[str, Any]) -> str:
     )
 
 
-def _mean(numbers: str | None) -> int | None:
-    """The mean of numbers with commas between; None where there is another thing among them."""
-    parts = (numbers or "").split(",")
-    return sum(map(int, parts)) // len(parts) or None if all(part.strip().isdecimal() for part in parts) else None
+def _numbers(text: str) -> list[int]:
+    """Shots of each sequential stage. Raises UserError: not such numbers, with commas between."""
+    numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+    if not all(1 <= n <= LARGEST_JOB for n in numbers):
+        raise UserError(
+            f"--shots-per-stage: {text!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between"
+        )
+    return numbers
 
 
 def _mitigations(record: dict[str, Any]) -> None:
@@ -310,6 +295,28 @@ def _mitigations(record: dict[str, Any]) -> None:
     for row in rows:
         if "not_run" in row:
             cli.echo(f"{row['mitigation']:21}not run: {row['not_run']}")
+
+
+SPLIT = ("--split", "--limit", "--data-dir", "--ablate")  # options of an inference of a split
+# an input or option, what it does, and what would change nothing beside it
+TOGETHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("--compare-mitigation", "--compare-mitigation compares all ways on a split",
+     ("PATHS", "--image", "--text", "--ablate", "--report", "--shots-per-stage", "--fine-tune", "--mitigation",
+      *map(flag, SERVICE_KEYS))),
+    ("PATHS", "paths bring their own inputs", ("--image", "--text", *SPLIT, "--report")),
+    ("--report", "--report compares a split", ("--image", "--text")),
+    ("--dry-run", "--dry-run only plans", ("--report", "--ablate", "--resume", "--restart")),
+    ("--image", "--image brings its own images", (*SPLIT, "--text")),
+    ("--text", "--text brings its own texts", SPLIT),
+)  # fmt: skip
+
+
+def _refuse_together(said: set[str]) -> None:
+    """Refuse what was said and would change nothing beside something else."""
+    for name, what, others in TOGETHER:
+        if name in said and not said.isdisjoint(others):
+            *first, last = ("paths" if other == "PATHS" else other for other in others)
+            raise UserError(f"{what}; leave out {', '.join(first)} and {last}")
 
 
 def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_tune: int | None) -> None:

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from qrkt_hw.errors import UserError, rank_and_count
 
@@ -204,6 +205,17 @@ def console(**how: Any) -> Console:
             raise BrokenPipeError  # rich would end the process with status 1; main ends all commands alike
 
     return Terminal(**how, quiet=rank_and_count()[0] > 0)  # of several ranks the first one tells
+
+
+def said() -> list[str]:
+    """What the line of the current command says: options by their first name, such as ``--image``; arguments in
+    capitals, such as ``RUN``."""
+    context = click.get_current_context()
+    return [
+        option.opts[0] if isinstance(option, click.Option) else str(option.name).upper()
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE
+    ]
 
 
 # Reach the first training step sooner: without torch's compiler, of which torch's optimizers and Fabric import three

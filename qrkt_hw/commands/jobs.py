@@ -55,12 +55,11 @@ def show(run: Path | None, number: int | None) -> None:
     """One job of RUN, everything the journal knows of it."""
     from datetime import datetime
 
-    _, journal = _open(run, write=False)
+    folder, journal = _open(run, write=False)
     with journal:
-        found = journal.submissions()
-        chosen = [s for s in found if s.id == number] if number is not None else found[-1:]
+        chosen = _chosen(journal, number)[-1:]
         if not chosen:
-            raise UserError(f"--number: the run has no job {number}; qrkt-hw jobs list shows {len(found)}")
+            raise UserError(f"run: {folder.path} sent no job")
         kinds = {a.id: a.kind for a in journal.activities()}
         for key, value in _shown(chosen[0], kinds).items():
             if key in ("created", "changed"):
@@ -193,13 +192,12 @@ def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
     return folder, Journal(folder.journal, write=write)
 
 
-def _chosen(journal: Any, number: int | None, states: tuple[str, ...]) -> list[Any]:
-    found = [s for s in journal.submissions() if s.state in states]
-    if number is None:
-        return found
-    if number not in [s.id for s in journal.submissions()]:
+def _chosen(journal: Any, number: int | None, states: tuple[str, ...] = ()) -> list[Any]:
+    """The jobs of that number (None for all) in these states (none for all). Raises UserError: no such number."""
+    found = [s for s in journal.submissions() if number in (None, s.id)]
+    if number is not None and not found:
         raise UserError(f"--number: the run has no job {number}; see qrkt-hw jobs list")
-    return [s for s in found if s.id == number]
+    return [s for s in found if not states or s.state in states]
 
 
 def _service(journal: Any, submission: Any) -> Any:

@@ -5,9 +5,8 @@ import json
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
-from qrkt_hw.commands.interface import PATH, Command, Group, echo, json_flag, table, trust_flag, writing
+from qrkt_hw.commands.interface import PATH, Command, Group, echo, json_flag, said, table, trust_flag, writing
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 
@@ -107,20 +106,15 @@ def resources(
 
 def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: str) -> None:
     """Refuse what was said and would change nothing."""
-    context = click.get_current_context()
-    said = [
-        option.opts[0] if isinstance(option, click.Option) else "RUN"
-        for option in context.command.params
-        if context.get_parameter_source(str(option.name)) == ParameterSource.COMMANDLINE
-    ]
-    for name in said:
-        if "--circuits" in said and name not in ("--circuits", "--backend", "--shots", "--plan", "--format"):
+    given = said()
+    for name in given:
+        if "--circuits" in given and name not in ("--circuits", "--backend", "--shots", "--plan", "--format"):
             raise UserError(f"{name}: --circuits takes --backend, --shots, --plan and --format; leave it out")
         if schema and name != "--schema":
             raise UserError(f"{name}: --schema prints the JSON schema and nothing else; leave one of them out")
         if not backends and name in ("--optimization-level", "--shots", "--images", "--training-steps", "--plan"):
             raise UserError(f"{name}: without a device nothing is sampled or priced; name one with --backend")
-        if name == "--plan" and style == "json" and "--circuits" not in said:
+        if name == "--plan" and style == "json" and "--circuits" not in given:
             raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
         if name == "--training-steps" and compare and style != "json":
             raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 from qrkt_hw.backends import Backend, Call
-from qrkt_hw.backends.budget import LARGEST_JOB, Budget
+from qrkt_hw.backends.budget import Budget
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
@@ -34,9 +34,9 @@ from qrkt_hw.data.ranks import Ranks, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
-from qrkt_hw.models.metrics import logits_of, mcnemar, wilson
+from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
-from qrkt_hw.models.weights import load_weights, save_weights
+from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
@@ -52,32 +52,29 @@ FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
 def shots_of_stages(
-    run: RunFolder, backend: Backend, asked: str, data_dir: Path | None = None
+    run: RunFolder, backend: Backend, given: list[int] | None, data_dir: Path | None = None
 ) -> tuple[list[int], str]:
     """Shots of each sequential stage of a run's model, and a sentence on them.
 
     Args:
         run: the run.
         backend: a device that samples.
-        asked: ``auto``, or numbers with commas between. ``auto`` deals what the backend's shots would take to where the
-            logits of validation samples are sensitive to noise.
+        given: these shots; None deals what the backend's shots would take to where the logits of validation samples are
+            sensitive to noise.
         data_dir: of these samples.
 
-    Raises UserError: not such a number for each stage, a simulator, or sums of Pauli strings with ``auto``.
+    Raises UserError: not a number for each stage, a simulator, or without numbers sums of Pauli strings.
     """
     name = "--shots-per-stage"
     if not isinstance(backend, DeviceBackend) or not backend.shots:
         raise UserError(f"{name} applies only to devices that sample; backend {backend.name!r} does not")
     model = restored(run)
     stages = stages_of(model, DataShape.of(run.description()))
-    if asked != "auto":
-        numbers = [int(part) for part in asked.split(",") if part.strip().isdecimal()]
-        if len(numbers) != asked.count(",") + 1 or not all(1 <= n <= LARGEST_JOB for n in numbers):
-            raise UserError(f"{name}: {asked!r} must be auto, or numbers from 1 to {LARGEST_JOB:,} with commas between")
-        if len(numbers) != len(stages):
-            given = "1 number" if len(numbers) == 1 else f"{len(numbers)} numbers"
-            raise UserError(f"{name}: {given}, and the model has {len(stages)} sequential stages")
-        return numbers, f"shots of the stages: {asked}"
+    if given is not None:
+        if len(given) != len(stages):
+            count = "1 number" if len(given) == 1 else f"{len(given)} numbers"
+            raise UserError(f"{name}: {count}, and the model has {len(stages)} sequential stages")
+        return given, f"shots of the stages: {', '.join(map(str, given))}"
     check_strings(model, f"{name} auto")
     (inputs, _), *_ = loader(read_split(run, "validation", LOOKED_AT, data_dir), LOOKED_AT)
     noise = sensitivities(model, inputs, [[call.layer for call in stage] for stage in stages])
@@ -104,7 +101,7 @@ class FineTuned(NamedTuple):
 
 
 def fine_tuned(
-    run: RunFolder, model: nn.Module, backend: Backend, count: int, data_dir: Path | None, console: Console,
+    run: RunFolder, model: nn.Module, backend: Backend, count: int, splits: Mapping[str, Any], console: Console,
     stage_shots: Sequence[int] = (),
 ) -> FineTuned:  # fmt: skip
     """Fit a classifier, in place, to what a device returns for training images; the angles of its circuits stay.
@@ -116,7 +113,7 @@ def fine_tuned(
         run, model: the run and its trained model, on ``backend``.
         backend: where the circuits run, held open.
         count: training images, the first of the split.
-        data_dir: of the training split.
+        splits: of :func:`read_splits`; ``train`` and ``validation`` are read.
         console: for the progress bar.
         stage_shots: of each sequential stage; none for those of the backend.
 
@@ -127,23 +124,23 @@ def fine_tuned(
     """
     from qrkt_hw.training.classifier import refit
 
-    started, splits = time.perf_counter(), [read_split(run, name, None, data_dir) for name in ("train", "validation")]
+    started, train = time.perf_counter(), splits["train"]
     original, watched = deepcopy(model), Watched(backend, True, stage_shots)
     pairs: dict[str, list[Any]] = {}
     watched.pairs = pairs
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
-    batches = loader(first(splits[0], count), BATCH)
+    batches = loader(first(train, count), BATCH)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
     activity = getattr(getattr(backend, "jobs", None), "activity", None)
-    kept = run.inference / f"fine-tuned-{activity.name if activity else backend.name}.safetensors"
-    told = kept.with_suffix(".json")
-    if activity is not None and kept.is_file() and told.is_file():
-        load_weights(model, kept)
+    told = None if activity is None else run.inference / f"fine-tuned-{activity.name}.json"
+    record = read_json(told) if told is not None and told.is_file() else {}
+    if record and (known := run.inference / Path(record["weights"]).name).is_file():
+        load_weights(model, known)
         set_backend(model, backend)
-        return FineTuned(read_json(told), original)
+        return FineTuned(record, original)
     set_backend(model, ExactBackend("exact"))
     responses = {}
     for layer in quantum_layers(model):
@@ -152,21 +149,24 @@ def fine_tuned(
         responses[layer.network.tag] = Response.of(layer, exact, found)
     remove = add_hooks(model, lambda layer: responses[layer.network.tag].noise())
     try:
-        before, after = refit(model, splits[0], first(splits[1], VALIDATED), run.options())
+        before, after = refit(model, train, first(splits["validation"], VALIDATED), run.options())
     finally:
         remove()
     set_backend(model, backend)
+    weights = model.state_dict()
+    kept = run.inference / f"fine-tuned-{backend.name}-{sha256(weights)[:12]}.safetensors"  # none of another record
     layers = {
         name: {"damping": round(float(r.damping.mean()), 4), "offset": round(float(abs(r.offset).mean()), 4),
                "shots": round(min(r.shots, 1e9), 1)} for name, r in responses.items()
     }  # fmt: skip
     record = {
-        "images": min(count, len(splits[0])), "layers": layers, "loss_before": before, "loss_after": min(before, after),
+        "images": min(count, len(train)), "layers": layers, "loss_before": before, "loss_after": min(before, after),
         "seconds": round(time.perf_counter() - started, 3), "weights": kept.name,
     }  # fmt: skip
     run.inference.mkdir(exist_ok=True)
-    write_json(told, record)
-    replace_with(kept, lambda path: save_weights(model.state_dict(), path, 0))
+    replace_with(kept, lambda path: save_weights(weights, path, 0))
+    if told is not None:
+        write_json(told, record)
     return FineTuned(record, original)
 
 
@@ -229,7 +229,7 @@ def on_backend(
     used = {key: (max if key == "rounds" else sum)(one[key] for one in everybody) for key in used}
     right, right_exact = logits.argmax(-1) == labels, exact.argmax(-1) == labels
     alike = logits.argmax(-1) == exact.argmax(-1)
-    discordant = [int((right & ~right_exact).sum()), int((right_exact & ~right).sum())]
+    alone = discordant(right, right_exact)
     return logits, labels, {
         **({"layers": rows} if layers else {}),
         **({"stage_shots": list(stage_shots)} if stage_shots else {}),
@@ -244,8 +244,8 @@ def on_backend(
         "exact_interval": wilson(int(right_exact.sum()), len(labels)),
         "agreement": alike.double().mean().item(),
         "agreement_interval": wilson(int(alike.sum()), len(labels)),
-        "discordant": discordant,
-        "p_value": mcnemar(*discordant),
+        "discordant": alone,
+        "p_value": mcnemar(*alone),
     }  # fmt: skip
 
 
@@ -342,12 +342,10 @@ def compare_mitigations(
             right[how] = torch.cat(logits).argmax(-1) == labels
             mean, spread = np.concatenate(squares).mean(), 1.96 * np.concatenate(squares).std() / len(labels) ** 0.5
             ends = [float(max(0.0, mean + sign * spread) ** 0.5) for sign in (-1, 1)]
-            pairs = (right[how], right["none"]), (right["none"], right[how])
-            alone = [int((a & ~b).sum()) for a, b in pairs]
             rows.append({
                 "mitigation": how, "rms_error": float(mean**0.5), "rms_interval": ends,
                 "accuracy": right[how].double().mean().item(), "interval": wilson(int(right[how].sum()), len(labels)),
-                "p_value": mcnemar(*alone), "seconds": plan.seconds, "jobs": plan.jobs,
+                "p_value": mcnemar(*discordant(right[how], right["none"])), "seconds": plan.seconds, "jobs": plan.jobs,
                 "executions": backend.counters.executions - before,
             })  # fmt: skip
     set_backend(model, backend)

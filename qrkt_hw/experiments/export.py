@@ -69,12 +69,12 @@ def export_circuits(run: RunFolder, out: Path, form: str) -> int:
     layers = quantum_layers(model)
     if not layers:
         raise UserError(f"run: {run.path} has no circuits to export; --format hf takes its weights")
-    around = {id(m.layer): m for m in model.modules() if isinstance(m, QuantumProjection)}
+    projections = {id(m.layer): m for m in model.modules() if isinstance(m, QuantumProjection)}
     circuits, rows = list[QuantumCircuit](), list[dict[str, Any]]()
     for layer in layers:
         found = [bound(layer, group) for group in range(layer.groups)]
         circuits += found
-        template, projection = layer.template, around.get(id(layer))
+        template, projection = layer.template, projections.get(id(layer))
         rows.append({
             "projection": layer.network.tag.removesuffix(".layer"),
             "features": layer.features, "groups": layer.groups, "qubits": template.num_qubits,

@@ -104,7 +104,7 @@ def classify(
 
     Args:
         run, model: the run and its model on ``backend``.
-        inputs: of :func:`read_paths`, or made of :func:`read_images` or :func:`read_texts`.
+        inputs: of :func:`read_paths`, :func:`read_images` or :func:`read_texts`.
         backend: where the circuits run.
         stage_shots: of each sequential stage; none for those of the backend.
         tuned: what :func:`fine_tuned` made of ``model``.

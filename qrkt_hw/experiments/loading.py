@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -344,22 +344,16 @@ class Predictor:
         return [self.names[k] for k in logits.argmax(-1).tolist()]
 
 
-def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
-    """The first ``limit`` samples of a split, as the run's model reads them; None as ``data_dir`` takes the run's."""
+def read_splits(run: RunFolder, data_dir: Path | None = None) -> Mapping[str, Any]:
+    """All splits by name, as the run's model reads them; None as ``data_dir`` takes the run's."""
     options = run.options()
     there = options.replace(limit=None, data_dir=data_dir or options.data.data_dir)
-    return first(load_data(there.data, run.description().get("vocabulary", ())).splits[split], limit)
+    return load_data(there.data, run.description().get("vocabulary", ())).splits
 
 
-def read_images(run: RunFolder, paths: Sequence[Path]) -> Tensor:
-    """Image files as inputs of the run's model. Raises UserError: a file that cannot be read."""
-    description = run.description()
-    return torch.stack([read_image(path, description) for path in paths])
-
-
-def read_texts(run: RunFolder, texts: Sequence[str]) -> Tensor:
-    """Texts as inputs of the run's model."""
-    return Reader(run.options(), run.description())(texts)
+def read_split(run: RunFolder, split: str, limit: int | None = None, data_dir: Path | None = None) -> Any:
+    """The first ``limit`` samples of one of :func:`read_splits`."""
+    return first(read_splits(run, data_dir)[split], limit)
 
 
 class Inputs(NamedTuple):
@@ -376,6 +370,18 @@ class Inputs(NamedTuple):
     samples: Tensor
     names: list[str]
     notes: list[list[str]]
+
+
+def read_images(run: RunFolder, paths: Sequence[Path]) -> Inputs:
+    """Image files of the size of the run's model, taken as they are. Raises UserError: a file that cannot be read."""
+    description = run.description()
+    read = [read_image(path, description) for path in paths]
+    return Inputs("images", torch.stack(read), list(map(str, paths)), [[] for _ in paths])
+
+
+def read_texts(run: RunFolder, texts: Sequence[str]) -> Inputs:
+    """Texts as the run's model reads them."""
+    return Inputs("texts", Reader(run.options(), run.description())(texts), list(texts), [[] for _ in texts])
 
 
 def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
@@ -399,7 +405,7 @@ def read_paths(run: RunFolder, paths: Sequence[Path]) -> Inputs:
         lines = [line for file in files for line in _lines(file)]
         if not lines:
             raise UserError(f"{files[0]} holds no text")
-        return Inputs("texts", read_texts(run, lines), lines, [[] for _ in lines])
+        return read_texts(run, lines)
     notes: list[list[str]] = [[] for _ in files]
     read = [read_image(file, description, done) for file, done in zip(files, notes, strict=True)]
     return Inputs("images", torch.stack(read), list(map(str, files)), notes)

@@ -170,10 +170,10 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
     def make(features: int) -> nn.Module:
         template = options.template(place)
         scale = circuit.output_scale and circuit.initial_output_scale
-        around: Any = {"input_scale": circuit.input_scale, "scale": scale, "bias": circuit.output_bias}
+        scaling: Any = {"input_scale": circuit.input_scale, "scale": scale, "bias": circuit.output_bias}
         if circuit.structured:
-            return StructuredProjection(StructuredLayer(features, template), **around)  # type: ignore[arg-type]
-        return QuantumProjection(_layer(options, features, template, backend), **around)
+            return StructuredProjection(StructuredLayer(features, template), **scaling)  # type: ignore[arg-type]
+        return QuantumProjection(_layer(options, features, template, backend), **scaling)
 
     return make
 

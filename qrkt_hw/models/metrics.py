@@ -82,6 +82,11 @@ def wilson(right: int, count: int) -> list[float]:
     return [float(found.low), float(found.high)]
 
 
+def discordant(first: Tensor, second: Tensor) -> list[int]:
+    """How many samples the first classifier alone is right on, and the second alone; of bool ``(samples,)`` each."""
+    return [int((first & ~second).sum()), int((second & ~first).sum())]
+
+
 def mcnemar(first_only: int, second_only: int) -> float:
     """p-value of the exact McNemar test: whether two classifiers of the same samples are right equally often.
 

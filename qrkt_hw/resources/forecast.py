@@ -118,32 +118,35 @@ def plan(
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    how: dict[str, Any] = {"fitted": fitted, "stage_shots": stage_shots}
-    found, budget = forecast(stages, samples, batch, backend, **how), Budget.of(backend, budget)
+    found = forecast(stages, samples, batch, backend, stage_shots=stage_shots, fitted=fitted)
+    budget = Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
         return found
 
-    def scaled(shots: int | None) -> list[int]:
-        return [max(1, n * (shots or 1) // (backend.shots or 1)) for n in stage_shots]
+    most = backend.shots or 1
 
-    def seconds(n: int = samples, shots: int | None = None, pack: bool | None = None) -> float:
-        more = {**how, "stage_shots": scaled(shots or backend.shots)}
+    def scaled(shots: int) -> list[int]:
+        return [max(1, n * shots // most) for n in stage_shots]
+
+    def seconds(n: int = samples, shots: int = most, pack: bool | None = None) -> float:
+        own = scaled(shots)
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own, fitted=fitted).seconds
+
+    def fits(shots: int) -> bool | None:
+        """None with fewer shots than the mitigation takes."""
         try:
-            return forecast(stages, n, batch, backend, shots=shots, pack=pack, **more).seconds
-        except UserError:  # fewer shots than the mitigation takes
-            return 0.0
+            return seconds(shots=shots) <= limit
+        except UserError:
+            return None
 
-    def fits(n: int = samples, shots: int | None = None, pack: bool | None = None) -> bool:
-        return seconds(n, shots, pack) <= limit
-
-    fewer, less = _largest(samples - 1, fits), _largest((backend.shots or 0) - 1, lambda n: fits(shots=n))
-    less = less if less and seconds(shots=less) else 0
+    fewer = _largest(samples - 1, lambda n: seconds(n) <= limit)
+    less = _largest(most - 1, lambda n: fits(n) is not False)
     offers = [f"--limit {fewer}"] if fewer else []
-    fewer_shots = f"--shots-per-stage {','.join(map(str, scaled(less)))}" if stage_shots else f"--shots {less}"
-    offers += [fewer_shots] if less else []
+    if less and fits(less):
+        offers.append(f"--shots-per-stage {','.join(map(str, scaled(less)))}" if stage_shots else f"--shots {less}")
     local = getattr(backend, "account", backend) is None  # the client simulates the whole chip: never packed
-    if not backend.packer.packs and not local and fits(pack=True):
+    if not backend.packer.packs and not local and seconds(pack=True) <= limit:
         offers.append("packing (no --no-pack, pack: true)")
     would = f"{' or '.join(offers)} would fit" if offers else "not even one sample or one shot would fit"
     other = _cheaper_model(options, shape, samples, batch, backend, limit) or "no cheaper model is known"

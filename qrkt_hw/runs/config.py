@@ -39,7 +39,7 @@ __all__ = [
 
 _ALONE = {("model", "kind"): "model", ("backend", "name"): "backend"}
 _WORDS = {"text_length", "vocabulary", "unique_words", "word_pairs"}
-_AROUND = {"qubits", "structured", "input_scale", "output_scale", "initial_output_scale", "output_bias"}
+_OF_PROJECTIONS = {"qubits", "structured", "input_scale", "output_scale", "initial_output_scale", "output_bias"}
 _GENERATOR_BLOCKS = {"generator_projection", "generator_heads", "generator_mlp_ratio"}
 
 
@@ -311,7 +311,7 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "layers" and circuit.mlp_layers is not None and not there["attention"],
          "only the MLP has circuits, and --mlp-layers is theirs"),
         (key == "ansatz" and bool(places) and all(places), "all circuits have an ansatz of their own"),
-        (key in _AROUND and not parts - {"classical"},
+        (key in _OF_PROJECTIONS and not parts - {"classical"},
          "only the attention has circuits, over tokens (--attention)"),
         (key == "initial_output_scale" and not circuit.output_scale, "no circuit has a learned scale behind it"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),

@@ -223,7 +223,7 @@ class GanConfig(TransformerConfig):
 
 
 class CircuitConfig(Section):
-    """The circuits of a model and what is put around them."""
+    """The circuits of a model and their pre- and post-scaling."""
 
     ansatz: str = key("ry_rz_ring", "circuit template: a name, path/to/file.py:function, FILE.qasm or FILE.qpy")
     qubits: int = key(4, "features per circuit, a qubit each; orthogonal circuits add a reference qubit", ge=1, le=384)

@@ -77,6 +77,9 @@ def test_a_model_is_fitted_to_what_the_device_returns(run, quick):
     assert (run / "model.safetensors").read_bytes() == before
     exact, _ = infer(run)
     assert record["exact_accuracy"] == exact["accuracy"]  # of the model as it was trained
+    fitted = (run / "inference" / found["weights"]).read_bytes()
+    infer(run, *DEVICE, "--fine-tune", 6)
+    assert (run / "inference" / found["weights"]).read_bytes() == fitted  # that an earlier record names
     again, _ = infer(run, *DEVICE, "--fine-tune", 5)
     assert {**again["fine_tuned"], "seconds": 0} == {**found, "seconds": 0}
     files = [json.loads(file.read_text()) for file in (run / "inference").glob("2*.json")]

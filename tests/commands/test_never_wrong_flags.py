@@ -63,6 +63,8 @@ TRAIN = {
     "--backend fake_torino --no-pack --guard 1": "--spacing",
     "--backend fake_torino --no-pack --min-fidelity 1": "--min-fidelity",
     "--backend fake_torino --spacing 1 --guard 1": "--spacing",
+    "--backend fake_torino --mitigation trex": "--mitigation",
+    "--backend fake_torino --shots 0 --mitigation zne": "--mitigation",
     "--mitigation mthree": "--mitigation", "--mode session": "--mode", "--max-time 5": "--max-time",
     "--max-cost 1": "--max-cost", "--max-qpu-seconds 1": "--max-qpu-seconds", "--shots 10": "--shots",
     "--resubmit": "--resubmit", "--replan": "--replan", "--resume {images} --out x": "--out",
