@@ -75,8 +75,8 @@ class FakeEntry(_Device, _Sampling):
     dynamical_decoupling: bool = False
     twirl_gates: bool = False
     # errors that devices have and their calibrations do not tell
-    coherent: Annotated[float, Field(ge=-1, le=1)] = 0.0  # share of its angle by which a two-qubit gate turns too far
-    idle: Annotated[float, Field(ge=-100, le=100)] = 0.0  # radians per microsecond that an idle qubit turns about Z
+    coherent: Annotated[float, Field(ge=-1, le=1)] = 0.0  # share of its angle by which a two-qubit gate over-rotates
+    idle: Annotated[float, Field(ge=-100, le=100)] = 0.0  # radians per microsecond that an idle qubit rotates about Z
 
 
 class BilledEntry(_Device):

@@ -64,8 +64,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         misread: bool = True,  # False leaves readout errors out of the noise
         dynamical_decoupling: bool = False,  # two X gates on every qubit that waits
         twirl_gates: bool = False,  # random Pauli gates around two-qubit gates
-        coherent: float = 0.0,  # share of its angle by which a two-qubit gate turns too far
-        idle: float = 0.0,  # radians per microsecond by which a qubit that waits turns about Z
+        coherent: float = 0.0,  # share of its angle by which a two-qubit gate over-rotates
+        idle: float = 0.0,  # radians per microsecond by which an idle qubit rotates about Z
     ) -> None:
         AerBackend.__init__(self, name, "cpu", "density_matrix", shots, seed, optimization_level)
         self.device, self.noise_name = fake_device(device), noise or device

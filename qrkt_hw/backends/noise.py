@@ -33,12 +33,12 @@ FORMAT = 2  # 2: with a checksum
 
 @dataclass(frozen=True, eq=False)
 class DeviceNoise:
-    """Noise behind every gate and readout of a device."""
+    """Noise after every gate and readout of a device."""
 
-    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
+    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied after the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
     readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
-    idle: float = 0.0  # radians per second by which a qubit that waits turns about Z
+    idle: float = 0.0  # radians per second by which an idle qubit rotates about Z
 
 
 Noise = DeviceNoise | None
@@ -59,7 +59,7 @@ def device_noise(name: str) -> DeviceNoise:
 
 
 def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: float) -> DeviceNoise:
-    """Noise with errors added: two-qubit gates turn too far, by a share of their angle, and idle qubits about Z."""
+    """Noise with errors added: two-qubit gates over-rotate by a share of their angle, idle qubits rotate about Z."""
     gates = {} if noise is None else dict(noise.gates)
     for name in set(FOLDABLE) & set(target.operation_names) if coherent else ():
         unitary = Operator(target.operation_from_name(name)).power(coherent)
@@ -73,7 +73,7 @@ def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: f
 def _build(device: Any) -> DeviceNoise:
     from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
-    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a remark each
+    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a warning each
         errors = basic_device_gate_errors(target=device.target)
     listed = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
     gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in listed}
@@ -153,7 +153,7 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
 def noisy_circuit(
     template: CircuitTemplate, placed: PlacedCircuit, noise: Noise, effects: Floats
 ) -> noisy.NoisyCircuit:
-    """The placed circuit as rotations and channels; behind every gate its noise."""
+    """The placed circuit as rotations and channels; after every gate its noise."""
     # a transpiler may drop parameters that no longer matter, which a template may not
     read: Any = SimpleNamespace(circuit=placed.circuit, parameters=template.parameters, num_qubits=len(placed.physical),
                                 num_inputs=template.num_inputs, num_weights=template.num_weights)  # fmt: skip
@@ -172,7 +172,7 @@ def noisy_circuit(
 
 
 def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp | Kraus] = SuperOp) -> QuantumCircuit:
-    """The placed circuit with an instruction for its error behind every noisy gate.
+    """The placed circuit with an instruction for its error after every noisy gate.
 
     Aer's density matrix takes superoperators, and its statevector Kraus operators.
     """
@@ -187,7 +187,7 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
 
 
 def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
-    """The qubits of an instruction, and the noise behind it."""
+    """The qubits of an instruction, and the noise after it."""
     qubits = qubits_of(placed.circuit, instruction)
     if noise is not None and noise.idle and instruction.operation.name == "delay":
         angle = noise.idle * instruction.operation.duration

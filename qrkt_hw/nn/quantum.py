@@ -451,9 +451,9 @@ class QuantumProjection(nn.Module):
 
     Args:
         layer: the circuits; their outputs must equal their features.
-        input_scale: learn a factor in front of the circuits (starts at 1).
-        scale: learn a factor behind them, which starts at this number (True: at 1).
-        bias: learn an offset behind them (starts at 0).
+        input_scale: learn a scale before the circuits (starts at 1).
+        scale: learn a scale after them, which starts at this number (True: at 1).
+        bias: learn a bias after them (starts at 0).
 
     Raises:
         UserError: a layer with more or fewer outputs than features.
