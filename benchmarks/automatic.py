@@ -4,7 +4,7 @@ python benchmarks/automatic.py --json results/automatic.json
 
 Templates that both methods can evaluate: all that are shipped at 2 to 12 qubits and 1 to 4 layers, random ones of the
 tests, and random ones whose data enter first (``front``). A step is forward and backward on 256 samples; the methods
-take turns in one process, and CPU time of one thread counts, the fastest of up to 40 steps each.
+alternate in one process, and CPU time of one thread counts, the fastest of up to 40 steps each.
 """
 
 from __future__ import annotations

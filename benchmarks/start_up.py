@@ -3,7 +3,7 @@
     python benchmarks/start_up.py [--repeats 3] [--threads 1]
 
 Each repeat is a new process that trains the default model on 64 digits; the first warms the disk and is left out. The
-medians are seconds since the process was started (interpreter included) and its CPU time. In turns with it,
+medians are seconds since the process was started (interpreter included) and its CPU time. Alternating with it:
 ``import torch, qiskit`` alone and ``qrkt-hw infer`` on such a run; the last two lines are CPU seconds beyond that
 import, of the fastest process of each.
 """

@@ -372,7 +372,7 @@ def orthogonal(
     name: str, features: int, layers: Iterable[Iterable[tuple[int, int]]], *, topology: str, reference: str,
     encoding: Encoding = "unary",
 ) -> CircuitTemplate:  # fmt: skip
-    """Givens rotations on pairs of features behind a unary encoding, read by ``<X_reference X_j>`` for every feature j.
+    """Givens rotations on pairs of features after a unary encoding, read by ``<X_reference X_j>`` for every feature j.
 
     The outputs are ``W x`` with a real orthogonal matrix W of the weights, signs included. All are read in one
     measurement basis, X on every qubit.

@@ -33,9 +33,9 @@ FORMAT = 2  # 2: with a checksum
 
 @dataclass(frozen=True, eq=False)
 class DeviceNoise:
-    """Noise behind every gate and readout of a device."""
+    """Noise after every gate and readout of a device."""
 
-    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied behind the ideal gate
+    # ``(name, qubits) -> (4^k, 4^k)`` superoperator in Qiskit's convention, applied after the ideal gate
     gates: dict[tuple[str, tuple[int, ...]], NDArray[np.complex128]]
     readout: Floats  # ``(qubits, 2, 2)``: chance to read b in state s at ``[qubit, s, b]``
     idle: float = 0.0  # Z rotation of idle qubits, radians per second
@@ -77,7 +77,7 @@ def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: f
 def _build(device: Any) -> DeviceNoise:
     from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
-    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a remark each
+    with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a warning each
         errors = basic_device_gate_errors(target=device.target)
     listed = [one for one in errors if one[0] not in ("reset", "measure", "delay")]
     gates = {(name, tuple(qubits)): error_superoperator(error) for name, qubits, error in listed}
@@ -157,7 +157,7 @@ def _sum(arrays: dict[str, Any]) -> NDArray[np.uint8]:
 def noisy_circuit(
     template: CircuitTemplate, placed: PlacedCircuit, noise: Noise, effects: Floats
 ) -> noisy.NoisyCircuit:
-    """The placed circuit as rotations and channels; behind every gate its noise."""
+    """The placed circuit as rotations and channels; after every gate its noise."""
     # a transpiler may drop parameters that no longer matter, which a template may not
     read: Any = SimpleNamespace(circuit=placed.circuit, parameters=template.parameters, num_qubits=len(placed.physical),
                                 num_inputs=template.num_inputs, num_weights=template.num_weights)  # fmt: skip
@@ -176,7 +176,7 @@ def noisy_circuit(
 
 
 def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp | Kraus] = SuperOp) -> QuantumCircuit:
-    """The placed circuit with an instruction for its error behind every noisy gate.
+    """The placed circuit with an instruction for its error after every noisy gate.
 
     Aer's density matrix takes superoperators, and its statevector Kraus operators.
     """
@@ -191,7 +191,7 @@ def noisy_instructions(placed: PlacedCircuit, noise: Noise, kind: type[SuperOp |
 
 
 def _error(instruction: Any, placed: PlacedCircuit, noise: Noise) -> tuple[tuple[int, ...], Any]:
-    """The qubits of an instruction, and the noise behind it."""
+    """The qubits of an instruction, and the noise after it."""
     qubits = qubits_of(placed.circuit, instruction)
     if noise is not None and noise.idle and instruction.operation.name == "delay":
         angle = noise.idle * instruction.operation.duration

@@ -78,7 +78,7 @@ def group(context: click.Context) -> None:
     from qrkt_hw.backends.entries import working_folder
 
     context.with_resource(working_folder())
-    logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)  # its remarks on instances go to no log of ours
+    logging.getLogger("qiskit_ibm_runtime").setLevel(logging.ERROR)  # its warnings on instances go to no log of ours
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -49,7 +49,7 @@ from qrkt_hw.errors import UserError, flag
     "--shots-per-stage",
     "stage_shots",
     metavar="auto|N,N,...",
-    help="on a device: shots of each sequential stage; auto: the QPU time of --shots, dealt to where noise matters",
+    help="on a device: shots of each sequential stage; auto: the QPU time of --shots, more where noise matters",
 )
 @click.option(
     "--fine-tune",
@@ -270,8 +270,8 @@ def _mitigations(record: dict[str, Any]) -> None:
             f"exact accuracy {record['exact_accuracy']:.4f}"
         )
     added = [text for key, text in (
-        ("coherent", f"two-qubit gates turn {there.get('coherent', 0):.1%} too far"),
-        ("idle", f"idle qubits turn {there.get('idle', 0):g} rad/us about Z"),
+        ("coherent", f"two-qubit gates over-rotate by {there.get('coherent', 0):.1%}"),
+        ("idle", f"idle qubits rotate by {there.get('idle', 0):g} rad/us about Z"),
     ) if there.get(key)]  # fmt: skip
     if added:
         cli.echo(f"errors added that the calibration does not have: {' and '.join(added)}")

@@ -201,7 +201,7 @@ def _givens(gate: Any, qubits: tuple[int, ...], basis: Basis, index: dict) -> It
     phase = -1j * complex(math.cos(turned), math.sin(turned))
     phase = complex(*(round(part) if abs(part - round(part)) < 1e-15 else part for part in (phase.real, phase.imag)))
     first = np.flatnonzero(one & ~other)
-    if beta.terms:  # a rotation about Z in front and behind
+    if beta.terms:  # a rotation about Z before and after
         yield Diagonal(beta, 0.0 - one)
     yield Givens(angle * 0.5, phase, first, basis.flipped(first, qubits))
     if beta.terms:
@@ -271,7 +271,7 @@ def _applied(step: Any, state: NDArray[np.complex128], inputs: NDArray[np.float6
         np.add.at(result, step.rows, step.values * state[step.columns])
         return result
     if any(i >= len(inputs) for i, _ in step.angle.terms):
-        raise ValueError("weights must come behind the encoding")
+        raise ValueError("weights must come after the encoding")
     angle = step.angle.offset + sum(c * inputs[i] for i, c in step.angle.terms)
     if isinstance(step, Diagonal):
         return state * np.exp(-1j * angle * step.factor)

@@ -368,8 +368,8 @@ def named_blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def field_evaluations(model: nn.Module) -> int:
-    """How often a forward pass evaluates attention and feed-forward: once for each ordinary block, once for each stage
-    of a Runge-Kutta block."""
+    """How often a forward pass evaluates attention and feed-forward: once for each pre-norm transformer
+    block, once for each stage of a Runge-Kutta block."""
     return sum(
         block.tableau.stages if isinstance(block, RungeKuttaBlock) else 1 for block in named_blocks(model).values()
     )

@@ -214,7 +214,7 @@ def run_batch(networks: Sequence[TemplateNetwork], inputs: Sequence[Tensor], wei
 def _decoded(network: TemplateNetwork, values: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """Values of features from those of the circuits.
 
-    Those behind a unary encoding are multiplied by the norm of the features; their gradient by the features is that of
+    Those after a unary encoding are multiplied by the norm of the features; their gradient by the features is that of
     the exact matrix of the weights.
     """
     if not network.unary:

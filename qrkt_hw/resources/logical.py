@@ -1,4 +1,4 @@
-"""Circuits as written: how often a model calls them, how large they are, and whether they are quantum at all."""
+"""Circuits as written: how often a model calls them, how large they are, and whether they are classically simulable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

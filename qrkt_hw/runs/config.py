@@ -313,7 +313,7 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "ansatz" and bool(places) and all(places), "all circuits have an ansatz of their own"),
         (key in _OF_PROJECTIONS and not parts - {"classical"},
          "only the attention has circuits, over tokens (--attention)"),
-        (key == "initial_output_scale" and not circuit.output_scale, "no circuit has a learned scale behind it"),
+        (key == "initial_output_scale" and not circuit.output_scale, "no circuit has a learned scale after it"),
         (key in ("spacing", "min_fidelity") and config.backend.pack is False, "--no-pack leaves one circuit at a time"),
     ]  # fmt: skip
     if m.kind == "gan":

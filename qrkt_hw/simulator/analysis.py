@@ -86,7 +86,7 @@ def cones(template: CircuitTemplate) -> tuple[Cone, ...]:
 
 
 def _cones_of_matrix(template: CircuitTemplate) -> tuple[Cone, ...]:
-    """The same behind a unary encoding, whose outputs are a matrix of the weights times the features."""
+    """The same after a unary encoding, whose outputs are a matrix of the weights times the features."""
     drawn = np.random.default_rng(20).uniform(-np.pi, np.pi, (POINTS, template.num_weights))
     weights = torch.from_numpy(drawn).requires_grad_()
     with torch.enable_grad():

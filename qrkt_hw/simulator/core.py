@@ -1,4 +1,4 @@
-"""The simulator: one function over tensors, two exact methods behind it."""
+"""The simulator: one function over tensors, three exact methods behind it."""
 
 from __future__ import annotations
 

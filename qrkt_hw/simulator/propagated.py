@@ -1,7 +1,7 @@
-"""Expectation values by Pauli propagation: products of one-qubit values, a handful of kernels at any width.
+"""Expectation values by Pauli propagation: products of single-qubit values, a handful of kernels at any width.
 
 ``<O_m> = sum_t C_mt(weights) prod_q b_tq(inputs, weights)``: the coefficients are computed once for each weight set,
-the one-qubit values and their products for each sample. No object grows with 2^n.
+the single-qubit values and their products for each sample. No object grows with 2^n.
 """
 
 from collections.abc import Iterable, Sequence
@@ -94,7 +94,7 @@ def layout(e: Expansion, outputs: int) -> Layout:
 
 
 class Propagated:
-    """Sums of products of one-qubit values; see the module."""
+    """Sums of products of single-qubit values; see the module."""
 
     name: ClassVar[str] = "pauli"
 

@@ -1,7 +1,7 @@
 """Expectation values in a statevector, differentiated by the adjoint method: memory of two states, for any depth.
 
 The circuit is brought to rotations about Pauli strings (see :mod:`qrkt_hw.compiler.litinski`). With
-``lambda = sum_m g_m O_m psi`` behind a rotation about P, the gradient by its angle is ``Im <lambda| P |psi>``; then the
+``lambda = sum_m g_m O_m psi`` after a rotation about P, the gradient by its angle is ``Im <lambda| P |psi>``; then the
 rotation is undone on both states, and the one before it follows (Jones and Gacon, arXiv:2009.02823). On a CPU a native
 kernel does it for a few samples at a time; elsewhere torch, over the whole batch.
 """

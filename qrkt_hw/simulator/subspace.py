@@ -126,7 +126,7 @@ class _States(Tables):
 
 
 class _LinearMap(Tables):
-    """The matrix of a circuit behind a unary encoding, applied to the features."""
+    """The matrix of a circuit after a unary encoding, applied to the features."""
 
     def __init__(self, program: SubspaceProgram, template: CircuitTemplate, dtype: torch.dtype) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _LinearMap(Tables):
         return self._unitary(weights)
 
     def _unitary(self, weights: Tensor) -> Tensor:
-        """That of all steps behind the encoding, ``(groups, size, size)``."""
+        """That of all steps after the encoding, ``(groups, size, size)``."""
         groups, size, tables = len(weights), self.size, self.on(weights.device)
         angles = self.angles(None, weights)[..., 0].t()
         rotating = angles[:, tables["angle"]]
@@ -228,12 +228,12 @@ class _LinearMap(Tables):
 
 
 def only_rotations(program: SubspaceProgram) -> bool:
-    """Whether all steps behind the encoding are Givens rotations."""
+    """Whether all steps after the encoding are Givens rotations."""
     return all(isinstance(s, Givens) for s in program.steps[program.loading :])
 
 
 def layers(program: SubspaceProgram) -> list[list[int]]:
-    """Steps behind the encoding that can be one matrix: Givens rotations on amplitudes apart; each other step alone."""
+    """Steps after the encoding that can be one matrix: Givens rotations on amplitudes apart; each other step alone."""
     found, ready = list[list[int]](), np.zeros(program.size, dtype=int)  # the first layer that may take an amplitude
     open_until = 0
     for k, step in enumerate(program.steps[program.loading :]):

@@ -117,7 +117,7 @@ def test_a_guard_keeps_copies_apart_on_the_device(fez, service):
             values = backend.run([call])[0]
         assert np.abs(values - resolve("exact").run([call])[0]).max() < 5.5 / np.sqrt(256)
         near = Chip(backend.target).distances
-        placed = [piece.physical for work in backend.packer.pack([call]) for piece in work.slots]
+        placed = [slot.physical for pub in backend.packer.pack([call]) for slot in pub.slots]
         places = sorted(set(placed))
         touching = [near[np.ix_(a, b)].min() for k, a in enumerate(places) for b in places[:k]]
         found[spacing] = (len(places), min(touching), backend.counters.executions)

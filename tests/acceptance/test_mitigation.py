@@ -122,7 +122,9 @@ def test_errors_that_the_calibration_does_not_have_are_named(runs, capsys):
     assert (record["backend_details"]["coherent"], record["backend_details"]["idle"]) == (0.05, 0.5)
     assert run("infer", *there) == 0
     said = capsys.readouterr().out
-    assert "errors added that the calibration does not have: two-qubit gates turn 5.0% too far and idle qubits" in said
+    assert (
+        "errors added that the calibration does not have: two-qubit gates over-rotate by 5.0% and idle qubits" in said
+    )
 
 
 def test_twirling_and_decoupling_take_away_the_errors_they_are_for():

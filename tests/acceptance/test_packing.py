@@ -68,9 +68,9 @@ def test_a_wide_circuit_as_a_whole_by_matrix_product_states():
     template = build("brickwork", 4, 1)
     packer = Packer(fake_device("fake_torino").target, device="fake_torino", level=1, shots=4000)
     call = draw(template, 20, np.random.default_rng(3))
-    (work,) = packer.pack([call])
-    assert len(work.slots) >= 20 and sum(len(p.read) for p in work.slots) >= 60 and len(work.values) == 1
-    bound = work.circuit.assign_parameters(dict(zip(work.circuit.parameters, work.values[0], strict=True)))
+    (pub,) = packer.pack([call])
+    assert len(pub.slots) >= 20 and sum(len(p.read) for p in pub.slots) >= 60 and len(pub.values) == 1
+    bound = pub.circuit.assign_parameters(dict(zip(pub.circuit.parameters, pub.values[0], strict=True)))
     used = sorted({bound.find_bit(q).index for i in bound.data for q in i.qubits})  # Aer's MPS errs with idle qubits
     place_of = {q: k for k, q in enumerate(used)}
     whole = QuantumCircuit(len(used))
@@ -78,13 +78,13 @@ def test_a_wide_circuit_as_a_whole_by_matrix_product_states():
         if instruction.operation.name != "measure":
             whole.append(instruction.operation, [place_of[bound.find_bit(q).index] for q in instruction.qubits])
     exact = resolve("exact").run([call])[0]
-    for piece in work.slots:
-        for place, qubit in enumerate(piece.read):
-            whole.save_expectation_value(_z(), [place_of[qubit]], label=f"{piece.samples[0]}.{place}")
+    for slot in pub.slots:
+        for place, qubit in enumerate(slot.read):
+            whole.save_expectation_value(_z(), [place_of[qubit]], label=f"{slot.samples[0]}.{place}")
     data = AerSimulator(method="matrix_product_state").run(whole).result().data()
-    for piece in work.slots:
+    for slot in pub.slots:
         for place in range(4):
-            assert data[f"{piece.samples[0]}.{place}"] == pytest.approx(exact[piece.samples[0], place], abs=1e-9)
+            assert data[f"{slot.samples[0]}.{place}"] == pytest.approx(exact[slot.samples[0], place], abs=1e-9)
 
 
 def _z():
@@ -102,10 +102,10 @@ def test_packed_shots_with_noise_are_draws_from_the_noise_of_each_copy():
     signs = bases(template)[0].signs(template.num_outputs)
     expected = np.zeros_like(values)
     for batch in packer.pack([call]):
-        for place, piece in enumerate(batch.slots):
-            busy = piece.samples >= 0
+        for place, slot in enumerate(batch.slots):
+            busy = slot.samples >= 0
             chances = backend._chances(batch, place)[busy]
-            expected[piece.samples[busy]] = chances @ signs.T
+            expected[slot.samples[busy]] = chances @ signs.T
     scaled = (values - expected) / np.sqrt((1 - expected**2) / shots)
     assert 0.85 < scaled.std() < 1.15 and np.abs(scaled).max() < 5
     assert np.abs(expected - resolve("fake_torino").run([call])[0]).max() > 0.01  # other qubits, other noise
@@ -143,7 +143,7 @@ def test_saved_against_a_pub_for_every_observable():
     for device in ("fake_torino", "fake_marrakesh"):
         packer = Packer(fake_device(device).target, device=device, level=3, shots=shots)
         batches = packer.allocate(calls)
-        executions = sum(work.executions for work in packer.pack(calls))
+        executions = sum(pub.executions for pub in packer.pack(calls))
         seconds = 2 + sum(batch.seconds(rep_delay) for batch in batches)
         print(f"{device}: {before:,} -> {executions:,} executions, {before / executions:.1f}-fold; {seconds:.1f} s")
         assert before / executions >= 75

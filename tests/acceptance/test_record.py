@@ -44,7 +44,7 @@ def home(service, tmp_path_factory):
         patch.setattr(devices, "ENOUGH", 1)
         corrected = several(folder, *asked, names="ibm_fez")
     assert json.loads(corrected.stdout)["backend_details"]["mitigation"] == "trex", corrected.stderr
-    service.misbehave("fail", skip=2, times=99, where="ibm_kingston", code=1517)  # behind the calibrations
+    service.misbehave("fail", skip=2, times=99, where="ibm_kingston", code=1517)  # after the calibrations
     found = several(folder, *asked, "--mitigation", "mthree")
     assert found.returncode == 0 and json.loads(found.stdout)["devices"][0]["taken_over"], found.stderr
     return folder

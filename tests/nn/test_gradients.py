@@ -53,7 +53,7 @@ def controlled():
     circuit.ry(0.9, 0)
     circuit.ry(0.5, 1)
     circuit.crx(2 * w[0] + 0.3, 0, 1)
-    circuit.h(0)  # the control's coherence turns with half the angle
+    circuit.h(0)  # the control's coherence rotates with half the angle
     return CircuitTemplate("controlled", circuit, (), w)
 
 

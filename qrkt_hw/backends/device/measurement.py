@@ -38,7 +38,7 @@ class Basis:  # one way of measuring all qubits
     weight: int | None = None  # outcomes of another Hamming weight are errors, and dropped
 
     def rotated(self, circuit: QuantumCircuit) -> QuantumCircuit:
-        """A copy of ``circuit`` behind which measuring Z measures this basis."""
+        """A copy of ``circuit`` after which measuring Z measures this basis."""
         rotated = circuit.copy()
         if self.mixed is not None:
             rbs(rotated, np.pi / 4, *self.mixed)
@@ -95,7 +95,7 @@ def weight_bases(template: CircuitTemplate) -> tuple[Basis, ...]:
     """Bases in which every outcome of an error-free circuit has its Hamming weight; none where there are no such.
 
     The circuit keeps its weight, and observables are sums of Z strings and of XX or YY on two qubits. Each of those
-    pairs takes a circuit of its own: between states of one weight XX is the difference of Z on both qubits behind a
+    pairs takes a circuit of its own: between states of one weight XX is the difference of Z on both qubits after a
     Givens rotation by a quarter of pi.
     """
     program = subspace(template)

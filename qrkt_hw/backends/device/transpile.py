@@ -183,7 +183,7 @@ def twirled(placed: PlacedCircuit, target: Any, times: int) -> list[PlacedCircui
 
 
 def duration(circuit: QuantumCircuit, target: Any, strict: bool = True) -> float:
-    """Seconds on the chip; where a circuit branches, those of all its instructions one behind the other.
+    """Seconds on the chip; where a circuit branches, those of all its instructions one after the other.
 
     Those of a target that says nothing of durations are 0, or unless ``strict`` an error.
     """
@@ -198,7 +198,7 @@ def duration(circuit: QuantumCircuit, target: Any, strict: bool = True) -> float
 
 
 def in_a_row(circuit: QuantumCircuit, target: Any, wires: Sequence[int] | None = None) -> float:
-    """Seconds of all instructions of an ISA circuit one behind the other, of branches the longest, of loops all passes.
+    """Seconds of all instructions of an ISA circuit one after the other, of branches the longest, of loops all passes.
 
     ``wires`` has the device's qubit behind each of the circuit's.
     """

@@ -44,7 +44,7 @@ def learnt(twirled):
 
 
 def read(chances, basis, twirled):
-    """Values of exact outcome chances behind the known errors, corrected."""
+    """Values of exact outcome chances after the known errors, corrected."""
     readout = learnt(twirled)
     patterns = range(2 ** max(code.bit_length() for code in flip_codes(basis))) if twirled else [0]
     total = 0
