@@ -223,9 +223,11 @@ def fit_to(
         found = fitting.of_preset(source, options, request, epochs or 5, dimensions, where)
     else:
         assert folder is not None
-        found = fitting.of_run(folder, request)
+        with said.status("placements and shots"):
+            found = fitting.of_run(folder, request)
     shown = fitting.chosen(found)
-    told = fitting.check(shown, request, check)
+    with said.status("proposals on the fake device"):
+        told = fitting.check(shown, request, check)
     lines = []
     if out is not None:
         with cli.writing("--out", out):

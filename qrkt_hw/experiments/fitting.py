@@ -29,7 +29,7 @@ from qrkt_hw.experiments.loading import read_splits, restored
 from qrkt_hw.models.factory import build_model, quantum_layers, set_backend
 from qrkt_hw.models.metrics import logits_of, wilson
 from qrkt_hw.models.noise import OutputNoise, add_hooks, allocated, calibrated_damping, check_strings, sensitivities
-from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_text
@@ -43,6 +43,7 @@ SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of the shots that the budget allows
 DRAWS = 2  # of the noise, for each validation sample
 CHECKED = 60.0  # CPU seconds on the fake device, all proposals together
 SAVED = 0.95  # of the seconds of a more accurate proposal, from which another is shown
+SHORTER = 40  # attempts to find shots for a limit
 SHOWN = 8  # proposals
 TRIED = 6  # models of a preset that are trained
 
@@ -108,7 +109,7 @@ class Request:
     def fake(self) -> str | None:
         """The fake backend of the device; None where there is none."""
         name = self.device.name
-        found = name if name.startswith("fake_") else f"fake_{name.removeprefix('ibm_')}"
+        found = f"fake_{name.removeprefix('ibm_')}" if backends.bills(self.device) else name
         try:
             backends.check_name(found, self.device.backends_file)
         except UserError:
@@ -131,33 +132,27 @@ def of_run(run: RunFolder, request: Request, model: str = "") -> list[Proposal]:
     names = [[call.layer for call in stage] for stage in stages]
     (inputs, _), *_ = loader(first(validation, LOOKED_AT), LOOKED_AT)
     noise = sensitivities(net, inputs, names)
-    found, least = list[Proposal](), float("inf")
+    found, seen, least = list[Proposal](), set[Any](), float("inf")
     for spacing, min_fidelity in PLACEMENTS:
         backend = request.backend(spacing=spacing, min_fidelity=min_fidelity)
         for how in WAYS:
             backend.mitigate(how)
             cost = Cost.of(stages, count, backend)
             least = min(least, cost.seconds([cost.fewest] * len(stages)))
-            most = min(MOST, int((request.limit - cost.fixed) / sum(cost.per_shot)))
             damping = damping_of(net, backend, corrected=how == "trex")
-            for shots in dict.fromkeys(int(most * share) for share in SHARES):
-                if shots < cost.fewest:
+            for shots in cost.shots_within(request.limit, noise):
+                fitted = _fitted(stages, count, backend, shots, cost.fewest, request.limit)
+                key = (spacing, min_fidelity, how, fitted and tuple(fitted[0]))
+                if fitted is None or key in seen:
                     continue
-                for own in ([shots] * len(stages), allocated(noise, cost.per_shot, shots)):
-                    own = [-(-n // cost.step) * cost.step if own[0] != shots else n for n in own]
-                    while True:
-                        plan = forecast(stages, count, min(count, BATCH), backend, stage_shots=own)
-                        if plan.seconds <= request.limit or min(own) <= cost.fewest:
-                            break
-                        own = [max(cost.fewest, n - max(1, n // 50)) for n in own]
-                    if plan.seconds > request.limit or any(same(p, spacing, min_fidelity, how, own) for p in found):
-                        continue
-                    expected = expected_accuracy(net, validation, names, damping, own)
-                    found.append(Proposal(
-                        run, model, run.options(), spacing, min_fidelity, how, own,
-                        sum(c.circuits * backend.circuits_for(c.template) for stage in stages for c in stage),
-                        cost.replicas, plan.seconds, plan.executions, expected,
-                    ))  # fmt: skip
+                seen.add(key)
+                own, plan = fitted
+                found.append(Proposal(
+                    run, model, run.options(), spacing, min_fidelity, how, own,
+                    sum(c.circuits * backend.circuits_for(c.template) for stage in stages for c in stage),
+                    cost.replicas, plan.seconds, plan.executions,
+                    expected_accuracy(net, validation, names, damping, own),
+                ))  # fmt: skip
     if not found:
         raise UserError(
             f"--max-qpu-seconds: {count:,} samples take at least {least:.1f} s on {request.device.name}, with "
@@ -166,8 +161,16 @@ def of_run(run: RunFolder, request: Request, model: str = "") -> list[Proposal]:
     return found
 
 
-def same(one: Proposal, *other: Any) -> bool:
-    return (one.spacing, one.min_fidelity, one.mitigation, one.shots) == other
+def _fitted(
+    stages: Stages, count: int, backend: DeviceBackend, shots: list[int], fewest: int, limit: float
+) -> tuple[list[int], Forecast] | None:
+    """Shots of the stages and their plan within a limit; a few less than estimated, where more jobs are needed."""
+    for _ in range(SHORTER):
+        plan = forecast(stages, count, min(count, BATCH), backend, stage_shots=shots)
+        if plan.seconds <= limit:
+            return shots, plan
+        shots = [max(fewest, n - max(1, n // 50)) for n in shots]
+    return None
 
 
 @dataclass
@@ -176,7 +179,7 @@ class Cost:
 
     fixed: float  # seconds
     per_shot: list[float]  # seconds of a shot of every circuit of each stage
-    step: int  # whole numbers of which shots are taken
+    fewest: int  # shots that a circuit can have
     replicas: int
 
     @classmethod
@@ -184,8 +187,8 @@ class Cost:
         templates = {call.template for stage in stages for call in stage}
         measured = [(template, basis) for template in templates for basis in bases(template)]
         bits = [code.bit_length() for _, basis in measured for code in flip_codes(basis)]
-        step = 2 ** max(bits, default=0) if backend.packer.mitigation == "trex" else 1
-        few, many = 4 * step, 8 * step
+        patterns = 2 ** max(bits, default=0) if backend.packer.mitigation == "trex" else 1
+        few, many = 4 * patterns, 8 * patterns
 
         def seconds(*shots: int) -> float:
             return forecast(stages, count, min(count, BATCH), backend, stage_shots=shots).seconds
@@ -196,11 +199,18 @@ class Cost:
             for place in range(len(stages))
         ]
         replicas = min(len(backend.packer.group(*one).replicas) for one in measured)
-        return cls(base - few * sum(slopes), slopes, step, replicas)
+        return cls(base - few * sum(slopes), slopes, max(FEWEST, patterns), replicas)
 
-    @property
-    def fewest(self) -> int:
-        return max(FEWEST, self.step)
+    def most(self, limit: float) -> int:
+        """Shots of every circuit that a limit allows."""
+        return min(MOST, int((limit - self.fixed) / sum(self.per_shot)))
+
+    def shots_within(self, limit: float, noise: Sequence[float]) -> Iterator[list[int]]:
+        """Shots of each stage: equal ones, and as many more where noise matters, in the same time."""
+        for shots in dict.fromkeys(int(self.most(limit) * share) for share in SHARES):
+            if shots >= self.fewest:
+                yield [shots] * len(self.per_shot)
+                yield [max(self.fewest, n) for n in allocated(noise, self.per_shot, shots)]
 
     def seconds(self, shots: Sequence[int]) -> float:
         return self.fixed + sum(n * each for n, each in zip(shots, self.per_shot, strict=True))
@@ -298,7 +308,7 @@ def candidates(options: Config, shape: DataShape, count: int, request: Request, 
             continue
         cost = Cost.of(stages, count, backend)
         least = min(least, cost.seconds([FEWEST] * len(stages)))
-        shots = min(MOST, int((request.limit - cost.fixed) / sum(cost.per_shot)))
+        shots = cost.most(request.limit)
         if shots >= FEWEST:
             found.append(Candidate(change, own, sum(c.circuits for stage in stages for c in stage), shots))
     if not found:
