@@ -242,7 +242,7 @@ def fit_to(
         return
     models = list(dict.fromkeys(one.model for one in shown))
     header = ["accuracy\nexpected", "on fake\ndevice", "QPU s", "shots", "circuits", "replicas", "spacing", "min.\nESP",
-              "readout"]  # fmt: skip
+              "mitigation"]  # fmt: skip
     rows = [
         [f"{one.expected:.3f}", f"{one.checked['accuracy']:.3f}" if one.checked else "-", f"{one.seconds:.1f}",
          " ".join(map(str, one.shots if len(set(one.shots)) > 1 else one.shots[:1])), f"{one.circuits:,}",
@@ -251,11 +251,11 @@ def fit_to(
     ]  # fmt: skip
     if preset:
         header, rows = ["", *header], [[chr(65 + models.index(p.model)), *r] for p, r in zip(shown, rows, strict=True)]
-    cli.table(header, rows, right=[name for name in header if name != "readout"], width=80)
+    cli.table(header, rows, right=[name for name in header if name != "mitigation"], width=80)
     for place_of, name in enumerate(models) if preset else ():
         cli.echo(f"{chr(65 + place_of)}: {name}")
     if preset:
-        cli.echo(f"trained for {epochs or 5} epochs with noise: the order says more than the accuracy")
+        cli.echo(f"each model is trained for {epochs or 5} epochs, with noise; a whole training has another accuracy")
     cli.echo(f"accuracy expected on validation samples, by formula; {told}")
     for line in lines:
         cli.echo(line)

@@ -170,7 +170,7 @@ def test_models_like_a_preset_are_trained_shortly_and_said_so(run):
         run, "--epochs", 1, "--check", 0, "--search", "limit=48", "--search", "hidden=4,8", "--search", "heads=1",
         "--out", "preset.yaml", source="digits-hardware",
     )  # fmt: skip
-    assert all(len(line) <= 80 for line in shown.splitlines()[:3]) and "trained for 1 epochs with noise" in shown
+    assert all(len(line) <= 80 for line in shown.splitlines()[:3]) and "trained for 1 epochs, with noise" in shown
     values = yaml.safe_load((run.parent / "preset.yaml").read_text())
     assert values["shot_noise"] >= 16 and values["noise_device"] == "fake_lima" and "epochs" not in values
     assert values["inference"]["backend"] == "fake_lima"
