@@ -353,17 +353,16 @@ def of_preset(
             f"model {number + 1} of {len(chosen)}: {words or name}, {one.circuits:,} circuits a sample, {one.shots:,} "
             f"shots; {epochs} epochs", highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
-        noisy = {"shot_noise": one.shots, **({"noise_device": request.fake} if request.fake else {})}
+        noisy = {"noise_device": request.fake} if request.fake else {}
         steps = epochs * max(1, len(loaded(one.options).splits["train"]) // options.data.batch_size)
         short = {"epochs": epochs, "warmup_steps": min(options.training.warmup_steps, max(1, steps // 10))}
-        own = one.options.replace(**noisy)
-        trial = own.replace(**short)
+        trial = one.options.replace(**noisy, **short, shot_noise=one.shots)
         place = folder / (words.replace("--", "").replace(" ", "-") or name)
         run = _known(place, trial) or fit.start(
             trial, place, Console(quiet=True), data=loaded(one.options), preset=name, figures=False
         )
         for proposal in of_run(run, request, words or name):
-            proposal.options = own
+            proposal.options = one.options.replace(**noisy, shot_noise=round(sum(proposal.shots) / len(proposal.shots)))
             found.append(proposal)
     return found
 

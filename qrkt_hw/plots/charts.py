@@ -247,9 +247,8 @@ def plot_budget(rows: Sequence[Mapping[str, Any]], limit: float, path: Path) -> 
         axes.errorbar([row["seconds"]], [value], yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="s",
                       capsize=4, color=ORANGE, label=label, markersize=4)  # fmt: skip
     axes.axvline(limit, color=GREY, linestyle=":", label="budget")
-    axes.set_xscale("log")
     tidy(axes, "QPU seconds", "accuracy")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
     return save(figure, path)
 
 
