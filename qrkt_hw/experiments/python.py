@@ -28,6 +28,7 @@ from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.experiments.devices import compare_mitigations, fine_tuned, plan_mitigations, shots_of_stages
 from qrkt_hw.experiments.inference import classify, infer_split
 from qrkt_hw.experiments.loading import Inputs, list_models, load, read_paths, read_split, read_splits, shipped
+from qrkt_hw.models.ablation import REPLACEMENTS
 from qrkt_hw.models.noise import check_strings
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened, problem, unused
@@ -140,13 +141,20 @@ class Run:
             device = {"shots": sum(shots_per_stage) // max(1, len(shots_per_stage)), **device}  # type: ignore[arg-type]
         place = self._backend(backend, device)
         one = next((key for key in ("shots_per_stage", "fine_tune", "compare_mitigation") if asked[key]), None)
-        if one is not None and (isinstance(place, Devices) or not (place.shots and place.target is not None)):
+        sampled = one == "fine_tune" or (place.shots and place.target is not None)
+        if one is not None and (isinstance(place, Devices) or not sampled):
             raise UserError(f"{one}: it is for one device that samples, and backend is {place.name!r}; name one")
-        if report and isinstance(place, ExactBackend):
-            raise UserError(f"report: it compares a backend with the exact values, and {place.name!r} gives them")
+        of_other = next((key for key in ("fine_tune", "report") if asked[key]), None)
+        if of_other is not None and isinstance(place, ExactBackend):
+            raise UserError(f"{of_other}: {place.name!r} gives exact values, with which others are compared; name one")
+        odd = next((name for name in ablate if name not in REPLACEMENTS), None)
+        if odd is not None:
+            raise UserError(f"ablate: no replacement {odd!r}; there are {', '.join(REPLACEMENTS)}")
         stage_shots = list[int]()
         if shots_per_stage is not None:
             numbers = None if shots_per_stage == "auto" else [int(n) for n in shots_per_stage]
+            if numbers is not None and min(numbers, default=0) < 1:
+                raise UserError(f"shots_per_stage: {shots_per_stage!r}; give 'auto', or a number from 1 on for each")
             stage_shots, _ = shots_of_stages(self.folder, place, numbers, data_dir)
         model = load(self.folder, place, backbone=self.backbone)
         if compare_mitigation:
