@@ -242,7 +242,7 @@ def fit_to(
         return
     models = list(dict.fromkeys(one.model for one in shown))
     header = ["accuracy\nexpected", "on fake\ndevice", "QPU s", "shots", "circuits", "replicas", "spacing", "min.\nESP",
-              "mitigation"]  # fmt: skip
+              "miti-\ngation"]  # fmt: skip
     rows = [
         [f"{one.expected:.3f}", f"{one.checked['accuracy']:.3f}" if one.checked else "-", f"{one.seconds:.1f}",
          " ".join(map(str, one.shots if len(set(one.shots)) > 1 else one.shots[:1])), f"{one.circuits:,}",
@@ -251,7 +251,7 @@ def fit_to(
     ]  # fmt: skip
     if preset:
         header, rows = ["", *header], [[chr(65 + models.index(p.model)), *r] for p, r in zip(shown, rows, strict=True)]
-    cli.table(header, rows, right=[name for name in header if name != "mitigation"], width=80)
+    cli.table(header, rows, right=[name for name in header if not name.startswith("miti")], width=80)
     for place_of, name in enumerate(models) if preset else ():
         cli.echo(f"{chr(65 + place_of)}: {name}")
     if preset:
