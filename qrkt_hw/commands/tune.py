@@ -256,6 +256,5 @@ def fit_to(
         cli.echo(f"{chr(65 + place_of)}: {name}")
     if preset:
         cli.echo(f"each model is trained for {epochs or 5} epochs, with noise; a whole training has another accuracy")
-    cli.echo(f"accuracy expected on validation samples, by formula; {told}")
-    for line in lines:
+    for line in ("accuracy expected on validation samples, by formula", told, *lines):
         cli.echo(line)
