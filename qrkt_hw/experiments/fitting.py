@@ -301,12 +301,12 @@ def candidates(options: Config, shape: DataShape, count: int, request: Request, 
             own.check_sizes()
             model = build_model(own, shape)
             check_strings(model, "fit-to")
-        except (UserError, ValidationError):  # a width that no circuit divides
+            stages = stages_of(model, shape)
+            if not stages:
+                continue
+            cost = Cost.of(stages, count, backend)
+        except (UserError, ValidationError):  # a width that no circuit divides, or circuits wider than the device
             continue
-        stages = stages_of(model, shape)
-        if not stages:
-            continue
-        cost = Cost.of(stages, count, backend)
         least = min(least, cost.seconds([FEWEST] * len(stages)))
         shots = cost.most(request.limit)
         if shots >= FEWEST:
