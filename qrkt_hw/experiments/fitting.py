@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from qrkt_hw import backends
+from qrkt_hw.backends.device.cache import digest
 from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SHOTS
@@ -357,8 +358,8 @@ def of_preset(
         steps = epochs * max(1, len(loaded(one.options).splits["train"]) // options.data.batch_size)
         short = {"epochs": epochs, "warmup_steps": min(options.training.warmup_steps, max(1, steps // 10))}
         trial = one.options.replace(**noisy, **short, shot_noise=one.shots)
-        place = folder / (words.replace("--", "").replace(" ", "-") or name)
-        run = _known(place, trial) or fit.start(
+        place = folder / f"{words.replace('--', '').replace(' ', '-') or name}-{digest(trial.flat(mode='json'))[:8]}"
+        run = _known(place) or fit.start(
             trial, place, Console(quiet=True), data=loaded(one.options), preset=name, figures=False
         )
         for proposal in of_run(run, request, words or name):
@@ -367,13 +368,13 @@ def of_preset(
     return found
 
 
-def _known(place: Path, options: Config) -> RunFolder | None:
-    """The finished run of these options there, where there is one. Raises UserError: another one."""
+def _known(place: Path) -> RunFolder | None:
+    """The finished run there; None where there is nothing. Raises UserError: it is not finished."""
     if not place.exists():
         return None
     run = RunFolder.open(place)
-    if not run.results.is_file() or run.options().flat(mode="json") != options.flat(mode="json"):
-        raise UserError(f"--trials: {place} holds another training; remove it, or name another folder")
+    if not run.results.is_file():
+        raise UserError(f"--trials: {place} is not finished; qrkt-hw train --resume {place}, or remove it")
     return run
 
 
