@@ -259,7 +259,7 @@ def expected_accuracy(
     return torch.stack(right).double().mean().item()
 
 
-def variations(options: Config, shape: DataShape, searched: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def variations(options: Config, searched: Sequence[Any]) -> Iterator[dict[str, Any]]:
     """Changes of a preset's options: the choices of ``searched``, else smaller widths, fewer tokens, fewer layers and
     stages, wider circuits, and a chain for the ansatz."""
     if searched:
@@ -292,11 +292,13 @@ class Candidate:
     shots: int  # of each circuit, all that the budget allows
 
 
-def candidates(options: Config, shape: DataShape, count: int, request: Request, searched: Sequence[Any]) -> list[Any]:
+def candidates(
+    options: Config, shape: DataShape, count: int, request: Request, searched: Sequence[Any]
+) -> list[Candidate]:
     """Models like a preset's that fit the budget with at least :data:`FEWEST` shots a circuit: the preset's own first,
     then those with most circuits a sample. Raises UserError: none does."""
     backend, found, least = request.backend(), list[Candidate](), float("inf")
-    for change in variations(options, shape, searched):
+    for change in variations(options, searched):
         try:
             own = options.replace(**change)
             own.check_sizes()
