@@ -346,6 +346,7 @@ def of_preset(
             data[key] = load_data(own.data)
         return data[key]
 
+    # type: ignore[arg-type]
     there = loaded(options)
     count = request.samples or len(there.splits["test"])
     chosen = candidates(options, there.shape, count, request, searched)[:TRIED]
@@ -355,7 +356,7 @@ def of_preset(
         request.console.print(
             f"model {number + 1} of {len(chosen)}: {words or name}, {one.circuits:,} circuits a sample, {one.shots:,} "
             f"shots; {epochs} epochs", highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip
+        )  # fmt: skip  # type: ignore[arg-type]
         noisy = {"noise_device": request.fake} if request.fake else {}
         steps = epochs * max(1, len(loaded(one.options).splits["train"]) // options.data.batch_size)
         short = {"epochs": epochs, "warmup_steps": min(options.training.warmup_steps, max(1, steps // 10))}
