@@ -346,9 +346,8 @@ def of_preset(
             data[key] = load_data(own.data)
         return data[key]
 
-    # type: ignore[arg-type]
     there = loaded(options)
-    count = request.samples or len(there.splits["test"])
+    count = request.samples or len(there.splits["test"])  # type: ignore[arg-type]
     chosen = candidates(options, there.shape, count, request, searched)[:TRIED]
     found = list[Proposal]()
     for number, one in enumerate(chosen):
@@ -356,9 +355,10 @@ def of_preset(
         request.console.print(
             f"model {number + 1} of {len(chosen)}: {words or name}, {one.circuits:,} circuits a sample, {one.shots:,} "
             f"shots; {epochs} epochs", highlight=False, markup=False, soft_wrap=True,
-        )  # fmt: skip  # type: ignore[arg-type]
+        )  # fmt: skip
         noisy = {"noise_device": request.fake} if request.fake else {}
-        steps = epochs * max(1, len(loaded(one.options).splits["train"]) // options.data.batch_size)
+        size = len(loaded(one.options).splits["train"])  # type: ignore[arg-type]
+        steps = epochs * max(1, size // options.data.batch_size)
         short = {"epochs": epochs, "warmup_steps": min(options.training.warmup_steps, max(1, steps // 10))}
         trial = one.options.replace(**noisy, **short, shot_noise=one.shots)
         place = folder / f"{words.replace('--', '').replace(' ', '-') or name}-{digest(trial.flat(mode='json'))[:8]}"
