@@ -1,7 +1,8 @@
 """QPU seconds by IBM's formulas, their price, and limits on them.
 
 IBM, "Workload usage": a job takes about 2 s, plus repetition delay and circuit duration for every execution; or
-2 s + 0.00035 s an execution. A Sampler job holds at most 10 million executions ("Job limits"); larger ones are split.
+2 s + 0.00035 s an execution. The larger of the two counts everywhere. A Sampler job holds at most 10 million executions
+("Job limits"); larger ones are split.
 """
 
 from dataclasses import dataclass
@@ -44,8 +45,18 @@ class Usage:
 
     jobs: int  # submitted; each has its overhead
     executions: int  # circuits x shots
-    seconds: float  # by the long form
+    seconds_long: float  # by the long form
     seconds_quick: float  # by the short form
+
+    @property
+    def seconds(self) -> float:
+        """The larger one."""
+        return max(self.seconds_long, self.seconds_quick)
+
+
+def larger(executions: int, seconds: float) -> float:
+    """Seconds of executions, which take ``seconds`` by the long form, by the larger form; no overhead of a job."""
+    return max(seconds, QUICK_SECONDS * executions)
 
 
 def usage(executions: int, rep_delay: float, duration: float, submissions: int = 1) -> Usage:

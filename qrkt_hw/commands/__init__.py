@@ -29,6 +29,7 @@ COMMANDS = {
     "bench": "Is a circuit any good? A suite of tasks beside other circuits and baselines.",
     "tune": "Search over any options; resumable, shared by machines.",
     "circuits": "List, show and analyze the circuit templates.",
+    "fit-to": "Circuits, shots and mitigation for a budget of QPU seconds.",
     "resources": "What a model costs on a device, and its classical simulability.",
     "presets": "List and show the presets.",
     "backends": "List the backends and try one.",
@@ -36,7 +37,7 @@ COMMANDS = {
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
 }
-ALONE = ("export", "compare", "bench", "jobs")  # that write, or bill
+ALONE = ("export", "compare", "bench", "fit-to", "jobs")  # that write, or bill
 # of commands and flags, as versions before spelled them
 OLD_NAMES = {
     "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
@@ -57,6 +58,7 @@ OLD_NAMES = {
         "launch": "train",
         "baseline": "tune",
         "bench": "tune",
+        "fit-to": "tune",
         "backends": "doctor",
     },
     context_settings={

@@ -57,6 +57,7 @@ from qrkt_hw.errors import UserError, flag
     metavar="N",
     help="on a device: fit all but the circuits' angles to what it returns for N training images; priced and kept",
 )
+@click.option("--config", type=cli.PATH, help="a file of fit-to: device, shots, placement, mitigation; flags win")
 @cli.trust_flag
 @cli.json_flag
 @options_from((*INFERRING, *PROCESSES))
@@ -65,7 +66,7 @@ def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
     dry_run: bool, device: dict[str, Any], report: bool, stage_shots: str | None, fine_tune: int | None,
-    trust_ansatz: bool, compare_mitigation: bool, **flags: Any,
+    trust_ansatz: bool, compare_mitigation: bool, config: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
@@ -82,6 +83,8 @@ def infer(
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
     _refuse_together({*cli.said(), *(("PATHS",) if paths else ())})
+    if config is not None:
+        stage_shots = _configured(config, flags, stage_shots)
     stage_numbers = None if stage_shots in (None, "auto") else _numbers(stage_shots)
     from qrkt_hw import backends
 
@@ -250,6 +253,25 @@ def _fitted(found: dict[str, Any]) -> str:
     )
 
 
+def _configured(file: Path, flags: dict[str, Any], stage_shots: str | None) -> str | None:
+    """Shots of the stages, and into ``flags`` all others that were not given, of a file of fit-to.
+
+    Raises UserError: it has no such section, or another key there."""
+    from qrkt_hw.runs.folder import read_yaml
+
+    values = read_yaml(file, f"--config: {file}")[0].get("inference")
+    if not isinstance(values, dict):
+        raise UserError(f"--config: {file} has no section 'inference', as qrkt-hw fit-to writes it")
+    odd = next((key for key in values if key not in (*INFERRING, "shots_per_stage")), None)
+    if odd is not None:
+        raise UserError(f"--config: {file}: inference has no key {odd!r}; there are {', '.join(INFERRING)}")
+    if flags["shots"] is None and stage_shots is None:  # the one replaces the other
+        flags["shots"], stage_shots = values.get("shots"), values.get("shots_per_stage")
+    for key in values.keys() - {"shots", "shots_per_stage"}:
+        flags[key] = values[key] if flags[key] is None else flags[key]
+    return None if stage_shots is None else str(stage_shots)
+
+
 def _numbers(text: str) -> list[int]:
     """Shots of each sequential stage. Raises UserError: not such numbers, with commas between."""
     numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
@@ -302,7 +324,7 @@ SPLIT = ("--split", "--limit", "--data-dir", "--ablate")  # options of an infere
 TOGETHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("--compare-mitigation", "--compare-mitigation compares all ways on a split",
      ("PATHS", "--image", "--text", "--ablate", "--report", "--shots-per-stage", "--fine-tune", "--mitigation",
-      *map(flag, SERVICE_KEYS))),
+      "--config", *map(flag, SERVICE_KEYS))),
     ("PATHS", "paths bring their own inputs", ("--image", "--text", *SPLIT, "--report")),
     ("--report", "--report compares a split", ("--image", "--text")),
     ("--dry-run", "--dry-run only plans", ("--report", "--ablate", "--resume", "--restart")),

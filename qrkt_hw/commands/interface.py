@@ -92,7 +92,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.known:
             return None
-        return getattr(importlib.import_module(f"qrkt_hw.commands.{self.elsewhere.get(cmd_name, cmd_name)}"), cmd_name)
+        module = importlib.import_module(f"qrkt_hw.commands.{self.elsewhere.get(cmd_name, cmd_name)}")
+        return getattr(module, cmd_name.replace("-", "_"))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

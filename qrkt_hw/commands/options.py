@@ -121,6 +121,9 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: 
             own = flattened(read_yaml(file, f"--config: {file}")[0])
         except ValueError as error:
             raise UserError(f"--config: {file}: {error}") from error
+        if list(own) == ["inference"]:
+            raise UserError(f"--config: {file} holds options of inference alone; qrkt-hw infer RUN --config takes it")
+        own.pop("inference", None)
     try:
         config = Config(**{**shipped, **own, **said})
     except ValidationError as error:

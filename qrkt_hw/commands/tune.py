@@ -1,4 +1,4 @@
-"""``qrkt-hw tune``, ``baseline`` and ``bench``: many trainings by one command."""
+"""``qrkt-hw tune``, ``baseline``, ``bench`` and ``fit-to``: many trainings or ways to run by one command."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,16 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import PROCESSES, TRAINING, check_early, merge, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import (
+    PROCESSES,
+    TRAINING,
+    backend_options,
+    check_early,
+    merge,
+    on_ranks,
+    options_from,
+    ranks_in,
+)
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs.atomic import check_writable, to_json
 
@@ -155,3 +164,97 @@ def bench(
         cli.echo(line)
     for file in files:
         cli.echo(str(file))
+
+
+@click.command(cls=cli.Command)
+@click.argument("source", metavar="RUN|PRESET")
+@click.option("--backend", required=True, help="the device, or its fake backend")
+@click.option("--max-qpu-seconds", "limit", type=cli.LIMIT, required=True, help="the budget")
+@click.option("--limit", "samples", type=click.IntRange(min=1), help="samples to infer  [default: the test split]")
+@click.option("--epochs", type=click.IntRange(min=1), help="of a preset: epochs of each model's training  [default: 5]")
+@click.option("--search", "searched", multiple=True, help="of a preset: option=a,b,c to try instead of the usual ones")
+@click.option("--trials", type=cli.PATH, help="of a preset: folder of the trainings  [default: runs/fit-to-PRESET]")
+@click.option(
+    "--check", type=click.IntRange(min=0), default=100, show_default=True,
+    help="most validation samples of each proposal on the fake device, a minute of CPU time in all; 0: none",
+)  # fmt: skip
+@click.option("--out", type=cli.PATH, help="write the first proposal for train --config and infer --config (.yaml)")
+@click.option("--plot", type=cli.PATH, help="draw accuracy against QPU seconds (.png)")
+@cli.data_dir_flag
+@cli.trust_flag
+@cli.json_flag
+def fit_to(
+    source: str, backend: str, limit: float, samples: int | None, epochs: int | None, searched: tuple[str, ...],
+    trials: Path | None, check: int, out: Path | None, plot: Path | None, data_dir: Path | None, trust_ansatz: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Ways to run RUN, or models like PRESET, within a budget of QPU seconds, by expected accuracy.
+
+    Shots of each stage, replicas, buffer qubits and mitigation are chosen; of a preset also widths, layers, tokens and
+    qubits: each model is trained for a few epochs, with the noise of the shots it can have. Accuracy is expected by the
+    formulas of shot noise and the calibration, on validation samples; the test split chooses nothing.
+    """
+    from qrkt_hw import backends
+    from qrkt_hw.experiments import presets
+
+    preset = not Path(source).is_dir() and source in presets.names()
+    idle = next((name for name in ("--epochs", "--search", "--trials") if name in cli.said() and not preset), None)
+    if idle is not None:
+        raise UserError(f"{idle}: the weights of a run stay as they are; leave it out, or name a preset")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UserError(f"--plot: {plot} must end in .png")
+    backends.check_name(backend)
+    place, options = backend_options({"backend": backend}), merge(source, None, {}) if preset else None
+    folder = None if preset else cli.opened(Path(source), trust_ansatz, err=True)
+    if (options or folder.options()).model.kind == "gan":  # type: ignore[union-attr]
+        raise UserError(f"fit-to: {source} is a GAN, which has no accuracy; take vit or text")
+    from qrkt_hw.experiments import fitting
+
+    said = cli.console(stderr=True)
+    request = fitting.Request(place, limit, samples, data_dir, said)
+    if options is not None:
+        from qrkt_hw.experiments.tuning import check_space, parse
+
+        dimensions = [parse(text) for text in searched]
+        if any(not one.choices for one in dimensions):
+            raise UserError("--search: fit-to tries values, as in hidden=8,16; it takes no interval")
+        check_space(options, dimensions)
+        where = trials or Path("runs") / f"fit-to-{source}"
+        found = fitting.of_preset(source, options, request, epochs or 5, dimensions, where)
+    else:
+        assert folder is not None
+        with said.status("placements and shots"):
+            found = fitting.of_run(folder, request)
+    shown = fitting.chosen(found)
+    with said.status("proposals on the fake device"):
+        told = fitting.check(shown, request, check)
+    lines = []
+    if out is not None:
+        with cli.writing("--out", out):
+            lines = fitting.write_config(shown[0], request, out, f"qrkt-hw fit-to {source}", preset)
+    if plot is not None:
+        from qrkt_hw.plots.charts import plot_budget
+
+        with cli.writing("--plot", plot):
+            plot_budget([one.record() for one in found], limit, plot)
+    if as_json:
+        cli.echo(to_json({"backend": backend, "limit": limit, "proposals": [one.record() for one in shown]}))
+        return
+    models = list(dict.fromkeys(one.model for one in shown))
+    header = ["accuracy\nexpected", "on fake\ndevice", "QPU s", "shots", "circuits", "replicas", "spacing", "min.\nESP",
+              "miti-\ngation"]  # fmt: skip
+    rows = [
+        [f"{one.expected:.3f}", f"{one.checked['accuracy']:.3f}" if one.checked else "-", f"{one.seconds:.1f}",
+         " ".join(map(str, one.shots if len(set(one.shots)) > 1 else one.shots[:1])), f"{one.circuits:,}",
+         str(one.replicas), str(one.spacing), f"{one.min_fidelity:g}", one.mitigation]
+        for one in shown
+    ]  # fmt: skip
+    if preset:
+        header, rows = ["", *header], [[chr(65 + models.index(p.model)), *r] for p, r in zip(shown, rows, strict=True)]
+    cli.table(header, rows, right=[name for name in header if not name.startswith("miti")], width=80)
+    for place_of, name in enumerate(models) if preset else ():
+        cli.echo(f"{chr(65 + place_of)}: {name}")
+    if preset:
+        cli.echo(f"each model is trained for {epochs or 5} epochs, with noise; a whole training has another accuracy")
+    for line in ("accuracy expected on validation samples, by formula", told, *lines):
+        cli.echo(line)

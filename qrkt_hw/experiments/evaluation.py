@@ -32,7 +32,7 @@ from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.ranks import Ranks, here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import restored
-from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.transformer import Gan
 from qrkt_hw.plots.charts import picture, save_grid, to_bytes
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import check_writable, replace_with, write_json

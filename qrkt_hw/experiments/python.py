@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import ValidationError
@@ -15,15 +15,21 @@ from torch.utils.data import Dataset
 
 from qrkt_hw import backends
 from qrkt_hw.backends import Backend, Budget
+from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.backends.several import Devices
 from qrkt_hw.data import Data
+from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import labels_of, own
 from qrkt_hw.data.text import own as own_texts
 from qrkt_hw.errors import UserError, flag
 from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.comparison import read_history
+from qrkt_hw.experiments.devices import compare_mitigations, fine_tuned, plan_mitigations, shots_of_stages
 from qrkt_hw.experiments.inference import classify, infer_split
-from qrkt_hw.experiments.loading import Inputs, list_models, load, read_paths, read_split, shipped
+from qrkt_hw.experiments.loading import Inputs, list_models, load, read_paths, read_split, read_splits, shipped
+from qrkt_hw.models.ablation import REPLACEMENTS
+from qrkt_hw.models.noise import check_strings
 from qrkt_hw.runs import RunFolder, newest
 from qrkt_hw.runs.config import Config, flattened, problem, unused
 from qrkt_hw.runs.folder import named, read_json
@@ -93,6 +99,11 @@ class Run:
         limit: int | None = None,
         data_dir: Path | None = None,
         backend: str | Backend = "exact",
+        shots_per_stage: Sequence[int] | Literal["auto"] | None = None,
+        fine_tune: int | None = None,
+        compare_mitigation: bool = False,
+        report: bool = False,
+        ablate: Sequence[str] = (),
         **device: Any,
     ) -> dict[str, Any]:
         """Metrics on a split or a dataset, or classes and probabilities of inputs; the record is kept in the run.
@@ -104,7 +115,13 @@ class Run:
             limit: only the first samples of the split.
             data_dir: folder of the data set; default: the run's.
             backend: where the circuits run, by name or as an object.
-            device: keys of the backend, such as ``shots`` or ``mitigation``.
+            shots_per_stage: of each sequential stage; ``"auto"`` takes the time of the backend's shots, and gives more
+                to stages where noise matters.
+            fine_tune: fit all but the circuits' angles to what the backend returns for so many training images.
+            compare_mitigation: of a split: value error, accuracy and QPU seconds of every way of mitigation instead.
+            report: of a split or dataset: also the errors of every layer's values.
+            ablate: of a split or dataset: also the accuracy with circuits replaced by ``batch-mean`` or ``sine``.
+            device: keys of the backend, such as ``shots`` or ``mitigation``; readout is corrected only by these.
 
         Raises:
             UserError: what cannot be read, an argument that would have no effect, or a device that bills: ``qrkt-hw
@@ -114,14 +131,58 @@ class Run:
         idle = next((key for key, given in of_split.items() if given and inputs is not None), None)
         if idle is not None:
             raise UserError(f"{idle}: it goes with a split, and inputs are all taken; leave it out")
+        asked = {"shots_per_stage": shots_per_stage, "fine_tune": fine_tune, "compare_mitigation": compare_mitigation,
+                 "report": report, "ablate": list(ablate)}  # fmt: skip
+        if compare_mitigation:
+            self._alone("compare_mitigation", "compares all ways on a split", asked, inputs, "mitigation" in device)
+        elif inputs is not None and not isinstance(inputs, Dataset) and (report or ablate):
+            raise UserError(f"{'report' if report else 'ablate'}: inputs without labels have no accuracy; leave it out")
+        if isinstance(backend, str) and shots_per_stage not in (None, "auto"):
+            device = {"shots": sum(shots_per_stage) // max(1, len(shots_per_stage)), **device}  # type: ignore[arg-type]
         place = self._backend(backend, device)
+        one = next((key for key in ("shots_per_stage", "fine_tune", "compare_mitigation") if asked[key]), None)
+        sampled = one == "fine_tune" or (place.shots and place.target is not None)
+        if one is not None and (isinstance(place, Devices) or not sampled):
+            raise UserError(f"{one}: it is for one device that samples, and backend is {place.name!r}; name one")
+        of_other = next((key for key in ("fine_tune", "report") if asked[key]), None)
+        if of_other is not None and isinstance(place, ExactBackend):
+            raise UserError(f"{of_other}: {place.name!r} gives exact values, with which others are compared; name one")
+        odd = next((name for name in ablate if name not in REPLACEMENTS), None)
+        if odd is not None:
+            raise UserError(f"ablate: no replacement {odd!r}; there are {', '.join(REPLACEMENTS)}")
+        stage_shots = list[int]()
+        if shots_per_stage is not None:
+            numbers = None if shots_per_stage == "auto" else [int(n) for n in shots_per_stage]
+            if numbers is not None and min(numbers, default=0) < 1:
+                raise UserError(f"shots_per_stage: {shots_per_stage!r}; give 'auto', or a number from 1 on for each")
+            stage_shots, _ = shots_of_stages(self.folder, place, numbers, data_dir)
         model = load(self.folder, place, backbone=self.backbone)
+        if compare_mitigation:
+            samples = read_split(self.folder, split, limit, data_dir)
+            shape = DataShape.of(self.folder.description())
+            ways = plan_mitigations(model, shape, len(samples), cast(DeviceBackend, place), None)
+            return compare_mitigations(self.folder, model, split, samples, cast(DeviceBackend, place), ways, QUIET)
+        tuned = None
+        if fine_tune is not None:
+            check_strings(model, "fine_tune")
+            splits = read_splits(self.folder, data_dir)
+            if not 0 < fine_tune <= len(splits["train"]):
+                raise UserError(f"fine_tune: {fine_tune:,}, and the training split has {len(splits['train']):,} images")
+            tuned = fine_tuned(self.folder, model, place, fine_tune, splits, QUIET, stage_shots)
+        more: Any = (ablate, None, report, stage_shots, tuned)
         if inputs is None:
-            return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place)
+            return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place, *more)
         if isinstance(inputs, Dataset):
             part = _Raw(inputs, labels_of(inputs, "inputs"), model)
-            return infer_split(self.folder, model, "dataset", part, place)
-        return classify(self.folder, model, self._inputs(model, inputs), place)
+            return infer_split(self.folder, model, "dataset", part, place, *more)
+        return classify(self.folder, model, self._inputs(model, inputs), place, stage_shots, tuned)
+
+    def _alone(self, name: str, what: str, asked: dict[str, Any], inputs: Any, mitigation: bool) -> None:
+        """Refuse what would change nothing beside the argument ``name``."""
+        others = {**asked, "inputs": inputs is not None, "mitigation": mitigation}
+        idle = next((key for key, value in others.items() if value and key != name), None)
+        if idle is not None:
+            raise UserError(f"{idle}: {name} {what}; leave it out")
 
     def _inputs(self, model: Any, inputs: Any) -> Inputs:
         texts = self.config.model.kind == "text"

@@ -14,8 +14,7 @@ from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
-from qrkt_hw.models.gan import Gan, Generator
-from qrkt_hw.models.transformer import Decoder, Transformer
+from qrkt_hw.models.transformer import Decoder, Gan, Generator, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.blocks import TABLEAUS, FeedForward, RungeKuttaBlock, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool

@@ -21,7 +21,7 @@ from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import evaluated_on
-from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.transformer import Gan
 from qrkt_hw.simulator import REAL
 
 BOUNDS = {torch.complex128: 1e-8, torch.complex64: 1e-5}  # of a difference of two expectation values

@@ -163,9 +163,7 @@ def device_damping(template: CircuitTemplate, device: str) -> NDArray[np.float64
 
     Raises UserError: no such device, or a simulator, which has no calibration.
     """
-    from qrkt_hw.backends.device.measurement import bases
     from qrkt_hw.backends.device.packing import DeviceBackend
-    from qrkt_hw.backends.device.transpile import cone_success, failure
     from qrkt_hw.backends.registry import resolve
 
     try:
@@ -175,20 +173,30 @@ def device_damping(template: CircuitTemplate, device: str) -> NDArray[np.float64
     if not isinstance(found, DeviceBackend):
         way = "name a device, such as fake_torino"
         raise UserError(f"--noise-device: {device} is a simulator, which has no calibration; {way}")
-    template, target = by_angles(template), found.target
-    damping = np.ones(template.num_outputs)
+    return calibrated_damping(template, found)[0]
+
+
+def calibrated_damping(template: CircuitTemplate, backend: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Factors by which a device damps each value of a template, and by which its readout alone does: means over the
+    replicas packed."""
+    from qrkt_hw.backends.device.measurement import bases
+    from qrkt_hw.backends.device.transpile import cone_success, failure
+
+    template, target = by_angles(template), backend.target
+    damping, by_readout = np.ones((2, template.num_outputs))
     for basis in bases(template):
-        group = found.packer.group(template, basis)
+        group = backend.packer.group(template, basis)
         circuit, measured = group.placed.circuit, group.placed.measured
         for row, _, mask in basis.terms:
             read = [measured[q] for q in range(template.num_qubits) if mask >> q & 1]
-            factors = []
+            factors, reads = [], []
             for replica in group.replicas:
                 (success,) = cone_success(circuit, target, [read], replica.physical)
                 right = [np.exp(-failure(target, "measure", [replica.physical[q]])) for q in read]
                 factors.append(success * np.prod([(2 * p - 1) / p for p in right]))
-            damping[row] = np.mean(factors)
-    return damping
+                reads.append(np.prod([2 * p - 1 for p in right]))
+            damping[row], by_readout[row] = np.mean(factors), np.mean(reads)
+    return damping, by_readout
 
 
 def inject(model: nn.Module, options: TrainingConfig, backend: Backend) -> None:

@@ -1,8 +1,16 @@
-"""The transformer for images and texts; quantum or classical by the blocks it is given."""
+"""The transformer for images and texts, and the GAN of two; quantum or classical by the blocks they are given.
+
+The GAN is after the QRKT-GAN thesis (2024) and TransGAN (Jiang et al. 2021, NeurIPS): noise to a small grid of wide
+tokens, and between two stages a pixel shuffle that doubles a side and divides the width by four. Its discriminator is
+the vision transformer.
+"""
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qrkt_hw.data.images import as_images
@@ -91,3 +99,81 @@ class Transformer(nn.Module):
             return self.head(y.mean(dim=1))
         weight = mask.to(y.dtype).unsqueeze(-1)
         return self.head((y * weight).sum(1) / weight.sum(1))
+
+
+class Generator(nn.Module):
+    """Noise ``(batch, latent)`` to images ``(batch, channels, size, size)`` in [-1, 1].
+
+    Args:
+        latent: size of the noise.
+        side: tokens along a side in the first stage.
+        widths: of the tokens in each stage; each a quarter of the one before.
+        stages: the blocks of each stage.
+        channels: of the images.
+        patch: pixels along a side that a last token draws.
+        bounded: pixels pass a tanh; without it they are only expected in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        latent: int,
+        side: int,
+        widths: Sequence[int],
+        stages: Sequence[Sequence[nn.Module]],
+        channels: int,
+        patch: int,
+        bounded: bool,
+    ) -> None:
+        super().__init__()
+        self.latent, self.side, self.patch, self.bounded = latent, side, patch, bounded
+        self.enter = nn.Linear(latent, side * side * widths[0])
+        self.positions = nn.ParameterList(
+            nn.Parameter(torch.randn(1, (side * 2**k) ** 2, width) * 0.02) for k, width in enumerate(widths)
+        )
+        self.stages = nn.ModuleList(nn.ModuleList(blocks) for blocks in stages)
+        self.leave = nn.Conv2d(widths[-1], channels * patch * patch, kernel_size=1)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """All blocks, from the noise to the pixels."""
+        return [block for stage in self.stages for block in cast(nn.ModuleList, stage)]
+
+    def forward(self, noise: Tensor) -> Tensor:
+        side = self.side
+        y = self.enter(noise.to(self.enter.weight.dtype)).unflatten(-1, (side * side, -1))
+        for number, (positions, blocks) in enumerate(zip(self.positions, self.stages, strict=True)):
+            if number:
+                y = F.pixel_shuffle(y.transpose(1, 2).unflatten(-1, (side, side)), 2).flatten(2).transpose(1, 2)
+                side *= 2
+            y = y + positions
+            for block in cast(nn.ModuleList, blocks):
+                y = block(y)
+        pixels = F.pixel_shuffle(self.leave(y.transpose(1, 2).unflatten(-1, (side, side))), self.patch)
+        return pixels.tanh() if self.bounded else pixels
+
+
+class Gan(nn.Module):
+    """Generator and discriminator; as a function it is the generator.
+
+    Attributes:
+        generator: noise to images.
+        discriminator: images to scores ``(batch, 1)``, high for real ones.
+    """
+
+    def __init__(self, generator: Generator, discriminator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+        self.discriminator = discriminator
+
+    @property
+    def latent(self) -> int:
+        return self.generator.latent
+
+    @property
+    def sides(self) -> dict[str, nn.Module]:
+        return {"generator": self.generator, "discriminator": self.discriminator}
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """``(batch, channels, size, size)``."""
+        return self.generator(noise)

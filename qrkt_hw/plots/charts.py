@@ -234,6 +234,24 @@ def plot_device(record: dict[str, Any], path: Path) -> Path:
     return save(figure, path)
 
 
+def plot_budget(rows: Sequence[Mapping[str, Any]], limit: float, path: Path) -> Path:
+    """Expected accuracy of proposals against QPU seconds, their Pareto front as a line; those that were checked on a
+    fake device with their intervals. Each row has ``seconds, expected_accuracy, front, checked``."""
+    figure, axes = new()
+    axes.scatter([r["seconds"] for r in rows], [r["expected_accuracy"] for r in rows], color=GREY, s=16, label="others")
+    front = sorted((r["seconds"], r["expected_accuracy"]) for r in rows if r["front"])
+    axes.step(*zip(*front, strict=True), where="post", marker="o", color=BLUE, label="Pareto front")
+    for number, row in enumerate(r for r in rows if r["checked"]):
+        value, (low, high) = row["checked"]["accuracy"], row["checked"]["interval"]
+        label = "on the fake device, 95 %" if not number else None
+        axes.errorbar([row["seconds"]], [value], yerr=[[max(0.0, value - low)], [max(0.0, high - value)]], fmt="s",
+                      capsize=4, color=ORANGE, label=label, markersize=4)  # fmt: skip
+    axes.axvline(limit, color=GREY, linestyle=":", label="budget")
+    tidy(axes, "QPU seconds", "accuracy")
+    axes.legend(frameon=False, loc="lower right")
+    return save(figure, path)
+
+
 def plot_layout(
     title: str,
     positions: Sequence[tuple[float, float]],

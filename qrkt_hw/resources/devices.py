@@ -192,6 +192,7 @@ def costs(
             circuits=repeats * sum(sent for _, sent, _ in parts),
             executions=repeats * sum(used.executions for _, _, used in parts),
             seconds=seconds,
+            seconds_long=repeats * sum(used.seconds_long for _, _, used in parts),
             seconds_quick=repeats * sum(used.seconds_quick for _, _, used in parts),
             usd={name: plan.usd_per_second * seconds for name, plan in prices().plans.items()},
         )

@@ -30,7 +30,7 @@ class Forecast:
     jobs: int
     circuits: int  # before packing
     executions: int  # of the chip, calibrations of readout included
-    seconds: float  # QPU seconds by IBM's formula
+    seconds: float  # QPU seconds by the larger of IBM's formulas
     usd: float  # at pay-as-you-go prices
     fitted: int = 0  # images to which the model is fine-tuned before, all that it takes included above
 
@@ -290,7 +290,7 @@ class Estimate:
     circuits: int  # of all PUBs; fewer where observables are read from the same shots
     executions: int  # of the chip, calibrations of readout included
     jobs: int
-    seconds: float  # QPU seconds by IBM's formula; 0 durations where a device says none
+    seconds: float  # QPU seconds by the larger of IBM's formulas; 0 durations where a device says none
     usd: float  # at the plan's prices
     plan: str
     limits: tuple[str, ...]  # that the run would hit, a sentence each

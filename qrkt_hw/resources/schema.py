@@ -133,8 +133,9 @@ class Cost(BaseModel):
     jobs: int
     circuits: int = Field(description="circuits submitted; a packed circuit holds several replicas")
     executions: int
-    seconds: float = Field(description="QPU seconds: 2 per job + (rep_delay + duration) x executions")
-    seconds_quick: float = Field(description="QPU seconds by the short form: 2 per job + 0.00035 x executions")
+    seconds: float = Field(description="QPU seconds: of each job the larger of the two forms below")
+    seconds_long: float = Field(description="by the long form: 2 per job + (rep_delay + duration) x executions")
+    seconds_quick: float = Field(description="by the short form: 2 per job + 0.00035 x executions")
     usd: dict[str, float] = Field(description="price by plan, of `seconds`; the open plan has none")
 
 

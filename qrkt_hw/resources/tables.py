@@ -164,15 +164,14 @@ def _costs(report: Report, plan: str) -> list[Section]:
             if cost.way == "estimator":
                 rows.append([cost.task])
             counts = map(_count, (cost.rounds, cost.circuits, cost.executions))
-            times = [_time(cost.seconds), _time(cost.seconds_quick)]
-            rows.append([f"  {cost.way}", *counts, *times, _count(cost.usd[plan])])
-        header = ["submitted as", "circuit\nbatches", "circuits", "executions", "QPU\ntime", "short\nform"]
+            rows.append([f"  {cost.way}", *counts, _time(cost.seconds), _count(cost.usd[plan])])
+        header = ["submitted as", "circuit\nbatches", "circuits", "executions", "QPU\ntime"]
         found.append(Section(f"Cost on {name}, level {level}", [*header, f"USD\n{plan}"], rows, []))
     notes = [
         "estimator: one PUB per observable, as EstimatorQNN; broadcast: one PUB per layer; packed: replicas side by "
         "side on the chip.",
-        f"{report.shots:,} shots. QPU time: 2 s a job + (rep_delay + duration) x executions; short form: 2 s a job + "
-        f"0.00035 s x executions. Prices of {report.prices}.",
+        f"{report.shots:,} shots. QPU time, the larger of IBM's two formulas: 2 s a job + (rep_delay + duration) x "
+        f"executions, or + 0.00035 s x executions. Prices of {report.prices}.",
         "adjoint differentiates the noiseless simulator on this machine and pays for the forward pass only.",
     ]
     return [*found[:-1], *(section._replace(notes=notes) for section in found[-1:])]

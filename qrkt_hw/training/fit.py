@@ -23,11 +23,10 @@ from qrkt_hw.data import Data, DataShape, load_data, ranks
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError, flag
 from qrkt_hw.models.factory import build_model, count_parameters, largest_circuit, quantum_layers, summed_qubits
-from qrkt_hw.models.gan import Gan
 from qrkt_hw.models.initialization import condition
 from qrkt_hw.models.metrics import AGREEMENT_SAMPLES, agreement
 from qrkt_hw.models.noise import inject
-from qrkt_hw.models.transformer import Transformer
+from qrkt_hw.models.transformer import Gan, Transformer
 from qrkt_hw.models.weights import load_weights, read_weights, save_weights, sha256
 from qrkt_hw.resources.tables import summarize
 from qrkt_hw.runs import RunFolder

@@ -18,7 +18,7 @@ from qrkt_hw.data import Data
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.data.ranks import drawn, part, squared_mean
 from qrkt_hw.models.factory import count_parameters
-from qrkt_hw.models.gan import Gan
+from qrkt_hw.models.transformer import Gan
 from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig

@@ -15,6 +15,7 @@ from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.backends.device.layout import Chip
 from qrkt_hw.backends.device.pubs import jobs_of
 from qrkt_hw.errors import UserError
+from qrkt_hw.training import classifier
 from tests.command_line import qrkt, refused
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -72,6 +73,25 @@ def test_mitigation_is_planned_journalled_and_billed_once(noisy, home, service):
     assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
     shown = qrkt("jobs", "list", "run", cwd=home).stdout
     assert shown.count("done") >= len(report["jobs"]) and not report["twice"]
+
+
+@pytest.mark.parametrize("name", ["ibm_fez", pytest.param("ibm_miami", marks=pytest.mark.slow)])
+def test_all_parts_of_a_plan_are_what_the_service_bills(name, home, service, monkeypatch):
+    """Fine-tuning, calibrations and shots by stage: on a Heron the short formula is the larger, on a Nighthawk the long
+    one; the service computes its bill from the payload."""
+    monkeypatch.setattr(classifier, "REFIT_STEPS", 4)
+    service.reset()
+    asked = ["infer", "run", "--backend", name, "--limit", 3, "--fine-tune", 2, "--mitigation", "mthree",
+             "--shots", 64, "--shots-per-stage", "auto", "--restart", "--json"]  # fmt: skip
+    plan = json.loads(qrkt(*(word for word in asked if word != "--restart"), "--dry-run", cwd=home).stdout)
+    found = qrkt(*asked, cwd=home)
+    assert found.returncode == 0, found.stderr
+    report, details = service.report(), json.loads(found.stdout)["backend_details"]
+    assert (plan["jobs"], plan["executions"]) == (len(report["jobs"]), report["executions"])
+    assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01) and not report["twice"]
+    assert details["billed_seconds"] == pytest.approx(details["estimated_seconds"], rel=0.01)
+    short = sum(2 + 0.00035 * job["executions"] for job in report["jobs"])
+    assert report["seconds"] >= short * 0.999 and (name == "ibm_miami") == (report["seconds"] > 2 * short)
 
 
 @pytest.mark.slow

@@ -238,5 +238,5 @@ def test_a_refusal_names_a_model_that_fits(tmp_path, capsys):
     assert run("infer", smaller, *there, 15, "--json") == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert record["backend_details"]["estimated_seconds"] == pytest.approx(seconds, abs=0.06)
-    assert run("infer", out, *there, 5) == 2
+    assert run("infer", out, *there, 6) == 2
     assert "trained with --rk rk1 --rk-blocks 1 would take" in capsys.readouterr().err

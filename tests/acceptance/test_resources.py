@@ -170,6 +170,7 @@ def test_time_formulas_give_the_published_examples():
     assert usage(260 * 1024, 250e-6, 3e-6).seconds_quick == pytest.approx(95.2, abs=0.1)
     assert usage(16 * 1024, 250e-6, 3e-6).seconds_quick == pytest.approx(7.7, abs=0.1)
     assert usage(1000, 4e-3, 5e-6).seconds == pytest.approx(2 + 1000 * 4.005e-3)
+    assert usage(1000, 250e-6, 3e-6).seconds == pytest.approx(2 + 1000 * 350e-6)  # the larger form
     assert usage(25_000_000, 0, 0).jobs == 3
 
 

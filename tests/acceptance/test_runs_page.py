@@ -4,8 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
+from qrkt_hw.commands import group
 from tests.command_line import qrkt
 
 pytestmark = pytest.mark.acceptance
@@ -33,3 +35,18 @@ def test_the_page_of_runs(tmp_path, monkeypatch, capsys):
                 assert max(map(len, done.stdout.splitlines())) <= 80
     assert "from epoch 3 on with the learning rates of 4 epochs" in printed
     assert "starts from" in printed and "inverted: its background is light" in printed
+
+
+@pytest.mark.parametrize("page", ["free-plan", "backends"])
+def test_commands_and_options_of_a_page_exist(page):
+    """Without running them: they take an account, or long."""
+    blocks = re.findall(r"```bash\n(.*?)```", (PAGE.parent / f"{page}.md").read_text(), re.S)
+    lines = [line for text in blocks for line in text.replace("\\\n", "").splitlines() if line.startswith("qrkt-hw")]
+    assert len(lines) >= 4
+    for line in lines:
+        _, name, *words = shlex.split(line, comments=True)
+        command = group.get_command(None, name)
+        while isinstance(command, click.Group):
+            command = command.get_command(None, words.pop(0))
+        assert command is not None, line
+        command.make_parser(click.Context(command)).parse_args(words)

@@ -136,3 +136,58 @@ def test_the_examples_of_the_page(tmp_path, quick):
         words += ["--epochs", 1] if " train " in line else []
         done = qrkt(*words, cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
+
+
+def fit(run, *flags, source=None):
+    asked = ("fit-to", source or run, "--backend", "fake_lima", "--max-qpu-seconds", 30, "--limit", 6, *flags)
+    found = qrkt(*asked, cwd=run.parent)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+def test_proposals_fit_the_budget_and_the_file_runs_the_first(run):
+    found = json.loads(fit(run, "--check", 2, "--out", "fit.yaml", "--plot", "fit.png", "--json"))["proposals"]
+    accuracies = [one["expected_accuracy"] for one in found if one["front"]]
+    seconds = [one["seconds"] for one in found if one["front"]]
+    assert accuracies == sorted(accuracies, reverse=True) and seconds == sorted(seconds, reverse=True)
+    assert all(one["seconds"] <= 30 for one in found) and any(one["spacing"] for one in found)
+    assert all(one["checked"]["count"] == 2 for one in found)
+    assert (run.parent / "fit.png").stat().st_size > 1000
+    planned, _ = infer(run, "--config", "fit.yaml", "--max-qpu-seconds", 30, "--dry-run")
+    assert planned["seconds"] == pytest.approx(found[0]["seconds"])
+    assert planned["executions"] == found[0]["executions"]
+    other, _ = infer(run, "--config", "fit.yaml", "--shots", 16, "--dry-run")  # a flag replaces what the file says
+    assert other["executions"] < planned["executions"]
+    refused(qrkt("train", "--config", "fit.yaml", cwd=run.parent), "--config", "infer RUN --config")
+    (run.parent / "odd.yaml").write_text("inference: {shotz: 3}")
+    refused(qrkt("infer", run, "--config", "odd.yaml", cwd=run.parent), "--config", "'shotz'")
+    (run.parent / "plain.yaml").write_text("hidden: 8")
+    refused(qrkt("infer", run, "--config", "plain.yaml", cwd=run.parent), "--config", "no section 'inference'")
+
+
+def test_models_like_a_preset_are_trained_shortly_and_said_so(run):
+    shown = fit(
+        run, "--epochs", 1, "--check", 0, "--search", "limit=48", "--search", "hidden=4,8", "--search", "heads=1",
+        "--out", "preset.yaml", source="digits-hardware",
+    )  # fmt: skip
+    assert all(len(line) <= 80 for line in shown.splitlines()[:3]) and "trained for 1 epochs, with noise" in shown
+    values = yaml.safe_load((run.parent / "preset.yaml").read_text())
+    assert values["shot_noise"] >= 16 and values["noise_device"] == "fake_lima" and "epochs" not in values
+    assert values["inference"]["backend"] == "fake_lima"
+    done = qrkt("train", "--config", "preset.yaml", "--epochs", 1, "--out", "again", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["run", "--backend", "exact", "--max-qpu-seconds", 9], ["--backend", "'exact' is a simulator"]),
+        (["run", "--backend", "fake_lima", "--max-qpu-seconds", 1], ["--max-qpu-seconds", "take at least"]),
+        (["run", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--epochs", 2], ["--epochs", "name a preset"]),
+        (["digits-hardware", "--backend", "fake_lima", "--max-qpu-seconds", 1], ["--max-qpu-seconds", "no model"]),
+        (["digits-hardware", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--search", "hidden=4:8"], ["interval"]),
+        (["nothing", "--backend", "fake_lima", "--max-qpu-seconds", 9], ["nothing"]),
+    ],
+)
+def test_budgets_that_fit_nothing_are_refused(run, flags, words):
+    refused(qrkt("fit-to", *(run if word == "run" else word for word in flags), cwd=run.parent), *words)

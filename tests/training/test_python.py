@@ -89,6 +89,8 @@ def test_infer_takes_datasets_images_and_files(run):
     assert alone["images"][0]["class"] == "green"
     noisy = run.infer(Colours(3), backend="fake_torino", shots=0)
     assert noisy["backend"] == "fake_torino" and 0 <= noisy["exact_accuracy"] <= 1
+    found = run.infer(Colours(3), backend="fake_lima", shots_per_stage=[8, 16], report=True, ablate=["sine"])
+    assert found["stage_shots"] == [8, 16] and found["layers"] and set(found["ablations"]) == {"sine"}
     with pytest.raises(UserError, match="given in Python"):
         run.infer()
     assert len(list(run.folder.inference.iterdir())) >= 3
@@ -298,6 +300,20 @@ def test_no_argument_of_an_inference_is_dropped(run):
             run.infer(Colours(5), **{key: value})
     with pytest.raises(UserError, match="shots: backend is an object"):
         run.infer(Colours(5), backend=resolve("aer_cpu"), shots=9)
+    images = [Colours()[1][0]]
+    for arguments, words in (
+        ({"shots_per_stage": "auto"}, "shots_per_stage: it is for one device that samples"),
+        ({"fine_tune": 4, "backend": "fake_lima,fake_quito"}, "fine_tune: it is for one device"),
+        ({"inputs": images, "report": True}, "report: inputs without labels"),
+        ({"inputs": images, "ablate": ["sine"]}, "ablate: inputs without labels"),
+        ({"inputs": Colours(5), "report": True}, "report: 'exact' gives exact values"),
+        ({"inputs": Colours(5), "fine_tune": 3}, "fine_tune: 'exact' gives exact values"),
+        ({"inputs": Colours(5), "ablate": ["cosine"]}, "ablate: no replacement 'cosine'"),
+        ({"compare_mitigation": True, "ablate": ["sine"]}, "ablate: compare_mitigation compares all ways"),
+        ({"compare_mitigation": True, "mitigation": "trex"}, "mitigation: compare_mitigation compares all ways"),
+    ):
+        with pytest.raises(UserError, match=words):
+            run.infer(**arguments)
 
 
 def test_sentences_in_python():

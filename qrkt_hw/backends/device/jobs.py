@@ -20,7 +20,7 @@ from qrkt_hw.backends.base import Backend, Call
 from qrkt_hw.backends.budget import JOB_SECONDS, Budget
 from qrkt_hw.backends.device.journal import Activity, Journal, Submission
 from qrkt_hw.backends.device.packing import Counted, DeviceBackend, Packer
-from qrkt_hw.backends.device.pubs import PUB, JobLimits, parts, together
+from qrkt_hw.backends.device.pubs import PUB, JobLimits, busy, parts, together
 from qrkt_hw.backends.entries import SAMPLER_KEYS, BilledEntry
 from qrkt_hw.errors import UserError
 
@@ -146,7 +146,7 @@ class DeviceJobs(ABC):
         return outcome
 
     def _intend(self, pubs: list[PUB]) -> Pending:
-        estimated = JOB_SECONDS + sum(pub.seconds(self.rep_delay) for pub in pubs)
+        estimated = JOB_SECONDS + busy(pubs, self.rep_delay)
         keys = [pub.key for pub in pubs]
         # one that was intended and never sent needs no second line
         for old in self.journal.submissions(self.activity, ["planned"]):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from qiskit.circuit import AnnotatedOperation, ControlFlowOp, QuantumCircuit
 from qiskit.circuit.library import get_standard_gate_name_mapping
 
-from qrkt_hw.backends.budget import JOB_SECONDS, LARGEST_JOB
+from qrkt_hw.backends.budget import JOB_SECONDS, LARGEST_JOB, larger
 from qrkt_hw.backends.device.layout import at_most_one, solved
 from qrkt_hw.backends.device.transpile import PlacedCircuit, folded
 
@@ -152,7 +152,7 @@ class Packed:
         return self.rows * self.shots
 
     def seconds(self, rep_delay: float) -> float:
-        """QPU seconds without the overhead of a job: (delay + duration of the packed circuit) x executions."""
+        """QPU seconds by the long form, no overhead of a job: (delay + duration of the packed circuit) x executions."""
         return (rep_delay + self.packed.duration) * self.executions
 
     @cached_property
@@ -254,10 +254,15 @@ class JobLimits:
     seconds: float = 0.9 * 3 * 3600  # an estimate may be short
 
 
+def busy(pubs: Sequence[Packed], rep_delay: float) -> float:
+    """QPU seconds of PUBs in one job, without its overhead: the larger of IBM's two formulas."""
+    return larger(sum(pub.executions for pub in pubs), sum(pub.seconds(rep_delay) for pub in pubs))
+
+
 def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
     """Whether they go as one job, in which all shots are equal."""
     size = sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs)
-    seconds, executions = sum(pub.seconds(rep_delay) for pub in pubs), sum(pub.executions for pub in pubs)
+    seconds, executions = busy(pubs, rep_delay), sum(pub.executions for pub in pubs)
     within = executions <= limits.executions and size <= limits.size and seconds <= limits.seconds
     return within and len({pub.shots for pub in pubs}) == 1
 
@@ -267,8 +272,8 @@ def parts(pub: AnyPUB, limits: JobLimits, rep_delay: float) -> list[AnyPUB]:
     most = [limits.executions / pub.shots]
     if pub.row_bytes:
         most.append((limits.size - pub.circuit_bytes) / pub.row_bytes)
-    if pub.rows and pub.seconds(rep_delay) > 0:
-        most.append(limits.seconds / (pub.seconds(rep_delay) / pub.rows))
+    if pub.rows:
+        most.append(limits.seconds / (busy([pub], rep_delay) / pub.rows))
     step = max(1, math.floor(min(most)))
     return [pub.part(start, min(pub.rows, start + step)) for start in range(0, max(1, pub.rows), step)]
 
@@ -283,6 +288,7 @@ def together(pubs: Sequence[AnyPUB], limits: JobLimits, rep_delay: float) -> lis
 
 
 def jobs_of(pubs: Sequence[Packed], rep_delay: float, limits: JobLimits) -> list[float]:
+    """QPU seconds of each job that PUBs take."""
     cut = [part for pub in pubs for part in parts(pub, limits, rep_delay)]
     jobs = together(cut, limits, rep_delay)
-    return [JOB_SECONDS + sum(pub.seconds(rep_delay) for pub in job) for job in jobs]
+    return [JOB_SECONDS + busy(job, rep_delay) for job in jobs]
