@@ -29,7 +29,7 @@ from qrkt_hw.backends.entries import (
     layers,
     parse_entry,
 )
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.errors import UserError, flag, unknown
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
@@ -237,17 +237,16 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
     if "," in name:
         raise UserError(f"--backend: only an inference takes several devices; {name!r} is a list, name one of them")
     if name.startswith("fake_"):
-        from qrkt_hw.backends.device.transpile import fake_names
+        from qrkt_hw.backends.device.transpile import fake_names, no_fake
 
         if name in fake_names():
             return FakeEntry(provider="fake", name=name)
-        raise UserError(f"--backend: no fake backend {name!r}; there are {', '.join(fake_names())}")
+        raise UserError(f"--backend: {no_fake(name)}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
     if name.startswith("qrmi_"):
         return parse_entry(name, {"provider": "qrmi", "name": name.removeprefix("qrmi_") or None}, "--backend")
-    there = f"{', '.join(known)}, and every fake_NAME of the IBM runtime"
-    raise UserError(f"--backend: no backend {name!r}; there are {there}")
+    raise UserError(f"--backend: {unknown('backend', name, known, 'and every fake_NAME of the IBM runtime')}")
 
 
 # the door ------------------------------------------------------------------------------------------------------------

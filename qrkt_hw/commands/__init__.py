@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from qrkt_hw.commands.interface import PROGRAM, LazyGroup, echo
+from qrkt_hw.commands.interface import OLD_NAMES, PROGRAM, LazyGroup, echo, printable
 from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
 
 COMMANDS = {
@@ -35,13 +35,9 @@ COMMANDS = {
     "jobs": "Jobs that a run sent to a device: list, show, cancel, adopt, export, check.",
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
+    "completion": "Completion of commands, options and names in a shell.",
 }
 ALONE = ("export", "compare", "bench", "jobs")  # that write, or bill
-# of commands and flags, as versions before spelled them
-OLD_NAMES = {
-    "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
-    "yardsticks": "reference-scores",
-}  # fmt: skip
 
 
 @click.group(
@@ -49,6 +45,7 @@ OLD_NAMES = {
     commands=COMMANDS,
     elsewhere={
         "about": "doctor",
+        "completion": "doctor",
         "circuits": "resources",
         "compare": "runs",
         "export": "runs",
@@ -158,7 +155,7 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError | ImportError) -
         asked = re.search(r"allocate (?:memory: you tried to allocate )?([\d.,]+ ?\w+)", text)
         size = f" ({asked.group(1)} at once)" if asked else ""
         return (
-            f"out of memory{size}: take fewer samples at a time (--batch-size, --limit, --count, --samples), "
+            f"out of memory{size}: take fewer samples at a time (--batch-size, --limit, --samples), "
             "fewer --qubits, a smaller model, or a machine with more memory"
         )
     if "shared memory" in text or "DataLoader worker" in text:
@@ -176,7 +173,7 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
-        echo("warning: " + " ".join(str(message).split()), err=True)
+        click.echo("warning: " + printable(" ".join(str(message).split())), err=True)
     else:
         _others(message, category, *rest, **more)
 

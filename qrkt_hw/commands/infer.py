@@ -12,10 +12,20 @@ from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on
 from qrkt_hw.errors import UserError, flag
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    first=("--split", "--limit", "--image", "--text", "--backend", "--shots", "--dry-run", "--max-cost", "--resume",
+           "--json"),
+    old={"samples": "limit", "images": "limit"},
+    examples="""
+qrkt-hw infer                                   the newest run, test split
+qrkt-hw infer runs/NAME photo.png               the class of a picture
+qrkt-hw infer runs/NAME -b fake_torino -s 1024  with the noise of a device
+qrkt-hw infer runs/NAME -b ibm_fez --limit 50 --dry-run    plan and price""",
+)  # fmt: skip
 @cli.run_argument
 @click.argument("paths", nargs=-1, type=cli.PATH, metavar="[PATH]...")
-@click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
+@click.option("--split", type=cli.Word(["test", "validation"]), help="[default: test]")
 @click.option(
     "--image",
     "images",
@@ -42,7 +52,7 @@ from qrkt_hw.errors import UserError, flag
 @click.option(
     "--ablate",
     multiple=True,
-    type=click.Choice(["batch-mean", "sine"]),
+    type=cli.Word(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
 @click.option(

@@ -86,7 +86,7 @@ CASES = {
     "out-is-file": ("train --out text.txt", ["--out", "text.txt"]),
     "out-below-file": ("train --out text.txt/run", ["--out", "text.txt"]),
     "circuit": ("circuits show nope", ["nope", "qrkt"]),
-    "draw": ("circuits show qrkt --draw picture.doc", ["--draw", ".png"]),
+    "draw": ("circuits show qrkt --draw picture.doc", ["--plot", ".png"]),
     "preset-show": ("presets show nope", ["nope", "digits"]),
 }  # fmt: skip
 
