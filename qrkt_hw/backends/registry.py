@@ -264,6 +264,46 @@ class Waiting:
             _print(self.console, f"waiting for {text}")
 
 
+def progress(console: Any, text_width: int = 0, wrap: bool = False, transient: bool = False) -> Any:
+    """A rich ``Progress`` that fits the terminal: description, ``text`` of each task, time and time left are always
+    whole; a bar and the rate are shown where there is room beside ``text_width`` characters. ``wrap`` breaks the text
+    into lines. Without a terminal it shows nothing."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    def clock(seconds: float | None) -> str:
+        if seconds is None:
+            return "-:--"
+        minutes, rest = divmod(int(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{clock(task.elapsed)}, {clock(task.time_remaining)} left", style="cyan")
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.3g}/s" if task.speed else "", style="green")
+
+    room = (80 if console is None else console.width) - 36 - text_width
+    bar = [BarColumn(bar_width=min(40, room))] if room >= 8 else []
+    rate = [Rate()] if room >= 48 else []
+    text = TextColumn("{task.fields[text]}", table_column=Column(ratio=1, overflow="fold") if wrap else None)
+    shown = [TextColumn("[bold]{task.description}"), *bar, TextColumn("{task.percentage:>3.0f}%"), text, *rate, Times()]
+    silent = console is None or not console.is_terminal or console.quiet
+    return Progress(*shown, console=console, disable=silent, transient=transient, expand=wrap)
+
+
+def tracked(console: Any, what: str, batches: Any) -> Iterator[Any]:
+    """The batches, on a terminal with a progress bar that is gone at the end."""
+    if console is None or not console.is_terminal:
+        yield from batches
+        return
+    with progress(console, transient=True) as bar:
+        yield from bar.track(batches, total=len(batches), task_id=bar.add_task(what, total=len(batches), text=""))
+
+
 def make(options: Any, seed: int | None = None, console: Any = None, several: bool = False) -> Backend:
     """:func:`resolve` for options or a name; what its user must know is printed to the console, else warned of.
     ``several`` takes a list of names too."""

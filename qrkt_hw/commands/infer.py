@@ -117,7 +117,8 @@ def infer(
         chosen["compare_mitigation"] = True
     if paths:
         chosen["paths"] = [str(path) for path in paths]
-    from qrkt_hw.experiments import devices, inference, loading
+    with cli.busy(said, "loading torch and Qiskit"):
+        from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
     if (dry_run or compare_mitigation) and place.shots is None and backend.target is not None and not backend.shots:
@@ -155,12 +156,13 @@ def infer(
     divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
-    if paths:
-        given_inputs = loading.read_paths(folder, paths)
-    elif images or texts:
-        given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
-    if given_inputs is None or fine_tune is not None:
-        splits = loading.read_splits(folder, data_dir)
+    with cli.busy(said, f"reading {'the given files' if paths or images else options.data.dataset}"):
+        if paths:
+            given_inputs = loading.read_paths(folder, paths)
+        elif images or texts:
+            given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
+        if given_inputs is None or fine_tune is not None:
+            splits = loading.read_splits(folder, data_dir)
     samples: Any = first(splits[split or "test"], limit) if given_inputs is None else given_inputs.samples
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)

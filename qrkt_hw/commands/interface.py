@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -137,8 +137,8 @@ def quiet() -> bool:
 class Word(click.Choice):
     """One of several words, whatever the case, with hyphens or underscores."""
 
-    def normalize_choice(self, choice: Any, ctx: click.Context | None) -> str:
-        return folded(str(choice))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(spelled(str(value), map(str, self.choices)), param, ctx)
 
 
 class Name(click.ParamType):
@@ -342,12 +342,19 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable
     """Print a table; columns in ``right`` are aligned there."""
     from rich.table import Table
 
-    shown = Table(box=None, header_style="bold")
+    shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     console(**{"markup": False, **how}).print(shown)
+
+
+@contextmanager
+def busy(console: Console, text: str) -> Iterator[None]:
+    """Say on a terminal what goes on until it is over."""
+    with console.status(text) if console.is_terminal and not console.quiet else nullcontext():
+        yield
 
 
 def columns() -> int:

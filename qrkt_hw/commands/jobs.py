@@ -38,13 +38,22 @@ def list_(run: Path | None, as_json: bool) -> None:
         if as_json:
             told([_shown(s, kinds) for s in found])
             return
-        columns = ("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark")
-        table(columns, (
-            (str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}", f"{s.estimated:.1f}",
-             "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60])
+        rows = [
+            {"#": str(s.id), "for": kinds[s.activity], "state": s.state, "job": s.job or "-", "device": s.device,
+             "executions": f"{s.executions:,}", "estimated s": f"{s.estimated:.1f}",
+             "billed s": "-" if s.billed is None else f"{s.billed:.1f}"}
             for s in found
-        ))  # fmt: skip
-        echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
+        ]  # fmt: skip
+        # a terminal of 80 columns has room for ids, not for what is the same in all rows, nor for ids of 36 characters
+        same = [key for key in ("for", "device") if len({row[key] for row in rows}) == 1]
+        apart = ["job"] if any(len(row["job"]) > 24 for row in rows) else []
+        columns = [key for key in (rows[0] if rows else ()) if key not in same + apart]
+        table(columns, ([row[key] for key in columns] for row in rows), right=columns[-3:])
+        for row, one in zip(rows, found, strict=True):
+            if told_of := "; ".join(text for text in ([row["job"]] if apart else []) + [one.remark] if text):
+                echo(f"#{one.id}: {told_of}")
+        where = "".join(f", {word} {rows[0][key]}" for key, word in (("for", "for"), ("device", "on")) if key in same)
+        echo(f"{len(found)} jobs of {folder.path}{where}, {billed:.1f} s billed")
 
 
 @jobs.command(examples="qrkt-hw jobs show runs/NAME --number 2")

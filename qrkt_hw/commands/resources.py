@@ -12,7 +12,9 @@ from qrkt_hw.commands.interface import (
     Command,
     Group,
     Word,
+    busy,
     columns,
+    console,
     echo,
     json_flag,
     said,
@@ -112,9 +114,11 @@ def resources(
     from qrkt_hw.resources.tables import comparison, text
 
     subjects = [_subject(name, trust_ansatz) for name in names or [""]]
-    reports = [
-        s.report(backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
-    ]
+    with busy(console(stderr=True), f"compiling{' for ' if backends else ''}{', '.join(backends)}"):
+        reports = [
+            one.report(backends, levels or (3,), shots=shots, images=images, training_steps=training_steps)
+            for one in subjects
+        ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
         echo(json.dumps(found if compare else found[0]))

@@ -69,9 +69,10 @@ def train(
             raise UserError(f"--epochs: {epochs} is less than 1")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        if program:
-            import_fabric()
-        from qrkt_hw.training import fit
+        with cli.busy(said, "loading torch and Qiskit"):
+            if program:
+                import_fabric()
+            from qrkt_hw.training import fit
 
         run = fit.resume(folder, said, agreed=backend, epochs=epochs, ranks_of=how, **device)
     else:
@@ -83,9 +84,10 @@ def train(
         origin = None if source is None else RunFolder.open(source, trust_ansatz)
         options = merge(preset, config, flags, origin)
         check_early(options)
-        if program:
-            import_fabric()
-        from qrkt_hw.training import fit
+        with cli.busy(said, "loading torch and Qiskit"):
+            if program:
+                import_fabric()
+            from qrkt_hw.training import fit
 
         if restarted() and out is not None and RunFolder(out).config.is_file():
             folder = RunFolder.open(out)  # torchrun started all ranks again

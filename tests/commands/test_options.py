@@ -27,7 +27,7 @@ def test_every_field_is_a_flag_with_its_default_in_the_help():
     options = {o for p in train.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
     assert options - {flag(n) for n in KEYS} == {
         "--preset", "--config", "--out", "--resume", "--resubmit", "--replan", "--max-qpu-seconds", "--max-cost",
-        "--trust-ansatz", "--from", "--name", "--quiet", "--help-all",
+        "--trust-ansatz", "--from", "--name", "--quiet", "--help-all", "--json",
     }  # fmt: skip
 
 

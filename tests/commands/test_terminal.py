@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import COMMANDS, group
 from qrkt_hw.commands.interface import SHORT, Command
 from qrkt_hw.errors import nearest, spelled, unknown
+from qrkt_hw.experiments.devices import _Bar
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
+from qrkt_hw.training.loop import METRICS, TrainingProgress
 from tests.command_line import qrkt, refused
+from tests.commands.test_never_wrong_flags import IMAGES
 
 
 def every_command() -> dict[str, click.Command]:
@@ -100,3 +110,48 @@ def test_names_and_what_is_near_them():
     assert spelled("a_b", ["a_b", "ab"]) == "a_b"
     assert nearest("kingston", ["fake_kingston", "fake_torino"]) == ["fake_kingston"]
     assert unknown("x", "q", ["a", "b"], "or a file") == "no x 'q'; there are a, b, or a file"
+
+
+BIG = 999_999_999  # the largest count that is written out
+
+
+def test_the_cost_table_fits_80_columns():
+    from qrkt_hw.resources.tables import _aligned, _count, _time
+
+    header = ["submitted as", "circuit\nbatches", "circuits", "executions", "QPU\ntime", "short\nform", "USD\npremium"]
+    worst = ["  estimator", "9,999", *map(_count, (BIG, 1e30)), _time(9e9), _time(9e9), _count(BIG)]
+    assert max(map(len, _aligned(header, [["train 1 parameter_shift"], worst]))) <= 80
+
+
+@pytest.mark.parametrize(("job", "devices"), [("d4x8c0q9nvk000803a2g", 1), ("d4x8c0q9nvk000803a2g", 2), ("7" * 36, 2)])
+def test_the_table_of_jobs_keeps_every_id(tmp_path, job, devices, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = RunFolder.create(Config(), IMAGES, tmp_path / "run")
+    with Journal(folder.journal) as journal:
+        activity = journal.start("infer", "ibm_fez", {"backend": "ibm_fez"})
+        for number in range(2):
+            one = journal.intend(activity, ("ibm_fez", "ibm_kingston")[number % devices], ["key"], 10_000_000, 1234.5)
+            journal.mark(one, "held", job=job, remark="the answer was lost " * 3)
+    shown = qrkt("jobs", "list", "run", cwd=tmp_path).stdout
+    assert shown.count(job) == 2 and shown.count("10,000,000") == 2 and shown.count("1234.5") == 2, shown
+    table = shown.split("#1: ")[0].rstrip("#\n")
+    assert max(map(len, table.splitlines())) <= 80
+    assert "ibm_kingston" in shown or devices == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_progress_shows_every_figure_at_the_width(width):
+    written = io.StringIO()
+    console = Console(file=written, width=width, force_terminal=True, color_system=None)
+    metrics = "loss 0.981  val acc 0.847  val AUROC 0.9865"
+    assert len(metrics) == METRICS
+    with TrainingProgress(console, 300, 3, 0) as bar:
+        for _ in range(3):
+            bar.step()
+        bar.end_epoch(1, metrics)
+    with _Bar(console, 1200) as bar:
+        bar("15 circuits")
+        bar.update("ibm_fez (133 qubits): job d4x8c0q9nvk000803a2g queued, position 1234, 31200 s")
+    said = " ".join(re.sub(r"\x1b\[[0-9?]*[A-Za-z]", "", written.getvalue()).split())
+    assert " ".join(metrics.split()) in said and "epoch 2/300" in said and "batch 1/1200" in said and "left" in said
+    assert all(word in said for word in ("d4x8c0q9nvk000803a2g", "position", "1234,")) and "…" not in said
