@@ -42,6 +42,41 @@ class RunWarning(UserWarning):
     """What a user must know of a run that is used all the same; the command line shows it in one line."""
 
 
+class MissingPackage(UserError, ImportError):
+    """A package that an extra of this one brings is not installed."""
+
+
+# extra of pyproject.toml -> the modules that it brings
+EXTRAS = {
+    "train": ("lightning_fabric", "torchvision", "safetensors", "tensorboard", "matplotlib", "pylatexenc"),
+    "aer": ("qiskit_aer",),
+    "ibm": ("qiskit_ibm_runtime", "mthree"),
+    "gan": ("torch_fidelity",),
+    "text": ("datasets", "huggingface_hub", "pyarrow", "fsspec"),
+    "tune": ("optuna", "sqlalchemy"),
+}  # fmt: skip
+
+
+def missing(error: ImportError) -> MissingPackage | None:
+    """The sentence that names the extra of a module that was not found; None for any other error."""
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    if extra is None or not isinstance(error, ModuleNotFoundError):
+        return None
+    return MissingPackage(f"{module} is not installed; it comes with: pip install 'qrkt-hw[{extra}]'")
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Import what an extra brings. Raises MissingPackage: it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        if (found := missing(error)) is None:
+            raise
+        raise found from error
+
+
 PARENT = "QRKT_HW_PARENT"  # environment variable of a rank that another process of this package started: its number
 
 

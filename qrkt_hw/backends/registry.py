@@ -29,7 +29,7 @@ from qrkt_hw.backends.entries import (
     layers,
     parse_entry,
 )
-from qrkt_hw.errors import UserError, flag, unknown
+from qrkt_hw.errors import UserError, flag, missing, unknown
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
@@ -159,7 +159,7 @@ def unavailable(entry: Entry) -> str | None:
         try:
             from qiskit_aer import AerSimulator
         except ImportError as error:
-            return f"qiskit-aer cannot be imported ({error})"
+            return str(missing(error) or f"qiskit-aer cannot be imported ({error})")
         if entry.device == "gpu" and "GPU" not in AerSimulator().available_devices():
             return "Aer sees no GPU (it takes qiskit-aer-gpu, its CUDA libraries and an NVIDIA GPU)"
         if entry.device == "gpu" and entry.noise != "none":

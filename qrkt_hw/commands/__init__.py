@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from qrkt_hw.commands.interface import OLD_NAMES, PROGRAM, LazyGroup, echo, printable
-from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
+from qrkt_hw.errors import RunWarning, UserError, independent, missing, rank_and_count, speaking_flags
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -147,6 +147,8 @@ def _end(program: bool, status: int, message: str) -> NoReturn:
 def _of_the_machine(error: OSError | MemoryError | RuntimeError | ImportError) -> str:
     """One sentence on memory, files or processes that the machine does not give; empty for any other error."""
     text = str(error)
+    if isinstance(error, ImportError) and (found := missing(error)) is not None:
+        return str(found)
     if isinstance(error, OSError):
         if isinstance(error.filename, (str, bytes)):
             return f"{os.fsdecode(error.filename)}: {error.strerror}"

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
 
 from qrkt_hw.commands.interface import BACKEND, PATH, Command, Group, Word, console, echo, json_flag, table
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import EXTRAS, UserError
 
 TORCH = "pip install --force-reinstall torch torchvision"
 _MARKS = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "problem": ("!!", "red")}
@@ -60,12 +61,13 @@ def examine() -> list[Finding]:
     versions: dict[str, str] = {
         canonicalize_name(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"]
     }
+    there = {name: find_spec(name) is not None for name in ("qiskit_aer", "torchvision")}
     checks: dict[str, Callable[[], list[Finding]]] = {
         "versions": lambda: requirements(versions),
         "aer wheel": lambda: [aer(versions)],
-        "aer devices": lambda: [_aer_devices()],
+        "aer devices": lambda: [_aer_devices()] if there["qiskit_aer"] else [],
         "torch": lambda: [_torch()],
-        "torchvision": lambda: [_torchvision()],
+        "torchvision": lambda: [_torchvision()] if there["torchvision"] else [],
         "IBM account": _account,
         "qrmi": lambda: [_qrmi()],
     }
@@ -88,15 +90,25 @@ def requirements(versions: Mapping[str, str], wanted: list[str] | None = None) -
     except metadata.PackageNotFoundError:
         return [Finding("problem", "qrkt-hw", "is not installed, only its folder is on the path", "pip install -e .")]
     asked = [(Requirement(text), text.partition(";")[0].strip()) for text in wanted]
-    asked = [(one, text) for one, text in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
-    wrong = []
+    found, absent, count = [], {}, 0
     for one, text in asked:
+        extra = next((e for e in ("", *EXTRAS) if one.marker is None or one.marker.evaluate({"extra": e})), None)
         name = canonicalize_name(one.name)
         version = versions.get(name) or (versions.get("qiskit-aer-gpu") if name == "qiskit-aer" else None)
+        if extra is None or name == "qrkt-hw":
+            continue
+        if version is None and extra:
+            absent.setdefault(extra, []).append(one.name)
+            continue
+        count += 1
         if version is None or not one.specifier.contains(Version(version), prereleases=True):
             seen = f"{version} is installed" if version else "is missing"
-            wrong.append(Finding("problem", one.name, f"{seen}, wanted {one.specifier}", f"pip install '{text}'"))
-    return wrong or [Finding("ok", "versions", f"all {len(asked)} requirements are met")]
+            found.append(Finding("problem", one.name, f"{seen}, wanted {one.specifier}", f"pip install '{text}'"))
+    found = found or [Finding("ok", "versions", f"all {count} requirements are met")]
+    for extra, names in absent.items():
+        text = f"not installed: {', '.join(names)}"
+        found.append(Finding("warning", f"extra {extra}", text, f"pip install 'qrkt-hw[{extra}]'"))
+    return found
 
 
 def aer(versions: Mapping[str, str]) -> Finding:
@@ -112,7 +124,7 @@ def aer(versions: Mapping[str, str]) -> Finding:
         gpu_wheel = "for NVIDIA: pip uninstall -y qiskit-aer && pip install qiskit-aer-gpu" if _nvidia() else ""
         return Finding("warning", "aer wheel", f"qiskit-aer {cpu}: CPU only", gpu_wheel)
     text = "neither qiskit-aer nor qiskit-aer-gpu is installed"
-    return Finding("problem", "aer wheel", text, "pip install qiskit-aer")
+    return Finding("warning", "aer wheel", text, "pip install 'qrkt-hw[aer]'")
 
 
 def _aer_devices() -> Finding:

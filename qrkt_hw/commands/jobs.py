@@ -278,7 +278,7 @@ README = """A record of qrkt-hw, made by: qrkt-hw jobs export RUN
 
 Unpacked it is a run folder; record.json has the SHA-256 of every file and the versions it was made with.
 
-    pip install qrkt-hw
+    pip install 'qrkt-hw[train,aer,ibm]'
     qrkt-hw jobs check THIS.zip            # the figures again, from the counts; nothing is sent
     qrkt-hw jobs list FOLDER               # jobs, executions and bill (of the unpacked folder)
     qrkt-hw infer FOLDER --backend fake_fez --shots 1024    # the same weights elsewhere
