@@ -64,7 +64,7 @@ def examine() -> list[Finding]:
     there = {name: find_spec(name) is not None for name in ("qiskit_aer", "torchvision")}
     checks: dict[str, Callable[[], list[Finding]]] = {
         "versions": lambda: requirements(versions),
-        "aer wheel": lambda: [aer(versions)],
+        "aer wheel": lambda: [aer(versions)] if there["qiskit_aer"] else [],
         "aer devices": lambda: [_aer_devices()] if there["qiskit_aer"] else [],
         "torch": lambda: [_torch()],
         "torchvision": lambda: [_torchvision()] if there["torchvision"] else [],
@@ -281,7 +281,7 @@ def list_backends(backends_file: Path | None, remote: bool, as_json: bool) -> No
         values = f"{found.shots} shots" if found.shots else "exact"
         rows.append((found.name, found.kind, qubits, values, here + note))
     table(("name", "kind", "qubits", "values", "here"), rows, markup=True)
-    echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+    echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston (any fake_NAME)")
 
 
 def _list_remote(as_json: bool) -> None:

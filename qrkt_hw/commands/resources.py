@@ -215,7 +215,8 @@ def list_(as_json: bool) -> None:
         return
     rows = ([str(value) for value in one.values()] for one in found)
     table(("name", "weights", "topology", "source"), rows)
-    echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function, FILE.qasm or FILE.qpy")
+    echo("weights at 4 qubits and 1 layer")
+    echo("your own: --ansatz path/to/file.py:function, FILE.qasm or FILE.qpy")
 
 
 @circuits.command(
@@ -250,7 +251,7 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool, as_
         echo(str(circuit.draw("text", fold=columns())))
         echo(
             f"{template.name}: {template.num_qubits} qubits, {template.num_features} inputs, "
-            f"{template.num_weights} weights, {template.num_outputs} observables, "
+            f"{template.num_weights} weights, {template.num_outputs} observables,\n"
             f"depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
         )
         echo(f"source: {template.reference}")
@@ -311,18 +312,19 @@ def analyze(
     if as_json:
         echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
     else:
-        titles = ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output", "signal")
+        titles = ("expres-\nsibility", "entan-\ngling", "gradient\nvariance", "dead\nweights", "inputs\nseen", "signal")
         table(("qubits", "layers", "weights", *titles), (
             (str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
              f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
              f"{min(row['inputs_seen'])} to {max(row['inputs_seen'])}",
              "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}")
             for row in rows
-        ), right=titles, width=110)  # fmt: skip
+        ), right=titles)  # fmt: skip
         echo(
-            "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most;\n"
-            "signal: linear part of the values, with angles as drawn and with --initial-angles conditioned; 0 is\n"
-            "no signal, 0.61 a sine of each input"
+            "expressibility: divergence from Haar-random states, 0 is best\n"
+            "entangling: 0 product states, 1 most; inputs seen: by an output\n"
+            "signal: linear part of the values, with angles as drawn and with\n"
+            "--initial-angles conditioned; 0 is no signal, 0.61 a sine of each input"
         )
     if plot is not None:
         from qrkt_hw.plots.charts import plot_analysis
