@@ -90,7 +90,9 @@ def requirements(versions: Mapping[str, str], wanted: list[str] | None = None) -
     except metadata.PackageNotFoundError:
         return [Finding("problem", "qrkt-hw", "is not installed, only its folder is on the path", "pip install -e .")]
     asked = [(Requirement(text), text.partition(";")[0].strip()) for text in wanted]
-    found, absent, count = [], {}, 0
+    found: list[Finding] = []
+    absent: dict[str, list[str]] = {}
+    count = 0
     for one, text in asked:
         extra = next((e for e in ("", *EXTRAS) if one.marker is None or one.marker.evaluate({"extra": e})), None)
         name = canonicalize_name(one.name)
