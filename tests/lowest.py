@@ -49,8 +49,8 @@ def main(folder: Path) -> None:
     run(python, "-m", "pip", "install", "-q", "uv")
     pins = folder / "lowest.txt"
     run(
-        python, "-m", "uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--extra", "all", "--python", python,
-        "--no-header", "--no-annotate", "-o", pins, source / "pyproject.toml",
+        python, "-m", "uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--extra", "all", "--python",
+        python, "--no-header", "--no-annotate", "-o", pins, source / "pyproject.toml",
     )  # fmt: skip
     run(python, "-m", "uv", "pip", "install", "-q", "--python", python, "-r", pins, "pytest", "pytest-timeout")
     run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", source)
