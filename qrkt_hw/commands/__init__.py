@@ -65,6 +65,8 @@ ALONE = ("export", "compare", "bench", "jobs")  # that write, or bill
 @click.pass_context
 def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
     if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
         raise UserError(
             f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (train, infer, "

@@ -8,7 +8,9 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 
+from qrkt_hw.commands import group
 from tests.command_line import qrkt, trained
 from tests.commands.test_terminal import every_command
 
@@ -74,6 +76,13 @@ def test_the_output_fits_the_terminal(line, width, home, monkeypatch):
     wide = [row for row in done.stdout.splitlines() if len(row) > width]
     assert not wide, "\n".join(wide)
     assert "\x1b" not in done.stdout  # no colour where nobody sees it
+
+
+def test_no_color_is_heard(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b" in CliRunner().invoke(group, ["presets", "list"], color=True).output
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in CliRunner().invoke(group, ["presets", "list"], color=True).output
 
 
 def test_quiet_prints_results_only(home):
