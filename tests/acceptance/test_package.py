@@ -85,7 +85,7 @@ def test_the_wheel_holds_nothing_else(installed):
     folders = {path.name for path in installed.iterdir()}
     assert folders == {"qrkt_hw", f"qrkt_hw-{qrkt_hw.__version__}.dist-info"}
     kinds = {path.suffix for path in (installed / "qrkt_hw").rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".yaml", ".typed", ".json", ".safetensors", ".so", ".pyd"}
+    assert kinds <= {".py", ".yaml", ".typed", ".json", ".safetensors", ".c", ".h", ".so", ".pyd"}
     (info,) = installed.glob("*.dist-info")
     told = (info / "METADATA").read_text()
     for extra in ("train", "ibm", "aer", "gan", "text", "tune", "docs", "test", "all"):
