@@ -142,7 +142,6 @@ def list_presets(prefix: str, as_json: bool) -> None:
         for name in of_family:
             lines = textwrap.wrap(found[name], max(30, cli.columns() - width - 4))
             cli.echo(f"  {name:{width}}  " + f"\n{'':{width + 4}}".join(lines))
-    cli.echo("next: qrkt-hw train --preset NAME; qrkt-hw presets show NAME", err=True)
 
 
 @presets.command("show", examples="qrkt-hw presets show best-mnist")
