@@ -31,7 +31,7 @@ from qrkt_hw.circuits import (
     ry_rz_ring,
 )
 from qrkt_hw.compiler import derive
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, unknown
 
 __all__ = ["CircuitTemplate", "build", "describe", "is_built_in", "names", "read", "register", "source"]
 
@@ -133,7 +133,7 @@ def _find(name: str) -> Factory:
     if ":" in name:
         return _from_file(name)
     kinds = "path/to/file.py:function, or a circuit file (.qasm, .qpy)"
-    raise UserError(f"--ansatz: no ansatz {name!r}; there are {', '.join(names())}, {kinds}")
+    raise UserError(f"--ansatz: {unknown('ansatz', name, names(), kinds)}")
 
 
 def _from_circuit_file(name: str) -> Factory:

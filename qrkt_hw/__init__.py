@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from qrkt_hw.errors import UserError as UserError
@@ -43,7 +43,10 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        from qrkt_hw.errors import extras
+
+        with extras():
+            return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'qrkt_hw' has no attribute {name!r}")
 
 

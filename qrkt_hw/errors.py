@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,41 @@ class RunWarning(UserWarning):
     """What a user must know of a run that is used all the same; the command line shows it in one line."""
 
 
+class MissingPackage(UserError, ImportError):
+    """A package that an extra of this one brings is not installed."""
+
+
+# extra of pyproject.toml -> the modules that it brings
+EXTRAS = {
+    "train": ("lightning_fabric", "torchvision", "safetensors", "tensorboard", "matplotlib", "pylatexenc"),
+    "aer": ("qiskit_aer",),
+    "ibm": ("qiskit_ibm_runtime", "mthree"),
+    "gan": ("torch_fidelity",),
+    "text": ("datasets", "huggingface_hub", "pyarrow", "fsspec"),
+    "tune": ("optuna", "sqlalchemy"),
+}  # fmt: skip
+
+
+def missing(error: ImportError) -> MissingPackage | None:
+    """The sentence that names the extra of a module that was not found; None for any other error."""
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    if extra is None or not isinstance(error, ModuleNotFoundError):
+        return None
+    return MissingPackage(f"{module} is not installed; it comes with: pip install 'qrkt-hw[{extra}]'")
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Import what an extra brings. Raises MissingPackage: it is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        if (found := missing(error)) is None:
+            raise
+        raise found from error
+
+
 PARENT = "QRKT_HW_PARENT"  # environment variable of a rank that another process of this package started: its number
 
 
@@ -69,6 +104,49 @@ def restarted() -> bool:
 def flag(key: str) -> str:
     """The command-line flag of a key: ``rk_blocks`` is ``--rk-blocks``."""
     return "--" + key.replace("_", "-")
+
+
+def folded(name: str) -> str:
+    """A name without what people type in several ways: case, hyphens and underscores."""
+    return re.sub("[-_ ]", "", name).lower()
+
+
+def spelled(word: str, names: Iterable[str]) -> str:
+    """The one of ``names`` that is ``word`` but for case, hyphens and underscores; ``word`` itself where none is."""
+    names = list(names)
+    same = [name for name in names if folded(name) == folded(word)]
+    return same[0] if len(same) == 1 and word not in names else word
+
+
+def nearest(word: str, names: Iterable[str]) -> list[str]:
+    """At most three of ``names`` that ``word`` may stand for: initials, a part of the name, or a slip of typing."""
+    from difflib import SequenceMatcher
+
+    wanted = folded(word)
+
+    def closeness(name: str) -> float:
+        parts, whole = [part for part in re.split("[-_]", name.lower()) if part], folded(name)
+        if whole == wanted or (len(wanted) > 1 and "".join(part[0] for part in parts) == wanted):
+            return 2.0
+        if len(wanted) > 2 and (whole.startswith(wanted) or name.strip("-") in word.lower().split("-")):
+            return 1.2
+        return 1.0 if len(wanted) > 2 and wanted in parts else SequenceMatcher(None, wanted, whole).ratio()
+
+    found = sorted(((closeness(name), name) for name in names), key=lambda pair: -pair[0])[:3]
+    return [name for close, name in found if close >= 0.7 and close > found[0][0] - 0.15]
+
+
+def unknown(what: str, word: str, names: Iterable[str], rest: str = "", see: str = "") -> str:
+    """That there is no ``what`` called ``word``, then the nearest of ``names``; where none is near, all of them, or
+    ``see``, the command that shows them. ``rest`` says what else may stand there."""
+    names = list(names)
+    if near := nearest(word, names):
+        said = f"did you mean {' or '.join(near)}?" + (f" {see} shows all {len(names)}" if see else "")
+    elif see and len(names) > 16:
+        said = f"{see} shows the {len(names)} there are"
+    else:
+        said = f"there are {', '.join([*names, *([rest] if rest else [])])}"
+    return f"no {what} {word!r}; {said}"
 
 
 ARGUMENTS = {"from": "start_from", "ansatz-file": "ansatz"}  # of functions, where they are not the flag's words

@@ -1,7 +1,8 @@
 """Smoke test of the lowest versions that pyproject.toml admits: ``python tests/lowest.py [FOLDER]``.
 
 Makes a fresh environment in FOLDER (default: a temporary one, removed at the end), installs the lowest release of every
-direct dependency, and does a little of everything: help, doctor, training, inference, resources, fast tests.
+direct dependency, those of the extras too, and does a little of everything: help, doctor, training, inference,
+resources, fast tests.
 Downloads about 3 GB and takes 7 GB of disk and some minutes. Exit status 0 where everything worked.
 """
 
@@ -48,14 +49,15 @@ def main(folder: Path) -> None:
     run(python, "-m", "pip", "install", "-q", "uv")
     pins = folder / "lowest.txt"
     run(
-        python, "-m", "uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--python", python, "--no-header",
-        "--no-annotate", "-o", pins, source / "pyproject.toml",
+        python, "-m", "uv", "pip", "compile", "-q", "--resolution", "lowest-direct", "--extra", "all", "--python",
+        python, "--no-header", "--no-annotate", "-o", pins, source / "pyproject.toml",
     )  # fmt: skip
     run(python, "-m", "uv", "pip", "install", "-q", "--python", python, "-r", pins, "pytest", "pytest-timeout")
     run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", source)
 
-    direct = tomllib.loads((source / "pyproject.toml").read_text())["project"]["dependencies"]
-    wanted = {Requirement(text).name for text in direct}
+    project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
+    extras = (project["optional-dependencies"][name] for name in ("train", "aer", "ibm", "gan", "text", "tune"))
+    wanted = {Requirement(text).name for texts in (project["dependencies"], *extras) for text in texts}
     print(*(line for line in pins.read_text().splitlines() if line.split("==")[0] in wanted), flush=True)
     run(python, "-W", "error::DeprecationWarning:qrkt_hw", "-c", "import qrkt_hw; qrkt_hw.QuantumLayer, qrkt_hw.load")
     run(qrkt, "--help")

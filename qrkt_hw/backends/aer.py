@@ -13,6 +13,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.base import Call, LocalBackend
 from qrkt_hw.backends.device.measurement import Basis, Floats, bases, confuse, sample
 from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.errors import extras
 from qrkt_hw.simulator import memory
 
 LARGEST_TABLE = 12  # qubits up to which all outcome probabilities are read and sampled; beyond, Aer samples
@@ -92,7 +93,8 @@ class AerBackend(LocalBackend):
 
     @cached_property
     def _aer(self) -> Any:
-        from qiskit_aer import AerSimulator
+        with extras():
+            from qiskit_aer import AerSimulator
 
         # batching needs runtime parameter binding and is off by default
         gpu: Any = {"device": "GPU", "batched_shots_gpu": True, "cuStateVec_enable": False}

@@ -25,7 +25,7 @@ from qrkt_hw.backends.device.pubs import PLAIN, PUB, Slot, Variant
 from qrkt_hw.backends.device.transpile import PlacedCircuit, fake_device, twirled, with_idle
 from qrkt_hw.backends.entries import Mitigation
 from qrkt_hw.backends.exact import evaluate_by_weights
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.simulator.noisy import LARGEST, NoisyCircuit, NoisySimulator, PropagatedCache
 
 LARGEST_DENSITY = 11  # active qubits of Aer's density matrix
@@ -238,7 +238,8 @@ class FakeBackend(DeviceBackend, AerBackend):
         circuit = self._once(slot, pub.variant, measured)
         order = {parameter: k for k, parameter in enumerate(template.parameters)}
         busy, values = slot.samples >= 0, pub.parameters(place)[:, [order[p] for p in circuit.parameters]]
-        from qiskit_aer import AerSimulator
+        with extras():
+            from qiskit_aer import AerSimulator
 
         (bits,) = self._shots(AerSimulator(method="statevector"), circuit, values, pub.shots)
         read = np.zeros((pub.rows, pub.shots, template.num_qubits), dtype=bool)  # nobody reads rows of an idle slot
@@ -263,8 +264,9 @@ class FakeBackend(DeviceBackend, AerBackend):
 
     @cached_property
     def _device_simulator(self) -> Any:
-        from qiskit_aer import AerSimulator
-        from qiskit_aer.noise import NoiseModel
+        with extras():
+            from qiskit_aer import AerSimulator
+            from qiskit_aer.noise import NoiseModel
 
         noise = None
         if self.noise_name != "none":

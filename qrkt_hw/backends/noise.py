@@ -26,6 +26,7 @@ from qrkt_hw.backends.device.cache import cache_folder, store
 from qrkt_hw.backends.device.measurement import Basis, Floats
 from qrkt_hw.backends.device.transpile import FOLDABLE, PlacedCircuit, calibration_date, fake_device, qubits_of
 from qrkt_hw.compiler import Fixed, lower
+from qrkt_hw.errors import extras
 from qrkt_hw.simulator import noisy
 
 FORMAT = 2  # 2: with a checksum
@@ -75,7 +76,8 @@ def with_errors(noise: DeviceNoise | None, target: Any, coherent: float, idle: f
 
 
 def _build(device: Any) -> DeviceNoise:
-    from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
+    with extras():
+        from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
 
     with warnings.catch_warnings(action="ignore"):  # calibrations that break T2 <= 2 T1 are cut, with a warning each
         errors = basic_device_gate_errors(target=device.target)

@@ -29,7 +29,7 @@ from qrkt_hw.backends.entries import (
     layers,
     parse_entry,
 )
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.errors import UserError, flag, missing, unknown
 
 # options of devices
 COPY_KEYS = ("pack", "spacing", "min_fidelity", "mitigation")  # and those that a fake backend has too
@@ -159,7 +159,7 @@ def unavailable(entry: Entry) -> str | None:
         try:
             from qiskit_aer import AerSimulator
         except ImportError as error:
-            return f"qiskit-aer cannot be imported ({error})"
+            return str(missing(error) or f"qiskit-aer cannot be imported ({error})")
         if entry.device == "gpu" and "GPU" not in AerSimulator().available_devices():
             return "Aer sees no GPU (it takes qiskit-aer-gpu, its CUDA libraries and an NVIDIA GPU)"
         if entry.device == "gpu" and entry.noise != "none":
@@ -237,17 +237,16 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
     if "," in name:
         raise UserError(f"--backend: only an inference takes several devices; {name!r} is a list, name one of them")
     if name.startswith("fake_"):
-        from qrkt_hw.backends.device.transpile import fake_names
+        from qrkt_hw.backends.device.transpile import fake_names, no_fake
 
         if name in fake_names():
             return FakeEntry(provider="fake", name=name)
-        raise UserError(f"--backend: no fake backend {name!r}; there are {', '.join(fake_names())}")
+        raise UserError(f"--backend: {no_fake(name)}")
     if name.startswith("ibm_"):
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
     if name.startswith("qrmi_"):
         return parse_entry(name, {"provider": "qrmi", "name": name.removeprefix("qrmi_") or None}, "--backend")
-    there = f"{', '.join(known)}, and every fake_NAME of the IBM runtime"
-    raise UserError(f"--backend: no backend {name!r}; there are {there}")
+    raise UserError(f"--backend: {unknown('backend', name, known, 'and every fake_NAME of the IBM runtime')}")
 
 
 # the door ------------------------------------------------------------------------------------------------------------
@@ -263,6 +262,46 @@ class Waiting:
         if self.console is not None and time.monotonic() - self.last > EVERY:
             self.last = time.monotonic()
             _print(self.console, f"waiting for {text}")
+
+
+def progress(console: Any, text_width: int = 0, wrap: bool = False, transient: bool = False) -> Any:
+    """A rich ``Progress`` that fits the terminal: description, ``text`` of each task, time and time left are always
+    whole; a bar and the rate are shown where there is room beside ``text_width`` characters. ``wrap`` breaks the text
+    into lines. Without a terminal it shows nothing."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    def clock(seconds: float | None) -> str:
+        if seconds is None:
+            return "-:--"
+        minutes, rest = divmod(int(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{clock(task.elapsed)}, {clock(task.time_remaining)} left", style="cyan")
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.3g}/s" if task.speed else "", style="green")
+
+    room = (80 if console is None else console.width) - 36 - text_width
+    bar = [BarColumn(bar_width=min(40, room))] if room >= 8 else []
+    rate = [Rate()] if room >= 48 else []
+    text = TextColumn("{task.fields[text]}", table_column=Column(ratio=1, overflow="fold") if wrap else None)
+    shown = [TextColumn("[bold]{task.description}"), *bar, TextColumn("{task.percentage:>3.0f}%"), text, *rate, Times()]
+    silent = console is None or not console.is_terminal or console.quiet
+    return Progress(*shown, console=console, disable=silent, transient=transient, expand=wrap)
+
+
+def tracked(console: Any, what: str, batches: Any) -> Iterator[Any]:
+    """The batches, on a terminal with a progress bar that is gone at the end."""
+    if console is None or not console.is_terminal:
+        yield from batches
+        return
+    with progress(console, transient=True) as bar:
+        yield from bar.track(batches, total=len(batches), task_id=bar.add_task(what, total=len(batches), text=""))
 
 
 def make(options: Any, seed: int | None = None, console: Any = None, several: bool = False) -> Backend:

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import click
 
-from qrkt_hw.commands.interface import PROGRAM, LazyGroup, echo
-from qrkt_hw.errors import RunWarning, UserError, independent, rank_and_count, speaking_flags
+from qrkt_hw.commands.interface import OLD_NAMES, PROGRAM, LazyGroup, echo, printable
+from qrkt_hw.errors import RunWarning, UserError, independent, missing, rank_and_count, speaking_flags
 
 COMMANDS = {
     "train": "Train a model; leaves a run folder.",
@@ -36,13 +36,9 @@ COMMANDS = {
     "jobs": "Jobs that a run sent to a device: list, show, cancel, adopt, export, check.",
     "doctor": "What is wrong with this installation, and what fixes it.",
     "about": "Versions and devices, for a bug report.",
+    "completion": "Completion of commands, options and names in a shell.",
 }
 ALONE = ("export", "compare", "bench", "fit-to", "jobs")  # that write, or bill
-# of commands and flags, as versions before spelled them
-OLD_NAMES = {
-    "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
-    "yardsticks": "reference-scores",
-}  # fmt: skip
 
 
 @click.group(
@@ -50,6 +46,7 @@ OLD_NAMES = {
     commands=COMMANDS,
     elsewhere={
         "about": "doctor",
+        "completion": "doctor",
         "circuits": "resources",
         "compare": "runs",
         "export": "runs",
@@ -70,6 +67,8 @@ OLD_NAMES = {
 @click.pass_context
 def group(context: click.Context) -> None:
     """Quantum transformers with Runge-Kutta blocks, from training to hardware."""
+    if os.environ.get("NO_COLOR"):
+        context.color = False
     if rank_and_count()[1] > 1 and context.invoked_subcommand in ALONE:
         raise UserError(
             f"{context.invoked_subcommand} runs in one process; start it without torchrun and srun (train, infer, "
@@ -152,6 +151,8 @@ def _end(program: bool, status: int, message: str) -> NoReturn:
 def _of_the_machine(error: OSError | MemoryError | RuntimeError | ImportError) -> str:
     """One sentence on memory, files or processes that the machine does not give; empty for any other error."""
     text = str(error)
+    if isinstance(error, ImportError) and (found := missing(error)) is not None:
+        return str(found)
     if isinstance(error, OSError):
         if isinstance(error.filename, (str, bytes)):
             return f"{os.fsdecode(error.filename)}: {error.strerror}"
@@ -160,7 +161,7 @@ def _of_the_machine(error: OSError | MemoryError | RuntimeError | ImportError) -
         asked = re.search(r"allocate (?:memory: you tried to allocate )?([\d.,]+ ?\w+)", text)
         size = f" ({asked.group(1)} at once)" if asked else ""
         return (
-            f"out of memory{size}: take fewer samples at a time (--batch-size, --limit, --count, --samples), "
+            f"out of memory{size}: take fewer samples at a time (--batch-size, --limit, --samples), "
             "fewer --qubits, a smaller model, or a machine with more memory"
         )
     if "shared memory" in text or "DataLoader worker" in text:
@@ -178,7 +179,7 @@ _NO_MEMORY = (
 def _show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
     """A warning about a run in one line; others as before."""
     if issubclass(category, RunWarning):
-        echo("warning: " + " ".join(str(message).split()), err=True)
+        click.echo("warning: " + printable(" ".join(str(message).split())), err=True)
     else:
         _others(message, category, *rest, **more)
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import click
 
-from qrkt_hw.commands.interface import PATH, Command, Group, console, echo, table
-from qrkt_hw.errors import UserError
+from qrkt_hw.commands.interface import BACKEND, PATH, Command, Group, Word, console, echo, json_flag, table
+from qrkt_hw.errors import EXTRAS, UserError
 
 TORCH = "pip install --force-reinstall torch torchvision"
 _MARKS = {"ok": ("ok", "green"), "warning": ("--", "yellow"), "problem": ("!!", "red")}
@@ -29,20 +30,24 @@ class Finding(NamedTuple):
     remedy: str = ""
 
 
-@click.command(cls=Command)
-def doctor() -> None:
+@click.command(cls=Command, examples="qrkt-hw doctor")
+@json_flag
+def doctor(as_json: bool) -> None:
     """What is installed, what does not fit together, and the command that fixes each problem.
 
     Exit status 1 where something is broken; a missing GPU or account is a warning, not a fault.
     """
     findings = examine()
+    problems = sum(finding.state == "problem" for finding in findings)
+    if as_json:
+        echo(json.dumps([finding._asdict() for finding in findings]))
+        sys.exit(1 if problems else 0)
     for finding in findings:
         mark, colour = _MARKS[finding.state]
         click.secho(mark, fg=colour, bold=True, nl=False)
         echo(f"  {finding.subject:22} {finding.text}")
         if finding.remedy:
             echo(f"    {'':22} -> {finding.remedy}")
-    problems = sum(finding.state == "problem" for finding in findings)
     echo(f"{problems} problem{'s' if problems != 1 else ''} found" if problems else "no problem found")
     if problems:
         sys.exit(1)
@@ -56,12 +61,13 @@ def examine() -> list[Finding]:
     versions: dict[str, str] = {
         canonicalize_name(one.metadata["Name"]): one.version for one in metadata.distributions() if one.metadata["Name"]
     }
+    there = {name: find_spec(name) is not None for name in ("qiskit_aer", "torchvision")}
     checks: dict[str, Callable[[], list[Finding]]] = {
         "versions": lambda: requirements(versions),
-        "aer wheel": lambda: [aer(versions)],
-        "aer devices": lambda: [_aer_devices()],
+        "aer wheel": lambda: [aer(versions)] if there["qiskit_aer"] else [],
+        "aer devices": lambda: [_aer_devices()] if there["qiskit_aer"] else [],
         "torch": lambda: [_torch()],
-        "torchvision": lambda: [_torchvision()],
+        "torchvision": lambda: [_torchvision()] if there["torchvision"] else [],
         "IBM account": _account,
         "qrmi": lambda: [_qrmi()],
     }
@@ -84,15 +90,27 @@ def requirements(versions: Mapping[str, str], wanted: list[str] | None = None) -
     except metadata.PackageNotFoundError:
         return [Finding("problem", "qrkt-hw", "is not installed, only its folder is on the path", "pip install -e .")]
     asked = [(Requirement(text), text.partition(";")[0].strip()) for text in wanted]
-    asked = [(one, text) for one, text in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
-    wrong = []
+    found: list[Finding] = []
+    absent: dict[str, list[str]] = {}
+    count = 0
     for one, text in asked:
+        extra = next((e for e in ("", *EXTRAS) if one.marker is None or one.marker.evaluate({"extra": e})), None)
         name = canonicalize_name(one.name)
         version = versions.get(name) or (versions.get("qiskit-aer-gpu") if name == "qiskit-aer" else None)
+        if extra is None or name == "qrkt-hw":
+            continue
+        if version is None and extra:
+            absent.setdefault(extra, []).append(one.name)
+            continue
+        count += 1
         if version is None or not one.specifier.contains(Version(version), prereleases=True):
             seen = f"{version} is installed" if version else "is missing"
-            wrong.append(Finding("problem", one.name, f"{seen}, wanted {one.specifier}", f"pip install '{text}'"))
-    return wrong or [Finding("ok", "versions", f"all {len(asked)} requirements are met")]
+            found.append(Finding("problem", one.name, f"{seen}, wanted {one.specifier}", f"pip install '{text}'"))
+    found = found or [Finding("ok", "versions", f"all {count} requirements are met")]
+    for extra, names in absent.items():
+        text = f"not installed: {', '.join(names)}"
+        found.append(Finding("warning", f"extra {extra}", text, f"pip install 'qrkt-hw[{extra}]'"))
+    return found
 
 
 def aer(versions: Mapping[str, str]) -> Finding:
@@ -108,7 +126,7 @@ def aer(versions: Mapping[str, str]) -> Finding:
         gpu_wheel = "for NVIDIA: pip uninstall -y qiskit-aer && pip install qiskit-aer-gpu" if _nvidia() else ""
         return Finding("warning", "aer wheel", f"qiskit-aer {cpu}: CPU only", gpu_wheel)
     text = "neither qiskit-aer nor qiskit-aer-gpu is installed"
-    return Finding("problem", "aer wheel", text, "pip install qiskit-aer")
+    return Finding("warning", "aer wheel", text, "pip install 'qrkt-hw[aer]'")
 
 
 def _aer_devices() -> Finding:
@@ -196,17 +214,39 @@ def _nvidia() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists()
 
 
-@click.command(cls=Command)
-def about() -> None:
+@click.command(cls=Command, examples="qrkt-hw about")
+@json_flag
+def about(as_json: bool) -> None:
     """Versions and devices, for a bug report."""
     from qrkt_hw.runs.folder import environment
 
     found = environment()
+    if as_json:
+        echo(json.dumps(found, default=str))
+        return
     packages = found.pop("packages")
     for key, value in {**found, **packages}.items():
         if isinstance(value, list):
             value = ", ".join(value) or "none"
         echo(f"{key:24} {value}")
+
+
+@click.command(
+    cls=Command,
+    examples="""
+qrkt-hw completion bash >> ~/.bashrc
+qrkt-hw completion zsh >> ~/.zshrc
+qrkt-hw completion fish > ~/.config/fish/completions/qrkt-hw.fish""",
+)
+@click.argument("shell", type=Word(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, options, and names of presets, ansätze, data sets and backends."""
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    root = click.get_current_context().find_root()
+    click.echo(found(root.command, {}, "qrkt-hw", "_QRKT_HW_COMPLETE").source())
 
 
 @click.group(cls=Group)
@@ -217,19 +257,24 @@ def backends() -> None:
 backends_file_flag = click.option("--backends-file", type=PATH, help="a backends.yaml over all others")
 
 
-@backends.command("list")
+@backends.command("list", examples="qrkt-hw backends list\nqrkt-hw backends list --remote")
 @click.option("--remote", is_flag=True, help="the devices of the IBM account instead: qubits, queue, online or not")
 @backends_file_flag
-def list_backends(backends_file: Path | None, remote: bool) -> None:
+@json_flag
+def list_backends(backends_file: Path | None, remote: bool, as_json: bool) -> None:
     """Every entry of backends.yaml: kind, qubits, exact or shots, usable here or why not."""
     if remote and backends_file is not None:
         raise UserError("--backends-file: the devices of --remote come from the account; leave it out")
     if remote:
-        _list_remote()
+        _list_remote(as_json)
         return
     from qrkt_hw.backends import listing
     from qrkt_hw.backends.device.transpile import fake_names
 
+    if as_json:
+        known = [one._asdict() for one in listing(backends_file)]
+        echo(json.dumps({"backends": known, "fake_backends": fake_names()}))
+        return
     rows = []
     for found in listing(backends_file):
         here = "[green]yes[/]" if found.available else "[red]no[/]"
@@ -238,10 +283,10 @@ def list_backends(backends_file: Path | None, remote: bool) -> None:
         values = f"{found.shots} shots" if found.shots else "exact"
         rows.append((found.name, found.kind, qubits, values, here + note))
     table(("name", "kind", "qubits", "values", "here"), rows, markup=True)
-    echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston: any fake_NAME of the IBM runtime")
+    echo(f"and {len(fake_names())} fake backends by name, such as fake_kingston (any fake_NAME)")
 
 
-def _list_remote() -> None:
+def _list_remote(as_json: bool) -> None:
     from qrkt_hw.backends.ibm.account import Account
 
     account = Account()
@@ -255,16 +300,24 @@ def _list_remote() -> None:
         date = getattr(properties, "last_update_date", None)
         calibrated = date.isoformat(" ", "minutes") if date else "-"
         rows.append((device.name, str(device.num_qubits), str(status.pending_jobs), state, calibrated))
-    table(("name", "qubits", "queue", "state", "calibrated"), rows)
+    header = ("name", "qubits", "queue", "state", "calibrated")
+    if as_json:
+        devices = [dict(zip(header, row, strict=True)) for row in rows]
+        echo(json.dumps({"devices": devices, "plan": account.plan, "seconds_left": left}))
+        return
+    table(header, rows)
     echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
 
 
-@backends.command("check")
-@click.argument("name")
+@backends.command("check", examples="qrkt-hw backends check aer_cpu\nqrkt-hw backends check fake_torino -s 1024")
+@click.argument("name", type=BACKEND)
 @click.option("--shots", type=click.IntRange(0, 10_000_000), help="instead of the entry's; 0 for exact values")
 @click.option("--strict-backend", is_flag=True, help="refuse the fallback")
 @backends_file_flag
-def check_backend(name: str, shots: int | None, strict_backend: bool, backends_file: Path | None) -> None:
+@json_flag
+def check_backend(
+    name: str, shots: int | None, strict_backend: bool, backends_file: Path | None, as_json: bool
+) -> None:
     """Run a tiny circuit on NAME and say what it saw."""
     import math
     import time
@@ -283,15 +336,20 @@ def check_backend(name: str, shots: int | None, strict_backend: bool, backends_f
         started = time.perf_counter()
         seen = backend.run([backends.Call(template, values, "check")])[0][0]
     seconds = time.perf_counter() - started
-    for key, value in backend.about().items():
-        echo(f"{key:14} {value if value is not None else 'none'}")
-    echo(f"{'circuit':14} {template.name}, 2 qubits, {backend.counters.executions or 'no'} executions, {seconds:.2f} s")
-    echo(f"{'saw':14} <Z0> {seen[0]:+.4f}  <Z1> {seen[1]:+.4f}")
-    echo(f"{'ideal':14} <Z0> {ideal[0]:+.4f}  <Z1> {ideal[1]:+.4f}")
     error = float(np.abs(seen - ideal).max())
     allowed = 5 / math.sqrt(backend.shots) if backend.shots else 1e-6
     noisy = "calibrated" in backend.about()
     finding = "as expected" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
-    echo(f"{'difference':14} {error:.1e} ({finding})")
+    if as_json:
+        figures = {"seen": seen.tolist(), "ideal": ideal.tolist(), "difference": error, "finding": finding}
+        echo(json.dumps({**backend.about(), "seconds": seconds, **figures}, default=str))
+    else:
+        for key, value in backend.about().items():
+            echo(f"{key:14} {value if value is not None else 'none'}")
+        used = f"{backend.counters.executions or 'no'} executions, {seconds:.2f} s"
+        echo(f"{'circuit':14} {template.name}, 2 qubits, {used}")
+        echo(f"{'saw':14} <Z0> {seen[0]:+.4f}  <Z1> {seen[1]:+.4f}")
+        echo(f"{'ideal':14} <Z0> {ideal[0]:+.4f}  <Z1> {ideal[1]:+.4f}")
+        echo(f"{'difference':14} {error:.1e} ({finding})")
     if error > allowed and not noisy:
         raise UserError(f"backend {name!r} is off by {error:.1e} where {allowed:.1e} is allowed; run qrkt-hw doctor")

@@ -10,43 +10,56 @@ from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, on_ranks,
 from qrkt_hw.errors import UserError
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    first=("--samples", "--seed", "--plot", "--out", "--columns", "--interpolate", "--backend", "--shots", "--resume",
+           "--json"),
+    old={"count": "samples", "limit": "samples", "images": "samples", "grid": "plot", "draw": "plot"},
+    examples="""
+qrkt-hw generate                                64 images of the newest run
+qrkt-hw generate runs/NAME --samples 16 --plot a.png
+qrkt-hw generate runs/NAME --samples 100 -o images""",
+)  # fmt: skip
 @cli.run_argument
-@click.option("--count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]")
+@click.option(
+    "--samples", "count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]"
+)
 @click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of the noise")
-@click.option("--grid", type=cli.PATH, help="all images in one picture (.png)")
+@click.option("--plot", "grid", type=cli.PATH, help="all images in one picture (.png)")
 @click.option("--out", type=cli.PATH, help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @cli.trust_flag
+@cli.json_flag
 @options_from((*INFERRING, *PROCESSES))
 @cli.device_flags
 def generate(
     run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
-    interpolate: bool, resume: bool, restart: bool, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
+    interpolate: bool, resume: bool, restart: bool, device: dict[str, Any], trust_ansatz: bool, as_json: bool,
+    **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
 
-    Without --grid and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
+    Without --plot and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
     if grid is not None and grid.suffix.lower() != ".png":
-        raise UserError(f"--grid: {grid} must end in .png")
+        raise UserError(f"--plot: {grid} must end in .png")
     if columns is not None and out is not None and grid is None and not interpolate:
-        raise UserError("--columns: single files stand in no grid; add --grid, or leave it out")
+        raise UserError("--columns: single files stand in no grid; add --plot, or leave it out")
     row = columns or 8
     if interpolate and row < 2:
         raise UserError(f"--columns: a row of {row} leads from nowhere to nowhere; --interpolate needs at least 2")
     if interpolate and count is not None and count % row:
-        raise UserError(f"--count: {count} is no multiple of {row} columns; the last row would end half-way")
+        raise UserError(f"--samples: {count} is no multiple of {row} columns; the last row would end half-way")
     count = count or (8 * row if interpolate else 64)
-    folder, ranks = cli.opened(run, trust_ansatz), ranks_in(flags)
+    folder, ranks = cli.opened(run, trust_ansatz, err=as_json), ranks_in(flags)
     place = check_used(folder, flags)
     from qrkt_hw import backends
 
     alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
-    on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--count", count), alone)
+    on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--samples", count), alone)
     from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import evaluation
     from qrkt_hw.plots.charts import save_grid
@@ -61,23 +74,33 @@ def generate(
         images = evaluation.draw(model, points, here().over_samples(backend))
     if not here().leads:
         return
+    files = [] if out is None else [out]
     if out is not None:
         evaluation.save_images(images, out)
-        cli.echo(f"{count} images in {out}")
+        cli.echo(f"{count} images in {out}", err=as_json)
     if grid is not None or out is None:
         file = grid or folder.path / "samples" / f"seed-{seed}.png"
-        with cli.writing("--grid", file):
+        with cli.writing("--plot", file):
             save_grid(images, file, row)
-        cli.echo(str(file))
+        cli.echo(str(file), err=as_json)
+        files.append(file)
+    if as_json:
+        cli.told({"run": str(folder.path), "samples": count, "seed": seed, "files": [str(file) for file in files]})
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    old={"count": "samples", "limit": "samples", "images": "samples"},
+    examples="""
+qrkt-hw evaluate                                the newest run, 50,000 samples
+qrkt-hw evaluate runs/NAME --samples 2000 --split test""",
+)
 @cli.run_argument
 @click.option(
     "--samples", type=click.IntRange(100, 200_000), default=50_000, show_default=True, help="generated samples"
 )
 @click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of their noise")
-@click.option("--split", type=click.Choice(["train", "test"]), default="train", show_default=True, help="real images")
+@click.option("--split", type=cli.Word(["train", "test"]), default="train", show_default=True, help="real images")
 @click.option(
     "--inception-weights",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),

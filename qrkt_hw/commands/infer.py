@@ -12,10 +12,20 @@ from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on
 from qrkt_hw.errors import UserError, flag
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    first=("--split", "--limit", "--image", "--text", "--backend", "--shots", "--dry-run", "--max-cost", "--resume",
+           "--json"),
+    old={"samples": "limit", "images": "limit"},
+    examples="""
+qrkt-hw infer                                   the newest run, test split
+qrkt-hw infer runs/NAME photo.png               the class of a picture
+qrkt-hw infer runs/NAME -b fake_torino -s 1024  with the noise of a device
+qrkt-hw infer runs/NAME -b ibm_fez --limit 50 --dry-run    plan and price""",
+)  # fmt: skip
 @cli.run_argument
 @click.argument("paths", nargs=-1, type=cli.PATH, metavar="[PATH]...")
-@click.option("--split", type=click.Choice(["test", "validation"]), help="[default: test]")
+@click.option("--split", type=cli.Word(["test", "validation"]), help="[default: test]")
 @click.option(
     "--image",
     "images",
@@ -42,7 +52,7 @@ from qrkt_hw.errors import UserError, flag
 @click.option(
     "--ablate",
     multiple=True,
-    type=click.Choice(["batch-mean", "sine"]),
+    type=cli.Word(["batch-mean", "sine"]),
     help="also the accuracy with every circuit's output replaced: by its batch mean, or by the sine of its input",
 )
 @click.option(
@@ -110,7 +120,8 @@ def infer(
         chosen["compare_mitigation"] = True
     if paths:
         chosen["paths"] = [str(path) for path in paths]
-    from qrkt_hw.experiments import devices, inference, loading
+    with cli.busy(said, "loading torch and Qiskit"):
+        from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
     if (dry_run or compare_mitigation) and place.shots is None and backend.target is not None and not backend.shots:
@@ -148,12 +159,13 @@ def infer(
     divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
-    if paths:
-        given_inputs = loading.read_paths(folder, paths)
-    elif images or texts:
-        given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
-    if given_inputs is None or fine_tune is not None:
-        splits = loading.read_splits(folder, data_dir)
+    with cli.busy(said, f"reading {'the given files' if paths or images else options.data.dataset}"):
+        if paths:
+            given_inputs = loading.read_paths(folder, paths)
+        elif images or texts:
+            given_inputs = loading.read_images(folder, images) if images else loading.read_texts(folder, texts)
+        if given_inputs is None or fine_tune is not None:
+            splits = loading.read_splits(folder, data_dir)
     samples: Any = first(splits[split or "test"], limit) if given_inputs is None else given_inputs.samples
     shape = DataShape.of(folder.description())
     model = build_model(options, shape, backend)

@@ -6,9 +6,10 @@ import functools
 import importlib
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -19,20 +20,42 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from qrkt_hw.errors import UserError, rank_and_count
+from qrkt_hw.errors import UserError, folded, nearest, rank_and_count, spelled, unknown
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console
 
     from qrkt_hw.runs import RunFolder
 
 
 class Command(click.Command):
-    """A command that takes no option twice, and whose help shows options in groups where they have one."""
+    """A command that takes no option twice, and whose help ends with examples. One with many options shows the
+    ``first`` of them, and all with ``--help-all``, in groups. Flags of ``old`` stand for today's."""
+
+    def __init__(
+        self, *args: Any, first: Iterable[str] = (), examples: str = "", old: dict[str, str] | None = None, **how: Any
+    ) -> None:
+        super().__init__(*args, **how)
+        self.first, self.examples, self.old = list(first), examples.strip().splitlines(), old or {}
+        for option in self.params:
+            name = option.opts[0].removeprefix("--")
+            option.opts += [SHORT[name]] if name in SHORT and len(option.opts) == 1 else []
+            option.type = NAMED[name] if name in NAMED and option.type is click.STRING else option.type
+        self.params.append(quiet_option())
+        if self.first:
+            self.params.append(
+                click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all,
+                             help="Show all options and exit.")
+            )  # fmt: skip
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # click would take the last of several and drop the others in silence; a shell asks for completions
-        order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
+        ctx.token_normalize_func = lambda word: self.old.get(word, OLD_NAMES.get(word, word))
+        try:
+            order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
+        except click.NoSuchOption as error:
+            raise UserError(self._no_option(ctx, error.option_name)) from error
         for option in order:
             once = isinstance(option, click.Option) and not option.multiple and not option.count
             switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts
@@ -40,20 +63,98 @@ class Command(click.Command):
                 raise UserError(f"{option.opts[0]}: given {order.count(option)} times; it is taken once only")
         return super().parse_args(ctx, args)
 
+    def _no_option(self, ctx: click.Context, name: str) -> str:
+        flags = [word for param in self.get_params(ctx) for word in (*param.opts, *param.secondary_opts)]
+        near = nearest(name, [word for word in flags if word.startswith("--")])
+        shown = f"{ctx.command_path} --help{'-all' if self.first else ''} shows all"
+        return f"no option {name!r}; " + (f"did you mean {' or '.join(near)}? {shown}" if near else shown)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        params = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        titles = list(dict.fromkeys(getattr(param, "group", "") for param in params))
-        for title in sorted(titles, key=lambda title: (title != FIRST, titles.index(title))):
-            shown = [param.get_help_record(ctx) for param in params if getattr(param, "group", "") == title]
-            groups[title] = [record for record in shown if record is not None]
+        groups: dict[str, list[tuple[str, str]]] = {FIRST: [], "": []}
+        params = self.get_params(ctx)
+        params.sort(key=lambda param: self.first.index(param.opts[0]) if param.opts[0] in self.first else -1)
+        for param in params:
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                title = getattr(param, "group", "")
+                if {"--help", "--help-all", "--quiet"} & {*param.opts}:
+                    title = "" if not self.first else "General"
+                elif param.opts[0] in self.first:
+                    title = FIRST
+                groups.setdefault(title, []).append(record)
+        if self.first:
+            groups = {**groups, "General": groups.pop("General")}
+        whole = not self.first or bool(ctx.meta.get(HELP_ALL))
         for title, records in groups.items():
-            if records:
-                with formatter.section(title or "Options"):
+            if records and (whole or title in (FIRST, "General")):
+                with formatter.section(title or ("Options" if not self.first else "More")):
                     formatter.write_dl(records)
+        if not whole:
+            rest = sum(len(records) for title, records in groups.items() if title not in (FIRST, "General"))
+            formatter.write_paragraph()
+            formatter.write_text(f"{rest} more options: {ctx.command_path} --help-all")
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':{formatter.current_indent}}{line.strip()}\n")
 
 
 FIRST = "Start with these"
+# of commands and flags, as versions before spelled them
+OLD_NAMES = {
+    "twin": "baseline", "guard": "spacing", "quality": "min-fidelity", "judge": "reference-classifier",
+    "yardsticks": "reference-scores",
+}  # fmt: skip
+HELP_ALL, QUIET = "qrkt_hw.help_all", "qrkt_hw.quiet"  # in click's meta
+
+
+def _help_all(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[HELP_ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+def _hush(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[QUIET] = True
+
+
+def quiet_option() -> click.Option:
+    return click.Option(
+        ["--quiet", "-q"], is_flag=True, expose_value=False, callback=_hush,
+        help="only results, warnings and errors: no progress, no notes",
+    )  # fmt: skip
+
+
+def quiet() -> bool:
+    """Whether the current command was told to be quiet."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
+
+
+class Word(click.Choice):
+    """One of several words, whatever the case, with hyphens or underscores."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(spelled(str(value), map(str, self.choices)), param, ctx)
+
+
+class Name(click.ParamType):
+    """The name of something of which ``names`` lists some, whatever the case, with hyphens or underscores. Others are
+    passed on as they are: files, and wrong ones, which are refused where they are looked up."""
+
+    def __init__(self, what: str, names: Callable[[], Iterable[str]]) -> None:
+        self.name, self.names = what, names
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return ",".join(spelled(word, self.names()) for word in str(value).split(","))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(name) for name in self.names() if folded(name).startswith(folded(incomplete))]
 
 
 class GroupedOption(click.Option):
@@ -69,9 +170,20 @@ class Group(click.Group):
 
     command_class = Command
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        check_command(ctx, args, self.list_commands(ctx))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):  # whole sentences, where click cuts them to a line
             formatter.write_dl([(name, one.get_short_help_str(1000)) for name, one in self.commands.items()])
+
+
+def check_command(context: click.Context, words: list[str], names: Iterable[str]) -> None:
+    """Refuse a command that there is not. Raises UserError: names the nearest."""
+    word = context.token_normalize_func(words[0]) if context.token_normalize_func else words[0]
+    if not context.resilient_parsing and not word.startswith("-") and word not in names:
+        raise UserError(unknown("command", word, names, see=f"{context.command_path} --help"))
 
 
 class LazyGroup(click.Group):
@@ -89,6 +201,10 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.known)
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        check_command(ctx, args, self.known)
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.known:
             return None
@@ -100,17 +216,53 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(self.known.items()))
 
 
+def _presets() -> list[str]:
+    from qrkt_hw.experiments import presets
+
+    return presets.names()
+
+
+def _ansaetze() -> list[str]:
+    from qrkt_hw import circuits
+
+    return circuits.names()
+
+
+def _backends() -> list[str]:
+    from qrkt_hw.backends.entries import layers
+
+    return list(layers())
+
+
+def _datasets() -> list[str]:
+    from qrkt_hw.runs.sections import SIDES
+
+    return [name for name in SIDES if name != "folder"]
+
+
+class BackendName(Name):
+    """A backend's name, or several with commas; fake backends and IBM's devices are written in small letters."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        small = found.lower().replace("-", "_")
+        return small if small.startswith(("fake_", "ibm_")) and found not in self.names() else found
+
+
+PRESET, ANSATZ, DATASET = Name("preset", _presets), Name("ansatz", _ansaetze), Name("dataset", _datasets)
+BACKEND = BackendName("backend", _backends)
+# short forms, the same in every command
+NAMED = {"preset": PRESET, "dataset": DATASET, "backend": BACKEND,
+         **dict.fromkeys(("ansatz", "attention-ansatz", "mlp-ansatz"), ANSATZ)}  # fmt: skip
+SHORT = {"preset": "-p", "dataset": "-d", "ansatz": "-a", "qubits": "-n", "layers": "-l", "epochs": "-e",
+         "backend": "-b", "shots": "-s", "out": "-o"}  # fmt: skip
 PATH = click.Path(path_type=Path)
+preset_flag = click.option("--preset", help="start from a preset (qrkt-hw presets list)")
 SEED = click.IntRange(0, 2**32 - 1)
 run_argument = click.argument("run", required=False, type=PATH)
-json_flag = click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+json_flag = click.option("--json", "as_json", is_flag=True, help="one JSON object or array on standard output")
 data_dir_flag = click.option("--data-dir", type=PATH, help="folder of the data set  [default: the run's]")
-preset_flag = click.option(
-    "--preset", cls=GroupedOption, group=FIRST, help="start from a preset (qrkt-hw presets list)"
-)
-config_flag = click.option(
-    "--config", cls=GroupedOption, group=FIRST, type=PATH, help="YAML file of options, over the preset"
-)
+config_flag = click.option("--config", type=PATH, help="YAML file of options, over the preset")
 trust_flag = click.option(
     "--trust-ansatz",
     is_flag=True,
@@ -147,7 +299,7 @@ def opened(run: Path | None, trust: bool = False, err: bool = False) -> RunFolde
     from qrkt_hw.runs import RunFolder, newest
 
     folder = RunFolder.open(run if run is not None else newest(), trust)
-    echo(f"run {folder.path}", err=err)
+    echo(f"run {folder.path}", err=err or quiet())
     return folder
 
 
@@ -171,8 +323,15 @@ def printable(text: str) -> str:
 
 def echo(text: str = "", err: bool = False) -> None:
     """Print a line whose control characters are written out."""
-    if rank_and_count()[0] == 0:  # of several ranks the first one tells
+    if rank_and_count()[0] == 0 and not (err and quiet()):  # of several ranks the first one tells
         click.echo(printable(text), err=err)
+
+
+def told(record: Any) -> None:
+    """Print a record as JSON."""
+    from qrkt_hw.runs.atomic import to_json
+
+    echo(to_json(record))
 
 
 def defined(value: float | None) -> str:
@@ -184,12 +343,24 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable
     """Print a table; columns in ``right`` are aligned there."""
     from rich.table import Table
 
-    shown = Table(box=None, header_style="bold")
+    shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         shown.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         shown.add_row(*row)
     console(**{"markup": False, **how}).print(shown)
+
+
+@contextmanager
+def busy(console: Console, text: str) -> Iterator[None]:
+    """Say on a terminal what goes on until it is over."""
+    with console.status(text) if console.is_terminal and not console.quiet else nullcontext():
+        yield
+
+
+def columns() -> int:
+    """Width of the terminal, as rich and click see it."""
+    return shutil.get_terminal_size().columns
 
 
 def console(**how: Any) -> Console:
@@ -205,7 +376,8 @@ def console(**how: Any) -> Console:
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError  # rich would end the process with status 1; main ends all commands alike
 
-    return Terminal(**how, quiet=rank_and_count()[0] > 0)  # of several ranks the first one tells
+    hushed = rank_and_count()[0] > 0 or (quiet() and how.get("stderr", False))  # of several ranks the first one tells
+    return Terminal(**how, quiet=hushed)
 
 
 def said() -> list[str]:

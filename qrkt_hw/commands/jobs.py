@@ -6,14 +6,15 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 
-from qrkt_hw.commands.interface import PATH, Group, data_dir_flag, echo, run_argument, table
+from qrkt_hw.commands.interface import PATH, Group, data_dir_flag, echo, json_flag, run_argument, table, told
 from qrkt_hw.errors import UserError
 
 PENDING = ("planned", "submitting", "submitted", "held")
@@ -24,34 +25,42 @@ def jobs() -> None:
     """Jobs that a run sent to a device: what they are, cost and wait for."""
 
 
-@jobs.command("list")
+@jobs.command("list", examples="qrkt-hw jobs list runs/NAME")
 @run_argument
-@click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
+@json_flag
 def list_(run: Path | None, as_json: bool) -> None:
     """Every job of RUN: state, device, executions, estimated and billed seconds."""
-    from qrkt_hw.runs.atomic import to_json
-
     folder, journal = _open(run, write=False)
     with journal:
         kinds = {a.id: a.kind for a in journal.activities()}
         found = journal.submissions()
         billed = sum(s.billed or 0.0 for s in found)
         if as_json:
-            echo(to_json([_shown(s, kinds) for s in found]))
+            told([_shown(s, kinds) for s in found])
             return
-        columns = ("#", "for", "state", "job", "device", "executions", "estimated s", "billed s", "remark")
-        table(columns, (
-            (str(s.id), kinds[s.activity], s.state, s.job or "-", s.device, f"{s.executions:,}", f"{s.estimated:.1f}",
-             "-" if s.billed is None else f"{s.billed:.1f}", s.remark[:60])
+        rows = [
+            {"#": str(s.id), "for": kinds[s.activity], "state": s.state, "job": s.job or "-", "device": s.device,
+             "executions": f"{s.executions:,}", "estimated s": f"{s.estimated:.1f}",
+             "billed s": "-" if s.billed is None else f"{s.billed:.1f}"}
             for s in found
-        ))  # fmt: skip
-        echo(f"{len(found)} jobs of {folder.path}, {billed:.1f} s billed")
+        ]  # fmt: skip
+        # a terminal of 80 columns has room for ids, not for what is the same in all rows, nor for ids of 36 characters
+        same = [key for key in ("for", "device") if len({row[key] for row in rows}) == 1]
+        apart = ["job"] if any(len(row["job"]) > 24 for row in rows) else []
+        columns = [key for key in (rows[0] if rows else ()) if key not in same + apart]
+        table(columns, ([row[key] for key in columns] for row in rows), right=columns[-3:])
+        for row, one in zip(rows, found, strict=True):
+            if told_of := "; ".join(text for text in ([row["job"]] if apart else []) + [one.remark] if text):
+                echo(f"#{one.id}: {told_of}")
+        where = "".join(f", {word} {rows[0][key]}" for key, word in (("for", "for"), ("device", "on")) if key in same)
+        echo(f"{len(found)} jobs of {folder.path}{where}, {billed:.1f} s billed")
 
 
-@jobs.command()
+@jobs.command(examples="qrkt-hw jobs show runs/NAME --number 2")
 @run_argument
 @click.option("--number", type=int, help="which, by its number in the list  [default: the last]")
-def show(run: Path | None, number: int | None) -> None:
+@json_flag
+def show(run: Path | None, number: int | None, as_json: bool) -> None:
     """One job of RUN, everything the journal knows of it."""
     from datetime import datetime
 
@@ -61,7 +70,11 @@ def show(run: Path | None, number: int | None) -> None:
         if not chosen:
             raise UserError(f"run: {folder.path} sent no job")
         kinds = {a.id: a.kind for a in journal.activities()}
-        for key, value in _shown(chosen[0], kinds).items():
+        shown = _shown(chosen[0], kinds)
+        if as_json:
+            told(shown)
+            return
+        for key, value in shown.items():
             if key in ("created", "changed"):
                 value = datetime.fromtimestamp(value).isoformat(" ", "seconds")
             if key == "circuits":
@@ -69,49 +82,52 @@ def show(run: Path | None, number: int | None) -> None:
             echo(f"{key:12} {value if value not in (None, '') else '-'}")
 
 
-@jobs.command()
+@jobs.command(examples="qrkt-hw jobs cancel runs/NAME")
 @run_argument
 @click.option("--number", type=int, help="only this one, by its number in the list")
-def cancel(run: Path | None, number: int | None) -> None:
+@json_flag
+def cancel(run: Path | None, number: int | None, as_json: bool) -> None:
     """Cancel the jobs of RUN that are not done; what they used already is billed."""
     folder, journal = _open(run, write=True)
-    with journal:
+    with journal, _answers(as_json) as answer:
         chosen = _chosen(journal, number, PENDING)
         if not chosen:
-            echo(f"no job of {folder.path} is under way")
+            answer(None, f"no job of {folder.path} is under way")
             return
         service = None
         for one in chosen:
             if one.state == "planned":
                 journal.mark(one, "failed", remark="cancelled before it was sent")
+                answer(one.id, "cancelled before it was sent")
                 continue
             service = service or _service(journal, one)
             job_id = one.job or service.find(one.tag)
             if job_id is None:
-                echo(f"#{one.id}: the service finds no job by its tag; it stays {one.state}")
+                answer(one.id, f"the service finds no job by its tag; it stays {one.state}")
                 continue
             text = service.cancel(job_id)
             if text == "done":  # its result waits to be taken
                 journal.mark(one, "submitted", job=job_id)
-                echo(f"#{one.id}: job {job_id} is done already; --resume takes its result")
+                answer(one.id, f"job {job_id} is done already; --resume takes its result")
             else:
                 journal.mark(one, "failed", job=job_id, remark="cancelled by qrkt-hw jobs cancel")
-                echo(f"#{one.id}: job {job_id} {text}")
+                answer(one.id, f"job {job_id} {text}")
 
 
-@jobs.command()
+@jobs.command(examples="qrkt-hw jobs adopt runs/NAME\nqrkt-hw jobs adopt runs/NAME --number 2 --job ID")
 @run_argument
 @click.option("--number", type=int, help="only this one, by its number in the list")
 @click.option("--job", "job_id", help="the service's id of the job, where its tag does not find it; needs --number")
-def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
+@json_flag
+def adopt(run: Path | None, number: int | None, job_id: str | None, as_json: bool) -> None:
     """Find jobs of RUN whose answer was lost; --resume then takes their results."""
     if job_id is not None and number is None:
         raise UserError("--job needs --number: which of the jobs in qrkt-hw jobs list it is")
     folder, journal = _open(run, write=True)
-    with journal:
+    with journal, _answers(as_json) as answer:
         chosen = _chosen(journal, number, ("submitting", "held"))
         if not chosen:
-            echo(f"no job of {folder.path} is held")
+            answer(None, f"no job of {folder.path} is held")
             return
         service = _service(journal, chosen[0])
         for one in chosen:
@@ -120,16 +136,33 @@ def adopt(run: Path | None, number: int | None, job_id: str | None) -> None:
                 service.look(job_id)
             if found is None:
                 journal.mark(one, "held")
-                echo(f"#{one.id}: the service finds no job by its tag; --resume --resubmit sends it anew")
+                answer(one.id, "the service finds no job by its tag; --resume --resubmit sends it anew")
             else:
                 journal.mark(one, "submitted", job=found, remark="adopted")
-                echo(f"#{one.id}: adopted job {found}; --resume takes its result")
+                answer(one.id, f"adopted job {found}; --resume takes its result")
 
 
-@jobs.command()
+@contextmanager
+def _answers(as_json: bool) -> Iterator[Callable[[int | None, str], None]]:
+    """Takes what is to be said of jobs by their numbers: printed at once, or at the end as one JSON array."""
+    found: list[dict[str, Any]] = []
+
+    def answer(number: int | None, text: str) -> None:
+        if as_json:
+            found.extend([{"number": number, "answer": text}] if number is not None else [])
+        else:
+            echo(text if number is None else f"#{number}: {text}")
+
+    yield answer
+    if as_json:
+        told(found)
+
+
+@jobs.command(examples="qrkt-hw jobs export runs/NAME -o record.zip")
 @run_argument
 @click.option("--out", type=PATH, help="file of the record  [default: NAME-record.zip of RUN here]")
-def export(run: Path | None, out: Path | None) -> None:
+@json_flag
+def export(run: Path | None, out: Path | None, as_json: bool) -> None:
     """A record of RUN that others can check: journal, counts, plan, calibration, model, results; no secrets, no paths.
 
     It is a zip file; unpacked it is a run folder. qrkt-hw jobs check FILE computes the figures again from the counts.
@@ -150,15 +183,19 @@ def export(run: Path | None, out: Path | None) -> None:
             archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), content)
     with writing("--out", out):
         write_bytes(out, file.getvalue())
+    if as_json:
+        told({"file": str(out), "files": len(members), "jobs": jobs, "activities": activities})
+        return
     echo(
         f"{out}: {len(members)} files, {jobs} jobs of {activities} activities; check it with: qrkt-hw jobs check {out}"
     )
 
 
-@jobs.command()
+@jobs.command(examples="qrkt-hw jobs check record.zip")
 @click.argument("record", type=PATH)
 @data_dir_flag
-def check(record: Path, data_dir: Path | None) -> None:
+@json_flag
+def check(record: Path, data_dir: Path | None, as_json: bool) -> None:
     """Compute the figures of a RECORD of jobs export again, from the counts in it; sends nothing.
 
     It needs the data set, as infer does.
@@ -169,14 +206,16 @@ def check(record: Path, data_dir: Path | None) -> None:
     with TemporaryDirectory() as place:
         folder = RunFolder(_unpacked(record, Path(place)))
         with Journal(folder.journal, write=False) as journal:
-            count = 0
+            lines = []
             for activity in journal.activities():
                 whole = activity.kind == "infer" and PART not in activity.arguments
                 if whole and (line := _again(folder, journal, activity, data_dir)):
-                    echo(line)
-                    count += 1
-    if not count:
+                    echo(line, err=as_json)
+                    lines.append(line)
+    if not lines:
         raise UserError(f"{record} holds no inference of a split that came to its end")
+    if as_json:
+        told({"record": str(record), "checked": lines})
 
 
 def _open(run: Path | None, write: bool) -> tuple[Any, Any]:
@@ -239,7 +278,7 @@ README = """A record of qrkt-hw, made by: qrkt-hw jobs export RUN
 
 Unpacked it is a run folder; record.json has the SHA-256 of every file and the versions it was made with.
 
-    pip install qrkt-hw
+    pip install 'qrkt-hw[train,aer,ibm]'
     qrkt-hw jobs check THIS.zip            # the figures again, from the counts; nothing is sent
     qrkt-hw jobs list FOLDER               # jobs, executions and bill (of the unpacked folder)
     qrkt-hw infer FOLDER --backend fake_fez --shots 1024    # the same weights elsewhere

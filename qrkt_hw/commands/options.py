@@ -8,8 +8,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import ValidationError
 
-from qrkt_hw.commands.interface import FIRST, PATH, PROGRAM, GroupedOption, import_fabric
-from qrkt_hw.errors import UserError, flag, rank_and_count
+from qrkt_hw.commands.interface import PATH, PROGRAM, GroupedOption, Word, import_fabric
+from qrkt_hw.errors import UserError, flag, rank_and_count, unknown
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
 from qrkt_hw.runs.folder import read_yaml
@@ -18,8 +18,6 @@ from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
 PROCESSES = ("devices", "num_nodes")  # of commands that divide their work among processes
-# what a newcomer needs, and the titles of all others in the help
-_FIRST = ("dataset", "data_dir", "model", "ansatz", "qubits", "layers", "epochs", "backend")
 _TITLES = {
     "data": "Data", "model": "Model", "circuit": "Circuits", "training": "Training", "backend": "Backend",
     "device": "Devices", "ibm": "IBM Quantum", "text": "Texts", "gan": "GANs (--model gan)",
@@ -32,18 +30,16 @@ def options_from(keys: Sequence[str]) -> Callable[[Any], Any]:
     """Decorate a command with an option per key, in the groups of the help; one that is not given arrives as None."""
 
     def decorate(command: Any) -> Any:
-        for title in reversed([FIRST, *_TITLES.values()]):
-            for name in reversed([key for key in keys if _title(key, keys) == title]):
+        for title in reversed(_TITLES.values()):
+            for name in reversed([key for key in keys if _title(key) == title]):
                 command = _option(name, title)(command)
         return command
 
     return decorate
 
 
-def _title(name: str, keys: Sequence[str]) -> str:
+def _title(name: str) -> str:
     section, _, field, kinds = KEYS[name]
-    if name in _FIRST and keys == TRAINING:
-        return FIRST
     if kinds in (("gan",), ("text",)) or name in _TEXT:
         return _TITLES[kinds[0] if len(kinds) == 1 else "text"]
     if section == "backend" and (name in _DEVICE or str(field.description).startswith("IBM: ")):
@@ -66,7 +62,7 @@ def _option(name: str, title: str) -> Callable[[Any], Any]:
 def _kind(annotation: Any) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return int if isinstance(arguments[0], int) else click.Choice(list(arguments))
+        return int if isinstance(arguments[0], int) else Word(list(arguments))
     if origin in (Union, types.UnionType):
         return _kind(next(a for a in arguments if a is not type(None)))
     return PATH if annotation is Path else annotation
@@ -169,10 +165,8 @@ def check_early(config: Config) -> None:
 
     known = layers(backend.backends_file)
     if backend.name not in known and not backend.name.startswith(("fake_", "ibm_")):
-        raise UserError(
-            f"--backend: no backend {backend.name!r}; there are {', '.join(known)}, and every fake_NAME of the IBM "
-            "runtime"
-        )
+        rest = "and every fake_NAME of the IBM runtime"
+        raise UserError(f"--backend: {unknown('backend', backend.name, known, rest)}")
     if model.kind != "gan" and model.projection == "classical":
         return  # circuits over tokens, as many as the data have
     attention = model.kind == "gan" or model.quantum_attention

@@ -6,7 +6,22 @@ from pathlib import Path
 
 import click
 
-from qrkt_hw.commands.interface import PATH, Command, Group, echo, json_flag, said, table, trust_flag, writing
+from qrkt_hw.commands.interface import (
+    ANSATZ,
+    PATH,
+    Command,
+    Group,
+    Word,
+    busy,
+    columns,
+    console,
+    echo,
+    json_flag,
+    said,
+    table,
+    trust_flag,
+    writing,
+)
 from qrkt_hw.commands.options import merge
 from qrkt_hw.errors import UserError
 
@@ -14,7 +29,17 @@ LARGEST_SIGNAL = 6  # qubits up to which angles are conditioned for the table
 PLANS = ("open", "payg", "flex", "premium")
 
 
-@click.command(cls=Command)
+@click.command(
+    cls=Command,
+    first=("--preset", "--ansatz", "--qubits", "--layers", "--backend", "--samples", "--shots", "--compare", "--plot",
+           "--json"),
+    old={"images": "samples", "limit": "samples", "count": "samples", "draw": "plot"},
+    examples="""
+qrkt-hw resources                               the newest run
+qrkt-hw resources -p digits-hardware -b fake_torino --samples 50
+qrkt-hw resources -a brickwork -n 6 -l 2 -b fake_torino --plot chip.png
+qrkt-hw resources -p 'best-*' -b fake_torino --compare""",
+)  # fmt: skip
 @click.argument("run", nargs=-1)
 @click.option(
     "--preset", "presets", multiple=True, help="a preset instead of a run; repeat, or 'thesis-*', with --compare"
@@ -34,28 +59,30 @@ PLANS = ("open", "payg", "flex", "premium")
     help="of the transpiler; repeat to compare  [default: 3]",
 )
 @click.option("--shots", type=click.IntRange(min=1), default=1024, show_default=True, help="samples per circuit")
-@click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="images to infer")
+@click.option("--samples", "images", type=click.IntRange(min=1), default=100, show_default=True, help="inputs to infer")
 @click.option("--training-steps", type=click.IntRange(min=0), default=1, show_default=True, help="steps of training")
-@click.option(
-    "--plan", type=click.Choice(PLANS), default="payg", show_default=True, help="whose prices the table shows"
-)
+@click.option("--plan", type=Word(PLANS), default="payg", show_default=True, help="whose prices the table shows")
 @click.option(
     "--compare", is_flag=True, help="several runs, presets or ANSATZ:QUBITS:LAYERS in one table, cheapest first"
 )
-@click.option("--format", "style", type=click.Choice(["table", "json", "markdown"]), default="table", show_default=True)
+@click.option("--format", "style", type=Word(["table", "json", "markdown"]), default="table", show_default=True)
 @click.option("--plot", type=PATH, help="draw the layout on the chip (.png)")
 @trust_flag
-@click.option("--schema", is_flag=True, help="print the JSON schema of --format json")
+@json_flag
+@click.option("--schema", is_flag=True, help="print the JSON schema of --json")
 def resources(
     run: tuple[str, ...], presets: tuple[str, ...], ansatz: str | None, qubits: int | None, layers: int | None,
     backends: tuple[str, ...], levels: tuple[int, ...], shots: int, images: int, training_steps: int, plan: str,
-    compare: bool, style: str, plot: Path | None, schema: bool, trust_ansatz: bool, file: Path | None,
+    compare: bool, style: str, plot: Path | None, schema: bool, trust_ansatz: bool, file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """What RUN, a preset or a circuit costs on a device, and its classical simulability.
 
     Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
     run or paid. Without RUN, the newest run under runs/.
     """
+    if as_json and "--format" in said() and style != "json":
+        raise UserError(f"--json: --format is {style}; leave one of them out")
+    style = "json" if as_json else style
     _check_said(schema, backends, compare, style)
     if schema:
         from qrkt_hw.resources.schema import Report
@@ -87,9 +114,11 @@ def resources(
     from qrkt_hw.resources.tables import comparison, text
 
     subjects = [_subject(name, trust_ansatz) for name in names or [""]]
-    reports = [
-        s.report(backends, levels or (3,), shots=shots, images=images, training_steps=training_steps) for s in subjects
-    ]
+    with busy(console(stderr=True), f"compiling{' for ' if backends else ''}{', '.join(backends)}"):
+        reports = [
+            one.report(backends, levels or (3,), shots=shots, images=images, training_steps=training_steps)
+            for one in subjects
+        ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
         echo(json.dumps(found if compare else found[0]))
@@ -108,16 +137,16 @@ def _check_said(schema: bool, backends: tuple[str, ...], compare: bool, style: s
     """Refuse what was said and would change nothing."""
     given = said()
     for name in given:
-        if "--circuits" in given and name not in ("--circuits", "--backend", "--shots", "--plan", "--format"):
+        if "--circuits" in given and name not in ("--circuits", "--backend", "--shots", "--plan", "--format", "--json"):
             raise UserError(f"{name}: --circuits takes --backend, --shots, --plan and --format; leave it out")
         if schema and name != "--schema":
             raise UserError(f"{name}: --schema prints the JSON schema and nothing else; leave one of them out")
-        if not backends and name in ("--optimization-level", "--shots", "--images", "--training-steps", "--plan"):
+        if not backends and name in ("--optimization-level", "--shots", "--samples", "--training-steps", "--plan"):
             raise UserError(f"{name}: without a device nothing is sampled or priced; name one with --backend")
         if name == "--plan" and style == "json" and "--circuits" not in given:
-            raise UserError(f"{name}: --format json holds the prices of every plan; leave it out")
+            raise UserError(f"{name}: --json holds the prices of every plan; leave it out")
         if name == "--training-steps" and compare and style != "json":
-            raise UserError(f"{name}: the table of --compare shows inference only; take --format json, or leave it out")
+            raise UserError(f"{name}: the table of --compare shows inference only; take --json, or leave it out")
 
 
 def _circuits(file: Path, backends: tuple[str, ...], shots: int, plan: str, style: str) -> None:
@@ -173,52 +202,70 @@ def circuits() -> None:
     """List, show and analyze the circuit templates."""
 
 
-@circuits.command("list")
-def list_() -> None:
+@circuits.command("list", examples="qrkt-hw circuits list")
+@json_flag
+def list_(as_json: bool) -> None:
     """Every template: weights at 4 qubits and one layer, topology, source."""
     from qrkt_hw.circuits import describe
 
-    rows = ((one.name, str(one.num_weights), one.topology, one.reference) for one in describe())
+    found = [{"name": one.name, "weights": one.num_weights, "topology": one.topology, "source": one.reference}
+             for one in describe()]  # fmt: skip
+    if as_json:
+        echo(json.dumps(found))
+        return
+    rows = ([str(value) for value in one.values()] for one in found)
     table(("name", "weights", "topology", "source"), rows)
-    echo("weights at 4 qubits and 1 layer; your own: --ansatz path/to/file.py:function, FILE.qasm or FILE.qpy")
+    echo("weights at 4 qubits and 1 layer")
+    echo("your own: --ansatz path/to/file.py:function, FILE.qasm or FILE.qpy")
 
 
-@circuits.command()
-@click.argument("name")
+@circuits.command(
+    old={"draw": "plot", "grid": "plot"},
+    examples="qrkt-hw circuits show qrkt -n 6\nqrkt-hw circuits show brickwork --plot brickwork.png",
+)
+@click.argument("name", type=ANSATZ)
 @click.option("--qubits", type=click.IntRange(1, 1000), default=4, show_default=True)
 @click.option("--layers", type=click.IntRange(1, 1000), default=1, show_default=True)
-@click.option("--draw", type=PATH, help="write a picture (.png, .pdf or .svg)")
+@click.option("--plot", "draw", type=PATH, help="write a picture (.png, .pdf or .svg)")
 @click.option("--qasm", is_flag=True, help="print OpenQASM 3 instead")
-def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool) -> None:
+@json_flag
+def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool, as_json: bool) -> None:
     """Draw a template and say what it holds."""
     from qrkt_hw.circuits import build
 
     template = build(name, qubits, layers)
     circuit = template.circuit
+    if qasm and as_json:
+        raise UserError("--qasm: --json prints figures; leave one of them out")
+    two = sum(1 for i in circuit.data if len(i.qubits) == 2)
     if qasm:
         from qiskit import qasm3
 
         echo(qasm3.dumps(template.circuit))
+    elif as_json:
+        figures = {"name": template.name, "qubits": template.num_qubits, "inputs": template.num_features,
+                   "weights": template.num_weights, "observables": template.num_outputs, "depth": circuit.depth(),
+                   "two_qubit_gates": two, "topology": template.topology, "source": template.reference}  # fmt: skip
+        echo(json.dumps(figures))
     else:
-        two = sum(1 for i in circuit.data if len(i.qubits) == 2)
-        echo(str(circuit.draw("text", fold=100)))
+        echo(str(circuit.draw("text", fold=columns())))
         echo(
             f"{template.name}: {template.num_qubits} qubits, {template.num_features} inputs, "
-            f"{template.num_weights} weights, {template.num_outputs} observables, "
+            f"{template.num_weights} weights, {template.num_outputs} observables,\n"
             f"depth {circuit.depth()}, {two} two-qubit gates, {template.topology}"
         )
         echo(f"source: {template.reference}")
     if draw is not None:
         if draw.suffix.lower() not in (".png", ".pdf", ".svg"):
-            raise UserError(f"--draw: {draw} must end in .png, .pdf or .svg")
+            raise UserError(f"--plot: {draw} must end in .png, .pdf or .svg")
         figure = circuit.draw("mpl", fold=30)
-        with writing("--draw", draw):
+        with writing("--plot", draw):
             figure.savefig(draw, dpi=150, bbox_inches="tight")
-        echo(f"drawn to {draw}", err=qasm)
+        echo(f"drawn to {draw}", err=qasm or as_json)
 
 
-@circuits.command()
-@click.argument("name")
+@circuits.command(old={"draw": "plot"}, examples="qrkt-hw circuits analyze qrkt -n 2-6 -l 1,2 --plot analysis.png")
+@click.argument("name", type=ANSATZ)
 @click.option("--qubits", default="4", show_default=True, help="numbers and ranges, such as 2,4 or 2-6")
 @click.option("--layers", default="1", show_default=True, help="numbers and ranges, such as 1,2 or 1-3")
 @click.option("--pairs", type=click.IntRange(min=2), default=5000, show_default=True, help="pairs of states compared")
@@ -265,18 +312,19 @@ def analyze(
     if as_json:
         echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
     else:
-        titles = ("expressibility", "entangling", "gradient variance", "dead weights", "inputs per output", "signal")
+        titles = ("expres-\nsibility", "entan-\ngling", "gradient\nvariance", "dead\nweights", "inputs\nseen", "signal")
         table(("qubits", "layers", "weights", *titles), (
             (str(row["qubits"]), str(row["layers"]), str(row["weights"]), f"{row['expressibility']:.4f}",
              f"{row['entangling']:.4f}", f"{row['gradient_variance']:.2e}", str(row["dead_weights"]),
              f"{min(row['inputs_seen'])} to {max(row['inputs_seen'])}",
              "-" if row["signal"] is None else f"{row['signal']:.2f}, {row['signal_conditioned']:.2f}")
             for row in rows
-        ), right=titles, width=110)  # fmt: skip
+        ), right=titles)  # fmt: skip
         echo(
-            "expressibility: divergence from Haar-random states, 0 is best; entangling: 0 product states, 1 most;\n"
-            "signal: linear part of the values, with angles as drawn and with --initial-angles conditioned; 0 is\n"
-            "no signal, 0.61 a sine of each input"
+            "expressibility: divergence from Haar-random states, 0 is best\n"
+            "entangling: 0 product states, 1 most; inputs seen: by an output\n"
+            "signal: linear part of the values, with angles as drawn and with\n"
+            "--initial-angles conditioned; 0 is no signal, 0.61 a sine of each input"
         )
     if plot is not None:
         from qrkt_hw.plots.charts import plot_analysis

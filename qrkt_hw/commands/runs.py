@@ -1,19 +1,19 @@
 """``qrkt-hw runs``, ``compare`` and ``export``, and the presets that a run starts from."""
 
+import textwrap
 from pathlib import Path
 
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, unknown
 
 
-@click.command(cls=cli.Command)
+@click.command(cls=cli.Command, examples="qrkt-hw runs\nqrkt-hw runs results --json")
 @click.argument("folders", nargs=-1, type=cli.PATH, metavar="[FOLDER]...")
-@click.option("--json", "as_json", is_flag=True, help="one JSON array on standard output")
+@cli.json_flag
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:
     """List the runs in FOLDERs (default: runs/) and below, newest last: name, preset, seed, test accuracy, state."""
-    from qrkt_hw.runs.atomic import to_json
     from qrkt_hw.runs.folder import RUNS, under
 
     missing = next((folder for folder in folders if not folder.is_dir()), None)
@@ -25,7 +25,7 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
             inside = root != run.path and root in run.path.parents
             found.append(run.summary() | {"name": str(run.path.relative_to(root)) if inside else str(run.path)})
     if as_json:
-        cli.echo(to_json(found))
+        cli.told(found)
         return
     if not found:
         cli.echo(f"no run under {folders[0] if folders else RUNS}/; train one: qrkt-hw train")
@@ -37,10 +37,11 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
     ), right=("seed", "accuracy"))  # fmt: skip
 
 
-@click.command(cls=cli.Command)
+@click.command(cls=cli.Command, examples="qrkt-hw compare runs/A runs/B -o comparison")
 @click.argument("runs", nargs=-1, required=True, type=cli.PATH)
 @click.option("--out", type=cli.PATH, default=Path("comparison"), show_default=True)
-def compare(runs: tuple[Path, ...], out: Path) -> None:
+@cli.json_flag
+def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """One table and one set of curves for several RUNS; seeds of the same configuration are averaged.
 
     Writes table.md, table.csv, loss.png and auroc.png.
@@ -52,9 +53,20 @@ def compare(runs: tuple[Path, ...], out: Path) -> None:
 
     groups = grouped(folders)
     files = write_comparison(groups, out)
+    if as_json:
+        cli.told({"rows": comparison_rows(groups), "files": [str(file) for file in files]})
+        return
     echo_comparison(groups)
     for file in files:
         cli.echo(str(file))
+
+
+def comparison_rows(groups: list) -> list[dict[str, str]]:
+    """The table as a list, a configuration an entry."""
+    from qrkt_hw.experiments.comparison import table as compared
+
+    header, rows = compared(groups)
+    return [dict(zip(header, row, strict=True)) for row in rows]
 
 
 def echo_comparison(groups: list) -> None:
@@ -66,24 +78,31 @@ def echo_comparison(groups: list) -> None:
     cli.table(["", *(row[0] for row in rows)], upright)
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    examples="qrkt-hw export runs/NAME --format qasm3\nqrkt-hw export runs/NAME --format hf -o model",
+)
 @cli.run_argument
 @click.option(
-    "--format", "form", type=click.Choice(["qasm3", "qpy", "hf"]), required=True,
+    "--format", "form", type=cli.Word(["qasm3", "qpy", "hf"]), required=True,
     help="the bound circuits as OpenQASM 3 or QPY, or a folder for the Hugging Face Hub",
 )  # fmt: skip
 @click.option("--out", type=cli.PATH, help="folder  [default: RUN/export/FORMAT]")
 @cli.trust_flag
-def export(run: Path | None, form: str, out: Path | None, trust_ansatz: bool) -> None:
+@cli.json_flag
+def export(run: Path | None, form: str, out: Path | None, trust_ansatz: bool, as_json: bool) -> None:
     """Export the trained model of RUN for other programs.
 
     circuits.json names every circuit by block and projection and says how inputs and values are put together.
     """
-    folder = cli.opened(run, trust_ansatz)
+    folder = cli.opened(run, trust_ansatz, err=as_json)
     from qrkt_hw.experiments import export as exporting
 
     place, what = exporting.export(folder, form, out)
-    cli.echo(f"{what} in {place}")
+    if as_json:
+        cli.told({"run": str(folder.path), "format": form, "out": str(place), "what": what})
+    else:
+        cli.echo(f"{what} in {place}")
 
 
 @click.group(cls=cli.Group)
@@ -91,19 +110,48 @@ def presets() -> None:
     """List and show the presets."""
 
 
-@presets.command("list")
-def list_presets() -> None:
-    """Every preset with its first comment line."""
+FAMILIES = {
+    "": "Own", "best": "Best results at the size of the thesis' models", "qrkt": "QRKT-GAN",
+    "thesis": "The thesis' models", "transgan": "TransGAN (classical)",
+}  # fmt: skip
+
+
+def _family(preset: str) -> str:
+    beginning = preset.partition("-")[0]
+    return beginning if beginning in FAMILIES else ""
+
+
+@presets.command("list", examples="qrkt-hw presets list\nqrkt-hw presets list thesis-mnist")
+@click.argument("prefix", default="", metavar="[BEGINNING]")
+@cli.json_flag
+def list_presets(prefix: str, as_json: bool) -> None:
+    """Every preset, or those with this BEGINNING of their names, in families."""
     from qrkt_hw.experiments import presets as shipped
 
-    for name in shipped.names():
-        cli.echo(f"{name:28} {shipped.text(name).splitlines()[0].lstrip('# ')}")
+    found = {name: shipped.about(name) for name in shipped.names() if name.startswith(prefix.lower())}
+    if as_json:
+        cli.told([{"name": name, "about": about} for name, about in found.items()])
+        return
+    if not found:
+        raise UserError(f"presets: {unknown('preset', prefix, shipped.names(), see='qrkt-hw presets list')}")
+    width = max(map(len, found))
+    for key, title in FAMILIES.items():
+        of_family = [name for name in found if _family(name) == key]
+        if of_family:
+            click.secho(title, bold=True)
+        for name in of_family:
+            lines = textwrap.wrap(found[name], max(30, cli.columns() - width - 4))
+            cli.echo(f"  {name:{width}}  " + f"\n{'':{width + 4}}".join(lines))
 
 
-@presets.command("show")
-@click.argument("name")
-def show_preset(name: str) -> None:
+@presets.command("show", examples="qrkt-hw presets show best-mnist")
+@click.argument("name", type=cli.PRESET)
+@cli.json_flag
+def show_preset(name: str, as_json: bool) -> None:
     """The preset's YAML."""
     from qrkt_hw.experiments import presets as shipped
 
-    click.echo(shipped.text(name), nl=False)
+    if as_json:
+        cli.told(shipped.load(name))
+    else:
+        click.echo(shipped.text(name), nl=False)

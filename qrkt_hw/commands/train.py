@@ -13,7 +13,16 @@ from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    first=("--preset", "--dataset", "--data-dir", "--ansatz", "--qubits", "--layers", "--epochs", "--backend", "--out",
+           "--resume"),
+    examples="""
+qrkt-hw train                                   the digits of scikit-learn
+qrkt-hw train -p best-mnist --download          qrkt-hw presets list
+qrkt-hw train -a brickwork -n 6 -l 2 -e 10      another circuit
+qrkt-hw train --resume runs/NAME                after it was stopped""",
+)  # fmt: skip
 @cli.preset_flag
 @cli.config_flag
 @click.option("--out", type=cli.PATH, help="run folder  [default: a new one under runs/]")
@@ -26,11 +35,12 @@ from qrkt_hw.runs.sections import RANKS
 )
 @click.option("--from", "source", type=cli.PATH, help="fine-tune: start from the options and weights of this run")
 @cli.trust_flag
+@cli.json_flag
 @options_from(TRAINING)
 @cli.device_flags
 def train(
     preset: str | None, config: Path | None, out: Path | None, name: str | None, resume: Path | None,
-    source: Path | None, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
+    source: Path | None, device: dict[str, Any], trust_ansatz: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train a model and leave a run folder.
 
@@ -59,9 +69,10 @@ def train(
             raise UserError(f"--epochs: {epochs} is less than 1")
         folder = RunFolder.open(resume, trust_ansatz)
         folder.options(), folder.description()  # a damaged run is named at once
-        if program:
-            import_fabric()
-        from qrkt_hw.training import fit
+        with cli.busy(said, "loading torch and Qiskit"):
+            if program:
+                import_fabric()
+            from qrkt_hw.training import fit
 
         run = fit.resume(folder, said, agreed=backend, epochs=epochs, ranks_of=how, **device)
     else:
@@ -73,9 +84,10 @@ def train(
         origin = None if source is None else RunFolder.open(source, trust_ansatz)
         options = merge(preset, config, flags, origin)
         check_early(options)
-        if program:
-            import_fabric()
-        from qrkt_hw.training import fit
+        with cli.busy(said, "loading torch and Qiskit"):
+            if program:
+                import_fabric()
+            from qrkt_hw.training import fit
 
         if restarted() and out is not None and RunFolder(out).config.is_file():
             folder = RunFolder.open(out)  # torchrun started all ranks again
@@ -87,6 +99,9 @@ def train(
     if rank_and_count()[0]:
         return  # the first rank tells
     results = read_json(run.results)
+    if as_json:
+        cli.told({"run": str(run.path), **results})
+        return
     if "losses" in results:
         losses = results["losses"]
         cli.echo(
@@ -95,7 +110,7 @@ def train(
         )
         for side, count in results["parameters_of"].items():
             cli.echo(f"{side}: {count['total']} parameters, {count['quantum']} of them circuit angles")
-        cli.echo("samples/training.gif shows it learn; generate more: qrkt-hw generate; measure it: qrkt-hw evaluate")
+        cli.echo("samples/training.gif shows it learn")
     else:
         test, count = results["test"], results["parameters"]
         cli.echo(
@@ -112,6 +127,24 @@ def train(
             f"{agreement['largest_difference']:.0e}, {agreement['circuits']:,} circuits, {agreement['seconds']:.0f} s"
         )
     cli.echo(str(run.path))
+    _next(run.path, "losses" in results)
+
+
+def _next(run: Path, gan: bool) -> None:
+    """What one may do with a trained run."""
+    place = shlex.quote(str(run))
+    follows = {
+        f"qrkt-hw generate {place}": "more images",
+        f"qrkt-hw evaluate {place}": "how good they are",
+    } if gan else {
+        f"qrkt-hw infer {place} IMAGE": "classes of your own",
+        f"qrkt-hw infer {place} --ablate batch-mean": "what its circuits do",
+        f"qrkt-hw resources {place} -b fake_torino": "its price on a device",
+        f"qrkt-hw baseline {place}": "classical models beside it",
+    }  # fmt: skip
+    width = max(map(len, follows))
+    for command, what in follows.items():
+        cli.echo(f"next: {command:{width}}  {what}", err=True)
 
 
 SCRIPT = """#!/bin/bash
@@ -134,7 +167,10 @@ srun --kill-on-bad-exit=1 qrkt-hw train "${{TRAIN[@]}}"
 """
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    examples="qrkt-hw launch --slurm RUN.yaml --nodes 4 --gpus 4 > job.sh && sbatch job.sh",
+)
 @click.argument("file", type=cli.PATH, metavar="RUN.yaml")
 @click.option("--slurm", is_flag=True, help="print a batch script for sbatch (the only kind of script)")
 @click.option("--nodes", type=click.IntRange(1, 65_536), default=1, show_default=True, help="machines")
@@ -147,10 +183,7 @@ srun --kill-on-bad-exit=1 qrkt-hw train "${{TRAIN[@]}}"
 def launch(
     file: Path, slurm: bool, nodes: int, gpus: int, tasks: int | None, cpus: int, time: str, out: Path | None
 ) -> None:
-    """Print the batch script that trains RUN.yaml, the options of a training, on a cluster.
-
-    qrkt-hw launch --slurm RUN.yaml --nodes 4 --gpus 4 > job.sh; sbatch job.sh
-    """
+    """Print the batch script that trains RUN.yaml, the options of a training, on a cluster."""
     if not slurm:
         raise UserError("launch: name the kind of script: --slurm")
     tasks = tasks or max(1, gpus)

@@ -20,24 +20,32 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.runs.atomic import check_writable, to_json
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    first=("--search", "--trials", "--sampler", "--storage", "--preset", "--config", "--dataset", "--epochs",
+           "--backend", "--out"),
+    examples="""
+qrkt-hw tune --search hidden=8,16 --search learning_rate=log:1e-3:1e-1
+qrkt-hw tune --search layers=1:3 -p digits -e 5 -o tuning""",
+)  # fmt: skip
 @click.option(
     "--search", "searched", multiple=True, required=True, help="option=a,b,c, option=low:high or option=log:low:high"
 )
 @click.option(
     "--trials", type=click.IntRange(min=1), default=20, show_default=True, help="finished trials, over all processes"
 )
-@click.option("--sampler", type=click.Choice(["tpe", "random", "grid"]), default="tpe", show_default=True)
+@click.option("--sampler", type=cli.Word(["tpe", "random", "grid"]), default="tpe", show_default=True)
 @click.option("--prune/--no-prune", default=True, show_default=True, help="stop trials below the median of the others")
 @click.option("--storage", help="SQLAlchemy URL shared by several processes  [default: a file in --out]")
 @click.option("--study", "name", default="qrkt-hw", show_default=True, help="name of the study in the storage")
 @cli.preset_flag
 @cli.config_flag
 @click.option("--out", type=cli.PATH, default=Path("tuning"), show_default=True)
+@cli.json_flag
 @options_from(TRAINING)
 def tune(
     searched: tuple[str, ...], trials: int, sampler: str, prune: bool, storage: str | None, name: str,
-    preset: str | None, config: Path | None, out: Path, **flags: Any,
+    preset: str | None, config: Path | None, out: Path, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Search over any options of train by validation AUROC; the test split chooses nothing.
 
@@ -64,12 +72,16 @@ def tune(
     url = storage or f"sqlite:///{(out / 'study.db').absolute()}"
     study = tuning.open_study(name, url, dimensions, sampler, prune, options.training.seed)
     tuning.tune(options, dimensions, study, sampler, trials, out, cli.console(stderr=True))
-    found = tuning.rows(study)
+    found, shares, files = tuning.rows(study), tuning.importances(study), tuning.write_study(study, out)
+    if as_json:
+        paths = [str(file) for file in files]
+        cli.told({"trials": found, "importances": shares, "files": paths, "best": found[0]["run"]})
+        return
     columns = ["trial", "state", "val_auroc", "epochs", *keys, "parameters"]
     cli.table(columns, ([_cell(row.get(column)) for column in columns] for row in found[:20]))
-    for key, share in tuning.importances(study).items():
+    for key, share in shares.items():
         cli.echo(f"{key} explains {share:.0%} of the spread")
-    for file in tuning.write_study(study, out):
+    for file in files:
         cli.echo(str(file))
     cli.echo(f"best: {found[0]['run']}")
 
@@ -78,16 +90,18 @@ def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-@click.command(cls=cli.Command)
+@click.command(cls=cli.Command, examples="qrkt-hw baseline runs/NAME\nqrkt-hw baseline runs/NAME --trials 1 -e 5")
 @cli.run_argument
 @click.option("--trials", type=click.IntRange(1, 9), help="learning rates per side  [default: 3]")
 @click.option("--epochs", type=click.IntRange(min=1), help="epochs of every trial  [default: the run's]")
 @click.option("--out", type=cli.PATH, help="folder of the trials  [default: RUN-baseline]")
 @cli.trust_flag
+@cli.json_flag
 @options_from(PROCESSES)
 def baseline(
-    run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, **flags: Any
-) -> None:
+    run: Path | None, trials: int | None, epochs: int | None, out: Path | None, trust_ansatz: bool, as_json: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
     """Train the classical baselines of RUN and compare: size-matched, parameter-matched and structured.
 
     The structured one has classical layers of the circuits' structure, and the command says what differs. Where these
@@ -98,25 +112,31 @@ def baseline(
 
     The baselines of a GAN get its learning rates and as much CPU time as it had; all are measured by one protocol.
     """
-    folder, ranks = cli.opened(run, trust_ansatz), ranks_in(flags)
+    folder, ranks = cli.opened(run, trust_ansatz, err=as_json), ranks_in(flags)
     options = folder.options()
     if not options.has_circuits:
         raise UserError(f"run: {folder.path} has no circuits, so it has no classical baseline")
     if options.model.kind == "gan" and trials is not None:
         raise UserError("--trials: the baselines of a GAN take its own learning rates; leave it out")
     on_ranks(options, ranks, ("its --batch-size", options.data.batch_size))
-    from qrkt_hw.commands.runs import echo_comparison
+    from qrkt_hw.commands.runs import comparison_rows, echo_comparison
     from qrkt_hw.experiments import baselines
 
     place = out or baselines.default_out(folder)
     groups, record = baselines.train_baselines(folder, trials or 3, epochs, place, cli.console(stderr=True))
+    if as_json:
+        cli.told({"rows": comparison_rows(groups), **record, "out": str(place)})
+        return
     echo_comparison(groups)
     for structure, difference in record["structured"].items():
         cli.echo(f"structured ({structure}): {difference}")
     cli.echo(str(place))
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    examples="qrkt-hw bench --quick -a mine.py:circuit\nqrkt-hw bench -a brickwork --tasks digits,parity-3 -o bench",
+)
 @click.option("--ansatz", "ansaetze", multiple=True, help="your circuit: a name, file.py:function, or FILE.qasm")
 @click.option("--quick", is_flag=True, help="small models, few epochs: minutes on two cores, without files of data")
 @click.option("--tasks", help="names with commas  [default: all; with --quick those without files]")
@@ -126,7 +146,7 @@ def baseline(
 @click.option("--layers", type=click.IntRange(1, 64), help="layers of your circuits  [default: 2]")
 @click.option(
     "--projection",
-    type=click.Choice(["quantum", "quantum-attention", "quantum-mlp"]),
+    type=cli.Word(["quantum", "quantum-attention", "quantum-mlp"]),
     default="quantum-attention",
     show_default=True,
     help="where circuits stand",
@@ -134,7 +154,7 @@ def baseline(
 @click.option("--data-dir", type=cli.PATH, help="folder of the data sets' files  [default: data]")
 @click.option("--download", is_flag=True, help="fetch data sets that are missing")
 @click.option("--out", type=cli.PATH, default=Path("bench"), show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="one JSON object on standard output, nothing else")
+@cli.json_flag
 def bench(
     ansaetze: tuple[str, ...], quick: bool, tasks: str | None, seeds: int | None, trials: int | None, as_json: bool,
     **how: Any,

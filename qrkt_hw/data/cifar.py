@@ -17,7 +17,7 @@ import torch
 from qrkt_hw.data import parquet
 from qrkt_hw.data.base import Data, located, places, regular, unzipped
 from qrkt_hw.data.images import Part, in_memory, resized
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.runs.config import DataConfig
 
 LARGEST_FILE, LARGEST_ARCHIVE = 2**28, 2**29  # the largest true ones: 148 MiB, and 178 MiB unpacked
@@ -65,7 +65,8 @@ def load(options: DataConfig) -> Data:
         return parquet.class_names(file, labels, NAMES_10 if name == "cifar10" else numbers), *parts
 
     def download() -> None:
-        from torchvision import datasets
+        with extras():
+            from torchvision import datasets
 
         (datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100)(looked[-1], download=True)
 

@@ -15,7 +15,7 @@ from qrkt_hw.data import parquet
 from qrkt_hw.data.base import Data, DataShape, held_out, indexed, located, places, regular, stratified
 from qrkt_hw.data.images import decoded, read_files, statistics_of
 from qrkt_hw.data.parquet import Shard, Stream
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.runs.config import DataConfig
 
 HUB = "datasets/ILSVRC/imagenet-1k/data"
@@ -39,7 +39,8 @@ def load(options: DataConfig) -> Data:
         return parts if all(parts) else None
 
     def download() -> list[list[str]] | None:
-        from huggingface_hub import HfFileSystem
+        with extras():
+            from huggingface_hub import HfFileSystem
 
         found = [sorted(HfFileSystem().glob(f"{HUB}/{split}-*.parquet")) for split in ("train", "validation")]
         return [[f"hf://{path}" for path in part] for part in found] if all(found) else None
@@ -85,7 +86,8 @@ def _from_folder(options: DataConfig, path: Path) -> Data:
 
 def _listed(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """Class names, image files and their labels, as torchvision lists them."""
-    from torchvision.datasets import ImageFolder
+    with extras():
+        from torchvision.datasets import ImageFolder
 
     try:
         found = ImageFolder(str(path))

@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 from qrkt_hw.data.base import Data, DataShape, located, places, stratified, unzipped
 from qrkt_hw.data.images import Part, in_memory, resized, times
 from qrkt_hw.data.parquet import read_parts
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.runs.config import DataConfig
 
 NAMES = tuple("0123456789")
@@ -41,7 +41,8 @@ def load(options: DataConfig) -> Data:
         return read_parts(looked, ["image", "img"], ["label"], 1, options.image_size)
 
     def download() -> None:
-        from torchvision.datasets import MNIST
+        with extras():
+            from torchvision.datasets import MNIST
 
         MNIST(looked[-1], download=True)
 

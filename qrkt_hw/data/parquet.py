@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from qrkt_hw.data.base import regular
 from qrkt_hw.data.images import Part, Statistics, decoded, normalised
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 
 MOST_ROWS = 10**8
 WINDOW = 1_000  # encoded samples held for shuffling: about 110 MB of ImageNet
@@ -40,8 +40,9 @@ def files(folders: Sequence[Path], split: str) -> list[str]:
 
 def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The rows of one file in order, encoded images as bytes; memory holds a row group of these columns."""
-    import fsspec
-    import pyarrow.parquet as pq
+    with extras():
+        import fsspec
+        import pyarrow.parquet as pq
 
     try:
         with fsspec.open(file, "rb") as handle:
@@ -55,8 +56,9 @@ def rows(file: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 def _opened(file: str) -> tuple[int, Any]:
     """Number of rows and Arrow schema, from the file's last bytes."""
-    import fsspec
-    import pyarrow.parquet as pq
+    with extras():
+        import fsspec
+        import pyarrow.parquet as pq
 
     try:
         with fsspec.open(file, "rb") as handle:
@@ -77,7 +79,8 @@ def column(file: str, wanted: Sequence[str]) -> str:
 
 def class_names(file: str, labels: Sequence[str], unnamed: Sequence[str]) -> tuple[str, ...]:
     """Names of the classes as the file knows them, or else ``unnamed``; ``labels`` may be the name of its column."""
-    import datasets
+    with extras():
+        import datasets
 
     label, schema = column(file, labels), _opened(file)[1]
     try:

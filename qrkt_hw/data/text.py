@@ -14,7 +14,7 @@ from torch import Tensor
 from qrkt_hw.data import parquet
 from qrkt_hw.data.base import Data, DataShape, Indexed, Indices, held_out, indexed, located, places, regular
 from qrkt_hw.data.images import pair, parts_of
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.runs.config import DataConfig
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -84,7 +84,8 @@ def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
         return None if train is None or test is None else (train, test)
 
     def download() -> tuple[Part, Part]:
-        import datasets
+        with extras():
+            import datasets
 
         train, test = (datasets.load_dataset("stanfordnlp/imdb", split=split) for split in ("train", "test"))
         return _arrays(train["text"], train["label"]), _arrays(test["text"], test["label"])

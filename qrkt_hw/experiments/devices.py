@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
@@ -25,7 +24,7 @@ from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
 from qrkt_hw.backends.exact import ExactBackend
-from qrkt_hw.backends.registry import Waiting
+from qrkt_hw.backends.registry import Waiting, progress, tracked
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import Batches, first, loader
@@ -170,9 +169,9 @@ def fine_tuned(
     return FineTuned(record, original)
 
 
-def logits_everywhere(model: nn.Module, batches: Any) -> tuple[Tensor, Tensor]:
+def logits_everywhere(model: nn.Module, batches: Any, console: Console | None = None) -> tuple[Tensor, Tensor]:
     """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks."""
-    found = logits_of(model, batches)
+    found = logits_of(model, tracked(console, "evaluating", batches))
     if isinstance(batches, Batches):
         logits, labels = batches.whole(found)
         return logits, labels
@@ -464,14 +463,11 @@ class _Bar(Waiting):
         super().__init__(console)
         self.total, self.done, self.every = total, 0, max(1, total // 5)
         self.lines = console is not None and not console.is_terminal
-        columns = [TextColumn("circuit batch"), MofNCompleteColumn(), BarColumn(bar_width=30),
-                   TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("left"),
-                   TimeRemainingColumn()]  # fmt: skip
-        self.bar = Progress(*columns, console=console, disable=console is None or self.lines, transient=True)
+        self.bar = progress(console, 60, wrap=True, transient=True)
 
     def __enter__(self) -> _Bar:
         self.bar.start()
-        self.task = self.bar.add_task("starting", total=self.total)
+        self.task = self.bar.add_task(f"batch 1/{self.total}", total=self.total, text="starting")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -479,13 +475,16 @@ class _Bar(Waiting):
 
     def update(self, text: str) -> None:
         """What is waited for within the circuit batch."""
-        self.bar.update(self.task, description=text if len(text) <= 110 else text[:107] + "...")
+        self.bar.update(self.task, text=text)
         if self.lines:
             super().update(text)
 
     def __call__(self, text: str) -> None:
         shown = text if len(text) <= 90 else text[:87] + "..."
-        self.bar.update(self.task, description=f"waiting for {shown}", completed=self.done)
+        self.bar.update(
+            self.task, description=f"batch {self.done + 1}/{self.total}", text=f"waiting for {shown}",
+            completed=self.done,
+        )  # fmt: skip
         if self.lines and self.done % self.every == 0:
             self.console.print(
                 f"circuit batch {self.done + 1} of {self.total}: waiting for {shown}", highlight=False, soft_wrap=True

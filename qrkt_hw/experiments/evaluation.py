@@ -30,7 +30,7 @@ from qrkt_hw.backends.device.cache import cache_folder, digest
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.data.ranks import Ranks, here
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.transformer import Gan
 from qrkt_hw.plots.charts import picture, save_grid, to_bytes
@@ -146,10 +146,11 @@ def evaluate(
 
 def metrics(generated: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> dict[str, float]:
     """FID, KID, Inception Score, precision and recall of features and logits."""
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
+    with extras():
+        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+        from torch_fidelity.metric_isc import isc_features_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
 
     (ours, logits), (theirs, _) = generated, real
     fid = fid_statistics_to_metric(fid_features_to_statistics(ours), fid_features_to_statistics(theirs), False)

@@ -71,7 +71,7 @@ def infer_split(
     batches, started = loader(samples, BATCH, ranks=there), time.perf_counter()
     report: dict[str, Any] = {}
     if exact:
-        logits, labels = logits_everywhere(model, batches)
+        logits, labels = logits_everywhere(model, batches, console)
     else:
         logits, labels, report = on_backend(
             model, batches, backend, console, layers, stage_shots, tuned and tuned.original
@@ -85,7 +85,7 @@ def infer_split(
         record["fine_tuned"] = tuned.record
     for name in ablate:
         with ablated(model, name):
-            found = classification_metrics(*logits_everywhere(model, batches))
+            found = classification_metrics(*logits_everywhere(model, batches, console))
         record.setdefault("ablations", {})[name] = found
     if here().leads:
         run.keep_inference(record)

@@ -16,7 +16,7 @@ from rich.console import Console
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, unknown
 from qrkt_hw.experiments.comparison import comma_separated, markdown
 from qrkt_hw.plots.charts import plot_study
 from qrkt_hw.runs.atomic import write_text
@@ -58,7 +58,7 @@ def parse(text: str) -> Dimension:
     if not equals or not given:
         raise UserError(f"--search: {text!r} is not of the form option=a,b,c or option=low:high or option=log:low:high")
     if key not in KEYS:
-        raise UserError(f"--search: no option {key!r} (see qrkt-hw train --help)")
+        raise UserError(f"--search: {unknown('option', key, KEYS, see='qrkt-hw train --help-all')}")
     parts = given.split(":")
     log = parts[0] == "log"
     bounds = parts[1:] if log else parts

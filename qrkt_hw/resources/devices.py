@@ -85,8 +85,10 @@ def device_name(backend: str) -> str | None:
 def device_of(name: str) -> Any:
     """The device of that name, with its ``target``."""
     if name.startswith("fake_"):
-        from qrkt_hw.backends.device.transpile import fake_device
+        from qrkt_hw.backends.device.transpile import fake_device, fake_names, no_fake
 
+        if name not in fake_names():
+            raise UserError(f"--backend: {no_fake(name)}")
         return fake_device(name)
     from qrkt_hw.backends.registry import resolve
 

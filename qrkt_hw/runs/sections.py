@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
 from qrkt_hw.backends.entries import Mitigation
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, unknown
 
 # data sets, and the pixels along a side of their images; those of text have none
 SIDES = {"digits": 8, "mnist": 28, "cifar10": 32, "cifar100": 32, "imagenet": 64, "imdb": 0, "folder": 64}
@@ -69,8 +69,8 @@ class DataConfig(Section):
         if name == OWN:
             raise UserError("--dataset: these data were given in Python; infer there, or name images by their paths")
         if name not in SIDES or bool(colon) != (name == "folder"):
-            known = ", ".join("folder:PATH" if name == "folder" else name for name in SIDES)
-            raise UserError(f"--dataset: no data set {self.dataset!r}; there are {known}")
+            known = ["folder:PATH" if name == "folder" else name for name in SIDES]
+            raise UserError(f"--dataset: {unknown('data set', self.dataset, known)}")
         if colon and not path:
             raise UserError("--dataset: name the folder, as in folder:path/to/images")
 

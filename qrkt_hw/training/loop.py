@@ -20,13 +20,13 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from qrkt_hw.backends import Backend
+from qrkt_hw.backends.registry import progress
 from qrkt_hw.data import Data
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import fabric_of, here
@@ -185,18 +185,19 @@ class Task(ABC):
         """The task's own part of ``results.json``; ``model`` holds the kept weights. Rank 0 draws the charts."""
 
 
+METRICS = 43  # characters of the metrics of an epoch
+
+
 class TrainingProgress:
     """A live bar on a terminal, a line now and then elsewhere: steps of the whole training, the last epoch's metrics
     and the time left. A context manager; ``done`` epochs lie behind a resumed run."""
 
     def __init__(self, console: Console, epochs: int, batches: int, done: int) -> None:
         self.console, self.epochs = console, epochs
-        epoch, metrics = TextColumn("[bold]epoch {task.fields[epoch]}"), TextColumn("{task.fields[metrics]}")
-        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
-        columns = epoch, BarColumn(bar_width=None), MofNCompleteColumn(), metrics, *times
-        self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        reached: dict[str, Any] = {"total": epochs * batches, "completed": done * batches}
-        self.task = self.bar.add_task("train", **reached, epoch=done + 1, metrics="")
+        self.bar = progress(console, METRICS)
+        self.task = self.bar.add_task(
+            f"epoch {done + 1}/{epochs}", total=epochs * batches, completed=done * batches, text=""
+        )
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
@@ -209,7 +210,7 @@ class TrainingProgress:
         self.bar.advance(self.task)
 
     def end_epoch(self, epoch: int, metrics: str) -> None:
-        self.bar.update(self.task, epoch=min(epoch + 1, self.epochs), metrics=metrics)
+        self.bar.update(self.task, description=f"epoch {min(epoch + 1, self.epochs)}/{self.epochs}", text=metrics)
         every = max(1, self.epochs // 10)
         if not self.console.is_terminal and (epoch % every == 0 or epoch in (1, self.epochs)):
             self.console.print(f"epoch {epoch}/{self.epochs}  {metrics}", highlight=False)

@@ -43,7 +43,7 @@ def images(folder: Path) -> dict[str, bytes]:
 NOISY = ["--backend", "fake_torino", "--json"]
 SAMPLED = [*NOISY, "--shots", "40", "--report"]
 NEVER = {  # what several ranks cannot do
-    ("generate", "gan", "--count", "1"): ["--count 1"],
+    ("generate", "gan", "--count", "1"): ["--samples 1"],
     ("infer", "vit", "--backend", "aer_cpu", "--shots", "9"): ["'aer_cpu' samples in one process"],
     ("infer", "vit", "--backend", "fake_torino", "--shots", "9", "--dry-run"): ["--dry-run"],
     ("evaluate", "gan", "--samples", "100", "--reference-classifier", "vit/config.yaml"): ["--reference-classifier"],

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import qrkt_hw
+from qrkt_hw.errors import EXTRAS
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,54 @@ def test_the_wheel_holds_every_module_and_data_file(installed):
     assert sum(path.stat().st_size for path in files) < 2_000_000
     for path in files:
         assert path.read_bytes() == (ROOT / "results" / path.parent.name / "seed-0" / path.name).read_bytes()
+
+
+def test_the_wheel_holds_nothing_else(installed):
+    folders = {path.name for path in installed.iterdir()}
+    assert folders == {"qrkt_hw", f"qrkt_hw-{qrkt_hw.__version__}.dist-info"}
+    kinds = {path.suffix for path in (installed / "qrkt_hw").rglob("*") if path.is_file()}
+    assert kinds <= {".py", ".yaml", ".typed", ".json", ".safetensors", ".c", ".h", ".so", ".pyd"}
+    (info,) = installed.glob("*.dist-info")
+    told = (info / "METADATA").read_text()
+    for extra in ("train", "ibm", "aer", "gan", "text", "tune", "docs", "test", "all"):
+        assert f"Provides-Extra: {extra}" in told
+    assert sum(path.stat().st_size for path in installed.rglob("*") if path.is_file()) < 6_000_000
+    assert list(info.rglob("LICENSE"))
+
+
+# modules that no plain layer needs, and that need not be there
+PLAIN = """
+import runpy, sys
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+import torch, qrkt_hw
+layer = qrkt_hw.QuantumLayer(4, qubits=4)
+layer(torch.randn(3, 4)).sum().backward()
+for name in ("train", "load", "create_model"):
+    try:
+        getattr(qrkt_hw, name)
+        raise AssertionError(name)
+    except qrkt_hw.UserError as error:
+        assert "pip install 'qrkt-hw[train]'" in str(error), error
+from qrkt_hw.commands import main
+sys.argv = ["qrkt-hw", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("resources --ansatz qrkt", ""), ("circuits list", ""), ("train --epochs 1", "[train]"),
+     ("resources --ansatz qrkt --backend fake_torino", "[ibm]")],
+)  # fmt: skip
+def test_a_layer_needs_no_extra(installed, tmp_path, line, said):
+    names = {module for modules in EXTRAS.values() for module in modules}
+    done = python("-c", PLAIN.format(names=names), *line.split(), cwd=tmp_path, PYTHONPATH=str(installed))
+    assert done.returncode == (2 if said else 0), done.stderr
+    assert f"pip install 'qrkt-hw{said}'" in done.stderr if said else not done.stderr
 
 
 def test_the_wheel_works_from_any_folder(installed, tmp_path):

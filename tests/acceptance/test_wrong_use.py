@@ -28,7 +28,7 @@ def run(tmp_path_factory):
 
 
 CASES = {
-    "preset": ("train --preset nope", ["--preset", "nope", "digits"]),
+    "preset": ("train --preset nope", ["--preset", "nope", "qrkt-hw presets list"]),
     "ansatz": ("train --ansatz nope", ["--ansatz", "nope", "qrkt"]),
     "ansatz-file": ("train --ansatz nope.py:f", ["--ansatz", "nope.py"]),
     "dataset": ("train --dataset nope", ["--dataset", "nope", "digits"]),
@@ -86,8 +86,8 @@ CASES = {
     "out-is-file": ("train --out text.txt", ["--out", "text.txt"]),
     "out-below-file": ("train --out text.txt/run", ["--out", "text.txt"]),
     "circuit": ("circuits show nope", ["nope", "qrkt"]),
-    "draw": ("circuits show qrkt --draw picture.doc", ["--draw", ".png"]),
-    "preset-show": ("presets show nope", ["nope", "digits"]),
+    "draw": ("circuits show qrkt --draw picture.doc", ["--plot", ".png"]),
+    "preset-show": ("presets show nope", ["nope", "qrkt-hw presets list"]),
 }  # fmt: skip
 
 

@@ -17,17 +17,17 @@ from tests.command_line import qrkt, refused
 
 
 def test_every_field_is_a_flag_with_its_default_in_the_help():
-    text = " ".join(CliRunner().invoke(train, ["--help"], terminal_width=300).output.split())
+    text = " ".join(CliRunner().invoke(train, ["--help-all"], terminal_width=300).output.split())
     for name, (_, _, field, _) in KEYS.items():
         assert flag(name) in text, name
         assert field.description, name
         if field.default is not None:
             shown = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
             assert f"[default: {shown}]" in text, name
-    options = {o for p in train.params if isinstance(p, click.Option) for o in p.opts}
+    options = {o for p in train.params if isinstance(p, click.Option) for o in p.opts if o.startswith("--")}
     assert options - {flag(n) for n in KEYS} == {
         "--preset", "--config", "--out", "--resume", "--resubmit", "--replan", "--max-qpu-seconds", "--max-cost",
-        "--trust-ansatz", "--from", "--name",
+        "--trust-ansatz", "--from", "--name", "--quiet", "--help-all", "--json",
     }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_listing_and_showing(tmp_path):
 
     listed = qrkt("circuits", "list", cwd=tmp_path).stdout
     assert all(name in listed for name in names())
-    shown = qrkt("circuits", "show", "qrkt", "--qubits", 3, "--draw", "a.png", cwd=tmp_path)
+    shown = qrkt("circuits", "show", "qrkt", "--qubits", 3, "--plot", "a.png", cwd=tmp_path)
     assert "3 qubits, 3 inputs, 3 weights" in shown.stdout and (tmp_path / "a.png").stat().st_size > 1000
     both = qrkt("circuits", "show", "qrkt", "--qasm", "--draw", "b.png", cwd=tmp_path)
     assert both.stdout.startswith("OPENQASM 3") and "drawn" not in both.stdout and (tmp_path / "b.png").exists()

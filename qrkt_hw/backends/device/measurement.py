@@ -20,7 +20,7 @@ from qiskit.primitives import BitArray
 
 from qrkt_hw.ansatz import CircuitTemplate, rbs, remembered
 from qrkt_hw.compiler.subspace import subspace
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.float64] | list[dict[int, int]]  # (rows, 2^qubits) relative frequencies, or counts for each row
@@ -246,7 +246,8 @@ class Readout:
         return [{int(text, 2): float(p) for text, p in one.items()} for one in found]
 
     def _correction(self, counts: Sequence[dict[int, int]], qubits: Sequence[int]) -> Any:
-        from mthree import M3Mitigation
+        with extras():
+            from mthree import M3Mitigation
 
         self._check(qubits)
         tool: Any = M3Mitigation()

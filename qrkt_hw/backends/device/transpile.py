@@ -12,7 +12,7 @@ from qiskit.exceptions import QiskitError
 
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.measurement import Basis
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import MissingPackage, UserError, extras, unknown
 
 SEED = 7  # of the transpiler: the same template lands on the same qubits every time
 WORST = 1 - 1e-9  # an error of 1 marks a broken gate; its logarithm must stay finite
@@ -21,7 +21,8 @@ IGNORED = ("barrier", "delay")
 
 @lru_cache(maxsize=1)
 def _provider() -> Any:
-    from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
+    with extras():
+        from qiskit_ibm_runtime.fake_provider import FakeProviderForBackendV2
 
     return FakeProviderForBackendV2()
 
@@ -32,14 +33,21 @@ def fake_names() -> tuple[str, ...]:
         return tuple(sorted(backend.name for backend in _provider().backends()))
 
 
+def no_fake(name: str) -> str:
+    """That there is no fake backend of that name, and which may be meant."""
+    return unknown("fake backend", name, fake_names(), see="qrkt-hw backends list --json")
+
+
 @lru_cache(maxsize=16)
 def fake_device(name: str) -> Any:
     """The fake backend of that name, a Qiskit BackendV2; nothing is downloaded. Raises UserError: there is none."""
     try:
         with warnings.catch_warnings(action="ignore"):  # some warn of themselves when any is looked up
             return _provider().backend(name)
+    except MissingPackage:
+        raise
     except Exception as error:
-        raise UserError(f"no fake backend {name!r}; there are {', '.join(fake_names())}") from error
+        raise UserError(no_fake(name)) from error
 
 
 def calibration_date(device: Any) -> str | None:

@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from qrkt_hw.backends.device.jobs import patiently
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, extras
 
 Kind = Literal["unreachable", "lost", "unauthorized", "forbidden", "busy", "session", "no_sessions", "server", "other"]
 # unreachable: nothing was sent; lost: sent, and no answer; server: an answer, and none to rely on (5xx)
@@ -197,7 +197,8 @@ class Account:
 
     def connect(self) -> None:
         """Sign in, with back-off. Raises UserError: refused, or no answer within ``patience``, at most 20 s."""
-        from qiskit_ibm_runtime import QiskitRuntimeService
+        with extras():
+            from qiskit_ibm_runtime import QiskitRuntimeService
 
         def refused(error: Exception, late: bool) -> str | None:
             passing = classify(error) in ("unreachable", "lost", "server")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, unknown
 
 BITS = 12  # words of a generated text
 
@@ -20,8 +20,13 @@ def names() -> list[str]:
 def text(name: str) -> str:
     """The file of a preset. Raises UserError: no such preset."""
     if name not in names():
-        raise UserError(f"--preset: no preset {name!r}; there are {', '.join(names())}")
+        raise UserError(f"--preset: {unknown('preset', name, names(), see='qrkt-hw presets list')}")
     return resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def about(name: str) -> str:
+    """One sentence on a preset: the first comment of its file."""
+    return text(name).splitlines()[0].lstrip("# ")
 
 
 def load(name: str) -> dict[str, Any]:
@@ -93,5 +98,5 @@ def chosen_tasks(text: str | None, quick: bool) -> list[str]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     odd = next((word for word in words if word not in known), None)
     if odd is not None or not words:
-        raise UserError(f"--tasks: no task {odd or text!r}; there are {', '.join(TASKS)}, and parity for all orders")
+        raise UserError(f"--tasks: {unknown('task', odd or text, TASKS, 'and parity for all orders')}")
     return list(dict.fromkeys(itertools.chain.from_iterable(known[word] for word in words)))
