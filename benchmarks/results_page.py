@@ -94,7 +94,7 @@ def part(section: dict[str, Any]) -> list[str]:
     if section.get("energy"):
         lines += energy(ROOT / "results" / "energy.json")
     for name in section.get("devices", []):
-        lines += devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))
+        lines += [*([""] if lines[-1] else []), *devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))]
     return [*lines, "", section.get("after", "").strip(), ""]
 
 

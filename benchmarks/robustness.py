@@ -3,7 +3,7 @@
     python benchmarks/robustness.py --run results/best-mnist-device/seed-0 --data-dir DIR --shots 250 --limit 300
 
 Rows: the first fake Heron as calibrated, drifted (every gate and readout error times a factor from 0.5 to 3, drawn
-log-uniformly; circuits placed by the old calibration) and with readout errors doubled; then other devices as calibrated.
+log-uniformly; circuits placed by the old calibration) and with readout errors doubled; then other devices.
 The weights stay the same. A gate's error channel E becomes E to the power of its factor, which is a channel and has the
 error rate times the factor to first order. Readout is corrected as `qrkt-hw infer` does by default.
 """
