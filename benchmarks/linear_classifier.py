@@ -26,18 +26,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, action="append")
     parser.add_argument("--data-dir", type=Path)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=4300, help="of batches of 128, whole epochs")
     parser.add_argument("--out", type=Path, default=Path("results/linear_classifier.json"))
     given = parser.parse_args()
     found = json.loads(given.out.read_text()) if given.out.is_file() else {}
     for path in given.run:
         splits = read_splits(RunFolder.open(path), given.data_dir)
-        found[path.parent.name] = fitted(splits, given.epochs)
+        found[path.parent.name] = fitted(splits, given.steps)
         given.out.write_text(json.dumps(found, indent=2) + "\n")
         print(path.parent.name, found[path.parent.name], flush=True)
 
 
-def fitted(splits: Mapping[str, Any], epochs: int) -> dict[str, float]:
+def fitted(splits: Mapping[str, Any], steps: int) -> dict[str, float]:
     (x, y), (held, labels), (test, truth) = (
         next(iter(loader(splits[name], len(splits[name])))) for name in ("train", "validation", "test")
     )
@@ -46,7 +46,7 @@ def fitted(splits: Mapping[str, Any], epochs: int) -> dict[str, float]:
     model, started = nn.Linear(x.shape[1], int(y.max()) + 1), time.process_time()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     best = (float("inf"), 0.0)
-    for _ in range(epochs):
+    for _ in range(-(-steps // -(-len(x) // 128))):
         for rows in torch.randperm(len(x)).split(128):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
