@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from qrkt_hw.backends.budget import JOB_SECONDS, QUICK_SECONDS
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.models.metrics import wilson
 from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
@@ -93,7 +94,7 @@ def part(section: dict[str, Any]) -> list[str]:
     if section.get("energy"):
         lines += energy(ROOT / "results" / "energy.json")
     for name in section.get("devices", []):
-        lines += devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))
+        lines += [*([""] if lines[-1] else []), *devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))]
     return [*lines, "", section.get("after", "").strip(), ""]
 
 
@@ -113,9 +114,15 @@ def devices(files: Sequence[Path]) -> list[str]:
                 cells += [f"{100 * record[key]:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
             cells += [f"{100 * record['agreement']:.1f}", _paired(record)]
             cells += [f"{record['circuits']:,}", f"{record['executions']:,}"]
-            cells += [f"{same[0]['seconds']:,.0f}", f"{same[0]['usd']:,.0f}"] if same else ["", ""]
+            cells += [f"{one:,.0f}" for one in planned(same[0])] if same else ["", ""]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def planned(plan: dict[str, Any]) -> tuple[float, float]:
+    """Seconds and USD by the larger of IBM's two formulas."""
+    seconds = max(plan["seconds"], JOB_SECONDS * plan["jobs"] + QUICK_SECONDS * plan["executions"])
+    return seconds, plan["usd"] * seconds / plan["seconds"]
 
 
 def _paired(record: dict[str, Any]) -> str:

@@ -186,7 +186,12 @@ def bench(
         cli.echo(str(file))
 
 
-@click.command(cls=cli.Command)
+@click.command(
+    cls=cli.Command,
+    examples="""
+qrkt-hw fit-to digits --backend fake_torino --max-qpu-seconds 60
+qrkt-hw fit-to digits-device --backend fake_torino --max-qpu-seconds 60 --search hidden=4,8 --out fit.yaml""",
+)
 @click.argument("source", metavar="RUN|PRESET")
 @click.option("--backend", required=True, help="the device, or its fake backend")
 @click.option("--max-qpu-seconds", "limit", type=cli.LIMIT, required=True, help="the budget")
