@@ -8,13 +8,19 @@ import click
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
+from qrkt_hw.runs import RunFolder
 
 
 @click.command(cls=cli.Command)
 @cli.run_argument
 @click.option("--count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]")
 @click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of the noise")
-@click.option("--grid", type=cli.PATH, help="all images in one picture (.png)")
+@click.option("--class", "class_name", help="generate this class only, of a conditional GAN  [default: all in turn]")
+@click.option(
+    "--truncation", type=click.FloatRange(0, 10, min_open=True),
+    help="cut the noise off at plus and minus this value: better images, less varied  [default: no truncation]",
+)  # fmt: skip
+@click.option("--grid", type=cli.PATH, help="all images in one picture (.png), or a film (.gif) with --interpolate")
 @click.option("--out", type=cli.PATH, help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
@@ -24,15 +30,19 @@ from qrkt_hw.errors import UserError
 @options_from((*INFERRING, *PROCESSES))
 @cli.device_flags
 def generate(
-    run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
-    interpolate: bool, resume: bool, restart: bool, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
+    run: Path | None, count: int | None, seed: int, class_name: str | None, truncation: float | None,
+    grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, resume: bool, restart: bool,
+    device: dict[str, Any], trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
 
     Without --grid and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise UserError(f"--grid: {grid} must end in .png")
+    film = grid is not None and grid.suffix.lower() == ".gif"
+    if film and not interpolate:
+        raise UserError(f"--grid: {grid} is a film, which --interpolate makes; add it, or end in .png")
+    if grid is not None and not film and grid.suffix.lower() != ".png":
+        raise UserError(f"--grid: {grid} must end in .png, or in .gif with --interpolate")
     if columns is not None and out is not None and grid is None and not interpolate:
         raise UserError("--columns: single files stand in no grid; add --grid, or leave it out")
     row = columns or 8
@@ -43,22 +53,26 @@ def generate(
     count = count or (8 * row if interpolate else 64)
     folder, ranks = cli.opened(run, trust_ansatz), ranks_in(flags)
     place = check_used(folder, flags)
+    chosen = None if class_name is None else _class(folder, class_name)
     from qrkt_hw import backends
 
     alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--count", count), alone)
     from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import evaluation
-    from qrkt_hw.plots.charts import save_grid
+    from qrkt_hw.plots.charts import save_film, save_grid
 
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
+    # a journal of an earlier version has none of these
+    asked |= {key: value for key, value in {"class": chosen, "truncation": truncation}.items() if value is not None}
     with backends.open(
         place, run=folder, kind="generate", arguments=asked, console=cli.console(stderr=True), seed=seed, resume=resume,
         restart=restart, **device,
     ) as backend:  # fmt: skip
         model = evaluation.gan_of(folder, backend)
-        points = evaluation.noise(count, model.latent, seed, interpolate, row)
-        images = evaluation.draw(model, points, here().over_samples(backend))
+        points = evaluation.noise(count, model.latent, seed, interpolate, row, truncation)
+        labels = evaluation.classes_of(model, count, chosen, row if interpolate else 1)
+        images = evaluation.draw(model, points, labels, here().over_samples(backend))
     if not here().leads:
         return
     if out is not None:
@@ -67,8 +81,23 @@ def generate(
     if grid is not None or out is None:
         file = grid or folder.path / "samples" / f"seed-{seed}.png"
         with cli.writing("--grid", file):
-            save_grid(images, file, row)
+            (save_film if film else save_grid)(images, file, row)
         cli.echo(str(file))
+
+
+def _class(folder: RunFolder, name: str) -> int:
+    """The number of a class, by its name or by itself."""
+    options, names = folder.options(), list(folder.description()["class_names"])
+    if options.model.kind != "gan":
+        raise UserError(f"run: {folder.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
+    if not options.gan.conditional:
+        raise UserError(f"--class: {folder.path} was trained without --conditional and knows no classes; leave it out")
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"--class: no class {name!r}; there are {shown}, or their numbers from 0 to {len(names) - 1}")
 
 
 @click.command(cls=cli.Command)
@@ -136,6 +165,11 @@ def evaluate(
         f"Gaussian, {quality['confident_of_shuffled']:.1%} of shuffled images"
     )
     cli.echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
+    distance = record["sliced_wasserstein"]
+    cli.echo(
+        f"sliced Wasserstein distance of pixels to training images: {distance['run']:.4f} (test images: "
+        f"{distance['test images']:.4f}), without an extractor"
+    )
     near = record["nearest_training_image"]
     cli.echo(
         f"nearest training image: {near['median_distance']:.2f} away (test images: "

@@ -20,6 +20,7 @@ from qrkt_hw.errors import UserError, flag, sentence
 from qrkt_hw.runs.sections import (
     GAN_DEFAULTS,
     MODELS,
+    NETWORKS,
     SECTIONS,
     TEXT_SETS,
     BackendConfig,
@@ -41,6 +42,7 @@ _ALONE = {("model", "kind"): "model", ("backend", "name"): "backend"}
 _WORDS = {"text_length", "vocabulary", "unique_words", "word_pairs"}
 _OF_PROJECTIONS = {"qubits", "structured", "input_scale", "output_scale", "initial_output_scale", "output_bias"}
 _GENERATOR_BLOCKS = {"generator_projection", "generator_heads", "generator_mlp_ratio"}
+_OF_NETWORKS = {f"{network}_{key}" for network in NETWORKS for key in ("ansatz", "qubits", "layers")}
 
 
 class Key(NamedTuple):
@@ -180,11 +182,15 @@ class Config(BaseModel):
                 raise
             raise UserError(str(error).replace("--ansatz:", f"{flag(key)}:")) from error
 
+    def of_network(self, network: str) -> Self:
+        """The same configuration with the circuits of a GAN's ``generator`` or ``discriminator``."""
+        return self.model_copy(update={"circuit": self.circuit.of_network(network)})
+
     def check_source(self, theirs: Config, run: Path) -> None:
         """Make sure that a model can start from the weights of a run: angles mean nothing in other circuits."""
         here, there = self.flat(), theirs.flat()
         own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
-        for key in ("model", *own):
+        for key in ("model", *own, *sorted(_OF_NETWORKS)):
             if here[key] != there[key] and (key == "model" or self.has_projections):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
@@ -325,6 +331,11 @@ def _reason(config: Config, key: str) -> str | None:
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
             (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
+            (key == "patience" and m.live_fid is None, "no FID is measured in training (--live-fid)"),
+            *[(key in _OF_NETWORKS and key.startswith(network) and not quantum, f"the {network} has no circuits")
+              for network, quantum in m.quantum_networks.items()],
+            (key in ("ansatz", "qubits", "layers") and all(getattr(circuit, f"{n}_{key}", None) for n in NETWORKS),
+             f"--generator-{key} and --discriminator-{key} take its place"),
             (key == "learning_rate" and bool(m.generator_learning_rate and m.discriminator_learning_rate),
              "--generator-learning-rate and --discriminator-learning-rate take its place"),
             (key == "drop_path" and max(sum(counts), m.discriminator_blocks + m.discriminator_rk_blocks) < 2,
@@ -346,6 +357,7 @@ def _reason(config: Config, key: str) -> str | None:
     else:
         rules = [m.rk] if m.rk_blocks else []
         checks += [
+            (key in _OF_NETWORKS, "only --model gan has these networks"),
             (key in ("heads", "mlp", "projection", "attention") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,
