@@ -74,8 +74,8 @@ class Learner:
     def start_epoch(self) -> None:
         self.updates, self._norms = 0, list[Tensor]()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return self.network(inputs)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.network(*inputs)
 
     def update(self, losses: Iterable[Tensor], rate: float) -> None:
         """One step down the gradient of the sum of ``losses``, over all ranks, with this learning rate, in whose

@@ -97,9 +97,9 @@ def test_generate_takes_a_backend(trained, tmp_path):
 
 
 def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
 
-    monkeypatch.setattr(evaluation, "STEPS", 60)  # any reference classifier will do here
+    monkeypatch.setattr(metrics, "STEPS", 60)  # any reference classifier will do here
     done = qrkt(
         "evaluate", trained, "--samples", "150", "--judge", tmp_path / "c.safetensors", "--reference-scores", "--json",
         cwd=tmp_path,
@@ -116,10 +116,10 @@ def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
     from tests.data import writing
 
-    monkeypatch.setattr(evaluation, "STEPS", 5)
+    monkeypatch.setattr(metrics, "STEPS", 5)
     (tmp_path / "here").mkdir()
     data = writing.mnist(tmp_path / "here")
     small = ["--dataset", "mnist", "--patch", "7", "--epochs", "1", "--limit", "32", "--out", "run", *CLASSICAL]
@@ -193,9 +193,9 @@ def test_baselines_are_size_matched_or_parameter_matched():
 
 @pytest.mark.slow
 def test_twin_trains_both_baselines_and_measures_all_by_one_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
 
-    monkeypatch.setattr(evaluation, "STEPS", 60)
+    monkeypatch.setattr(metrics, "STEPS", 60)
     done = qrkt("twin", trained, "--epochs", "1", "--out", "sides", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "sides" / "baselines.json").read_text())
