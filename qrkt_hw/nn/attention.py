@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import ranks
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
-from qrkt_hw.simulator import apart, compiling
+from qrkt_hw.simulator import apart, compiling, full_precision
+from qrkt_hw.simulator.subspace import block_diagonal
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
@@ -198,6 +201,42 @@ def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
         raise ValueError(f"mask must be a bool tensor {tuple(k[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
 
 
+class FusedProjection(QuantumProjection):
+    """A projection of orthogonal circuits as one matrix product: circuits of all groups, scales and bias together.
+
+    The values are those of :class:`QuantumProjection` up to rounding. Where the circuits are no orthogonal ones, run on
+    another backend than the torch simulator, or have hooks that wait for their values, it is computed as there.
+    """
+
+    @property
+    def fusible(self) -> bool:
+        layer = self.layer
+        exact = isinstance(layer.backend, ExactBackend) and layer.backend.differentiable
+        return layer.network.unary and exact and not compiling() and not self.hooked
+
+    def matrix(self) -> Tensor:
+        """``(features, features)``, scales included."""
+        layer = self.layer
+        found = block_diagonal(layer.template, layer.weight.reshape(layer.groups, -1))
+        found = found if self.scale is None else self.scale.unsqueeze(1) * found
+        return found if self.input_scale is None else found * self.input_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _fused([self], x)[0] if self.fusible else super().forward(x)
+
+
+def _fused(projections: Sequence[FusedProjection], x: Tensor) -> list[Tensor]:
+    """Outputs of projections of the same input, by one matrix product."""
+    matrices = [p.matrix() for p in projections]
+    biases = [y.new_zeros(len(y)) if p.bias is None else p.bias for p, y in zip(projections, matrices, strict=True)]
+    none, alone = all(p.bias is None for p in projections), len(projections) == 1
+    matrix = matrices[0] if alone else torch.cat(matrices)
+    bias = None if none else biases[0] if alone else torch.cat(biases)
+    with full_precision(x):
+        found = F.linear(x.to(matrix.dtype), matrix, bias)
+    return [found] if alone else list(found.split([len(m) for m in matrices], dim=-1))
+
+
 def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
     """Outputs of independent projections of their inputs; circuits that run elsewhere go as one circuit batch.
 
@@ -210,6 +249,16 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
         for k, (module, x) in enumerate(jobs)
         if isinstance(module, QuantumProjection) and module.joins_batches
     ]
+    fused: dict[int, list[int]] = {}
+    for k, (module, x) in enumerate(jobs):
+        if isinstance(module, FusedProjection) and module.fusible:
+            fused.setdefault(id(x), []).append(k)
+    if fused:
+        found = {}
+        for places in fused.values():
+            outputs = _fused([cast(FusedProjection, jobs[k][0]) for k in places], jobs[places[0]][1])
+            found.update(zip(places, outputs, strict=True))
+        return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]
     if not batch:
         return [module(x) for module, x in jobs]
     values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))

@@ -54,15 +54,25 @@ class Subspace:
 
 
 @remembered
-def _map(template: CircuitTemplate) -> "_LinearMap":
+def _map(template: CircuitTemplate, dtype: torch.dtype = torch.complex128) -> "_LinearMap":
     program = subspace(template)
     assert program is not None
-    return _LinearMap(program, template, torch.complex128)
+    return _LinearMap(program, template, dtype)
 
 
 def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
     """The matrices of a unary template, ``(groups, outputs, features)`` in float64; weights ``(groups, weights)``."""
     return _map(template).matrix(weights.double())
+
+
+def block_diagonal(template: CircuitTemplate, weights: Tensor) -> Tensor:
+    """The matrices of a unary template on the diagonal of one, of the precision of ``weights (groups, weights)``."""
+    matrix = _map(template, torch.complex128 if weights.dtype == torch.float64 else torch.complex64).matrix(weights)
+    groups, outputs, features = matrix.shape
+    if groups == 1:
+        return matrix[0]
+    apart = torch.eye(groups, dtype=matrix.dtype, device=matrix.device)
+    return (apart[:, None, :, None] * matrix[:, :, None, :]).reshape(groups * outputs, groups * features)
 
 
 def _angles(steps: Sequence[Diagonal | Givens | Matrix], template: CircuitTemplate, real: torch.dtype) -> Angles:

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qrkt_hw.data import Data
+from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.batches import loader, portions
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.data.ranks import drawn, part, squared_mean
@@ -28,6 +28,7 @@ from qrkt_hw.models.metrics import BATCH, fid, reference_classifier, shown
 from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
+from qrkt_hw.runs.sections import OWN
 from qrkt_hw.training.loop import Record, Task, groups
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
@@ -183,9 +184,12 @@ class GanTask(Task):
     def _live_fid(self, epoch: int) -> float:
         """FID of a few samples, by the reference classifier's features, against training images."""
         if self._extractor is None:
-            classifier, _ = reference_classifier(self.data, Console(stderr=True))
-            batches = itertools.islice(loader(self.data.splits["train"], BATCH, seed=0), REAL_BATCHES)
-            real = torch.cat([classifier.extract(shown(self.data, images))[0] for images, _ in batches])
+            options, data = self.options.data, self.data
+            if options.limit is not None and options.dataset != OWN:  # of all images, as evaluate has it
+                data = load_data(self.options.replace(limit=None).data)
+            classifier, _ = reference_classifier(data, Console(stderr=True))
+            batches = itertools.islice(loader(data.splits["train"], BATCH, seed=0), REAL_BATCHES)
+            real = torch.cat([classifier.extract(shown(data, images))[0] for images, _ in batches])
             self._extractor = classifier.extract, real
         extract, real = self._extractor
         features, logits = extract(self._drawn(self.options.gan.live_fid or 0).float().cpu().clamp(-1, 1))
