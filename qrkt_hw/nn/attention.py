@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -205,36 +205,34 @@ class FusedProjection(QuantumProjection):
     """A projection of orthogonal circuits as one matrix product: circuits of all groups, scales and bias together.
 
     The values are those of :class:`QuantumProjection` up to rounding. Where the circuits are no orthogonal ones, run on
-    another backend than the torch simulator, or have hooks that wait for their values, it is computed as there.
+    another backend than the torch simulator, or have a scale before them or hooks, it is computed as there.
     """
 
     @property
     def fusible(self) -> bool:
         layer = self.layer
         exact = isinstance(layer.backend, ExactBackend) and layer.backend.differentiable
-        return layer.network.unary and exact and not compiling() and not self.hooked
-
-    def matrix(self) -> Tensor:
-        """``(features, features)``, scales included."""
-        layer = self.layer
-        found = block_diagonal(layer.template, layer.weight.reshape(layer.groups, -1))
-        found = found if self.scale is None else self.scale.unsqueeze(1) * found
-        return found if self.input_scale is None else found * self.input_scale
+        return layer.network.unary and exact and self.input_scale is None and not compiling() and not self.hooked
 
     def forward(self, x: Tensor) -> Tensor:
         return _fused([self], x)[0] if self.fusible else super().forward(x)
 
 
-def _fused(projections: Sequence[FusedProjection], x: Tensor) -> list[Tensor]:
-    """Outputs of projections of the same input, by one matrix product."""
-    matrices = [p.matrix() for p in projections]
-    biases = [y.new_zeros(len(y)) if p.bias is None else p.bias for p, y in zip(projections, matrices, strict=True)]
-    none, alone = all(p.bias is None for p in projections), len(projections) == 1
-    matrix = matrices[0] if alone else torch.cat(matrices)
-    bias = None if none else biases[0] if alone else torch.cat(biases)
+def _fused(projections: Sequence[FusedProjection], x: Tensor) -> Sequence[Tensor]:
+    """Outputs of projections of the same input by the same circuit, by one matrix product."""
+
+    def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return (there[0] if len(there) == 1 else torch.cat(there)) if there else None
+
+    layer = projections[0].layer
+    weights = joined([p.layer.weight.reshape(p.layer.groups, -1) for p in projections])
+    matrix = block_diagonal(layer.template, cast(Tensor, weights), layer.groups)
+    scale, bias = joined([p.scale for p in projections]), joined([p.bias for p in projections])
+    matrix = matrix if scale is None else scale.unsqueeze(1) * matrix
     with full_precision(x):
         found = F.linear(x.to(matrix.dtype), matrix, bias)
-    return [found] if alone else list(found.split([len(m) for m in matrices], dim=-1))
+    return [found] if len(projections) == 1 else found.chunk(len(projections), dim=-1)
 
 
 def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
@@ -249,10 +247,11 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
         for k, (module, x) in enumerate(jobs)
         if isinstance(module, QuantumProjection) and module.joins_batches
     ]
-    fused: dict[int, list[int]] = {}
+    fused: dict[Any, list[int]] = {}  # by input, circuit, and whether there are scales and a bias
     for k, (module, x) in enumerate(jobs):
         if isinstance(module, FusedProjection) and module.fusible:
-            fused.setdefault(id(x), []).append(k)
+            like = id(x), module.layer.template, module.scale is None, module.bias is None
+            fused.setdefault(like, []).append(k)
     if fused:
         found = {}
         for places in fused.values():
