@@ -172,7 +172,12 @@ def check_early(config: Config) -> None:
         )
     if model.kind == "gan":
         for network in (name for name, quantum in model.quantum_networks.items() if quantum):
-            config.of_network(network).template("attention")
+            own = getattr(circuit, f"{network}_ansatz")
+            try:
+                config.of_network(network).template("attention")
+            except UserError as error:
+                name = "ansatz" if own is None else f"{network}_ansatz"
+                raise UserError(str(error).replace("--ansatz:", f"{flag(name)}:")) from error
         return
     if model.projection == "classical":
         return  # circuits over tokens, as many as the data have

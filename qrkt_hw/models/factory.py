@@ -16,7 +16,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
 from qrkt_hw.models.gan import Gan, Generator
 from qrkt_hw.models.transformer import Decoder, Transformer
-from qrkt_hw.nn.attention import Attention, CrossAttention, FusedProjection, HigherOrderAttention
+from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.blocks import TABLEAUS, FeedForward, RungeKuttaBlock, TransformerBlock, TransformerField
 from qrkt_hw.nn.embeddings import ImageTokens, TextTokens, Tokens, WeightedPool
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
@@ -173,8 +173,7 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
         scaling: Any = {"input_scale": circuit.input_scale, "scale": scale, "bias": circuit.output_bias}
         if circuit.structured:
             return StructuredProjection(StructuredLayer(features, template), **scaling)  # type: ignore[arg-type]
-        kind = FusedProjection if circuit.fused else QuantumProjection
-        return kind(_layer(options, features, template, backend), **scaling)
+        return QuantumProjection(_layer(options, features, template, backend), **scaling)
 
     return make
 

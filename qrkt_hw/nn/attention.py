@@ -2,19 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import ranks
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
-from qrkt_hw.simulator import apart, compiling, full_precision
-from qrkt_hw.simulator.subspace import block_diagonal
+from qrkt_hw.simulator import apart, compiling
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
@@ -201,40 +198,6 @@ def _check(query: Tensor, key: Tensor, value: Tensor, heads: int, dropout: float
         raise ValueError(f"mask must be a bool tensor {tuple(k[:-1])}, not {mask.dtype} {tuple(mask.shape)}")
 
 
-class FusedProjection(QuantumProjection):
-    """A projection of orthogonal circuits as one matrix product: circuits of all groups, scales and bias together.
-
-    The values are those of :class:`QuantumProjection` up to rounding. Where the circuits are no orthogonal ones, run on
-    another backend than the torch simulator, or have a scale before them or hooks, it is computed as there.
-    """
-
-    @property
-    def fusible(self) -> bool:
-        layer = self.layer
-        exact = isinstance(layer.backend, ExactBackend) and layer.backend.differentiable
-        return layer.network.unary and exact and self.input_scale is None and not compiling() and not self.hooked
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _fused([self], x)[0] if self.fusible else super().forward(x)
-
-
-def _fused(projections: Sequence[FusedProjection], x: Tensor) -> Sequence[Tensor]:
-    """Outputs of projections of the same input by the same circuit, by one matrix product."""
-
-    def joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
-        return (there[0] if len(there) == 1 else torch.cat(there)) if there else None
-
-    layer = projections[0].layer
-    weights = joined([p.layer.weight.reshape(p.layer.groups, -1) for p in projections])
-    matrix = block_diagonal(layer.template, cast(Tensor, weights), layer.groups)
-    scale, bias = joined([p.scale for p in projections]), joined([p.bias for p in projections])
-    matrix = matrix if scale is None else scale.unsqueeze(1) * matrix
-    with full_precision(x):
-        found = F.linear(x.to(matrix.dtype), matrix, bias)
-    return [found] if len(projections) == 1 else found.chunk(len(projections), dim=-1)
-
-
 def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
     """Outputs of independent projections of their inputs; circuits that run elsewhere go as one circuit batch.
 
@@ -247,17 +210,6 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
         for k, (module, x) in enumerate(jobs)
         if isinstance(module, QuantumProjection) and module.joins_batches
     ]
-    fused: dict[Any, list[int]] = {}  # by input, circuit, and whether there are scales and a bias
-    for k, (module, x) in enumerate(jobs):
-        if isinstance(module, FusedProjection) and module.fusible:
-            like = id(x), module.layer.template, module.scale is None, module.bias is None
-            fused.setdefault(like, []).append(k)
-    if fused:
-        found = {}
-        for places in fused.values():
-            outputs = _fused([cast(FusedProjection, jobs[k][0]) for k in places], jobs[places[0]][1])
-            found.update(zip(places, outputs, strict=True))
-        return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]
     if not batch:
         return [module(x) for module, x in jobs]
     values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))

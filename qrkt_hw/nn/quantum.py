@@ -481,13 +481,10 @@ class QuantumProjection(nn.Module):
     @property
     def joins_batches(self) -> bool:
         """Whether the circuits run elsewhere, and no hook waits for this module or its layer to be called."""
-        return self.layer.expectation(self.layer.dtype) is None and not self.hooked
-
-    @property
-    def hooked(self) -> bool:
-        """Whether a hook waits for this module or its layer to be called."""
+        if self.layer.expectation(self.layer.dtype) is not None:
+            return False
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return any(getattr(m, kind) for m in self.modules() for kind in hooks)
+        return not any(getattr(m, kind) for m in self.modules() for kind in hooks)
 
     def before(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x * self.input_scale

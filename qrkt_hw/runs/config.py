@@ -305,7 +305,7 @@ def _reason(config: Config, key: str) -> str | None:
         (key == "data_dir" and data.dataset.startswith("folder:/"), f"the path of {data.dataset} is absolute"),
         (KEYS[key].section in ("circuit", "backend") and key != "dtype" and not config.has_projections,
          "the model has no circuits"),
-        ((KEYS[key].section == "backend" or key in ("initial_angles", "fused")) and not config.has_circuits,
+        ((KEYS[key].section == "backend" or key == "initial_angles") and not config.has_circuits,
          "--structured leaves no circuits"),
         (key in ("angle_learning_rate", "angle_weight_decay", "shot_noise", "readout_error", "noise_device")
          and not config.has_circuits, "the model has no circuits"),

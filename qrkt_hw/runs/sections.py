@@ -262,9 +262,6 @@ class CircuitConfig(Section):
     output_scale: bool = key(True, "a learned scale per feature after each circuit")
     initial_output_scale: float = key(1.0, "where it starts; a linear layer's rows have a norm of 0.577", gt=0, le=10)
     output_bias: bool = key(False, "a learned bias per feature after each circuit")
-    fused: bool = key(
-        False, "train orthogonal circuits, their scales and bias as one matrix product: faster, equal up to rounding"
-    )
     dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
 
     # of a GAN's networks

@@ -54,26 +54,15 @@ class Subspace:
 
 
 @remembered
-def _map(template: CircuitTemplate, dtype: torch.dtype = torch.complex128) -> "_LinearMap":
+def _map(template: CircuitTemplate) -> "_LinearMap":
     program = subspace(template)
     assert program is not None
-    return _LinearMap(program, template, dtype)
+    return _LinearMap(program, template, torch.complex128)
 
 
 def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
     """The matrices of a unary template, ``(groups, outputs, features)`` in float64; weights ``(groups, weights)``."""
     return _map(template).matrix(weights.double())
-
-
-def block_diagonal(template: CircuitTemplate, weights: Tensor, groups: int) -> Tensor:
-    """Matrices of a unary template, each ``groups`` sets of ``weights (sets, weights)`` on the diagonal of one, and
-    these one below the other: ``(sets * outputs, groups * features)``, of the precision of the weights."""
-    matrix = _map(template, torch.complex128 if weights.dtype == torch.float64 else torch.complex64).matrix(weights)
-    sets, outputs, features = matrix.shape
-    if groups == 1:
-        return matrix.reshape(sets * outputs, features)
-    apart = torch.eye(groups, dtype=matrix.dtype, device=matrix.device)[:, None, :, None]
-    return (apart * matrix.view(-1, groups, outputs, 1, features)).reshape(sets * outputs, groups * features)
 
 
 def _angles(steps: Sequence[Diagonal | Givens | Matrix], template: CircuitTemplate, real: torch.dtype) -> Angles:
