@@ -150,5 +150,5 @@ class StructuredProjection(QuantumProjection):
     """Such a layer with the affine scaling of a quantum projection."""
 
     @property
-    def joins_batches(self) -> bool:
-        return False
+    def hooked(self) -> bool:
+        return True  # called by itself: there is no circuit behind it

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from qiskit.circuit import Measure, Parameter, QuantumCircuit
 from qiskit.quantum_info import SparsePauliOp
+from qiskit_machine_learning import QiskitMachineLearningError
 from qiskit_machine_learning.neural_networks import EstimatorQNN, NeuralNetwork, SamplerQNN
 
 from qrkt_hw.ansatz import CircuitTemplate, by_name, read_circuit, unary_angles, z_observables
@@ -24,6 +25,13 @@ LARGEST_OUTCOMES = 20  # qubits whose outcomes are all given to ``interpret``
 LARGEST_TABLE = 2**24  # outputs x outcomes
 LARGEST_STRINGS = 4096  # Pauli strings that outputs may be sums of
 IDLE = ("barrier", "delay")
+
+
+class InputError(QiskitMachineLearningError, ValueError):
+    """What a layer cannot take, of the kinds that torch users and users of TorchConnector expect."""
+
+    def __str__(self) -> str:  # without the quotes that Qiskit adds
+        return str(self.message)
 
 
 @dataclass(frozen=True, eq=False)

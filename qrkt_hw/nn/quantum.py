@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit_machine_learning import QiskitMachineLearningError
@@ -22,7 +23,7 @@ from qrkt_hw.compiler import derive
 from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
-from qrkt_hw.nn.conversion import Linear, bound, initial, of_qnn, specs, template_of
+from qrkt_hw.nn.conversion import InputError, Linear, bound, initial, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
 from qrkt_hw.simulator.subspace import linear_map
 from qrkt_hw.simulator.tables import derived_jacobian, derived_values
@@ -161,25 +162,11 @@ class TemplateNetwork(NeuralNetwork):
             jacobian = np.concatenate([matrix, self.scale(x)[..., None] * jacobian[..., own_inputs - 1 :]], axis=-1)
         if self.linear is not None:
             jacobian = self.linear.matrix @ jacobian
-        own = np.arange(self.groups)  # a group's outputs depend on its own inputs and weights alone
-
-        def spread(part: NDArray) -> NDArray:
-            samples, groups, outputs, size = part.shape
-            found = np.zeros((samples, groups, outputs, groups, size))
-            found[:, own, :, own] = part.swapaxes(0, 1)
-            return found.reshape(samples, *self.output_shape, groups * size)
-
+        shape = (len(x), *self.output_shape)
         return (
-            spread(jacobian[..., :own_inputs]) if by_inputs else None,
-            spread(jacobian[..., own_inputs:]) if by_weights else None,
+            remote.of_groups(jacobian[..., :own_inputs], shape) if by_inputs else None,
+            remote.of_groups(jacobian[..., own_inputs:], shape) if by_weights else None,
         )
-
-
-class InputError(QiskitMachineLearningError, ValueError):
-    """What a layer cannot take, of the kinds that torch users and users of TorchConnector expect."""
-
-    def __str__(self) -> str:  # without the quotes that Qiskit adds
-        return str(self.message)
 
 
 class _Weight:
@@ -476,15 +463,33 @@ class QuantumProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., features)`` to ``(..., features)``."""
+        if self.is_matrix and not compiling():
+            _, weight = self.layer.grouped(x)
+            if all(p.dtype == x.dtype for p in (weight, *self.parameters())):
+                # scaling the matrix costs less than scaling its products
+                (matrix,) = linear_map(self.layer.template, weight)
+                matrix = matrix if self.scale is None else matrix * self.scale.unsqueeze(-1)
+                with full_precision(x):
+                    return F.linear(self.before(x), matrix.to(x), self.bias)
         return self.after(self.layer(self.before(x)))
 
     @property
+    def hooked(self) -> bool:
+        """Whether a hook waits for this module or its layer to be called."""
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return any(getattr(m, kind) for m in self.modules() for kind in kinds)
+
+    @property
     def joins_batches(self) -> bool:
-        """Whether the circuits run elsewhere, and no hook waits for this module or its layer to be called."""
-        if self.layer.expectation(self.layer.dtype) is not None:
-            return False
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return not any(getattr(m, kind) for m in self.modules() for kind in hooks)
+        """Whether the circuits run elsewhere, and no hook needs them alone."""
+        return not self.hooked and self.layer.expectation(self.layer.dtype) is None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the circuits are one matrix, evaluated here, and no hook waits for its products."""
+        layer = self.layer
+        found = layer.expectation(layer.dtype) if layer.network.unary and not self.hooked else None
+        return found is not None and found.method == "subspace" and layer.groups == 1
 
     def before(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x * self.input_scale

@@ -157,6 +157,15 @@ def jacobian(call: Call, backend: Backend, wanted: Wanted) -> NDArray[np.float64
     return rule.jacobian(call, wanted, backend.run(plan) if plan else [])
 
 
+def of_groups(part: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Jacobians ``(*shape, groups * size)`` from each group's own, ``(samples, groups, outputs, size)``."""
+    samples, groups, outputs, size = part.shape
+    own = np.arange(groups)  # a group's outputs depend on its own inputs and weights alone
+    found = np.zeros((samples, groups, outputs, groups, size))
+    found[:, own, :, own] = part.swapaxes(0, 1)
+    return found.reshape(*shape, groups * size)
+
+
 def simulated_jacobian(call: Call, evaluate: TensorFunction, wanted: Wanted) -> NDArray[np.float64]:
     """``(..., observables, inputs + weights)`` by differentiating a tensor function."""
     inputs, outputs = call.template.num_inputs, call.template.num_outputs

@@ -29,6 +29,41 @@ def test_a_projection_is_scale_times_circuit_plus_bias():
     assert all(p.ndim == 1 for p in module.parameters())
 
 
+@pytest.mark.parametrize("outer, inner", [(torch.float32, torch.float32), (torch.float64, torch.float64),
+                                          (torch.float64, torch.float32), (torch.bfloat16, torch.float32)])  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"qubits": 3}, {"ansatz": "brickwork"}])
+def test_a_projection_equals_its_parts_whether_or_not_its_circuits_are_a_matrix(options, outer, inner):
+    dtype = torch.complex128 if inner is torch.float64 else torch.complex64
+    layer = QuantumLayer(6, **{"ansatz": "orthogonal_brick", "layers": 3, **options}, dtype=dtype)
+    module = QuantumProjection(layer, input_scale=True, scale=0.7, bias=True)
+    module.bias.data.uniform_()
+    assert module.is_matrix == (not options)
+    x = torch.randn(5, 2, 6, dtype=outer, requires_grad=True)
+    parameters, weights = [x, *module.parameters()], torch.randn(5, 2, 6)
+    precision = {"rtol": 0.05, "atol": 0.05} if outer is torch.bfloat16 else {}
+
+    def of(function):
+        (penalty,) = torch.autograd.grad((found := function(x)).tanh().sum(), x, create_graph=True)
+        return [found, *torch.autograd.grad((found * weights).sum() + penalty.square().sum(), parameters)]
+
+    apart = of(lambda x: module.after(module.layer(module.before(x))))
+    for found, expected in zip(of(module), apart, strict=True):
+        assert found.dtype == expected.dtype
+        torch.testing.assert_close(found, expected, **precision)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(module(x.float()), module.after(module.layer(module.before(x.float()))))
+
+
+def test_a_projection_on_a_device_is_no_matrix_and_input_of_another_size_is_refused():
+    module = QuantumProjection(QuantumLayer(4, ansatz="orthogonal_brick", method="subspace"))
+    with pytest.raises(ValueError, match=r"input must be \(\.\.\., 4\), not \(2, 3\)"):
+        module(torch.randn(2, 3))
+    exact = module(x := torch.randn(2, 4))
+    module.layer.backend = "aer_cpu"
+    assert not module.is_matrix
+    torch.testing.assert_close(module(x), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_projected_together_equals_projected_alone():
     modules = [quantum(4), nn.Linear(4, 4), quantum(4), nn.Identity()]
     inputs = [torch.randn(2, 5, 4) for _ in modules]
