@@ -9,6 +9,7 @@ from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
 from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import BackendConfig
 
 
 @click.command(cls=cli.Command)
@@ -24,6 +25,7 @@ from qrkt_hw.runs import RunFolder
 @click.option("--out", type=cli.PATH, help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
+@click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @cli.trust_flag
@@ -31,8 +33,8 @@ from qrkt_hw.runs import RunFolder
 @cli.device_flags
 def generate(
     run: Path | None, count: int | None, seed: int, class_name: str | None, truncation: float | None,
-    grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, resume: bool, restart: bool,
-    device: dict[str, Any], trust_ansatz: bool, **flags: Any,
+    grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, dry_run: bool, resume: bool,
+    restart: bool, device: dict[str, Any], trust_ansatz: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
 
@@ -57,11 +59,16 @@ def generate(
     from qrkt_hw import backends
 
     alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
+    alone = "--dry-run plans" if dry_run else alone
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--count", count), alone)
     from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import evaluation
     from qrkt_hw.plots.charts import save_film, save_grid
 
+    if dry_run:
+        if resume or restart:
+            raise UserError("--dry-run only plans; leave out --resume and --restart")
+        return _show_plan(folder, place, count, device["budget"])
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     # a journal of an earlier version has none of these
     asked |= {key: value for key, value in {"class": chosen, "truncation": truncation}.items() if value is not None}
@@ -83,6 +90,29 @@ def generate(
         with cli.writing("--grid", file):
             (save_film if film else save_grid)(images, file, row)
         cli.echo(str(file))
+
+
+def _show_plan(folder: RunFolder, place: BackendConfig, count: int, budget: Any) -> None:
+    """Say what generating so many images takes on a device."""
+    from qrkt_hw import backends
+    from qrkt_hw.commands.infer import SHOTS, refuse_simulator
+    from qrkt_hw.data import DataShape
+    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.resources.forecast import plan
+    from qrkt_hw.resources.tables import summarize
+
+    said, options, shape = cli.console(stderr=True), folder.options(), DataShape.of(folder.description())
+    backend: Any = backends.make(place, options.training.seed, said)
+    if place.shots is None and backend.target is not None and not backend.shots:
+        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
+        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
+    refuse_simulator(backend, dry_run=True)
+    model = evaluation.gan_of(folder, backend)
+    for line in summarize(model, shape, backend.shots):
+        said.print(line, highlight=False)
+    batch, refuse = min(count, evaluation.GENERATED), budget.flag is not None
+    for line in plan(model, options, shape, count, batch, backend, budget, refuse).lines(backend.name):
+        cli.echo(line)
 
 
 def _class(folder: RunFolder, name: str) -> int:

@@ -230,7 +230,7 @@ class GanTask(Task):
             save_grid(self._drawn(COLUMNS * ROWS), run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
         if self.options.gan.live_fid is not None:
             score = -last["fid"], 0.0
-            if not due or (record.best_epoch and score <= record.best):
+            if not math.isfinite(score[0]) or (record.best_epoch and score <= record.best):
                 return False
             record.best = score
         record.best_epoch = epoch
