@@ -95,7 +95,8 @@ def generate(
 def _show_plan(folder: RunFolder, place: BackendConfig, count: int, budget: Any) -> None:
     """Say what generating so many images takes on a device."""
     from qrkt_hw import backends
-    from qrkt_hw.commands.infer import SHOTS, refuse_simulator
+    from qrkt_hw.backends.entries import SHOTS
+    from qrkt_hw.commands.infer import refuse_simulator
     from qrkt_hw.data import DataShape
     from qrkt_hw.experiments import evaluation
     from qrkt_hw.resources.forecast import plan
