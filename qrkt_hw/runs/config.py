@@ -20,6 +20,7 @@ from qrkt_hw.errors import UserError, flag, sentence
 from qrkt_hw.runs.sections import (
     GAN_DEFAULTS,
     MODELS,
+    NETWORK_KEYS,
     NETWORKS,
     SECTIONS,
     TEXT_SETS,
@@ -42,7 +43,6 @@ _ALONE = {("model", "kind"): "model", ("backend", "name"): "backend"}
 _WORDS = {"text_length", "vocabulary", "unique_words", "word_pairs"}
 _OF_PROJECTIONS = {"qubits", "structured", "input_scale", "output_scale", "initial_output_scale", "output_bias"}
 _GENERATOR_BLOCKS = {"generator_projection", "generator_heads", "generator_mlp_ratio"}
-_OF_NETWORKS = {f"{network}_{key}" for network in NETWORKS for key in ("ansatz", "qubits", "layers")}
 
 
 class Key(NamedTuple):
@@ -61,6 +61,7 @@ def _keys() -> Iterator[tuple[str, Key]]:
             fields = {**one.model_fields, **fields}
         for name, field in fields.items():
             kinds = tuple(kind for kind, one in MODELS.items() if section != "model" or name in one.model_fields)
+            kinds = ("gan",) if name in NETWORK_KEYS else kinds
             yield _ALONE.get((section, name), name), Key(section, name, field, kinds)
 
 
@@ -103,7 +104,7 @@ class Config(BaseModel):
         for name, key in KEYS.items():
             # a default that is foreign to the model asks for nothing
             if name in flat and (kind in key.kinds or flat[name] != key.field.default):
-                nested[key.section][key.name] = flat[name]
+                nested[key.section if kind in key.kinds else "model"][key.name] = flat[name]  # where it is refused
         return {**nested, **{name: value for name, value in flat.items() if name not in KEYS}}
 
     def __eq__(self, other: object) -> bool:
@@ -190,7 +191,7 @@ class Config(BaseModel):
         """Make sure that a model can start from the weights of a run: angles mean nothing in other circuits."""
         here, there = self.flat(), theirs.flat()
         own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
-        for key in ("model", *own, *sorted(_OF_NETWORKS)):
+        for key in ("model", *own, *NETWORK_KEYS):
             if here[key] != there[key] and (key == "model" or self.has_projections):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
@@ -332,7 +333,7 @@ def _reason(config: Config, key: str) -> str | None:
         checks += [
             (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
             (key == "patience" and m.live_fid is None, "no FID is measured in training (--live-fid)"),
-            *[(key in _OF_NETWORKS and key.startswith(network) and not quantum, f"the {network} has no circuits")
+            *[(key in NETWORK_KEYS and key.startswith(network) and not quantum, f"the {network} has no circuits")
               for network, quantum in m.quantum_networks.items()],
             (key in ("ansatz", "qubits", "layers") and all(getattr(circuit, f"{n}_{key}", None) for n in NETWORKS),
              f"--generator-{key} and --discriminator-{key} take its place"),
@@ -357,7 +358,6 @@ def _reason(config: Config, key: str) -> str | None:
     else:
         rules = [m.rk] if m.rk_blocks else []
         checks += [
-            (key in _OF_NETWORKS, "only --model gan has these networks"),
             (key in ("heads", "mlp", "projection", "attention") and not parts,
              "the model has no blocks (--encoder-blocks, --rk-blocks, --decoder-blocks)"),
             (key == "drop_path" and m.encoder_blocks + m.rk_blocks + m.decoder_blocks < 2,

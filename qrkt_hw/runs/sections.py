@@ -17,6 +17,7 @@ RANKS = ("devices", "num_nodes", "strategy")  # options that a resume may change
 TWICE = ("wgangp-eps", "nonsaturating-r1")  # losses that differentiate the discriminator twice
 POLICIES = ("color", "translation", "cutout")
 NETWORKS = ("generator", "discriminator")
+NETWORK_KEYS = tuple(f"{network}_{key}" for network in NETWORKS for key in ("ansatz", "qubits", "layers"))
 ANSATZ_KEYS = ("ansatz", "attention_ansatz", "mlp_ansatz", *(f"{network}_ansatz" for network in NETWORKS))
 
 Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]

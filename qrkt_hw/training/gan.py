@@ -64,8 +64,6 @@ class GanTask(Task):
         self.every = o.samples_every or max(1, t.epochs // 20)
         self._extractor: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor] | None = None
         self._told = set[str]()
-        if o.live_fid is not None:
-            self.shown += "  FID {fid:.1f}"
 
     @property
     def kept(self) -> Gan:
@@ -161,9 +159,10 @@ class GanTask(Task):
             metrics |= learner.gradient_norms(f"{name}_")
         if not all(map(math.isfinite, metrics.values())):
             raise self.diverged(epoch, "losses {generator_loss} and {discriminator_loss}".format(**metrics))
+        due = self._due(epoch)
         if self.options.gan.live_fid is not None:
-            due = self._due(epoch)
             metrics["fid"] = self.ranks.first(partial(self._live_fid, epoch)) if due else math.nan
+            self.shown = GanTask.shown + ("  FID {fid:.1f}" if due else "")
         if self.ranks.leads:
             self._detect(epoch, metrics["discriminator_loss"])
         return {**metrics, "learning_rate": self._rate}

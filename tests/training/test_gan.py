@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from qrkt_hw.commands.options import merge
 from qrkt_hw.data import load_data
 from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models import metrics
@@ -104,4 +105,5 @@ def test_options_of_networks_that_would_have_no_effect_are_named():
     assert "the generator has no circuits" in unused(Config(**gan), ["generator_ansatz"])
     both = {**TINY, "generator_ansatz": "qrkt", "discriminator_ansatz": "qrkt", "ansatz": "rx_ring"}
     assert "take its place" in unused(Config(**both), ["ansatz"])
-    assert "--model gan" in unused(Config(generator_ansatz="qrkt"), ["generator_ansatz"])
+    with pytest.raises(UserError, match="only --model gan reads it"):
+        merge(None, None, {"generator_ansatz": "qrkt"})
