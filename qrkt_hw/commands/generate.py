@@ -68,7 +68,8 @@ def generate(
     if dry_run:
         if resume or restart:
             raise UserError("--dry-run only plans; leave out --resume and --restart")
-        return _show_plan(folder, place, count, device["budget"])
+        _show_plan(folder, place, count, device["budget"])
+        return
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
     # a journal of an earlier version has none of these
     asked |= {key: value for key, value in {"class": chosen, "truncation": truncation}.items() if value is not None}
