@@ -8,6 +8,8 @@ import click
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, on_ranks, options_from, ranks_in
 from qrkt_hw.errors import UserError
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import BackendConfig
 
 
 @click.command(
@@ -25,10 +27,18 @@ qrkt-hw generate runs/NAME --samples 100 -o images""",
     "--samples", "count", type=click.IntRange(1, 100_000), help="images  [default: 64, or 8 rows with --interpolate]"
 )
 @click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of the noise")
-@click.option("--plot", "grid", type=cli.PATH, help="all images in one picture (.png)")
+@click.option("--class", "class_name", help="generate this class only, of a conditional GAN  [default: all in turn]")
+@click.option(
+    "--truncation", type=click.FloatRange(0, 10, min_open=True),
+    help="cut the noise off at plus and minus this value: better images, less varied  [default: no truncation]",
+)  # fmt: skip
+@click.option(
+    "--plot", "grid", type=cli.PATH, help="all images in one picture (.png), or a film (.gif) with --interpolate"
+)
 @click.option("--out", type=cli.PATH, help="folder for one file an image  [default: a grid instead]")
 @click.option("--columns", type=click.IntRange(1, 1000), help="of the grid  [default: 8]")
 @click.option("--interpolate", is_flag=True, help="each row of the grid leads from one point of noise to another")
+@click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option("--resume", is_flag=True, help="on a device: resume one that was stopped, by the same flags")
 @click.option("--restart", is_flag=True, help="begin anew although another one was stopped half-way")
 @cli.trust_flag
@@ -36,16 +46,19 @@ qrkt-hw generate runs/NAME --samples 100 -o images""",
 @options_from((*INFERRING, *PROCESSES))
 @cli.device_flags
 def generate(
-    run: Path | None, count: int | None, seed: int, grid: Path | None, out: Path | None, columns: int | None,
-    interpolate: bool, resume: bool, restart: bool, device: dict[str, Any], trust_ansatz: bool, as_json: bool,
-    **flags: Any,
+    run: Path | None, count: int | None, seed: int, class_name: str | None, truncation: float | None,
+    grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, dry_run: bool, resume: bool,
+    restart: bool, device: dict[str, Any], trust_ansatz: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
 
     Without --plot and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
-    if grid is not None and grid.suffix.lower() != ".png":
-        raise UserError(f"--plot: {grid} must end in .png")
+    film = grid is not None and grid.suffix.lower() == ".gif"
+    if film and not interpolate:
+        raise UserError(f"--plot: {grid} is a film, which --interpolate makes; add it, or end in .png")
+    if grid is not None and not film and grid.suffix.lower() != ".png":
+        raise UserError(f"--plot: {grid} must end in .png, or in .gif with --interpolate")
     if columns is not None and out is not None and grid is None and not interpolate:
         raise UserError("--columns: single files stand in no grid; add --plot, or leave it out")
     row = columns or 8
@@ -56,22 +69,32 @@ def generate(
     count = count or (8 * row if interpolate else 64)
     folder, ranks = cli.opened(run, trust_ansatz, err=as_json), ranks_in(flags)
     place = check_used(folder, flags)
+    chosen = None if class_name is None else _class(folder, class_name)
     from qrkt_hw import backends
 
     alone = f"{place.name!r}, which bills its time, runs" if backends.bills(place) else None
+    alone = "--dry-run plans" if dry_run else alone
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--samples", count), alone)
     from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import evaluation
-    from qrkt_hw.plots.charts import save_grid
+    from qrkt_hw.plots.charts import save_film, save_grid
 
+    if dry_run:
+        if resume or restart:
+            raise UserError("--dry-run only plans; leave out --resume and --restart")
+        _show_plan(folder, place, count, device["budget"], as_json)
+        return
     asked = {"count": count, "seed": seed, "columns": row, "interpolate": interpolate, **flags}
+    # a journal of an earlier version has none of these
+    asked |= {key: value for key, value in {"class": chosen, "truncation": truncation}.items() if value is not None}
     with backends.open(
         place, run=folder, kind="generate", arguments=asked, console=cli.console(stderr=True), seed=seed, resume=resume,
         restart=restart, **device,
     ) as backend:  # fmt: skip
         model = evaluation.gan_of(folder, backend)
-        points = evaluation.noise(count, model.latent, seed, interpolate, row)
-        images = evaluation.draw(model, points, here().over_samples(backend))
+        points = evaluation.noise(count, model.latent, seed, interpolate, row, truncation)
+        labels = evaluation.classes_of(model, count, chosen, row if interpolate else 1)
+        images = evaluation.draw(model, points, labels, here().over_samples(backend))
     if not here().leads:
         return
     files = [] if out is None else [out]
@@ -81,11 +104,54 @@ def generate(
     if grid is not None or out is None:
         file = grid or folder.path / "samples" / f"seed-{seed}.png"
         with cli.writing("--plot", file):
-            save_grid(images, file, row)
+            (save_film if film else save_grid)(images, file, row)
         cli.echo(str(file), err=as_json)
         files.append(file)
     if as_json:
         cli.told({"run": str(folder.path), "samples": count, "seed": seed, "files": [str(file) for file in files]})
+
+
+def _show_plan(folder: RunFolder, place: BackendConfig, count: int, budget: Any, as_json: bool) -> None:
+    """Say what generating so many images takes on a device."""
+    from qrkt_hw import backends
+    from qrkt_hw.backends.entries import SHOTS
+    from qrkt_hw.commands.infer import refuse_simulator
+    from qrkt_hw.data import DataShape
+    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.resources.forecast import plan
+    from qrkt_hw.resources.tables import summarize
+
+    said, options, shape = cli.console(stderr=True), folder.options(), DataShape.of(folder.description())
+    backend: Any = backends.make(place, options.training.seed, said)
+    if place.shots is None and backend.target is not None and not backend.shots:
+        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
+        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
+    refuse_simulator(backend, dry_run=True)
+    model = evaluation.gan_of(folder, backend)
+    for line in summarize(model, shape, backend.shots):
+        said.print(line, highlight=False)
+    batch, refuse = min(count, evaluation.GENERATED), budget.flag is not None
+    planned = plan(model, options, shape, count, batch, backend, budget, refuse)
+    if as_json:
+        cli.told({"backend": backend.name, **planned.record()})
+        return
+    for line in planned.lines(backend.name):
+        cli.echo(line)
+
+
+def _class(folder: RunFolder, name: str) -> int:
+    """The number of a class, by its name or by itself."""
+    options, names = folder.options(), list(folder.description()["class_names"])
+    if options.model.kind != "gan":
+        raise UserError(f"run: {folder.path} is a classifier; a GAN is needed (qrkt-hw train --model gan)")
+    if not options.gan.conditional:
+        raise UserError(f"--class: {folder.path} was trained without --conditional and knows no classes; leave it out")
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"--class: no class {name!r}; there are {shown}, or their numbers from 0 to {len(names) - 1}")
 
 
 @click.command(
@@ -159,6 +225,11 @@ def evaluate(
         f"Gaussian, {quality['confident_of_shuffled']:.1%} of shuffled images"
     )
     cli.echo("  classes take " + " ".join(f"{share:.1%}" for share in reference["shares"]))
+    distance = record["sliced_wasserstein"]
+    cli.echo(
+        f"sliced Wasserstein distance of pixels to training images: {distance['run']:.4f} (test images: "
+        f"{distance['test images']:.4f}), without an extractor"
+    )
     near = record["nearest_training_image"]
     cli.echo(
         f"nearest training image: {near['median_distance']:.2f} away (test images: "

@@ -138,7 +138,7 @@ def infer(
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
-    _refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
+    refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
@@ -361,7 +361,9 @@ def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_t
         raise UserError(f"{flag}: it is for one device, and --backend lists {len(backend.devices)}; name one of them")
 
 
-def _refuse_simulator(backend: Any, dry_run: bool, compare: bool, report: bool, fine_tune: int | None) -> None:
+def refuse_simulator(
+    backend: Any, dry_run: bool = False, compare: bool = False, report: bool = False, fine_tune: int | None = None
+) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
 

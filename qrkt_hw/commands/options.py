@@ -13,7 +13,7 @@ from qrkt_hw.errors import UserError, flag, rank_and_count, unknown
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
 from qrkt_hw.runs.folder import read_yaml
-from qrkt_hw.runs.sections import GAN_DEFAULTS, SIDES
+from qrkt_hw.runs.sections import ANSATZ_KEYS, GAN_DEFAULTS, SIDES
 
 TRAINING = tuple(KEYS)
 INFERRING = tuple(name for name, key in KEYS.items() if key.section == "backend" and name != "gradient")
@@ -133,7 +133,7 @@ def merge(preset: str | None, file: Path | None, flags: dict[str, Any], source: 
     if source is not None and theirs is not None:
         config.check_source(theirs, source.path)
         return config.with_circuits(lambda: theirs.circuits)
-    named = {key: getattr(config.circuit, key) for key in ("ansatz", "attention_ansatz", "mlp_ansatz")}
+    named = {key: getattr(config.circuit, key) for key in ANSATZ_KEYS}
     whole = {key: _resolved(name) for key, name in named.items() if name is not None}
     return config if whole.items() <= named.items() else config.replace(**whole)
 
@@ -167,12 +167,21 @@ def check_early(config: Config) -> None:
     if backend.name not in known and not backend.name.startswith(("fake_", "ibm_")):
         rest = "and every fake_NAME of the IBM runtime"
         raise UserError(f"--backend: {unknown('backend', backend.name, known, rest)}")
-    if model.kind != "gan" and model.projection == "classical":
+    if model.kind == "gan":
+        for network in (name for name, quantum in model.quantum_networks.items() if quantum):
+            own = getattr(circuit, f"{network}_ansatz")
+            try:
+                config.of_network(network).template("attention")
+            except UserError as error:
+                name = "ansatz" if own is None else f"{network}_ansatz"
+                raise UserError(str(error).replace("--ansatz:", f"{flag(name)}:")) from error
+        return
+    if model.projection == "classical":
         return  # circuits over tokens, as many as the data have
-    attention = model.kind == "gan" or model.quantum_attention
+    attention = model.quantum_attention
     if attention:
         config.template("attention")
-    own = model.kind != "gan" and model.quantum_mlp and (circuit.mlp_ansatz or circuit.mlp_layers)
+    own = model.quantum_mlp and (circuit.mlp_ansatz or circuit.mlp_layers)
     if own or not attention:
         config.template("mlp")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from qrkt_hw.data.parquet import Stream
-from qrkt_hw.data.ranks import Ranks, Share, set_share
+from qrkt_hw.data.ranks import Ranks, Share, set_share, share
 from qrkt_hw.errors import UserError
 
 
@@ -87,9 +87,9 @@ class _Fetched(Dataset[Any]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, ...] | UserError:
         total = len(draw.indices)
-        share = None if self.ranks[1] == 1 else Share.of(total, *self.ranks)
-        own = list(range(total)) if share is None else list(range(share.start, share.stop))
-        before = self.mixup and share is not None  # a share is mixed with the sample before it, too
+        part = None if self.ranks[1] == 1 else Share.of(total, *self.ranks)
+        own = list(range(total)) if part is None else list(range(part.start, part.stop))
+        before = self.mixup and part is not None  # a share is mixed with the sample before it, too
         if before:
             own = [(own[0] - 1) % total, *own]
         try:
@@ -97,14 +97,14 @@ class _Fetched(Dataset[Any]):
                 inputs, labels = self.dataset.batch(draw.seed, draw.epoch, draw.number, self.batch_size, own)
             else:
                 inputs, labels = self.dataset[[draw.indices[k] for k in own]]
-                if share is not None and not inputs.is_floating_point():  # texts are as long as the batch's longest
+                if part is not None and not inputs.is_floating_point():  # texts are as long as the batch's longest
                     inputs = self.dataset[draw.indices][0][own]
         except UserError as error:
             return error
         if self.augment != "none":
             # the 1 keeps these numbers apart from the order of the samples
             random = np.random.default_rng((draw.seed or 0, draw.epoch, 1, draw.number))
-            inputs = augmented(inputs, self.augment, random, None if share is None else (own, total))
+            inputs = augmented(inputs, self.augment, random, None if part is None else (own, total))
         if not self.mixup:
             return inputs, labels
         # torchvision's MixUp: one weight for the batch, whose order is drawn already; partners are one place before
@@ -142,6 +142,26 @@ class Batches(DataLoader[Any]):
                 if worker.is_alive():
                     worker.kill()
                     worker.join()
+
+
+def portions(count: int, parts: int, device: torch.device) -> Iterator[slice]:
+    """Rows of this process' ``count`` samples of a batch in ``parts``, one after the other. Within each, random numbers
+    and weights are those of its rows in the batch, so that sums over all parts do not depend on their number."""
+    parts, before = min(parts, count), share()
+    if parts == 1:
+        yield slice(0, count)
+        return
+    whole, cuda = before or Share(0, count, count, 1.0), [device] if device.type == "cuda" else []
+    state = torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in cuda]
+    for k in range(parts):
+        torch.set_rng_state(state[0])
+        for d, kept in zip(cuda, state[1], strict=True):
+            torch.cuda.set_rng_state(kept, d)
+        rows = slice(count * k // parts, count * (k + 1) // parts)
+        weight = whole.weight * (rows.stop - rows.start) / count
+        set_share(Share(whole.start + rows.start, whole.start + rows.stop, whole.total, weight))
+        yield rows
+    set_share(before)
 
 
 def loader(

@@ -63,6 +63,11 @@ def set_share(share: Share | None) -> None:
     _share = share
 
 
+def share() -> Share | None:
+    """The part of a batch that this process computes; None for all of it."""
+    return _share
+
+
 def shared() -> bool:
     """Whether this process computes a part of a batch only."""
     return _share is not None

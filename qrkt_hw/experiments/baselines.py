@@ -15,9 +15,10 @@ from qrkt_hw.data import Data, DataShape, load_data
 from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import Group, grouped, write_comparison
-from qrkt_hw.experiments.evaluation import evaluate, reference_classifier
+from qrkt_hw.experiments.evaluation import evaluate
 from qrkt_hw.models.ablation import SAME, Structure, StructuredLayer
 from qrkt_hw.models.factory import build_model, count_parameters
+from qrkt_hw.models.metrics import reference_classifier
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_json
 from qrkt_hw.runs.config import Config

@@ -31,6 +31,7 @@ from qrkt_hw.runs.atomic import replace_with, write_json, write_text
 from qrkt_hw.runs.circuits import Circuits, Index
 from qrkt_hw.runs.config import Config, of_kept
 from qrkt_hw.runs.folder import check_description, read_json
+from qrkt_hw.runs.sections import ANSATZ_KEYS
 from qrkt_hw.simulator.analysis import cones
 
 DRAWN = 80  # most gates of a circuit that the model card shows
@@ -191,7 +192,7 @@ class QViT(
         dataset = options.data.dataset
         dataset = f"folder:{Path(dataset.partition(':')[2]).name}" if dataset.startswith("folder:") else dataset
         private = {"data_dir": None, "backends_file": None, "instance": None, "download": False}
-        named = {key: getattr(options.circuit, key) for key in ("ansatz", "attention_ansatz", "mlp_ansatz")}
+        named = {key: getattr(options.circuit, key) for key in ANSATZ_KEYS}
         private |= {key: short.get(name) for key, name in named.items()}
         public = options.replace(dataset=dataset, **private)
         results = {key: found[key] for key in KEPT_RESULTS if key in found}

@@ -205,8 +205,17 @@ def build_gan(options: Config, shape: DataShape, backend: str | Backend = "exact
     Raises:
         UserError: sizes that do not fit each other or the data.
     """
+    gan = options.gan
     if shape.vocabulary or shape.channels not in (1, 3):
         raise UserError("--model: gan draws images of 1 or 3 channels; this data set has none")
+    if gan.accumulate > 1 and gan.loss == "wgangp-eps":
+        raise UserError(
+            f"--accumulate: {gan.accumulate} parts, and the drift of wgangp-eps needs the scores of the whole batch; "
+            "take --accumulate 1, or --loss hinge or nonsaturating-r1"
+        )
+    classes = shape.classes if gan.conditional else 0
+    if gan.conditional and classes < 2:
+        raise UserError(f"--conditional: the data set has {classes} class; leave it out")
     side, widths = _sizes(options, shape)
     ordinary = _per_stage(options, "generator_blocks")
     steps = _per_stage(options, "generator_rk_blocks")
@@ -217,15 +226,16 @@ def build_gan(options: Config, shape: DataShape, backend: str | Backend = "exact
         for k, width in enumerate(widths)
     ]
     generator = Generator(
-        latent=options.gan.latent,
+        latent=gan.latent,
         side=side,
         widths=widths,
         stages=stages,
         channels=shape.channels,
-        patch=options.gan.generator_patch,
-        bounded=options.gan.generator_output == "tanh",
+        patch=gan.generator_patch,
+        bounded=gan.generator_output == "tanh",
+        classes=classes,
     )
-    scored = DataShape(shape.channels, shape.image_size, 1)
+    scored = DataShape(shape.channels, shape.image_size, 1 + classes)
     return Gan(generator, build_transformer(discriminator_options(options), scored, backend))
 
 
@@ -233,7 +243,7 @@ def discriminator_options(options: Config) -> Config:
     """Those of the vision transformer that scores images."""
     gan = options.gan
     return _vit(
-        options,
+        options.of_network("discriminator"),
         projection=gan.discriminator_projection or gan.projection,
         encoder_blocks=gan.discriminator_blocks,
         rk_blocks=gan.discriminator_rk_blocks,
@@ -256,7 +266,7 @@ def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> C
     size = max(1, round(width * options.gan.generator_mlp_ratio))
     gan = options.gan
     stage = _vit(
-        options,
+        options.of_network("generator"),
         projection=gan.generator_projection or gan.projection,
         hidden=width,
         heads=gan.generator_heads or gan.heads,

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
 from qiskit_machine_learning import QiskitMachineLearningError
@@ -25,7 +24,7 @@ from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.conversion import InputError, Linear, bound, initial, of_qnn, specs, template_of
 from qrkt_hw.simulator import REAL, apart, compiling, full_precision, simulator
-from qrkt_hw.simulator.subspace import linear_map
+from qrkt_hw.simulator.subspace import affine_map, linear_map
 from qrkt_hw.simulator.tables import derived_jacobian, derived_values
 
 # features -> module that maps (..., features) to (..., features): what stands where a transformer has a linear layer
@@ -466,11 +465,8 @@ class QuantumProjection(nn.Module):
         if self.is_matrix and not compiling():
             _, weight = self.layer.grouped(x)
             if all(p.dtype == x.dtype for p in (weight, *self.parameters())):
-                # scaling the matrix costs less than scaling its products
-                (matrix,) = linear_map(self.layer.template, weight)
-                matrix = matrix if self.scale is None else matrix * self.scale.unsqueeze(-1)
                 with full_precision(x):
-                    return F.linear(self.before(x), matrix.to(x), self.bias)
+                    return affine_map(self.layer.template, weight, self.before(x), self.scale, self.bias)
         return self.after(self.layer(self.before(x)))
 
     @property
@@ -486,10 +482,10 @@ class QuantumProjection(nn.Module):
 
     @property
     def is_matrix(self) -> bool:
-        """Whether the circuits are one matrix, evaluated here, and no hook waits for its products."""
+        """Whether the circuits are matrices, evaluated here, and no hook waits for their products."""
         layer = self.layer
         found = layer.expectation(layer.dtype) if layer.network.unary and not self.hooked else None
-        return found is not None and found.method == "subspace" and layer.groups == 1
+        return found is not None and found.method == "subspace"
 
     def before(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x * self.input_scale

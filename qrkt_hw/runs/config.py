@@ -20,6 +20,8 @@ from qrkt_hw.errors import UserError, flag, sentence
 from qrkt_hw.runs.sections import (
     GAN_DEFAULTS,
     MODELS,
+    NETWORK_KEYS,
+    NETWORKS,
     SECTIONS,
     TEXT_SETS,
     BackendConfig,
@@ -59,6 +61,7 @@ def _keys() -> Iterator[tuple[str, Key]]:
             fields = {**one.model_fields, **fields}
         for name, field in fields.items():
             kinds = tuple(kind for kind, one in MODELS.items() if section != "model" or name in one.model_fields)
+            kinds = ("gan",) if name in NETWORK_KEYS else kinds
             yield _ALONE.get((section, name), name), Key(section, name, field, kinds)
 
 
@@ -101,7 +104,7 @@ class Config(BaseModel):
         for name, key in KEYS.items():
             # a default that is foreign to the model asks for nothing
             if name in flat and (kind in key.kinds or flat[name] != key.field.default):
-                nested[key.section][key.name] = flat[name]
+                nested[key.section if kind in key.kinds else "model"][key.name] = flat[name]  # where it is refused
         return {**nested, **{name: value for name, value in flat.items() if name not in KEYS}}
 
     def __eq__(self, other: object) -> bool:
@@ -180,11 +183,15 @@ class Config(BaseModel):
                 raise
             raise UserError(str(error).replace("--ansatz:", f"{flag(key)}:")) from error
 
+    def of_network(self, network: str) -> Self:
+        """The same configuration with the circuits of a GAN's ``generator`` or ``discriminator``."""
+        return self.model_copy(update={"circuit": self.circuit.of_network(network)})
+
     def check_source(self, theirs: Config, run: Path) -> None:
         """Make sure that a model can start from the weights of a run: angles mean nothing in other circuits."""
         here, there = self.flat(), theirs.flat()
         own = ("ansatz", "attention_ansatz", "mlp_ansatz", "qubits", "layers", "mlp_qubits", "mlp_layers")
-        for key in ("model", *own):
+        for key in ("model", *own, *NETWORK_KEYS):
             if here[key] != there[key] and (key == "model" or self.has_projections):
                 raise UserError(f"{flag(key)}: {run}, whose weights are taken, has {there[key]}; leave it out")
 
@@ -325,6 +332,11 @@ def _reason(config: Config, key: str) -> str | None:
         fields, rules = bool(rules), rules + ([m.discriminator_rk] if m.discriminator_rk_blocks else [])
         checks += [
             (key in ("label_smoothing", "mixup"), "--model is gan, which does not read it"),
+            (key == "patience" and m.live_fid is None, "no FID is measured in training (--live-fid)"),
+            *[(key in NETWORK_KEYS and key.startswith(network) and not quantum, f"the {network} has no circuits")
+              for network, quantum in m.quantum_networks.items()],
+            (key in ("ansatz", "qubits", "layers") and all(getattr(circuit, f"{n}_{key}", None) for n in NETWORKS),
+             f"--generator-{key} and --discriminator-{key} take its place"),
             (key == "learning_rate" and bool(m.generator_learning_rate and m.discriminator_learning_rate),
              "--generator-learning-rate and --discriminator-learning-rate take its place"),
             (key == "drop_path" and max(sum(counts), m.discriminator_blocks + m.discriminator_rk_blocks) < 2,

@@ -1,7 +1,7 @@
 """The sections of a configuration: every key with its default, its bounds and its line of help."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -16,6 +16,9 @@ TEXT_SETS = ("imdb",)
 RANKS = ("devices", "num_nodes", "strategy")  # options that a resume may change
 TWICE = ("wgangp-eps", "nonsaturating-r1")  # losses that differentiate the discriminator twice
 POLICIES = ("color", "translation", "cutout")
+NETWORKS = ("generator", "discriminator")
+NETWORK_KEYS = tuple(f"{network}_{key}" for network in NETWORKS for key in ("ansatz", "qubits", "layers"))
+ANSATZ_KEYS = ("ansatz", "attention_ansatz", "mlp_ansatz", *(f"{network}_ansatz" for network in NETWORKS))
 
 Projection = Literal["quantum", "classical", "quantum-attention", "quantum-mlp"]
 Rule = Literal["rk1", "rk2", "rk3", "rk4", "rk4-enhanced"]
@@ -162,6 +165,9 @@ class GanConfig(TransformerConfig):
 
     kind: Literal["gan"] = "gan"
     patch: int = key(4, "pixels along a side of a patch", ge=1)
+    conditional: bool = key(
+        False, "class-conditional: a class embedding in each stage of the generator, a projection discriminator"
+    )
     latent: int = key(64, "size of the noise", ge=1, le=65_536)
     generator_hidden: int = key(64, "width of the generator's first tokens", ge=1, le=16_384)
     generator_stages: int = key(
@@ -194,7 +200,14 @@ class GanConfig(TransformerConfig):
     beta1: float = key(0.0, "Adam's first decay", ge=0, lt=1)
     beta2: float = key(0.99, "Adam's second decay", ge=0, lt=1)
     rate_decay: Literal["linear", "none"] = key("linear", "learning rates fall to 0, or stay")
+    accumulate: int = key(
+        1, "gradient accumulation: compute each batch in so many parts, for less memory; the step is the same", ge=1
+    )
     samples_every: int | None = key(None, "epochs between two sample grids [default: a twentieth of all]", ge=1)
+    live_fid: int | None = key(
+        None, "samples whose FID is measured with each grid, and shown; the weights of the lowest are kept", ge=100
+    )
+    patience: int | None = key(None, "stop after so many live FIDs in a row that are not the lowest", ge=1)
 
     @field_validator("generator_blocks", "generator_rk_blocks", mode="before")
     @classmethod
@@ -216,10 +229,18 @@ class GanConfig(TransformerConfig):
     @property
     def projections(self) -> list[str]:
         """Where circuits stand, for each network that has blocks."""
+        return list(self._of_networks().values())
+
+    @property
+    def quantum_networks(self) -> dict[str, bool]:
+        """Whether a network has circuits."""
+        return {network: self._of_networks().get(network, "classical") != "classical" for network in NETWORKS}
+
+    def _of_networks(self) -> dict[str, str]:
         generator = any(int(n) for n in f"{self.generator_blocks},{self.generator_rk_blocks}".split(","))
-        sides = [self.generator_projection] if generator else []
-        sides += [self.discriminator_projection] if self.discriminator_blocks + self.discriminator_rk_blocks else []
-        return [side or self.projection for side in sides]
+        blocks = generator, self.discriminator_blocks + self.discriminator_rk_blocks
+        own = self.generator_projection, self.discriminator_projection
+        return {n: p or self.projection for n, p, there in zip(NETWORKS, own, blocks, strict=True) if there}
 
 
 class CircuitConfig(Section):
@@ -244,10 +265,23 @@ class CircuitConfig(Section):
     output_bias: bool = key(False, "a learned bias per feature after each circuit")
     dtype: Literal["complex64", "complex128"] = key("complex64", "precision of the simulator")
 
+    # of a GAN's networks
+    generator_ansatz: str | None = key(None, "circuit template of the generator [default: --ansatz]")
+    generator_qubits: int | None = key(None, "features per circuit there [default: --qubits]", ge=1, le=384)
+    generator_layers: int | None = key(None, "layers of the ansatz there [default: --layers]", ge=1, le=64)
+    discriminator_ansatz: str | None = key(None, "circuit template of the discriminator [default: --ansatz]")
+    discriminator_qubits: int | None = key(None, "features per circuit there [default: --qubits]", ge=1, le=384)
+    discriminator_layers: int | None = key(None, "layers of the ansatz there [default: --layers]", ge=1, le=64)
+
     @property
     def ansaetze(self) -> tuple[str, ...]:
         """All that are named, ``ansatz`` first."""
-        return tuple(dict.fromkeys(filter(None, (self.ansatz, self.attention_ansatz, self.mlp_ansatz))))
+        return tuple(dict.fromkeys(filter(None, (getattr(self, key) for key in ANSATZ_KEYS))))
+
+    def of_network(self, network: str) -> Self:
+        """The circuits of a GAN's ``generator`` or ``discriminator``."""
+        own = {key: getattr(self, f"{network}_{key}") for key in ("ansatz", "qubits", "layers")}
+        return self.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
 class TrainingConfig(Section):

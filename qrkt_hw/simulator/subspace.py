@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate, remembered
@@ -63,6 +64,21 @@ def _map(template: CircuitTemplate) -> "_LinearMap":
 def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
     """The matrices of a unary template, ``(groups, outputs, features)`` in float64; weights ``(groups, weights)``."""
     return _map(template).matrix(weights.double())
+
+
+def affine_map(
+    template: CircuitTemplate, weights: Tensor, x: Tensor, scale: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """``scale * circuits(x) + bias`` of a unary template: x ``(..., groups * features)``, scale and bias
+    ``(groups * outputs,)``. Scaling the matrices costs less than scaling their products."""
+    matrices = linear_map(template, weights)
+    groups, outputs, features = matrices.shape
+    matrices = (matrices if scale is None else matrices * scale.view(groups, outputs, 1)).to(x)
+    if groups == 1:
+        return F.linear(x, matrices[0], bias)
+    rows = x.reshape(-1, groups, features).transpose(0, 1)
+    found = rows @ matrices.mT if bias is None else torch.baddbmm(bias.view(groups, 1, -1), rows, matrices.mT)
+    return found.transpose(0, 1).reshape(*x.shape[:-1], groups * outputs)
 
 
 def _angles(steps: Sequence[Diagonal | Givens | Matrix], template: CircuitTemplate, real: torch.dtype) -> Angles:

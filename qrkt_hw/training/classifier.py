@@ -113,7 +113,7 @@ class ClassifierTask(Task):
             partners, weight = mixed
             loss = weight * loss + (1 - weight) * F.cross_entropy(logits, partners, label_smoothing=smoothing)
         loss = part(loss)
-        self.learner.update(loss, self._rate(number))
+        self.learner.update([loss], self._rate(number))
         if self.averaged is not None:
             self.averaged.update_parameters(self.model)
         self._losses.append(loss.detach())

@@ -4,30 +4,42 @@
 ``nonsaturating-r1``: Goodfellow et al. 2014 with the penalty of Mescheder et al. 2018.
 """
 
+import itertools
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from qrkt_hw.data import Data
+from qrkt_hw.data import Data, load_data
+from qrkt_hw.data.batches import loader, portions
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.data.ranks import drawn, part, squared_mean
+from qrkt_hw.errors import RunWarning
 from qrkt_hw.models.factory import count_parameters
-from qrkt_hw.models.transformer import Gan
+from qrkt_hw.models.metrics import BATCH, fid, reference_classifier, shown
+from qrkt_hw.models.transformer import Gan, of_class
 from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
+from qrkt_hw.runs.sections import OWN
 from qrkt_hw.training.loop import Record, Task, groups
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
+SATURATING = ("hinge", "nonsaturating-r1")  # losses of the discriminator that end at 0
 COLUMNS, ROWS = 8, 8  # of a grid of samples
+REAL_BATCHES = 5  # of 1,024 training images, with which a live FID compares
+WON = 0.05  # mean loss of the discriminator below which the generator learns nothing from it
+SAME = 0.05  # variance over generated images, of that over real ones, below which they are all alike
+VANISHED = 0.1  # share of a class, of an equal share, below which it is as good as gone
 Score = Callable[[Tensor], Tensor]
 
 
@@ -50,6 +62,8 @@ class GanTask(Task):
         self.like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.mean, self.std = (torch.tensor(v, device=weight.device).view(-1, 1, 1) for v in (data.mean, data.std))
         self.every = o.samples_every or max(1, t.epochs // 20)
+        self._extractor: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor] | None = None
+        self._told = set[str]()
 
     @property
     def kept(self) -> Gan:
@@ -68,36 +82,75 @@ class GanTask(Task):
         left = 1 - number / self.total_steps if o.rate_decay == "linear" else 1.0
         warm = min(1.0, (number + 1) / (self.options.training.warmup_steps + 1))
         real = ((batch[0] * self.std + self.mean) * 2 - 1).to(self.like["dtype"])
-        due = (number + 1) % o.critic_steps == 0
-        with torch.set_grad_enabled(due):  # the same images serve both sides: generating them is most of a step
-            fake = self.generator(drawn(partial(torch.randn, **self.like), (len(real), self.model.latent)))
+        labels = batch[1] if o.conditional else None
+        noise = drawn(partial(torch.randn, **self.like), (len(real), self.model.latent))
+        due, fake = (number + 1) % o.critic_steps == 0, None
+        if o.accumulate == 1:  # the same images serve both networks: generating them is most of a step
+            with torch.set_grad_enabled(due):
+                fake = self._generated(noise, labels)
         self._rate, rate = (learner.peak * left * warm for learner in self.learners)
-        losses = self._discriminator_step(real, fake.detach(), rate, number % o.penalty_every == 0)
+        losses = self._discriminator_step(real, labels, noise, fake, rate, number % o.penalty_every == 0)
         if due:
-            self._generator_loss = self._generator_step(fake, self._rate)
+            self._generator_loss = self._generator_step(labels, noise, fake, self._rate)
         self._measured.append(torch.stack([self._generator_loss, *losses]))
 
-    def _discriminator_step(self, real: Tensor, fake: Tensor, rate: float, penalised: bool) -> list[Tensor]:
-        o = self.options.gan
-        real, fake = diff_augment(real, o.diffaugment), diff_augment(fake, o.diffaugment)
-        on_real, on_fake = self.discriminator(torch.cat([real, fake])).split([len(real), len(fake)])
-        loss = discriminator_loss(o.loss, on_real, on_fake)
-        extra = penalty(o, self.discriminator, real, fake) if penalised else loss.new_zeros(())
-        self.discriminator.update(part(loss + o.penalty_every * extra), rate)
-        return [part(x.detach()) for x in (loss, extra, on_real.mean(), on_fake.mean())]
+    def _generated(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        return self.generator(noise) if labels is None else self.generator(noise, labels)
 
-    def _generator_step(self, fake: Tensor, rate: float) -> Tensor:
-        o = self.options.gan
+    def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        return of_class(self.discriminator(images), labels)
+
+    def _portions(self, *tensors: Tensor | None) -> Iterator[list[Any]]:
+        """The batch's tensors part by part, as ``--accumulate`` says."""
+        count = next(len(t) for t in tensors if t is not None)
+        for rows in portions(count, self.options.gan.accumulate, self.like["device"]):
+            yield [None if t is None else t[rows] for t in tensors]
+
+    def _discriminator_step(
+        self, real: Tensor, labels: Tensor | None, noise: Tensor, fake: Tensor | None, rate: float, penalised: bool
+    ) -> Tensor:
+        o, measured = self.options.gan, list[Tensor]()
+        given = None if fake is None else fake.detach()
+
+        def losses() -> Iterator[Tensor]:
+            for real_, labels_, noise_, fake_ in self._portions(real, labels, noise, given):
+                if fake_ is None:
+                    with torch.no_grad():
+                        fake_ = self._generated(noise_, labels_)
+                self._pixels = real_, fake_
+                real_, fake_ = diff_augment(real_, o.diffaugment), diff_augment(fake_, o.diffaugment)
+                twice = None if labels_ is None else torch.cat([labels_, labels_])
+                on_real, on_fake = self._score(torch.cat([real_, fake_]), twice).split([len(real_), len(fake_)])
+                loss = discriminator_loss(o.loss, on_real, on_fake)
+                extra = loss.new_zeros(())
+                if penalised:
+                    extra = penalty(o, partial(self._score, labels=labels_), real_, fake_)
+                yield part(loss + o.penalty_every * extra)
+                found = loss, extra, on_real.mean(), on_fake.mean()
+                measured.append(torch.stack([part(x.detach()) for x in found]))
+
+        self.discriminator.update(losses(), rate)
+        return torch.stack(measured).sum(0)
+
+    def _generator_step(self, labels: Tensor | None, noise: Tensor, fake: Tensor | None, rate: float) -> Tensor:
+        o, found = self.options.gan, list[Tensor]()
+
+        def losses() -> Iterator[Tensor]:
+            for labels_, noise_, fake_ in self._portions(labels, noise, fake):
+                fake_ = self._generated(noise_, labels_) if fake_ is None else fake_
+                scores = self._score(diff_augment(fake_, o.diffaugment), labels_)
+                loss = part(generator_loss(o.loss, scores))
+                found.append(loss.detach())
+                yield loss
+
         for weight in self.discriminator.parameters:
             weight.requires_grad_(False)
-        loss = generator_loss(o.loss, self.discriminator(diff_augment(fake, o.diffaugment)))
-        loss = part(loss)
-        self.generator.update(loss, rate)
+        self.generator.update(losses(), rate)
         for weight in self.discriminator.parameters:
             weight.requires_grad_(True)
         if self.averaged is not None:
             self.averaged.update_parameters(self.model.generator)
-        return loss.detach()
+        return torch.stack(found).sum(0)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         means = self.ranks.sum(torch.stack(self._measured).mean(0)).tolist()
@@ -106,18 +159,81 @@ class GanTask(Task):
             metrics |= learner.gradient_norms(f"{name}_")
         if not all(map(math.isfinite, metrics.values())):
             raise self.diverged(epoch, "losses {generator_loss} and {discriminator_loss}".format(**metrics))
+        due = self._due(epoch)
+        if self.options.gan.live_fid is not None:
+            metrics["fid"] = self.ranks.first(partial(self._live_fid, epoch)) if due else math.nan
+            self.shown = GanTask.shown + ("  FID {fid:.1f}" if due else "")
+        if self.ranks.leads:
+            self._detect(epoch, metrics["discriminator_loss"])
         return {**metrics, "learning_rate": self._rate}
 
+    def _due(self, epoch: int) -> bool:
+        return epoch == self.options.training.epochs or epoch % self.every == 0
+
+    def _drawn(self, count: int, seed: int = 0) -> Tensor:
+        """The first images of this seed, by the weights that are kept."""
+        kept, found = self.kept, list[Tensor]()
+        noise = torch.randn(count, kept.latent, generator=torch.Generator().manual_seed(seed)).to(self.like["device"])
+        labels = torch.arange(count, device=self.like["device"]) % kept.classes if kept.classes else None
+        with torch.no_grad(), evaluating(kept):
+            for rows in torch.arange(count).split(COLUMNS * ROWS):
+                found.append(kept(noise[rows], None if labels is None else labels[rows]))
+        return torch.cat(found)
+
+    def _live_fid(self, epoch: int) -> float:
+        """FID of a few samples, by the reference classifier's features, against training images."""
+        if self._extractor is None:
+            options, data = self.options.data, self.data
+            if options.limit is not None and options.dataset != OWN:  # of all images, as evaluate has it
+                data = load_data(self.options.replace(limit=None).data)
+            classifier, _ = reference_classifier(data, Console(stderr=True))
+            batches = itertools.islice(loader(data.splits["train"], BATCH, seed=0), REAL_BATCHES)
+            real = torch.cat([classifier.extract(shown(data, images))[0] for images, _ in batches])
+            self._extractor = classifier.extract, real
+        extract, real = self._extractor
+        features, logits = extract(self._drawn(self.options.gan.live_fid or 0).float().cpu().clamp(-1, 1))
+        shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
+        if 2 * epoch >= self.options.training.epochs and shares.min() < VANISHED / len(shares):
+            name = self.data.class_names[int(shares.argmin())]
+            self._tell("classes vanish", f"class {name} is {shares.min():.1%} of {len(logits)} generated samples")
+        return fid(features, real)
+
+    def _detect(self, epoch: int, loss: float) -> None:
+        """Warn, once for each, of a discriminator that has won and of generated images that are all alike."""
+        if self.options.gan.loss in SATURATING and loss < WON:
+            what = f"its mean loss in epoch {epoch} is {loss:.3f}"
+            self._tell("the discriminator has won", f"{what}, and the generator learns nothing from it")
+        real, fake = (images.float().var(0).mean().item() for images in self._pixels)
+        started = 4 * epoch > self.options.training.epochs  # first images are alike in every training
+        if started and fake < SAME * real:  # False where there is a single image
+            what = f"their variance in epoch {epoch} is {fake / real:.1%} of the real images'"
+            self._tell("all generated images are alike", what)
+
+    def _tell(self, name: str, what: str) -> None:
+        if name not in self._told:
+            advice = "try a larger --penalty, --diffaugment color,translation,cutout or a lower "
+            self._told.add(name)
+            warnings.warn(f"{name}: {what}; {advice}--discriminator-learning-rate", RunWarning, stacklevel=2)
+
+    def enough(self, record: Record) -> str:
+        found = [row["fid"] for row in record.history if math.isfinite(row.get("fid", math.nan))]
+        patience = self.options.gan.patience or len(found)
+        if len(found) <= patience or min(found[-patience:]) < min(found[:-patience]):
+            return ""
+        return f"its FID of {min(found):.1f} has not fallen for {patience} measurements (--patience)"
+
     def keep(self, record: Record, run: RunFolder) -> bool:
-        """The last weights, and a grid of samples of the same noise."""
-        record.best_epoch = epoch = record.history[-1]["epoch"]
-        due = epoch == self.options.training.epochs or epoch % self.every == 0
+        """The last weights, or those of the lowest live FID, and a grid of samples of the same noise."""
+        last = record.history[-1]
+        epoch, due = last["epoch"], self._due(last["epoch"])
         if (due or epoch == 1) and self.ranks.leads:
-            kept = self.kept
-            noise = torch.randn(COLUMNS * ROWS, kept.latent, generator=torch.Generator().manual_seed(0))
-            with torch.no_grad(), evaluating(kept):
-                images = kept(noise.to(self.like["device"]))
-            save_grid(images, run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
+            save_grid(self._drawn(COLUMNS * ROWS), run.path / "samples" / f"epoch-{epoch:05d}.png", COLUMNS)
+        if self.options.gan.live_fid is not None:
+            score = -last["fid"], 0.0
+            if not math.isfinite(score[0]) or (record.best_epoch and score <= record.best):
+                return False
+            record.best = score
+        record.best_epoch = epoch
         return due
 
     def results(self, record: Record, run: RunFolder) -> dict[str, Any]:
@@ -130,7 +246,10 @@ class GanTask(Task):
             save_animation(frames, run.path / "samples" / "training.gif")
         losses = {k: v for k, v in record.history[-1].items() if k.endswith(("loss", "score", "penalty"))}
         sides = {name: count_parameters(side) for name, side in self.model.sides.items()}
-        return {"parameters_of": sides, "losses": losses, "epochs": record.best_epoch}
+        found = {"parameters_of": sides, "losses": losses, "epochs": record.history[-1]["epoch"]}
+        if self.options.gan.live_fid is not None:
+            found |= {"best_epoch": record.best_epoch, "live_fid": -record.best[0]}
+        return found
 
 
 def generator_loss(loss: str, fake: Tensor) -> Tensor:

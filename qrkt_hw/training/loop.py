@@ -10,7 +10,7 @@ import sys
 import time
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,14 +74,15 @@ class Learner:
     def start_epoch(self) -> None:
         self.updates, self._norms = 0, list[Tensor]()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        return self.network(inputs)
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.network(*inputs)
 
-    def update(self, loss: Tensor, rate: float) -> None:
-        """One step down the gradient of ``loss``, of all ranks' sum, with this learning rate, in whose proportion the
-        other groups of parameters have theirs."""
+    def update(self, losses: Iterable[Tensor], rate: float) -> None:
+        """One step down the gradient of the sum of ``losses``, over all ranks, with this learning rate, in whose
+        proportion the other groups of parameters have theirs. Each is differentiated before the next is computed."""
         self.optimizer.zero_grad()
-        self.fabric.backward(loss)
+        for loss in losses:
+            self.fabric.backward(loss)
         if self.ranks.count > 1:
             self.ranks.add_up([p.grad for p in self.parameters if p.grad is not None])
         if self.blocks and self.updates % NORMS_EVERY == 0:  # before clipping
@@ -164,6 +165,10 @@ class Task(ABC):
         advice = "try a lower rate or --clip"
         return UserError(f"--learning-rate: training diverged in epoch {epoch} ({found}); {advice}")
 
+    def enough(self, record: Record) -> str:
+        """Why the training stops before its last epoch; empty where it goes on."""
+        return ""
+
     def updates(self, steps: int) -> list[int]:
         """How often each learner was updated in the first ``steps`` steps of the training."""
         return [steps]
@@ -236,6 +241,9 @@ def train(
             ending.callback(logger.finalize, "ended")
         progress = ending.enter_context(TrainingProgress(console, epochs, len(batches), done))
         for epoch in range(done + 1, epochs + 1):
+            if why := task.enough(record):
+                console.print(f"stopped after epoch {epoch - 1}: {why}", highlight=False)
+                break
             started = time.perf_counter(), time.process_time()
             task.start_epoch(epoch)
             for number, batch in enumerate(batches, (epoch - 1) * len(batches)):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qrkt_hw.experiments.evaluation import ReferenceClassifier
 from qrkt_hw.experiments.python import train
+from qrkt_hw.models.metrics import ReferenceClassifier
 from tests.acceptance.on_ranks import GAN, SMALL, commands, environment, flags, on_ranks, slurm, whole
 from tests.command_line import refused
 

@@ -54,6 +54,7 @@ LOSSES = {
     "r1": {"loss": "nonsaturating-r1"},
     "wgangp": {"loss": "wgangp-eps", "dropout": 0.2, "critic_steps": 2, "penalty_every": 2},
     "hinge": {"loss": "hinge", "dtype": "complex128"},  # Adam makes a rate of what rounding leaves of a zero
+    "conditional": {"conditional": True, "accumulate": 2, "discriminator_ansatz": "orthogonal_brick"},
 }
 
 

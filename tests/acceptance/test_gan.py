@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from qrkt_hw import circuits
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.models.factory import build_model, quantum_layers
+from qrkt_hw.models.transformer import of_class
+from qrkt_hw.runs.config import Config
+from qrkt_hw.training.gan import penalty
 from tests.command_line import qrkt, refused
+from tests.training.test_losses import slope_of
 
 pytestmark = pytest.mark.acceptance
 KILLER = Path(__file__).with_name("killing.py")
@@ -97,9 +104,9 @@ def test_generate_takes_a_backend(trained, tmp_path):
 
 
 def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
 
-    monkeypatch.setattr(evaluation, "STEPS", 60)  # any reference classifier will do here
+    monkeypatch.setattr(metrics, "STEPS", 60)  # any reference classifier will do here
     done = qrkt(
         "evaluate", trained, "--samples", "150", "--judge", tmp_path / "c.safetensors", "--reference-scores", "--json",
         cwd=tmp_path,
@@ -116,10 +123,10 @@ def test_evaluate_states_its_protocol(trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
     from tests.data import writing
 
-    monkeypatch.setattr(evaluation, "STEPS", 5)
+    monkeypatch.setattr(metrics, "STEPS", 5)
     (tmp_path / "here").mkdir()
     data = writing.mnist(tmp_path / "here")
     small = ["--dataset", "mnist", "--patch", "7", "--epochs", "1", "--limit", "32", "--out", "run", *CLASSICAL]
@@ -130,6 +137,47 @@ def test_a_run_is_evaluated_where_the_data_have_moved_to(tmp_path, monkeypatch):
     done = qrkt(*measure, "--data-dir", "elsewhere", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["protocol"]["dataset"] == "mnist"
+
+
+def test_generate_takes_a_class_truncation_and_a_film(trained, tmp_path):
+    refused(qrkt("generate", trained, "--class", "3", cwd=tmp_path), "--class", "--conditional")
+    options = ("--epochs", "1", "--generator-ansatz", "orthogonal_butterfly", "--generator-qubits", "8")
+    done = qrkt(*changed(*options, "--out", "run"), "--conditional", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    refused(qrkt("generate", "run", "--class", "cat", cwd=tmp_path), "--class", "cat", "0 to 9")
+    refused(qrkt("generate", "run", "--grid", "film.gif", cwd=tmp_path), "--grid", "--interpolate")
+    for name, more in (("three", ["--class", "3"]), ("turn", []), ("cut", ["--class", "3", "--truncation", "0.1"])):
+        made = qrkt("generate", "run", "--count", "4", "--grid", f"{name}.png", *more, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+    assert len({(tmp_path / f"{name}.png").read_bytes() for name in ("three", "turn", "cut")}) == 3
+    film = ["generate", "run", "--interpolate", "--columns", "5", "--count", "10", "--grid", "film.gif"]
+    assert qrkt(*film, cwd=tmp_path).returncode == 0
+    with Image.open(tmp_path / "film.gif") as animation:
+        assert animation.n_frames == 8  # five there, three back
+
+
+@pytest.mark.parametrize("ansatz", [name for name in circuits.names() if name != "higher_order"])  # over tokens
+def test_the_penalty_through_every_ansatz_has_the_gradient_of_finite_differences(ansatz):
+    options = Config(
+        model="gan", latent=4, generator_hidden=16, generator_patch=2, hidden=4, heads=2, mlp=4, patch=4, rk="rk1",
+        discriminator_rk_blocks=1, dtype="complex128", qubits=2, discriminator_ansatz=ansatz, conditional=True,
+    )  # fmt: skip
+    torch.manual_seed(3)
+    discriminator = build_model(options, DataShape(1, 8, 10)).discriminator
+    real, labels = torch.rand(2, 1, 8, 8, dtype=torch.float64) * 2 - 1, torch.tensor([1, 7])
+
+    def value():
+        return penalty(options.gan, lambda x: of_class(discriminator(x), labels), real, real)
+
+    value().backward()
+    layers, largest = quantum_layers(discriminator), 0.0
+    assert {layer.template.name for layer in layers} == {ansatz}
+    for parameter in [*(layer.weight for layer in layers if layer.weight.numel()), discriminator.head.weight]:
+        place = parameter.numel() // 2
+        found = parameter.grad.reshape(-1)[place].item()
+        assert found == pytest.approx(slope_of(value, parameter, place), rel=1e-5, abs=1e-7)
+        largest = max(largest, abs(found))
+    assert largest > 1e-3
 
 
 def test_a_loss_that_differentiates_twice_is_refused_where_circuits_cannot(tmp_path):
@@ -193,9 +241,9 @@ def test_baselines_are_size_matched_or_parameter_matched():
 
 @pytest.mark.slow
 def test_twin_trains_both_baselines_and_measures_all_by_one_protocol(trained, tmp_path, monkeypatch):
-    from qrkt_hw.experiments import evaluation
+    from qrkt_hw.models import metrics
 
-    monkeypatch.setattr(evaluation, "STEPS", 60)
+    monkeypatch.setattr(metrics, "STEPS", 60)
     done = qrkt("twin", trained, "--epochs", "1", "--out", "sides", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "sides" / "baselines.json").read_text())

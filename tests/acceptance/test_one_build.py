@@ -2,7 +2,7 @@
 
 import pytest
 
-from qrkt_hw.experiments import evaluation
+from qrkt_hw.models import metrics
 from qrkt_hw.models.factory import quantum_layers
 from qrkt_hw.models.transformer import Transformer
 from tests.command_line import qrkt, trained
@@ -55,7 +55,7 @@ def gan(tmp_path_factory):
     ids=lambda words: "-".join(map(str, words[:4])),
 )
 def test_commands_on_a_gan_build_once(arguments, gan, built, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "STEPS", 2)
+    monkeypatch.setattr(metrics, "STEPS", 2)
     done = qrkt(arguments[0], gan, *arguments[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(built()) == 1

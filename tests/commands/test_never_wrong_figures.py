@@ -227,7 +227,7 @@ def test_weights_that_give_no_numbers_are_refused(run, tmp_path):
 
 
 def test_the_reference_classifier_and_the_evaluation_name_what_cannot_be_written(tmp_path, monkeypatch):
-    from qrkt_hw.experiments.evaluation import reference_classifier
+    from qrkt_hw.models.metrics import reference_classifier
 
     (tmp_path / "file").write_text("")
     data = SimpleNamespace(shape=SimpleNamespace(channels=1, classes=10), name="digits")

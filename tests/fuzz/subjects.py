@@ -35,8 +35,8 @@ from qrkt_hw.data.batches import loader
 from qrkt_hw.data.images import read_image
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.comparison import MEASURES
-from qrkt_hw.experiments.evaluation import ReferenceClassifier, reference_classifier
 from qrkt_hw.experiments.loading import load
+from qrkt_hw.models.metrics import ReferenceClassifier, reference_classifier
 from qrkt_hw.runs.config import Config
 from tests.backends.device.test_journal import outcome
 from tests.data import writing

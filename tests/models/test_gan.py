@@ -6,6 +6,8 @@ import torch
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.models.factory import build_model, count_parameters, field_evaluations, quantum_layers
+from qrkt_hw.models.metrics import fid, sliced_wasserstein
+from qrkt_hw.models.transformer import of_class
 from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.runs.config import Config
 
@@ -71,3 +73,48 @@ def test_tokens_grow_as_the_pixel_shuffle_says():
     gan.generator.leave.register_forward_hook(lambda m, args, out: seen.append(args[0].shape))
     gan(torch.randn(2, 8))
     assert seen == [torch.Size([2, 16, 8, 8])]
+
+
+def test_the_circuits_of_each_network_are_chosen_apart():
+    gan = made(
+        ansatz="qrkt", discriminator_layers=2, generator_ansatz="orthogonal_butterfly", generator_qubits=8, hidden=8
+    )
+    layers = {name: quantum_layers(network) for name, network in gan.sides.items()}
+    assert {layer.template.name for layer in layers["generator"]} == {"orthogonal_butterfly"}
+    assert {layer.template.num_features for layer in layers["generator"]} == {8}
+    assert {(layer.template.name, layer.template.num_features) for layer in layers["discriminator"]} == {("qrkt", 4)}
+    one = made(ansatz="qrkt", hidden=8).discriminator
+    assert count_parameters(gan.discriminator)["quantum"] == 2 * count_parameters(one)["quantum"]
+
+
+def test_a_conditional_gan_draws_the_class_asked_for_and_scores_by_projection():
+    torch.manual_seed(0)
+    gan, noise = made(conditional=True, projection="classical").eval(), torch.randn(4, 8)
+    labels = torch.tensor([0, 1, 2, 3])
+    assert torch.equal(gan(noise), gan(noise, labels))  # in turn without any
+    assert not torch.allclose(gan(noise, labels), gan(noise, labels.flip(0)))
+    scores = gan.discriminator(gan(noise))
+    assert scores.shape == (4, 11) and of_class(scores, None) is scores
+    head, features = gan.discriminator.head, []
+    head.register_forward_hook(lambda module, given, out: features.append(given[0]))
+    found = of_class(gan.discriminator(gan(noise)), labels)
+    joint = features[0] @ head.weight[0] + head.bias[0] + (features[0] * head.weight[1:5]).sum(-1) + head.bias[1:5]
+    torch.testing.assert_close(found, joint.unsqueeze(1))
+
+
+def test_without_classes_nothing_changes_and_one_class_is_refused():
+    torch.manual_seed(0)
+    plain = made(projection="classical").state_dict()
+    assert not [name for name in plain if "embeddings" in name] and plain["discriminator.head.weight"].shape[0] == 1
+    with pytest.raises(UserError, match="conditional"):
+        build_model(Config.model_validate({**SMALL, "conditional": True}), DataShape(1, 8, 1))
+
+
+def test_the_sliced_wasserstein_distance_sees_a_shift_and_nothing_between_equals():
+    images = torch.rand(300, 1, 8, 8)
+    assert sliced_wasserstein(images, images.flip(0)) == pytest.approx(0, abs=1e-6)
+    near, far = (sliced_wasserstein(images, images + shift) for shift in (0.1, 0.2))
+    assert far == pytest.approx(2 * near, rel=1e-4) and near > 0.05
+    assert sliced_wasserstein(images, torch.rand(200, 1, 8, 8)) < near / 2
+    features = torch.randn(400, 4)
+    assert fid(features, features) == pytest.approx(0, abs=1e-3) and fid(features, features + 1) > 3

@@ -1,0 +1,109 @@
+"""A GAN's step in parts, live FID, early stop and what goes wrong in a training."""
+
+import csv
+import math
+import warnings
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from qrkt_hw.commands.options import merge
+from qrkt_hw.data import load_data
+from qrkt_hw.errors import RunWarning, UserError
+from qrkt_hw.models import metrics
+from qrkt_hw.models.factory import build_model
+from qrkt_hw.runs.config import Config, unused
+from qrkt_hw.training import fit
+from qrkt_hw.training.loop import Record
+
+QUIET = Console(quiet=True)
+TINY = {
+    "model": "gan", "latent": 8, "generator_hidden": 32, "generator_patch": 2, "hidden": 8, "heads": 2, "mlp": 8,
+    "patch": 4, "limit": 40, "batch_size": 16, "epochs": 3, "rk": "rk1", "discriminator_rk_blocks": 1, "threads": 1,
+}  # fmt: skip
+NEW = {
+    "conditional": True, "generator_ansatz": "orthogonal_butterfly", "generator_qubits": 8,
+    "discriminator_ansatz": "orthogonal_brick", "penalty_every": 2, "diffaugment": "color,translation,cutout",
+}  # fmt: skip
+
+
+def started(out, after=None, **keys):
+    return fit.start(Config(**{**TINY, **keys}), out, QUIET, after, figures=False)
+
+
+def task_of(**keys):
+    options = Config(**{**TINY, **keys})
+    data = load_data(options.data)
+    return fit.make_task(options, data, build_model(options, data.shape))
+
+
+@pytest.fixture
+def quick_classifier(monkeypatch, tmp_path):
+    monkeypatch.setattr(metrics, "STEPS", 2)
+    monkeypatch.setattr(metrics, "EXTRACTORS", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def test_a_step_in_parts_is_the_step(tmp_path):
+    keys = {**NEW, "dtype": "complex128", "epochs": 1}
+    whole, parts = (started(tmp_path / str(n), accumulate=n, **keys) for n in (1, 3))
+    found, again = load_file(whole.model), load_file(parts.model)
+    for name, value in found.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-9, atol=1e-12)
+    with pytest.raises(UserError, match=r"accumulate: .*wgangp-eps"):
+        started(tmp_path / "drift", accumulate=2, loss="wgangp-eps")
+
+
+def test_stopped_and_resumed_a_conditional_gan_is_the_same_bit_for_bit(tmp_path, quick_classifier):
+    keys = {**NEW, "accumulate": 2, "live_fid": 100, "samples_every": 1}
+    whole = started(tmp_path / "whole", **keys)
+
+    def stop(epoch, metrics):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        started(tmp_path / "stopped", stop, **keys)
+    again = fit.resume(fit.RunFolder.open(tmp_path / "stopped"), QUIET, figures=False)
+    assert again.model.read_bytes() == whole.model.read_bytes()
+    rows = [list(csv.DictReader(run.metrics.open())) for run in (whole, again)]
+    fids = [[row["fid"] for row in part] for part in rows]
+    assert fids[0] == fids[1] and len(set(fids[0])) == 3
+
+
+def test_the_weights_of_the_lowest_live_fid_are_kept_and_patience_ends_a_training():
+    task = task_of(live_fid=100, patience=2, samples_every=1)
+    record, kept = Record(), []
+    for epoch, fid in enumerate([50.0, 40.0, math.nan, 45.0, 41.0], start=1):
+        assert not task.enough(record)
+        record.history.append({"epoch": epoch, "fid": fid})
+        task.ranks.rank = 1  # which writes no grid
+        kept.append(task.keep(record, None))
+    task.ranks.rank = 0
+    assert kept == [True, True, False, False, False] and record.best_epoch == 2
+    assert "40.0 has not fallen for 2" in task.enough(record)
+    assert "--live-fid" in unused(Config(**TINY, patience=2), ["patience"])
+
+
+def test_a_training_says_once_what_went_wrong():
+    task = task_of(epochs=1)
+    task._pixels = torch.randn(8, 1, 8, 8), torch.zeros(8, 1, 8, 8)
+    with pytest.warns(RunWarning) as said:
+        for _ in range(2):
+            task._detect(5, 0.001)
+    assert len(said) == 2 and "discriminator has won" in str(said[0].message) and "alike" in str(said[1].message)
+    task = task_of(loss="wgangp-eps")
+    task._pixels = torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        task._detect(5, -4.0)  # a loss without a bound says nothing
+
+
+def test_options_of_networks_that_would_have_no_effect_are_named():
+    gan = {**TINY, "generator_projection": "classical", "generator_ansatz": "qrkt"}
+    assert "the generator has no circuits" in unused(Config(**gan), ["generator_ansatz"])
+    both = {**TINY, "generator_ansatz": "qrkt", "discriminator_ansatz": "qrkt", "ansatz": "rx_ring"}
+    assert "take its place" in unused(Config(**both), ["ansatz"])
+    with pytest.raises(UserError, match="only --model gan reads it"):
+        merge(None, None, {"generator_ansatz": "qrkt"})
