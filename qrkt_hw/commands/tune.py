@@ -190,7 +190,7 @@ def bench(
     cls=cli.Command,
     examples="""
 qrkt-hw fit-to digits --backend fake_torino --max-qpu-seconds 60
-qrkt-hw fit-to digits-device --backend fake_torino --max-qpu-seconds 60 --search hidden=4,8 --out fit.yaml""",
+qrkt-hw fit-to digits-device --backend fake_fez --max-qpu-seconds 40""",
 )
 @click.argument("source", metavar="RUN|PRESET")
 @click.option("--backend", required=True, help="the device, or its fake backend")
