@@ -90,6 +90,12 @@ def test_links_of_the_repository_pages(name):
             assert parts.fragment in map(slug, titles), target
 
 
+def test_every_command_is_on_the_page_of_commands():
+    page = (DOCS / "commands.md").read_text()
+    for name in group.list_commands(None):
+        assert f"| `{name}" in page, name
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150
