@@ -1,12 +1,16 @@
 """The site builds without a warning, no link of it or of the README is broken, and the README keeps its promises."""
 
+import functools
+import http.server
 import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -49,13 +53,21 @@ class Page(HTMLParser):
         self.unnamed += tag == "img" and not dict(attrs).get("alt")
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f'needs {", ".join(MISSING)}; pip install -e ".[docs]"')
-def test_the_site_builds_strictly_and_no_link_is_broken(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site."""
+    if MISSING:
+        pytest.skip(f'needs {", ".join(MISSING)}; pip install -e ".[docs]"')
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     quiet = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=quiet)
     assert done.returncode == 0, done.stdout + done.stderr
-    pages = {file: Page(file.read_text()) for file in tmp_path.rglob("*.html") if file.name != "404.html"}
+    return folder
+
+
+def test_the_site_builds_strictly_and_no_link_is_broken(site):
+    pages = {file: Page(file.read_text()) for file in site.rglob("*.html") if file.name != "404.html"}
     assert len(pages) >= 25
     for file, page in pages.items():
         assert not page.unnamed, file
@@ -67,9 +79,52 @@ def test_the_site_builds_strictly_and_no_link_is_broken(tmp_path):
             place = place / "index.html" if place.is_dir() else place
             assert place.exists(), (file, target)
             assert place.suffix != ".html" or unquote(parts.fragment) in pages[place].anchors, (file, target)
-    found = json.loads((tmp_path / "search" / "search_index.json").read_text())["docs"]
+    found = json.loads((site / "search" / "search_index.json").read_text())["docs"]
     for word in ("price", "resume"):
         assert any(word in entry["title"].lower() for entry in found), word
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served, without a network."""
+    handler = functools.partial(QuietHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_in_a_browser(site, address, width):
+    """No page scrolls sideways or writes an error to the console; the search finds."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("needs Chromium on the PATH")
+    names = sorted(file.parent.relative_to(site).as_posix() for file in site.rglob("index.html"))
+    with playwright.sync_playwright() as driver:
+        shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        page = shell.new_page(viewport={"width": width, "height": 900})
+        wrong: list[str] = []
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
+        for name in names:
+            page.goto(f"{address}{name}/", wait_until="load")
+            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            assert wide <= 0, (name, wide)
+            assert not wrong, (name, wrong)
+        for word in ("price", "resume"):
+            page.goto(f"{address}?q={word}", wait_until="load")
+            page.wait_for_selector(".md-search-result__item", state="attached", timeout=30_000)
+        shell.close()
+    print(f"\n{len(names)} pages at {width} pixels")
 
 
 def slug(title: str) -> str:
