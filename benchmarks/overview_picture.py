@@ -1,57 +1,121 @@
-"""Draw docs/images/overview.png: the default circuit, and how the default model learned the digits.
+"""Draw docs/images/overview.png: from a circuit to a model, to a chip, to the bill.
 
-Usage: python benchmarks/overview_picture.py RUN
+Usage: python benchmarks/overview_picture.py. The figures are those that this command prints:
+qrkt-hw resources --preset digits-hardware --backend fake_torino --samples 50
 """
 
 from __future__ import annotations
 
-import csv
+import json
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from qiskit.visualization import circuit_drawer
+from matplotlib.patches import FancyBboxPatch
 
-from qrkt_hw import load
+from qrkt_hw.ansatz import CircuitTemplate
+from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
-from qrkt_hw.data import load_data
-from qrkt_hw.plots.charts import BLUE, ORANGE, tidy
-from qrkt_hw.runs import RunFolder
+from qrkt_hw.plots.charts import BLUE, COLOURS, GREY, ORANGE, PALE
+from qrkt_hw.resources.devices import _edges, _positions
+
+COMMAND = "resources --preset digits-hardware --backend fake_torino --samples 50 --json"
 
 
-def main(run: RunFolder, target: Path) -> None:
-    options, data = run.options(), load_data(run.options().data)
-    figure = Figure(figsize=(13, 3.9), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, width_ratios=[2.1, 1.1, 1.25])
+def box(axes: Axes, x: float, y: float, text: str, colour: str, width: float = 0.7, height: float = 0.56) -> None:
+    shape = FancyBboxPatch((x - width / 2, y - height / 2), width, height, boxstyle="round,pad=0.02", lw=0, fc=colour)
+    axes.add_patch(shape).set_zorder(3)
+    axes.text(x, y, text, ha="center", va="center", color="white", fontsize=9, zorder=4)
 
-    template = build(options.circuit.ansatz, options.circuit.qubits, 1)
-    circuit_drawer(template.circuit, output="mpl", ax=left, fold=-1)
-    left.set_title(f"{template.name}: the circuit of {options.circuit.qubits} features", fontsize=11)
 
-    with run.metrics.open() as handle:
-        rows = list(csv.DictReader(handle))
-    epochs = [int(r["epoch"]) for r in rows]
-    middle.plot(epochs, [float(r["val_accuracy"]) for r in rows], color=BLUE, label="validation accuracy")
-    middle.plot(epochs, [float(r["val_auroc"]) for r in rows], color=ORANGE, label="validation AUROC")
-    middle.set_ylim(0, 1.02)
-    tidy(middle, "epoch", "")
-    middle.legend(frameon=False, loc="lower right")
+def circuit(axes: Axes, template: CircuitTemplate) -> None:
+    qubits = template.circuit.num_qubits
+    free, data = [0] * qubits, {p.name for p in template.inputs}
+    for instruction in template.circuit.data:
+        on = [template.circuit.find_bit(q).index for q in instruction.qubits]
+        column = max(free[q] for q in range(min(on), max(on) + 1))
+        free[min(on) : max(on) + 1] = [column + 1] * (max(on) - min(on) + 1)
+        if len(on) == 2:
+            axes.plot([column] * 2, [-q for q in on], "o-", color="#2d3748", ms=7, lw=1.8, zorder=2)
+        else:
+            names = {p.name for angle in instruction.operation.params for p in getattr(angle, "parameters", ())}
+            colour = ORANGE if names & data else BLUE if names else GREY
+            box(axes, column, -on[0], instruction.operation.name.upper(), colour)
+    for qubit in range(qubits):
+        axes.plot([-0.6, max(free) - 0.3], [-qubit] * 2, color=GREY, lw=1, zorder=1)
+    for k, (text, colour) in enumerate((("data", ORANGE), ("trained", BLUE), ("fixed", GREY))):
+        box(axes, k * 2.1 + 0.2, -qubits - 0.1, text, colour, width=1.5)
+    axes.set(xlim=(-0.8, max(free)), ylim=(-qubits - 0.6, 0.6))
 
-    images, labels = data.splits["test"][list(range(15))]
-    with torch.no_grad():
-        predicted = load(run)(images).argmax(-1)
-    paper = images.min().item()
-    tiles = torch.nn.functional.pad(images[:, 0], (2, 1, 2, 1), value=paper).reshape(3, 5, 11, 11)
-    right.imshow(tiles.permute(0, 2, 1, 3).reshape(33, 55), cmap="gray_r")
-    for k, (label, guess) in enumerate(zip(labels.tolist(), predicted.tolist(), strict=True)):
-        colour = "#2f855a" if label == guess else "#c53030"
-        right.text(k % 5 * 11 - 0.3, k // 5 * 11 + 1.6, str(guess), color=colour, fontsize=10, weight="bold")
-    right.set_axis_off()
-    right.set_title("test images and predicted digits", fontsize=11)
-    target.parent.mkdir(parents=True, exist_ok=True)
+
+def model(axes: Axes) -> None:
+    axes.add_patch(FancyBboxPatch((0.35, 1.35), 4.3, 3.3, boxstyle="round,pad=0.1", fc="#edf2f7", ec=PALE))
+    axes.text(2.5, 4.5, "Runge-Kutta block", ha="center", va="center", fontsize=9.5, color="#2d3748")
+    box(axes, 2.5, 0.55, "image, cut into patches", GREY, width=4.3)
+    for x, name in zip((0.85, 1.95, 3.05, 4.15), "qkvo", strict=True):
+        box(axes, x, 1.85, name, BLUE, width=0.8)
+    axes.text(2.5, 2.5, "attention: each projection is circuits", ha="center", va="center", fontsize=8.5)
+    box(axes, 2.5, 3.15, "MLP with circuits", BLUE, width=4.1)
+    axes.text(2.5, 3.85, "step:  y + F(y)", ha="center", va="center", fontsize=10)
+    box(axes, 2.5, 5.4, "head: which digit", GREY, width=4.3)
+    for y in (0.87, 4.8):
+        axes.annotate("", (2.5, y + 0.35), (2.5, y), arrowprops={"arrowstyle": "->", "color": "#2d3748"})
+    axes.set(xlim=(-0.1, 5.1), ylim=(0.1, 5.9))
+
+
+def chip(axes: Axes, placed: dict[str, Any], device: str) -> None:
+    target = fake_device(device).target
+    edges = [(a, b) for a, b, _ in _edges(target)]
+    places = _positions(target.num_qubits, edges)
+    replica_of = {q: k for k, replica in enumerate(placed["copy_qubits"]) for q in replica}
+    near = {frozenset((replica_of[a], replica_of[b])) for a, b in edges if a in replica_of and b in replica_of}
+    chosen: dict[int, str] = {}
+    for k in range(len(placed["copy_qubits"])):  # neighbours differ
+        chosen[k] = next(c for c in COLOURS if c not in {chosen.get(n) for pair in near if k in pair for n in pair})
+    colours = {q: chosen[k] for q, k in replica_of.items()}
+    for a, b in edges:
+        same = a in replica_of and replica_of[a] == replica_of.get(b)
+        style = {"color": colours[a], "lw": 4} if same else {"color": PALE, "lw": 1.2}
+        axes.plot(*zip(places[a], places[b], strict=True), zorder=1, **style)
+    for qubit, (x, y) in enumerate(places):
+        axes.scatter([x], [y], s=26, color=colours.get(qubit, "white"), edgecolor=GREY, lw=0.5, zorder=2)
+    axes.set_aspect("equal")
+
+
+def bill(axes: Axes, costs: list[dict[str, Any]]) -> None:
+    names = {"estimator": "a PUB an\nobservable", "broadcast": "a PUB\na layer", "packed": "packed"}
+    for k, (way, name) in enumerate(names.items()):
+        cost = next(c for c in costs if c["way"] == way and c["task"].startswith("infer"))
+        seconds, usd = cost["seconds"], cost["usd"]["payg"]
+        axes.barh(-k, seconds, color=BLUE if way == "packed" else PALE, height=0.6)
+        time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+        axes.text(seconds + 60, -k, f"{time}\n{usd:,.0f} USD", va="center", fontsize=10)
+        axes.text(-60, -k, name, va="center", ha="right", fontsize=9.5)
+    axes.set(xlim=(0, 4200), ylim=(-2.6, 0.6))
+
+
+def main(target: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "qrkt_hw", *COMMAND.split()], capture_output=True, check=True)
+    report = json.loads(done.stdout)
+    device = report["devices"][0]
+    placed = device["circuits"][0]
+    figure = Figure(figsize=(15, 4.1), layout="constrained")
+    parts = figure.subplots(1, 4, width_ratios=[1.25, 1, 1.25, 1.2])
+    circuit(parts[0], build("brickwork", 4, 1))
+    model(parts[1])
+    chip(parts[2], placed, device["name"])
+    bill(parts[3], report["costs"])
+    replicas = len(placed["copy_qubits"])
+    titles = ("your circuit", "your model, in PyTorch",
+              f"{replicas} replicas on {device['qubits']} qubits", "QPU time of 50 images")  # fmt: skip
+    for axes, title in zip(parts, titles, strict=True):
+        axes.set_title(title, fontsize=13, color="#2d3748")
+        axes.axis("off")
     figure.savefig(target, dpi=110)
 
 
 if __name__ == "__main__":
-    main(RunFolder.open(Path(sys.argv[1])), Path(__file__).parents[1] / "docs" / "images" / "overview.png")
+    main(Path(__file__).parents[1] / "docs" / "images" / "overview.png")

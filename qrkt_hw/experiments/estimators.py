@@ -185,9 +185,9 @@ class QViTClassifier(_Classifier):
     features)``. Features are read row by row as a square image of one channel, padded with zeros to the next square
     number. Pixels are normalised by the mean and deviation of each channel in ``fit``.
 
+    Arguments not listed are options of :class:`qrkt_hw.Config`, with its defaults.
+
     Args:
-        ansatz, qubits, layers, projection, hidden, heads, mlp, encoder_blocks, rk_blocks, rk, dropout, epochs,
-            batch_size, learning_rate, weight_decay, backend: options of :class:`qrkt_hw.Config`, with its defaults.
         patch: pixels along a side of a patch; None takes the largest divisor of the side below it, up to 7.
         image_shape: ``(channels, side, side)`` of the rows of a two-dimensional ``X``.
         validation_fraction: of the samples, which choose the best epoch; with 0, all of them train and choose it.
@@ -299,10 +299,9 @@ class QViTClassifier(_Classifier):
 class QuantumTextClassifier(_Classifier):
     """A quantum transformer for texts as a scikit-learn classifier. ``X`` is an iterable of str.
 
+    Arguments not listed are options of :class:`qrkt_hw.Config`, with its defaults.
+
     Args:
-        ansatz, qubits, layers, projection, hidden, heads, mlp, encoder_blocks, rk_blocks, rk, dropout, text_length,
-            vocabulary, epochs, batch_size, learning_rate, weight_decay, backend: options of :class:`qrkt_hw.Config`,
-            with its defaults.
         validation_fraction, options, folder, random_state, verbose: as of :class:`QViTClassifier`.
 
     Attributes:
