@@ -264,8 +264,9 @@ class BackendName(Name):
 PRESET, ANSATZ, DATASET = Name("preset", _presets), Name("ansatz", _ansaetze), Name("dataset", _datasets)
 BACKEND = BackendName("backend", _backends)
 # short forms, the same in every command
-NAMED = {"preset": PRESET, "dataset": DATASET, "backend": BACKEND,
-         **dict.fromkeys(("ansatz", "attention-ansatz", "mlp-ansatz"), ANSATZ)}  # fmt: skip
+NAMED = {"preset": PRESET, "dataset": DATASET, "backend": BACKEND, "noise-device": BACKEND,
+         **dict.fromkeys(("ansatz", "attention-ansatz", "mlp-ansatz", "generator-ansatz", "discriminator-ansatz"),
+                         ANSATZ)}  # fmt: skip
 SHORT = {"preset": "-p", "dataset": "-d", "ansatz": "-a", "qubits": "-n", "layers": "-l", "epochs": "-e",
          "backend": "-b", "shots": "-s", "out": "-o"}  # fmt: skip
 PATH = click.Path(path_type=Path)
