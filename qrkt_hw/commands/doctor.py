@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import click
 
-from qrkt_hw.commands.interface import BACKEND, PATH, Command, Group, Word, console, echo, json_flag, table
+from qrkt_hw.commands.interface import BACKEND, PATH, Command, Group, Word, console, echo, json_flag, table, told
 from qrkt_hw.errors import EXTRAS, UserError
 
 TORCH = "pip install --force-reinstall torch torchvision"
@@ -40,7 +40,7 @@ def doctor(as_json: bool) -> None:
     findings = examine()
     problems = sum(finding.state == "problem" for finding in findings)
     if as_json:
-        echo(json.dumps([finding._asdict() for finding in findings]))
+        told([finding._asdict() for finding in findings])
         sys.exit(1 if problems else 0)
     for finding in findings:
         mark, colour = _MARKS[finding.state]
@@ -222,7 +222,7 @@ def about(as_json: bool) -> None:
 
     found = environment()
     if as_json:
-        echo(json.dumps(found, default=str))
+        told(found)
         return
     packages = found.pop("packages")
     for key, value in {**found, **packages}.items():
@@ -273,7 +273,7 @@ def list_backends(backends_file: Path | None, remote: bool, as_json: bool) -> No
 
     if as_json:
         known = [one._asdict() for one in listing(backends_file)]
-        echo(json.dumps({"backends": known, "fake_backends": fake_names()}))
+        told({"backends": known, "fake_backends": fake_names()})
         return
     rows = []
     for found in listing(backends_file):
@@ -303,7 +303,7 @@ def _list_remote(as_json: bool) -> None:
     header = ("name", "qubits", "queue", "state", "calibrated")
     if as_json:
         devices = [dict(zip(header, row, strict=True)) for row in rows]
-        echo(json.dumps({"devices": devices, "plan": account.plan, "seconds_left": left}))
+        told({"devices": devices, "plan": account.plan, "seconds_left": left})
         return
     table(header, rows)
     echo(f"plan {account.plan}" + (f", {left:,.0f} QPU seconds left" if left is not None else ""))
@@ -342,7 +342,7 @@ def check_backend(
     finding = "as expected" if error <= allowed else "noise" if noisy else "TOO FAR: this backend computes wrongly"
     if as_json:
         figures = {"seen": seen.tolist(), "ideal": ideal.tolist(), "difference": error, "finding": finding}
-        echo(json.dumps({**backend.about(), "seconds": seconds, **figures}, default=str))
+        told({**backend.about(), "seconds": seconds, **figures})
     else:
         for key, value in backend.about().items():
             echo(f"{key:14} {value if value is not None else 'none'}")

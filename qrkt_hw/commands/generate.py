@@ -29,7 +29,7 @@ qrkt-hw generate runs/NAME --samples 100 -o images""",
 @click.option("--seed", type=cli.SEED, default=0, show_default=True, help="of the noise")
 @click.option("--class", "class_name", help="generate this class only, of a conditional GAN  [default: all in turn]")
 @click.option(
-    "--truncation", type=click.FloatRange(0, 10, min_open=True),
+    "--truncation", type=cli.Number(0, 10, min_open=True),
     help="cut the noise off at plus and minus this value: better images, less varied  [default: no truncation]",
 )  # fmt: skip
 @click.option(
@@ -102,7 +102,8 @@ def generate(
         evaluation.save_images(images, out)
         cli.echo(f"{count} images in {out}", err=as_json)
     if grid is not None or out is None:
-        file = grid or folder.path / "samples" / f"seed-{seed}.png"
+        named = f"seed-{seed}" if chosen is None else f"seed-{seed}-class-{chosen}"
+        file = grid or folder.path / "samples" / f"{named}.png"
         with cli.writing("--plot", file):
             (save_film if film else save_grid)(images, file, row)
         cli.echo(str(file), err=as_json)
@@ -114,8 +115,7 @@ def generate(
 def _show_plan(folder: RunFolder, place: BackendConfig, count: int, budget: Any, as_json: bool) -> None:
     """Say what generating so many images takes on a device."""
     from qrkt_hw import backends
-    from qrkt_hw.backends.entries import SHOTS
-    from qrkt_hw.commands.infer import refuse_simulator
+    from qrkt_hw.commands.infer import refuse_simulator, with_shots
     from qrkt_hw.data import DataShape
     from qrkt_hw.experiments import evaluation
     from qrkt_hw.resources.forecast import plan
@@ -123,9 +123,7 @@ def _show_plan(folder: RunFolder, place: BackendConfig, count: int, budget: Any,
 
     said, options, shape = cli.console(stderr=True), folder.options(), DataShape.of(folder.description())
     backend: Any = backends.make(place, options.training.seed, said)
-    if place.shots is None and backend.target is not None and not backend.shots:
-        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
-        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
+    backend = with_shots(backend, place, options.training.seed, said)
     refuse_simulator(backend, dry_run=True)
     model = evaluation.gan_of(folder, backend)
     for line in summarize(model, shape, backend.shots):
@@ -193,8 +191,6 @@ def evaluate(
 
     The result states its protocol; compare puts equal protocols into one column only. Without RUN, the newest run.
     """
-    from qrkt_hw.runs.atomic import to_json
-
     folder, ranks = cli.opened(run, trust_ansatz, err=as_json), ranks_in(flags)
     check_used(folder, {"data_dir": data_dir})
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--samples", samples))
@@ -205,7 +201,7 @@ def evaluate(
         classifier=reference_classifier, reference_scores=reference_scores, data_dir=data_dir,
     )  # fmt: skip
     if as_json:
-        cli.echo(to_json(record))
+        cli.told(record)
         return
     p, reference = record["protocol"], record["reference_classifier"]
     cli.echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")

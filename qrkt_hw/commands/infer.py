@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from qrkt_hw.backends.budget import LARGEST_JOB
 from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.errors import UserError, flag, unknown
+from qrkt_hw.runs.config import BackendConfig, Config, problem
 
 
 @click.command(
@@ -88,14 +90,14 @@ def infer(
 
     Without RUN, the newest run under runs/, named on the first line.
     """
-    from qrkt_hw.runs.atomic import to_json
-
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
     _refuse_together({*cli.said(), *(("PATHS",) if paths else ())})
     if config is not None:
         stage_shots = _configured(config, flags, stage_shots)
     stage_numbers = None if stage_shots in (None, "auto") else _numbers(stage_shots)
+    if stage_numbers is not None and flags["shots"] is not None and not resume:  # journals have both
+        raise UserError("--shots: --shots-per-stage has the shots of every stage; leave one of them out")
     from qrkt_hw import backends
 
     if flags["backend"] is not None:
@@ -124,9 +126,8 @@ def infer(
         from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)
-    if (dry_run or compare_mitigation) and place.shots is None and backend.target is not None and not backend.shots:
-        said.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
-        backend = backends.from_options(place.model_copy(update={"shots": SHOTS}), options.training.seed)
+    if dry_run or compare_mitigation:
+        backend = with_shots(backend, place, options.training.seed, said)
     _refuse_several(backend, compare_mitigation, stage_shots, fine_tune)
     shots: list[int] = []
     if stage_shots is not None:
@@ -188,7 +189,7 @@ def infer(
         if not dry_run:
             with backends.open(backend, run=folder, kind="infer", arguments=kept, console=said, **how):
                 found = devices.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
-        cli.echo(to_json(found)) if as_json else _mitigations(found)
+        cli.told(found) if as_json else _mitigations(found)
         return
     if flags["mitigation"] is None:
         allowed = device["budget"]
@@ -209,7 +210,7 @@ def infer(
         assert planned is not None
         if as_json:
             more = {"stage_shots": shots} if shots else {}
-            cli.echo(to_json({"backend": backend.name, **planned.record(), **more}))
+            cli.told({"backend": backend.name, **planned.record(), **more})
         else:
             for line in planned.lines(backend.name):
                 cli.echo(line)
@@ -233,7 +234,7 @@ def infer(
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
         cli.echo(f"drawn to {drawn}", err=True)
     if as_json:
-        cli.echo(to_json(record))
+        cli.told(record)
     elif given_inputs is not None:
         for result in record[given_inputs.kind]:
             top = sorted(result["probabilities"].items(), key=lambda item: -item[1])[:3]
@@ -268,15 +269,20 @@ def _fitted(found: dict[str, Any]) -> str:
 def _configured(file: Path, flags: dict[str, Any], stage_shots: str | None) -> str | None:
     """Shots of the stages, and into ``flags`` all others that were not given, of a file of fit-to.
 
-    Raises UserError: it has no such section, or another key there."""
+    Raises UserError: it has no such section, or another key or a wrong value there."""
     from qrkt_hw.runs.folder import read_yaml
 
     values = read_yaml(file, f"--config: {file}")[0].get("inference")
     if not isinstance(values, dict):
         raise UserError(f"--config: {file} has no section 'inference', as qrkt-hw fit-to writes it")
-    odd = next((key for key in values if key not in (*INFERRING, "shots_per_stage")), None)
+    known = (*INFERRING, "shots_per_stage")
+    odd = next((key for key in values if key not in known), None)
     if odd is not None:
-        raise UserError(f"--config: {file}: inference has no key {odd!r}; there are {', '.join(INFERRING)}")
+        raise UserError(f"--config: {file}: in inference, {unknown('key', str(odd), known)}")
+    try:
+        Config(**{key: value for key, value in values.items() if key != "shots_per_stage"})
+    except ValidationError as error:
+        raise UserError(f"--config: {file}: {problem(error)[1]}") from error
     if flags["shots"] is None and stage_shots is None:  # the one replaces the other
         flags["shots"], stage_shots = values.get("shots"), values.get("shots_per_stage")
     for key in values.keys() - {"shots", "shots_per_stage"}:
@@ -359,6 +365,16 @@ def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_t
     flag = next((name for name, value in asked.items() if value), None)
     if flag and hasattr(backend, "devices"):
         raise UserError(f"{flag}: it is for one device, and --backend lists {len(backend.devices)}; name one of them")
+
+
+def with_shots(backend: Any, place: BackendConfig, seed: int, console: Any) -> Any:
+    """The backend; a fake one without shots takes those that a device takes by default, and the console says so."""
+    if place.shots is not None or backend.target is None or backend.shots:
+        return backend
+    from qrkt_hw import backends
+
+    console.print(f"{backend.name} takes {SHOTS:,} shots a circuit here, a device's default; --shots takes others")
+    return backends.from_options(place.model_copy(update={"shots": SHOTS}), seed)
 
 
 def refuse_simulator(

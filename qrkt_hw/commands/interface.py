@@ -149,12 +149,20 @@ class Name(click.ParamType):
         self.name, self.names = what, names
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return ",".join(spelled(word, self.names()) for word in str(value).split(","))
+        return spelled(str(value), self.names())
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
         return [CompletionItem(name) for name in self.names() if folded(name).startswith(folded(incomplete))]
+
+
+class Number(click.FloatRange):
+    """A finite number of a range: click lets NaN pass every bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        return found if math.isfinite(found) else self.fail(f"{value} is not a finite number.", param, ctx)
 
 
 class GroupedOption(click.Option):
@@ -244,16 +252,21 @@ class BackendName(Name):
     """A backend's name, or several with commas; fake backends and IBM's devices are written in small letters."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(value, param, ctx)
-        small = found.lower().replace("-", "_")
-        return small if small.startswith(("fake_", "ibm_")) and found not in self.names() else found
+        known = list(self.names())
+        return ",".join(self._one(spelled(word, known), known) for word in str(value).split(","))
+
+    @staticmethod
+    def _one(name: str, known: list[str]) -> str:
+        small = name.lower().replace("-", "_")
+        return small if small.startswith(("fake_", "ibm_")) and name not in known else name
 
 
 PRESET, ANSATZ, DATASET = Name("preset", _presets), Name("ansatz", _ansaetze), Name("dataset", _datasets)
 BACKEND = BackendName("backend", _backends)
 # short forms, the same in every command
-NAMED = {"preset": PRESET, "dataset": DATASET, "backend": BACKEND,
-         **dict.fromkeys(("ansatz", "attention-ansatz", "mlp-ansatz"), ANSATZ)}  # fmt: skip
+NAMED = {"preset": PRESET, "dataset": DATASET, "backend": BACKEND, "noise-device": BACKEND,
+         **dict.fromkeys(("ansatz", "attention-ansatz", "mlp-ansatz", "generator-ansatz", "discriminator-ansatz"),
+                         ANSATZ)}  # fmt: skip
 SHORT = {"preset": "-p", "dataset": "-d", "ansatz": "-a", "qubits": "-n", "layers": "-l", "epochs": "-e",
          "backend": "-b", "shots": "-s", "out": "-o"}  # fmt: skip
 PATH = click.Path(path_type=Path)
@@ -268,7 +281,7 @@ trust_flag = click.option(
     is_flag=True,
     help="import the Python file of the ansatz of an old run without kept circuits",
 )
-LIMIT = click.FloatRange(min=0, min_open=True)
+LIMIT = Number(min=0, min_open=True)
 _DEVICE = (
     ("--resubmit", {"is_flag": True, "help": "with --resume: send jobs again that may or may not have arrived"}),
     ("--replan", {"is_flag": True, "help": "with --resume: transpile and pack the circuits anew"}),

@@ -19,6 +19,7 @@ from qrkt_hw.commands.interface import (
     json_flag,
     said,
     table,
+    told,
     trust_flag,
     writing,
 )
@@ -121,7 +122,7 @@ def resources(
         ]
     if style == "json":
         found = [report.model_dump(mode="json") for report in reports]
-        echo(json.dumps(found if compare else found[0]))
+        told(found if compare else found[0])
     elif compare:
         echo(comparison(reports, plan, style))
     else:
@@ -171,7 +172,7 @@ def _circuits(file: Path, backends: tuple[str, ...], shots: int, plan: str, styl
     pubs = [(one if one.num_clbits else one.measure_all(inplace=False), [0.0] * one.num_parameters) for one in circuits]
     found = [estimate(pubs, resolve(name, shots=shots or DEFAULT_SHOTS), shots=shots, plan=plan) for name in backends]
     if style == "json":
-        echo(json.dumps([one.record() for one in found]))
+        told([one.record() for one in found])
     else:
         echo("\n".join(map(str, found)))
 
@@ -211,7 +212,7 @@ def list_(as_json: bool) -> None:
     found = [{"name": one.name, "weights": one.num_weights, "topology": one.topology, "source": one.reference}
              for one in describe()]  # fmt: skip
     if as_json:
-        echo(json.dumps(found))
+        told(found)
         return
     rows = ([str(value) for value in one.values()] for one in found)
     table(("name", "weights", "topology", "source"), rows)
@@ -246,7 +247,7 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool, as_
         figures = {"name": template.name, "qubits": template.num_qubits, "inputs": template.num_features,
                    "weights": template.num_weights, "observables": template.num_outputs, "depth": circuit.depth(),
                    "two_qubit_gates": two, "topology": template.topology, "source": template.reference}  # fmt: skip
-        echo(json.dumps(figures))
+        told(figures)
     else:
         echo(str(circuit.draw("text", fold=columns())))
         echo(
@@ -283,7 +284,6 @@ def analyze(
     Inputs and weights are drawn alike, uniform in [0, 2 pi); for the signal the inputs are standard normal.
     """
     import dataclasses
-    import json
 
     from qrkt_hw.circuits import build
     from qrkt_hw.models.initialization import signal
@@ -310,7 +310,7 @@ def analyze(
                  "signal": passed[0], "signal_conditioned": passed[1]}
             )  # fmt: skip
     if as_json:
-        echo(json.dumps({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows}))
+        told({"template": name, "pairs": pairs, "samples": samples, "seed": seed, "rows": rows})
     else:
         titles = ("expres-\nsibility", "entan-\ngling", "gradient\nvariance", "dead\nweights", "inputs\nseen", "signal")
         table(("qubits", "layers", "weights", *titles), (

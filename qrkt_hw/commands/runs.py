@@ -129,11 +129,11 @@ def list_presets(prefix: str, as_json: bool) -> None:
     from qrkt_hw.experiments import presets as shipped
 
     found = {name: shipped.about(name) for name in shipped.names() if name.startswith(prefix.lower())}
+    if not found:
+        raise UserError(f"presets: {unknown('preset', prefix, shipped.names(), see='qrkt-hw presets list')}")
     if as_json:
         cli.told([{"name": name, "about": about} for name, about in found.items()])
         return
-    if not found:
-        raise UserError(f"presets: {unknown('preset', prefix, shipped.names(), see='qrkt-hw presets list')}")
     width = max(map(len, found))
     for key, title in FAMILIES.items():
         of_family = [name for name in found if _family(name) == key]

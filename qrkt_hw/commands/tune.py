@@ -16,8 +16,8 @@ from qrkt_hw.commands.options import (
     options_from,
     ranks_in,
 )
-from qrkt_hw.errors import UserError
-from qrkt_hw.runs.atomic import check_writable, to_json
+from qrkt_hw.errors import UserError, spelled, unknown
+from qrkt_hw.runs.atomic import check_writable
 
 
 @click.command(
@@ -55,9 +55,7 @@ def tune(
 
     dimensions = [tuning.parse(text) for text in searched]
     keys = [dimension.key for dimension in dimensions]
-    twice = [key for key in keys if keys.count(key) > 1 or flags.get(key) is not None]
-    if twice:
-        raise UserError(f"--search: {twice[0]} is given twice")
+    _refuse_twice(keys, flags)
     options = merge(preset, config, flags)
     if options.model.kind == "gan":
         raise UserError("--model: tune searches by validation AUROC, which a gan has none of; take vit or text")
@@ -84,6 +82,13 @@ def tune(
     for file in files:
         cli.echo(str(file))
     cli.echo(f"best: {found[0]['run']}")
+
+
+def _refuse_twice(keys: list[str], flags: dict[str, Any]) -> None:
+    """Refuse an option that is searched twice, or searched and given."""
+    twice = next((key for key in keys if keys.count(key) > 1 or flags.get(key) is not None), None)
+    if twice is not None:
+        raise UserError(f"--search: {twice} is given twice")
 
 
 def _cell(value: Any) -> str:
@@ -176,7 +181,7 @@ def bench(
     record = found.run(cli.console(stderr=True))
     files = found.write(record)
     if as_json:
-        cli.echo(to_json(record))
+        cli.told(record)
         return
     header, rows = suite.table(record)
     cli.table(header, rows, right=header[2:])
@@ -198,10 +203,10 @@ qrkt-hw fit-to digits-device --backend fake_fez --max-qpu-seconds 40""",
 @click.option("--limit", "samples", type=click.IntRange(min=1), help="samples to infer  [default: the test split]")
 @click.option("--epochs", type=click.IntRange(min=1), help="of a preset: epochs of each model's training  [default: 5]")
 @click.option("--search", "searched", multiple=True, help="of a preset: option=a,b,c to try instead of the usual ones")
-@click.option("--trials", type=cli.PATH, help="of a preset: folder of the trainings  [default: runs/fit-to-PRESET]")
+@click.option("--trials-dir", type=cli.PATH, help="of a preset: folder of its trainings  [default: runs/fit-to-PRESET]")
 @click.option(
     "--check", type=click.IntRange(min=0), default=100, show_default=True,
-    help="most validation samples of each proposal on the fake device, a minute of CPU time in all; 0: none",
+    help="validation samples to check each proposal on the fake device, a minute of CPU time in all; 0: no check",
 )  # fmt: skip
 @click.option("--out", type=cli.PATH, help="write the first proposal for train --config and infer --config (.yaml)")
 @click.option("--plot", type=cli.PATH, help="draw accuracy against QPU seconds (.png)")
@@ -210,7 +215,7 @@ qrkt-hw fit-to digits-device --backend fake_fez --max-qpu-seconds 40""",
 @cli.json_flag
 def fit_to(
     source: str, backend: str, limit: float, samples: int | None, epochs: int | None, searched: tuple[str, ...],
-    trials: Path | None, check: int, out: Path | None, plot: Path | None, data_dir: Path | None, trust_ansatz: bool,
+    trials_dir: Path | None, check: int, out: Path | None, plot: Path | None, data_dir: Path | None, trust_ansatz: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Ways to run RUN, or models like PRESET, within a budget of QPU seconds, by expected accuracy.
@@ -222,8 +227,11 @@ def fit_to(
     from qrkt_hw import backends
     from qrkt_hw.experiments import presets
 
-    preset = not Path(source).is_dir() and source in presets.names()
-    idle = next((name for name in ("--epochs", "--search", "--trials") if name in cli.said() and not preset), None)
+    preset, names = not Path(source).is_dir(), presets.names()
+    if preset and (source := spelled(source, names)) not in names:
+        text = unknown("preset", source, names, see="qrkt-hw presets list")
+        raise UserError(f"fit-to: {source!r} is no folder of a run, and there is {text}")
+    idle = next((name for name in ("--epochs", "--search", "--trials-dir") if name in cli.said() and not preset), None)
     if idle is not None:
         raise UserError(f"{idle}: the weights of a run stay as they are; leave it out, or name a preset")
     if plot is not None and plot.suffix.lower() != ".png":
@@ -233,6 +241,11 @@ def fit_to(
     folder = None if preset else cli.opened(Path(source), trust_ansatz, err=True)
     if (options or folder.options()).model.kind == "gan":  # type: ignore[union-attr]
         raise UserError(f"fit-to: {source} is a GAN, which has no accuracy; take vit or text")
+    for name, file in (("--out", out), ("--plot", plot)):
+        if file is not None and file.is_dir():
+            raise UserError(f"{name}: {file} is a folder; name a file")
+        if file is not None:
+            check_writable(file.parent, name)
     from qrkt_hw.experiments import fitting
 
     said = cli.console(stderr=True)
@@ -243,8 +256,13 @@ def fit_to(
         dimensions = [parse(text) for text in searched]
         if any(not one.choices for one in dimensions):
             raise UserError("--search: fit-to tries values, as in hidden=8,16; it takes no interval")
+        keys = [one.key for one in dimensions]
+        _refuse_twice(keys, {})
+        own = next((key for key in keys if key in fitting.OWN_KEYS), None)
+        if own is not None:
+            raise UserError(f"--search: fit-to sets {own} itself; leave it out")
         check_space(options, dimensions)
-        where = trials or Path("runs") / f"fit-to-{source}"
+        where = trials_dir or Path("runs") / f"fit-to-{source}"
         found = fitting.of_preset(source, options, request, epochs or 5, dimensions, where)
     else:
         assert folder is not None
@@ -263,7 +281,7 @@ def fit_to(
         with cli.writing("--plot", plot):
             plot_budget([one.record() for one in found], limit, plot)
     if as_json:
-        cli.echo(to_json({"backend": backend, "limit": limit, "proposals": [one.record() for one in shown]}))
+        cli.told({"backend": backend, "limit": limit, "proposals": [one.record() for one in shown]})
         return
     models = list(dict.fromkeys(one.model for one in shown))
     header = ["accuracy\nexpected", "on fake\ndevice", "QPU s", "shots", "circuits", "replicas", "spacing", "min.\nESP",

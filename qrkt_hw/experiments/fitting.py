@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import first, loader
-from qrkt_hw.errors import UserError, flag
+from qrkt_hw.errors import UserError, flag, sentence
 from qrkt_hw.experiments.devices import BATCH, LOOKED_AT, VALIDATED, Watched
 from qrkt_hw.experiments.loading import read_splits, restored
 from qrkt_hw.models.factory import build_model, quantum_layers, set_backend
@@ -34,8 +35,7 @@ from qrkt_hw.resources.forecast import Forecast, forecast
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_text
-from qrkt_hw.runs.config import Config
-from qrkt_hw.training import fit
+from qrkt_hw.runs.config import KEYS, Config
 
 PLACEMENTS = tuple(itertools.product((0, 1), (0.5, 0.9)))  # spacing and min_fidelity
 WAYS = ("none", "trex")  # ways of mitigation whose effect the calibration says
@@ -47,6 +47,9 @@ SAVED = 0.95  # of the seconds of a more accurate proposal, from which another i
 SHORTER = 40  # attempts to find shots for a limit
 SHOWN = 8  # proposals
 TRIED = 6  # models of a preset that are trained
+# options of train that are set here, by a flag or the device, and are no part of a model
+OWN_KEYS = {"data_dir", "epochs", "warmup_steps", "shot_noise", "readout_error", "noise_device",
+            *(name for name, key in KEYS.items() if key.section == "backend")}  # fmt: skip
 
 
 @dataclass
@@ -297,7 +300,7 @@ def candidates(
 ) -> list[Candidate]:
     """Models like a preset's that fit the budget with at least :data:`FEWEST` shots a circuit: the preset's own first,
     then those with most circuits a sample. Raises UserError: none does."""
-    backend, found, least = request.backend(), list[Candidate](), float("inf")
+    backend, found, least, reasons = request.backend(), list[Candidate](), float("inf"), list[str]()
     for change in variations(options, searched):
         try:
             own = options.replace(**change)
@@ -306,21 +309,30 @@ def candidates(
             check_strings(model, "fit-to")
             stages = stages_of(model, shape)
             if not stages:
-                continue
+                raise UserError("no circuits")
             cost = Cost.of(stages, count, backend)
-        except (UserError, ValidationError):  # a width that no circuit divides, or circuits wider than the device
+        except (UserError, ValidationError) as error:  # a width that no circuit divides, circuits too wide
+            reasons.append(sentence(error) if isinstance(error, ValidationError) else str(error))
+            if searched:
+                request.console.print(f"{_words(change)} is left out: {reasons[-1]}", markup=False, soft_wrap=True)
             continue
         least = min(least, cost.seconds([FEWEST] * len(stages)))
         shots = cost.most(request.limit)
         if shots >= FEWEST:
             found.append(Candidate(change, own, sum(c.circuits for stage in stages for c in stage), shots))
+    if not found and least == float("inf"):
+        named = "--search" if searched else "fit-to"
+        raise UserError(f"{named}: no such model can be built for {request.device.name}: {reasons[0]}")
     if not found:
-        at_least = f"the smallest takes at least {least:.1f} s" if least < float("inf") else "none can be built"
         raise UserError(
-            f"--max-qpu-seconds: no model like this one takes {count:,} samples within {request.limit:g} s; {at_least} "
-            "(--limit takes fewer samples, --search other models)"
+            f"--max-qpu-seconds: no model like this one takes {count:,} samples within {request.limit:g} s; the "
+            f"smallest takes at least {least:.1f} s (--limit takes fewer samples, --search other models)"
         )
     return sorted(found, key=lambda one: (bool(one.change), -one.circuits * min(1.0, one.shots / 64)))
+
+
+def _words(change: dict[str, Any]) -> str:
+    return " ".join(f"{flag(key)} {value}" for key, value in change.items())
 
 
 def of_preset(
@@ -337,6 +349,8 @@ def of_preset(
 
     Raises UserError: no model fits.
     """
+    from qrkt_hw.training import fit  # only here: a run is not trained
+
     options = options.replace(**({"data_dir": request.data_dir} if request.data_dir else {}))
     data: dict[Any, Data] = {}
 
@@ -351,7 +365,7 @@ def of_preset(
     chosen = candidates(options, there.shape, count, request, searched)[:TRIED]
     found = list[Proposal]()
     for number, one in enumerate(chosen):
-        words = " ".join(f"{flag(key)} {value}" for key, value in one.change.items())
+        words = _words(one.change)
         request.console.print(
             f"model {number + 1} of {len(chosen)}: {words or name}, {one.circuits:,} circuits a sample, {one.shots:,} "
             f"shots; {epochs} epochs", highlight=False, markup=False, soft_wrap=True,
@@ -377,7 +391,7 @@ def _known(place: Path) -> RunFolder | None:
         return None
     run = RunFolder.open(place)
     if not run.results.is_file():
-        raise UserError(f"--trials: {place} is not finished; qrkt-hw train --resume {place}, or remove it")
+        raise UserError(f"--trials-dir: {place} is not finished; qrkt-hw train --resume {place}, or remove it")
     return run
 
 
@@ -423,13 +437,14 @@ def check(shown: Sequence[Proposal], request: Request, count: int) -> str:
 def write_config(one: Proposal, request: Request, file: Path, source: str, trained: bool) -> list[str]:
     """Write a proposal for ``train`` and ``infer --config``; the lines that say how to use it."""
     inference = {"backend": request.device.name, **one.keys}
-    infer = f"--config {file} --max-qpu-seconds {request.limit:g}" + (
+    place = shlex.quote(str(file))
+    infer = f"--config {place} --max-qpu-seconds {request.limit:g}" + (
         f" --limit {request.samples}" if request.samples else ""
     )
-    lines = [f"qrkt-hw infer {'RUN' if trained else one.run.path} {infer}"]
+    lines = [f"qrkt-hw infer {'RUN' if trained else shlex.quote(str(one.run.path))} {infer}"]
     values: dict[str, Any] = {"inference": inference}
     if trained:
-        lines.insert(0, f"qrkt-hw train --config {file} --out RUN")
+        lines.insert(0, f"qrkt-hw train --config {place} --out RUN")
         plain, own = Config().flat(mode="json"), one.options.flat(mode="json")
         changed = {key: value for key, value in own.items() if plain.get(key) != value}
         values = {**changed, **values}

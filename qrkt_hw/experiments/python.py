@@ -137,8 +137,14 @@ class Run:
             self._alone("compare_mitigation", "compares all ways on a split", asked, inputs, "mitigation" in device)
         elif inputs is not None and not isinstance(inputs, Dataset) and (report or ablate):
             raise UserError(f"{'report' if report else 'ablate'}: inputs without labels have no accuracy; leave it out")
-        if isinstance(backend, str) and shots_per_stage not in (None, "auto"):
-            device = {"shots": sum(shots_per_stage) // max(1, len(shots_per_stage)), **device}  # type: ignore[arg-type]
+        numbers = None
+        if shots_per_stage is not None and shots_per_stage != "auto":
+            numbers = [n for n in shots_per_stage if isinstance(n, int) and n >= 1]
+            if not numbers or len(numbers) != len(shots_per_stage):
+                raise UserError(f"shots_per_stage: {shots_per_stage!r}; give 'auto', or a number from 1 on for each")
+            if "shots" in device:
+                raise UserError("shots: shots_per_stage has the shots of every stage; leave one of them out")
+            device = {"shots": sum(numbers) // len(numbers), **device} if isinstance(backend, str) else device
         place = self._backend(backend, device)
         one = next((key for key in ("shots_per_stage", "fine_tune", "compare_mitigation") if asked[key]), None)
         sampled = one == "fine_tune" or (place.shots and place.target is not None)
@@ -152,9 +158,6 @@ class Run:
             raise UserError(f"ablate: no replacement {odd!r}; there are {', '.join(REPLACEMENTS)}")
         stage_shots = list[int]()
         if shots_per_stage is not None:
-            numbers = None if shots_per_stage == "auto" else [int(n) for n in shots_per_stage]
-            if numbers is not None and min(numbers, default=0) < 1:
-                raise UserError(f"shots_per_stage: {shots_per_stage!r}; give 'auto', or a number from 1 on for each")
             stage_shots, _ = shots_of_stages(self.folder, place, numbers, data_dir)
         model = load(self.folder, place, backbone=self.backbone)
         if compare_mitigation:

@@ -46,12 +46,13 @@ def test_shots_go_where_the_logits_need_them_in_the_same_time(run):
     ("flags", "words"),
     [
         (["--backend", "exact", "--shots-per-stage", "auto"], ["applies only to devices that sample", "'exact'"]),
-        ([*DEVICE, "--shots-per-stage", "8,8,8"], ["3 numbers", "2 sequential stages"]),
+        ([*DEVICE, "--shots-per-stage", "8,8"], ["--shots", "leave one of them out"]),
+        ([*DEVICE[:2], "--shots-per-stage", "8,8,8"], ["3 numbers", "2 sequential stages"]),
         (["--backend", "fake_lima", "--shots", 0, "--mitigation", "trex"], ["--mitigation", "give --shots"]),
         ([*DEVICE, "--fine-tune", 10**9, "--dry-run"], ["--fine-tune", "the training split has"]),
-        ([*DEVICE, "--shots-per-stage", "8,x"], ["'8,x'", "auto, or numbers"]),
-        ([*DEVICE, "--shots-per-stage", "8,0"], ["'8,0'", "from 1 to"]),
-        ([*DEVICE, "--shots-per-stage", "9,9", "--max-qpu-seconds", 2.1], ["--max-qpu-seconds", "too many"]),
+        ([*DEVICE[:2], "--shots-per-stage", "8,x"], ["'8,x'", "auto, or numbers"]),
+        ([*DEVICE[:2], "--shots-per-stage", "8,0"], ["'8,0'", "from 1 to"]),
+        ([*DEVICE[:2], "--shots-per-stage", "9,9", "--max-qpu-seconds", 2.1], ["--max-qpu-seconds", "too many"]),
     ],
 )
 def test_other_shots_are_refused(run, flags, words):
@@ -186,7 +187,11 @@ def test_models_like_a_preset_are_trained_shortly_and_said_so(run):
         (["run", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--epochs", 2], ["--epochs", "name a preset"]),
         (["digits-hardware", "--backend", "fake_lima", "--max-qpu-seconds", 1], ["--max-qpu-seconds", "no model"]),
         (["digits-hardware", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--search", "hidden=4:8"], ["interval"]),
-        (["nothing", "--backend", "fake_lima", "--max-qpu-seconds", 9], ["nothing"]),
+        (["nothing", "--backend", "fake_lima", "--max-qpu-seconds", 9], ["'nothing'", "qrkt-hw presets list"]),
+        (["run", "--backend", "fake_lima", "--max-qpu-seconds", "inf"], ["--max-qpu-seconds", "finite"]),
+        (["run", "--backend", "fake_lima,fake_quito", "--max-qpu-seconds", 9], ["--backend", "fake_lima,fake_quito"]),
+        (["run", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--out", "."], ["--out", "is a folder"]),
+        (["digits-hardware", "--backend", "fake_lima", "--max-qpu-seconds", 9, "--search", "epochs=1,2"], ["epochs"]),
     ],
 )
 def test_budgets_that_fit_nothing_are_refused(run, flags, words):

@@ -91,7 +91,8 @@ def test_case_hyphens_and_underscores_of_names_do_not_matter(tmp_path):
     assert "qrkt: 4 qubits" in qrkt("circuits", "show", "QRKT", cwd=tmp_path).stdout
     # refused for another reason: the name is known
     for line in ("train --dataset MNIST --patch 5", "train --gradient Parameter-Shift --heads 3",
-                 "train --ansatz Rx-Ring --heads 3", "train --backend AER-CPU --heads 3"):  # fmt: skip
+                 "train --ansatz Rx-Ring --heads 3", "train --backend AER-CPU --heads 3",
+                 "train --model gan --generator-ansatz Rx-Ring --patch 5"):  # fmt: skip
         assert "did you mean" not in (said := qrkt(*line.split(), cwd=tmp_path).stderr) and "Invalid" not in said
 
 
