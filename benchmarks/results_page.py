@@ -22,7 +22,6 @@ from typing import Any
 import yaml
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from qrkt_hw.backends.budget import JOB_SECONDS, QUICK_SECONDS
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.models.metrics import wilson
 from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
@@ -114,15 +113,9 @@ def devices(files: Sequence[Path]) -> list[str]:
                 cells += [f"{100 * record[key]:.1f}", f"{100 * low:.1f} to {100 * high:.1f}"]
             cells += [f"{100 * record['agreement']:.1f}", _paired(record)]
             cells += [f"{record['circuits']:,}", f"{record['executions']:,}"]
-            cells += [f"{one:,.0f}" for one in planned(same[0])] if same else ["", ""]
+            cells += [f"{same[0][key]:,.0f}" if same else "" for key in ("seconds", "usd")]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def planned(plan: dict[str, Any]) -> tuple[float, float]:
-    """Seconds and USD by the larger of IBM's two formulas."""
-    seconds = max(plan["seconds"], JOB_SECONDS * plan["jobs"] + QUICK_SECONDS * plan["executions"])
-    return seconds, plan["usd"] * seconds / plan["seconds"]
 
 
 def _paired(record: dict[str, Any]) -> str:

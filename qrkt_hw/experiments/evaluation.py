@@ -29,6 +29,7 @@ from qrkt_hw.models.metrics import (
     CONFIDENT,
     MOST_NEIGHBOURS,
     NEIGHBOURS,
+    class_shares,
     confident,
     image_metrics,
     negatives,
@@ -115,7 +116,6 @@ def evaluate(
         closest, distances = nearest(images[:1000], train)
         tested = pixels(data, "test", PROJECTED)[0]
         _, usual = nearest(tested[:1000], train)
-        shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
         record: dict[str, Any] = {
             "protocol": protocol,
             "protocol_digest": digest(protocol)[:8],
@@ -124,7 +124,7 @@ def evaluate(
             "reference_classifier": {
                 "confident": confident(logits),
                 "threshold": CONFIDENT,
-                "shares": [round(x, 4) for x in shares.tolist()],
+                "shares": [round(x, 4) for x in class_shares(logits).tolist()],
                 **about,
             },
             "sliced_wasserstein": {

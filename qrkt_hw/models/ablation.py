@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qrkt_hw.ansatz import CircuitTemplate, remembered
 from qrkt_hw.errors import UserError
-from qrkt_hw.nn.quantum import QuantumLayer, QuantumProjection
+from qrkt_hw.nn.quantum import QuantumLayer
 from qrkt_hw.simulator.analysis import cones
 from qrkt_hw.simulator.subspace import linear_map
 
@@ -144,11 +144,3 @@ class StructuredLayer(nn.Module):
             return (angle.sin() * self.weight).sum(-1).flatten(-2)
         matrix = linear_map(self.template, self.weight).to(x) if self.structure.kind == SAME else self.weight
         return torch.einsum("...gi,goi->...go", x, matrix).flatten(-2)
-
-
-class StructuredProjection(QuantumProjection):
-    """Such a layer with the affine scaling of a quantum projection."""
-
-    @property
-    def hooked(self) -> bool:
-        return True  # called by itself: there is no circuit behind it

@@ -13,7 +13,7 @@ from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError
-from qrkt_hw.models.ablation import StructuredLayer, StructuredProjection
+from qrkt_hw.models.ablation import StructuredLayer
 from qrkt_hw.models.transformer import Decoder, Gan, Generator, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
 from qrkt_hw.nn.blocks import TABLEAUS, FeedForward, RungeKuttaBlock, TransformerBlock, TransformerField
@@ -170,9 +170,9 @@ def _quantum(options: Config, place: Literal["attention", "mlp"], backend: str |
         template = options.template(place)
         scale = circuit.output_scale and circuit.initial_output_scale
         scaling: Any = {"input_scale": circuit.input_scale, "scale": scale, "bias": circuit.output_bias}
-        if circuit.structured:
-            return StructuredProjection(StructuredLayer(features, template), **scaling)  # type: ignore[arg-type]
-        return QuantumProjection(_layer(options, features, template, backend), **scaling)
+        structured = circuit.structured
+        layer = StructuredLayer(features, template) if structured else _layer(options, features, template, backend)
+        return QuantumProjection(layer, **scaling)  # type: ignore[arg-type]
 
     return make
 

@@ -203,9 +203,10 @@ def fid(generated: Tensor, real: Tensor) -> float:
 
 def image_metrics(generated: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor]) -> dict[str, float]:
     """FID, KID, Inception Score, precision and recall of features and logits."""
-    from torch_fidelity.metric_isc import isc_features_to_metric
-    from torch_fidelity.metric_kid import kid_features_to_metric
-    from torch_fidelity.metric_prc import prc_features_to_metric
+    with extras():
+        from torch_fidelity.metric_isc import isc_features_to_metric
+        from torch_fidelity.metric_kid import kid_features_to_metric
+        from torch_fidelity.metric_prc import prc_features_to_metric
 
     (ours, logits), (theirs, _) = generated, real
     size = min(1000, len(ours), len(theirs))
@@ -225,8 +226,8 @@ def image_metrics(generated: tuple[Tensor, Tensor], real: tuple[Tensor, Tensor])
 def sliced_wasserstein(images: Tensor, others: Tensor, seed: int = 0) -> float:
     """Sliced Wasserstein-1 distance of the pixels of two samples, images of equal shape.
 
-    The mean over random directions of the Wasserstein distance of both samples' projections, in units of a pixel's
-    range; the larger sample is thinned to the size of the smaller one. It needs no feature extractor (Rabin et al.
+    The mean over random directions of the Wasserstein distance of both samples' projections, in units of the pixels'
+    values; the larger sample is thinned to the size of the smaller one. It needs no feature extractor (Rabin et al.
     2011; Bonneel et al. 2015).
     """
     count, random = min(len(images), len(others)), Generator().manual_seed(seed)
@@ -363,6 +364,11 @@ def negatives(images: Tensor) -> dict[str, Callable[[int, Generator], Tensor]]:
         return chosen.gather(-1, order).unflatten(-1, images.shape[2:])
 
     return {"gaussian": gaussian, "covariance": covariance, "shuffled": shuffled}
+
+
+def class_shares(logits: Tensor) -> Tensor:
+    """The share of each class among the predictions of logits ``(images, classes)``."""
+    return torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
 
 
 def confident(logits: Tensor) -> float:

@@ -335,17 +335,17 @@ def save_film(images: Tensor, path: Path, columns: int) -> Path:
     """Rows of an interpolation as an animated GIF, there and back: a frame for each column of their :func:`grid`."""
     rows = len(images) // columns
     frames = [grid(images[k::columns], min(rows, columns)).convert("P") for k in range(columns)]
-    frames += frames[-2:0:-1]
-    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 80, "loop": 0}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_with(path, lambda target: frames[0].save(target, format="GIF", **options))
-    return path
+    return _save_gif(frames + frames[-2:0:-1], path, 80)
 
 
 def save_animation(frames: Sequence[Path], path: Path, milliseconds: int = 250) -> Path:
     """The pictures of some files one after another, as an animated GIF; the last stays for two seconds."""
     pictures = [Image.open(frame).convert("P") for frame in frames]
-    times = [milliseconds] * (len(pictures) - 1) + [2000]
-    options = {"save_all": True, "append_images": pictures[1:], "duration": times, "loop": 0}
-    replace_with(path, lambda target: pictures[0].save(target, format="GIF", **options))
+    return _save_gif(pictures, path, [milliseconds] * (len(pictures) - 1) + [2000])
+
+
+def _save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int | list[int]) -> Path:
+    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_with(path, lambda target: frames[0].save(target, format="GIF", **options))
     return path

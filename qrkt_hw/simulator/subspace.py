@@ -73,7 +73,7 @@ def affine_map(
     ``(groups * outputs,)``. Scaling the matrices costs less than scaling their products."""
     matrices = linear_map(template, weights)
     groups, outputs, features = matrices.shape
-    matrices = (matrices if scale is None else matrices * scale.view(groups, outputs, 1)).to(x)
+    matrices = (matrices if scale is None else matrices * scale.view(groups, outputs, 1)).to(x.dtype)
     if groups == 1:
         return F.linear(x, matrices[0], bias)
     rows = x.reshape(-1, groups, features).transpose(0, 1)

