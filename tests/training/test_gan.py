@@ -124,5 +124,5 @@ def test_options_of_networks_that_would_have_no_effect_are_named():
     assert "the generator has no circuits" in unused(Config(**gan), ["generator_ansatz"])
     both = {**TINY, "generator_ansatz": "qrkt", "discriminator_ansatz": "qrkt", "ansatz": "rx_ring"}
     assert "take its place" in unused(Config(**both), ["ansatz"])
-    with pytest.raises(UserError, match="only (--)?model gan reads it"):
+    with pytest.raises(UserError, match=r"only (--)?model gan reads it"):
         merge(None, None, {"generator_ansatz": "qrkt"})
