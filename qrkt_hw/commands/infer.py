@@ -92,7 +92,7 @@ def infer(
     """
     if run is not None and run.is_file():  # an input; the run is the newest
         paths, run = (run, *paths), None
-    _refuse_together({*cli.said(), *(("PATHS",) if paths else ())})
+    _refuse_together({*cli.said(), *(("PATHS",) if paths else ())}, paths)
     if config is not None:
         stage_shots = _configured(config, flags, stage_shots)
     stage_numbers = None if stage_shots in (None, "auto") else _numbers(stage_shots)
@@ -351,12 +351,13 @@ TOGETHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )  # fmt: skip
 
 
-def _refuse_together(said: set[str]) -> None:
+def _refuse_together(said: set[str], paths: tuple[Path, ...]) -> None:
     """Refuse what was said and would change nothing beside something else."""
     for name, what, others in TOGETHER:
         if name in said and not said.isdisjoint(others):
             *first, last = ("paths" if other == "PATHS" else other for other in others)
-            raise UserError(f"{what}; leave out {', '.join(first)} and {last}")
+            first_path = f" ({paths[0]})" if name == "PATHS" else ""
+            raise UserError(f"{what}{first_path}; leave out {', '.join(first)} and {last}")
 
 
 def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_tune: int | None) -> None:

@@ -145,12 +145,12 @@ def test_generate_takes_a_class_truncation_and_a_film(trained, tmp_path):
     done = qrkt(*changed(*options, "--out", "run"), "--conditional", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     refused(qrkt("generate", "run", "--class", "cat", cwd=tmp_path), "--class", "cat", "0 to 9")
-    refused(qrkt("generate", "run", "--grid", "film.gif", cwd=tmp_path), "--grid", "--interpolate")
+    refused(qrkt("generate", "run", "--plot", "film.gif", cwd=tmp_path), "--plot", "--interpolate")
     for name, more in (("three", ["--class", "3"]), ("turn", []), ("cut", ["--class", "3", "--truncation", "0.1"])):
-        made = qrkt("generate", "run", "--count", "4", "--grid", f"{name}.png", *more, cwd=tmp_path)
+        made = qrkt("generate", "run", "--samples", "4", "--plot", f"{name}.png", *more, cwd=tmp_path)
         assert made.returncode == 0, made.stderr
     assert len({(tmp_path / f"{name}.png").read_bytes() for name in ("three", "turn", "cut")}) == 3
-    film = ["generate", "run", "--interpolate", "--columns", "5", "--count", "10", "--grid", "film.gif"]
+    film = ["generate", "run", "--interpolate", "--columns", "5", "--samples", "10", "--plot", "film.gif"]
     assert qrkt(*film, cwd=tmp_path).returncode == 0
     with Image.open(tmp_path / "film.gif") as animation:
         assert animation.n_frames == 8  # five there, three back

@@ -264,10 +264,10 @@ def test_predicted_error_ranks_circuits_by_their_true_noisy_error(sizes, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--ansatz", "qrkt", "--qubits", "6", "--backend", "fake_nowhere"], ["fake_nowhere", "fake_torino"]),
+        (["--ansatz", "qrkt", "--qubits", "6", "--backend", "fake_nowhere"], ["fake_nowhere", "qrkt-hw backends list"]),
         (["--ansatz", "nothing"], ["nothing", "qrkt"]),
         (["--qubits", "6"], ["--ansatz"]),
-        (["--preset", "nothing"], ["nothing", "digits"]),
+        (["--preset", "nothing"], ["nothing", "qrkt-hw presets list"]),
         (["--ansatz", "qrkt", "--plot", "x.jpg"], ["x.jpg", ".png"]),
         (["--ansatz", "qrkt", "--plot", "x.png"], ["--backend"]),
         (["--ansatz", "qrkt", "--qubits", "200", "--backend", "fake_torino"], ["200", "133", "fake_torino"]),

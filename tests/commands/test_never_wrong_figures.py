@@ -209,7 +209,7 @@ def test_pictures_replace_in_one_step(tmp_path, monkeypatch):
 
 def test_pixels_that_are_no_numbers_are_refused():
     with pytest.raises(UserError, match="finite"):
-        draw(lambda points: points * math.nan, torch.ones(2, 1, 4, 4))
+        draw(lambda points, labels: points * math.nan, torch.ones(2, 1, 4, 4))
 
 
 def test_weights_that_give_no_numbers_are_refused(run, tmp_path):

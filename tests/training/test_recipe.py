@@ -82,7 +82,7 @@ def test_angles_have_their_own_rate_and_decay_in_the_same_schedule(keys):
         assert rest["lr"] == pytest.approx(rate) and own["lr"] == pytest.approx(0.005)
         angles = {id(layer.weight) for layer in quantum_layers(learner.network)}
         assert {id(p) for p in own["params"]} == angles and not angles & {id(p) for p in rest["params"]}
-        learner.update(sum(p.sum() for p in learner.parameters), rate / 2)
+        learner.update([sum(p.sum() for p in learner.parameters)], rate / 2)
         assert own["lr"] == pytest.approx(0.0025)
 
 
