@@ -416,10 +416,13 @@ def check(shown: Sequence[Proposal], request: Request, count: int) -> str:
     fake = request.fake
     if fake is None or not count:
         return "not checked on a fake device" + ("" if fake else f": there is none of {request.device.name}")
+    read: dict[Path, Any] = {}  # validation samples by run
     for one in shown:
         keys = {"spacing": one.spacing, "min_fidelity": one.min_fidelity, "mitigation": one.mitigation}
         backend = request.backend(fake, **keys, shots=max(one.shots))
-        model, samples = restored(one.run), first(read_splits(one.run, request.data_dir)["validation"], count)
+        if one.run.path not in read:
+            read[one.run.path] = first(read_splits(one.run, request.data_dir)["validation"], count)
+        model, samples = restored(one.run), read[one.run.path]
         set_backend(model, Watched(backend, False, one.shots))
         started, right = time.process_time(), list[Tensor]()
         for inputs, labels in loader(samples, 20):
@@ -430,8 +433,9 @@ def check(shown: Sequence[Proposal], request: Request, count: int) -> str:
         good = torch.cat(right)
         one.checked = {"accuracy": good.double().mean().item(), "count": len(good),
                        "interval": wilson(int(good.sum()), len(good))}  # fmt: skip
-    counts = sorted({one.checked["count"] for one in shown})
-    return f"checked on {fake} with the first {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} validation samples"
+    counts = [one.checked["count"] for one in shown]
+    numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return f"checked on {fake} with the first {numbers} validation samples"
 
 
 def write_config(one: Proposal, request: Request, file: Path, source: str, trained: bool) -> list[str]:
