@@ -123,6 +123,8 @@ def infer(
     if paths:
         chosen["paths"] = [str(path) for path in paths]
     with cli.busy(said, "loading torch and Qiskit"):
+        if click.get_current_context().find_root().obj == cli.PROGRAM:
+            cli.import_connector()
         from qrkt_hw.experiments import devices, inference, loading
 
     backend = backends.make(place, options.training.seed, said, several=True)

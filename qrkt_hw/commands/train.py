@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.interface import PROGRAM, import_fabric
+from qrkt_hw.commands.interface import PROGRAM, import_connector, import_fabric
 from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, merge, options_from
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
@@ -71,6 +71,7 @@ def train(
         folder.options(), folder.description()  # a damaged run is named at once
         with cli.busy(said, "loading torch and Qiskit"):
             if program:
+                import_connector()
                 import_fabric()
             from qrkt_hw.training import fit
 
@@ -86,6 +87,7 @@ def train(
         check_early(options)
         with cli.busy(said, "loading torch and Qiskit"):
             if program:
+                import_connector()
                 import_fabric()
             from qrkt_hw.training import fit
 

@@ -57,6 +57,21 @@ print([name for name in ("scipy.optimize", "scipy.sparse.csgraph") if name in sy
 
 
 @pytest.mark.acceptance
+def test_the_connector_comes_without_scipy_special_which_whoever_asks_for_it_gets() -> None:
+    program = """
+import sys
+from qrkt_hw.commands.interface import import_connector
+import_connector()
+import qrkt_hw.experiments.devices
+print("scipy.special" in sys.modules)
+from qiskit_machine_learning.neural_networks import effective_dimension
+from scipy.special import gamma
+print(round(effective_dimension.logsumexp([0.0, 0.0]), 3), gamma(5.0))
+"""
+    assert run(program) == "False\n0.693 24.0\n"
+
+
+@pytest.mark.acceptance
 def test_the_program_trains_without_the_compiler_and_a_library_user_keeps_all(tmp_path: Path) -> None:
     train = f"['train', '--epochs', '1', '--limit', '64', '--out', {str(tmp_path / 'run')!r}]"
     loaded = "print('torch._dynamo.eval_frame' in sys.modules)"
