@@ -101,9 +101,11 @@ def peer(python: Path, name: str, sizes: list, threads: int, folder: Path, limit
             process = None
         elif "ms" in found[size]:
             held = np.load(file)
+            # all but Qulacs compute in complex64, some of them with naive sums over the amplitudes
             for key, wanted in zip(("values", "grad_x", "grad_w"), step(size, torch.complex128), strict=True):
                 off = np.abs(held[key] - wanted.numpy()).max() / max(1.0, wanted.abs().max().item())
-                assert off < (1e-5 if key == "values" else 1e-4), (name, size, key, off)
+                found[size][f"{key}_off"] = float(off)
+                assert off < 1e-3, (name, size, key, off)
     if process is not None:
         process.kill()
     return [found[size] for size in sizes]
