@@ -24,7 +24,7 @@ from qrkt_hw.runs.config import Config
 MODELS = {
     "digits": (DataShape(1, 8, 10), {}),
     "best-mnist": (DataShape(1, 28, 10), {"hidden": 12, "heads": 4, "mlp": 18}),
-    "best-cifar10": (DataShape(3, 32, 10), {"hidden": 20, "heads": 5, "mlp": 48, "pool_maps": 4}),
+    "best-cifar10": (DataShape(3, 32, 10), {"hidden": 20, "heads": 5, "mlp": 48, "pool_maps": 4, "rk_blocks": 3}),
     "best-cifar10-4-qubits": (DataShape(3, 32, 10), {"hidden": 20, "heads": 5}),
     "best-mnist-4-qubits": (DataShape(1, 28, 10), {"hidden": 12, "heads": 4, "mlp": 18}),
     "thesis-mnist-qrk4": (DataShape(1, 28, 10), {}),

@@ -11,7 +11,8 @@ from qrkt_hw.data import ranks
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn import remote
 from qrkt_hw.nn.quantum import ProjectionFactory, QuantumLayer, QuantumProjection
-from qrkt_hw.simulator import apart, compiling
+from qrkt_hw.simulator import apart, compiling, full_precision
+from qrkt_hw.simulator.subspace import affine_map
 
 FUSED = 64 * 64  # query tokens times key tokens above which torch's fused attention takes over
 
@@ -205,13 +206,34 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
     """
     if compiling() and any(isinstance(module, QuantumProjection) for module, _ in jobs):
         return apart(project_together, jobs)
+    found = affine_maps(jobs)
     batch = [
         (k, module, module.layer.grouped(module.before(x)))
         for k, (module, x) in enumerate(jobs)
-        if isinstance(module, QuantumProjection) and module.joins_batches
+        if k not in found and isinstance(module, QuantumProjection) and module.joins_batches
     ]
-    if not batch:
-        return [module(x) for module, x in jobs]
-    values = remote.run_batch([m.layer.network for _, m, _ in batch], *zip(*(pair for *_, pair in batch), strict=True))
-    found = {k: module.after(v) for (k, module, _), v in zip(batch, values, strict=True)}
+    if batch:
+        stacked = zip(*(pair for *_, pair in batch), strict=True)
+        values = remote.run_batch([module.layer.network for _, module, _ in batch], *stacked)
+        found |= {k: module.after(v) for (k, module, _), v in zip(batch, values, strict=True)}
     return [found[k] if k in found else module(x) for k, (module, x) in enumerate(jobs)]
+
+
+def affine_maps(jobs: Sequence[tuple[nn.Module, Tensor]]) -> dict[int, Tensor]:
+    """Outputs of those projections that share their input and their template and are affine maps, by one product."""
+    alike: dict[tuple[int, int, bool, bool], list[int]] = {}
+    for k, (module, x) in enumerate(jobs):
+        layer = getattr(module, "layer", None)
+        if isinstance(module, QuantumProjection) and module.input_scale is None and getattr(layer, "groups", 0) == 1:
+            key = id(x), id(layer.template), module.scale is None, module.bias is None
+            alike.setdefault(key, []).append(k)
+    found: dict[int, Tensor] = {}
+    for places in alike.values():
+        modules, x = [jobs[k][0] for k in places], jobs[places[0]][1]
+        parts = [module.affine(x) for module in modules] if len(places) > 1 else [None]
+        if None not in parts:
+            joined = (None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True))
+            with full_precision(x):
+                values = affine_map(modules[0].layer.template, x, *joined)
+            found |= zip(places, values.chunk(len(places), dim=-1), strict=True)
+    return found

@@ -462,13 +462,11 @@ class QuantumProjection(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., features)`` to ``(..., features)``."""
         x = self.before(x)
-        if not compiling() and self.is_matrix:
-            weight, own = self.layer.grouped(x)[1], [p for p in (self.scale, self.bias) if p is not None]
-            alike = all(p.dtype == x.dtype and p.device == x.device for p in (weight, *own))
-            if alike and all(p.shape == (self.layer.features,) for p in own):
-                with full_precision(x):
-                    return affine_map(self.layer.template, weight, x, self.scale, self.bias)
-        return self.after(self.layer(x))
+        parts = self.affine(x)
+        if parts is None:
+            return self.after(self.layer(x))
+        with full_precision(x):
+            return affine_map(self.layer.template, x, *parts)
 
     @property
     def plain(self) -> bool:
@@ -483,13 +481,15 @@ class QuantumProjection(nn.Module):
         """Whether the circuits run elsewhere, and nothing needs them alone."""
         return self.plain and self.layer.expectation(self.layer.dtype) is None
 
-    @property
-    def is_matrix(self) -> bool:
-        """Whether the circuits are matrices, evaluated here, and nothing needs their products."""
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """Weights, scale and bias where circuits and scaling are one matrix here and nothing needs their products."""
         layer = self.layer
-        if not (isinstance(layer, QuantumLayer) and layer.network.unary and self.plain):
-            return False
-        return getattr(layer.expectation(layer.dtype), "method", None) == "subspace"
+        matrix = isinstance(layer, QuantumLayer) and layer.network.unary and self.plain and not compiling()
+        if not matrix or getattr(layer.expectation(layer.dtype), "method", None) != "subspace":
+            return None
+        weight, own = layer.grouped(x)[1], [p for p in (self.scale, self.bias) if p is not None]
+        alike = all(p.dtype == x.dtype and p.device == x.device for p in (weight, *own))
+        return (weight, self.scale, self.bias) if alike and all(p.shape == (layer.features,) for p in own) else None
 
     def before(self, x: Tensor) -> Tensor:
         return x if self.input_scale is None else x * self.input_scale

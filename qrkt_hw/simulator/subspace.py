@@ -67,15 +67,15 @@ def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
 
 
 def affine_map(
-    template: CircuitTemplate, weights: Tensor, x: Tensor, scale: Tensor | None, bias: Tensor | None
+    template: CircuitTemplate, x: Tensor, weights: Tensor, scale: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """``scale * circuits(x) + bias`` of a unary template: x ``(..., groups * features)``, scale and bias
-    ``(groups * outputs,)``. Scaling the matrices costs less than scaling their products."""
+    """``scale * circuits(x) + bias`` of a unary template: x ``(..., groups * features)``, or ``(..., features)`` for
+    all groups; scale and bias ``(groups * outputs,)``. Scaling the matrices costs less than scaling their products."""
     matrices = linear_map(template, weights)
     groups, outputs, features = matrices.shape
     matrices = (matrices if scale is None else matrices * scale.view(groups, outputs, 1)).to(x.dtype)
-    if groups == 1:
-        return F.linear(x, matrices[0], bias)
+    if x.shape[-1] == features:
+        return F.linear(x, matrices.flatten(0, 1), bias)
     rows = x.reshape(-1, groups, features).transpose(0, 1)
     found = rows @ matrices.mT if bias is None else torch.baddbmm(bias.view(groups, 1, -1), rows, matrices.mT)
     return found.transpose(0, 1).reshape(*x.shape[:-1], groups * outputs)

@@ -37,8 +37,8 @@ def test_a_projection_equals_its_parts_whether_or_not_its_circuits_are_a_matrix(
     layer = QuantumLayer(6, **{"ansatz": "orthogonal_brick", "layers": 3, **options}, dtype=dtype)
     module = QuantumProjection(layer, input_scale=True, scale=0.7, bias=True)
     module.bias.data.uniform_()
-    assert module.is_matrix == ("ansatz" not in options)
     x = torch.randn(5, 2, 6, dtype=outer, requires_grad=True)
+    assert (module.affine(x) is not None) == ("ansatz" not in options and outer is torch.float32)  # as the weights are
     parameters, weights = [x, *module.parameters()], torch.randn(5, 2, 6)
     precision = {"rtol": 0.05, "atol": 0.05} if outer is torch.bfloat16 else {}
 
@@ -60,7 +60,7 @@ def test_a_projection_on_a_device_is_no_matrix_and_input_of_another_size_is_refu
         module(torch.randn(2, 3))
     exact = module(x := torch.randn(2, 4))
     module.layer.backend = "aer_cpu"
-    assert not module.is_matrix
+    assert module.affine(x) is None
     torch.testing.assert_close(module(x), exact, rtol=1e-5, atol=1e-5)
 
 
@@ -79,7 +79,7 @@ def test_a_changed_projection_is_computed_by_its_parts(options):
         return QuantumProjection(layer, scale=0.5, bias=True)
 
     x, unchanged = torch.randn(5, 6), made()
-    assert unchanged.is_matrix
+    assert unchanged.affine(x) is not None
     zero, linear, scalar, rows, double = (made() for _ in range(5))
     zero.layer = Zero(6, ansatz="orthogonal_brick", **options)
     linear.layer = nn.Linear(6, 6)
@@ -93,6 +93,34 @@ def test_a_changed_projection_is_computed_by_its_parts(options):
     unchanged(x)
     hook.remove()
     assert seen == [unchanged.layer, unchanged]
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"bias": True, "scale": 0.5}, {"input_scale": True}])
+def test_matrices_of_one_input_are_projected_by_one_product(options, monkeypatch):
+    template = QuantumLayer(6, ansatz="orthogonal_brick", layers=3).template
+    modules = [QuantumProjection(QuantumLayer(6, ansatz=template), **options) for _ in range(3)]
+    modules += [nn.Linear(6, 6), QuantumProjection(QuantumLayer(6, ansatz="orthogonal_brick", qubits=3), **options)]
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    inputs, weights = [x] * 5, torch.randn(5, 2, 5, 6)
+    parameters = [x, *(p for module in modules for p in module.parameters())]
+
+    def of(project):
+        values = torch.stack(project())
+        (penalty,) = torch.autograd.grad(values.tanh().sum(), x, create_graph=True)
+        return [values, *torch.autograd.grad((values * weights).sum() + penalty.square().sum(), parameters)]
+
+    products = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *given: products.append(1) or linear(*given))
+    together = of(lambda: project_together(list(zip(modules, inputs, strict=True))))
+    assert len(products) == (4 if "input_scale" in options else 2)  # the circuits of groups take another way
+    for found, expected in zip(together, of(lambda: [module(x) for module in modules]), strict=True):
+        torch.testing.assert_close(found, expected)
+    hook = modules[1].register_forward_hook(lambda module, given, out: 2 * out)  # seen only where it is called alone
+    changed = project_together(list(zip(modules, inputs, strict=True)))
+    hook.remove()
+    torch.testing.assert_close(changed[1], 2 * together[0][1])
+    torch.testing.assert_close(changed[0], together[0][0])
 
 
 def test_projected_together_equals_projected_alone():
