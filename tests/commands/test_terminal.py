@@ -77,6 +77,12 @@ SLIPS = {
     "train --backend aer-cp": "--backend: no backend 'aer-cp'; did you mean aer_cpu?",
     "circuits show brickwrk": "no ansatz 'brickwrk'; did you mean brickwork?",
     "bench --tasks digit": "--tasks: no task 'digit'; did you mean digits?",
+    "train --qubits six": "--qubits: 'six' is no whole number of at least 1 and at most 384; give one, or leave it out",
+    "resources -n 0": "--qubits: 0 is no whole number of at least 1 and at most 1000; give one, or leave it out",
+    "train --learning-rate nan": "--learning-rate: nan is no finite number above 0; give one",
+    "train --dropout 1": "--dropout: 1.0 is no number of at least 0 and below 1; give one",
+    "train --field-norms 3": "--field-norms: 3 is no whole number of at least 0 and at most 2; give one",
+    "jobs show --number last": "--number: 'last' is no whole number; give one, or leave it out",
 }  # fmt: skip
 
 
