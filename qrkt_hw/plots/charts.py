@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from qrkt_hw.errors import in_words
 from qrkt_hw.runs.atomic import replace_with
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def plot_device(record: dict[str, Any], path: Path) -> Path:
         left.legend()
     else:
         left.barh(place, errors, 0.6, color=BLUE)
-    left.set_yticks(place, [row["layer"] for row in rows])
+    left.set_yticks(place, in_words(row["layer"] for row in rows).values())
     left.invert_yaxis()
     tidy(left, "mean error of the expectation values", "")
     for x, kind, colour in ((0, "exact_", GREY), (1, "", ORANGE)):

@@ -13,10 +13,13 @@ from rich.console import Console
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import COMMANDS, group
 from qrkt_hw.commands.interface import SHORT, Command
-from qrkt_hw.errors import nearest, spelled, unknown
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import in_words, nearest, spelled, unknown
+from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.devices import _Bar
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.config import Config, flattened
 from qrkt_hw.training.loop import METRICS, TrainingProgress
 from tests.command_line import qrkt, refused
 from tests.commands.test_never_wrong_flags import IMAGES
@@ -117,6 +120,17 @@ def test_names_and_what_is_near_them():
     assert spelled("a_b", ["a_b", "ab"]) == "a_b"
     assert nearest("kingston", ["fake_kingston", "fake_torino"]) == ["fake_kingston"]
     assert unknown("x", "q", ["a", "b"], "or a file") == "no x 'q'; there are a, b, or a file"
+
+
+@pytest.mark.parametrize("preset", ["digits", "digits-hardware", "thesis-cifar10-qrk1", "qrkt-gan-digits"])
+def test_every_quantum_layer_has_a_name_in_words(preset):
+    options = Config(**flattened(presets.load(preset)))
+    model = build_model(options, DataShape(3 if "cifar" in preset else 1, 32 if "cifar" in preset else 8, 10))
+    words = in_words(layer.network.tag for layer in quantum_layers(model))
+    assert len(set(words.values())) == len(words) > 4
+    assert all(re.fullmatch(r"[a-z0-9 ]*block \d+( rk stage \d+)? (cross )?(query|key|value|output|MLP)", w)
+               for w in words.values()), words  # fmt: skip
+    assert in_words(["mine.0"]) == {"mine.0": "mine.0"}
 
 
 BIG = 999_999_999  # the largest count that is written out
