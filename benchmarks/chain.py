@@ -123,6 +123,8 @@ def draw(rows: list[dict], file: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    from qrkt_hw.plots.charts import COLOURS
+
     counts = sorted({row["threads"] for row in rows})
     size = 5.5 * len(counts), 7.5
     figure, axes = plt.subplots(2, len(counts), figsize=size, sharex=True, sharey=True, squeeze=False,
@@ -131,9 +133,11 @@ def draw(rows: list[dict], file: Path) -> None:
         for axis, threads in zip(line, counts, strict=True):
             key = "cpu_ms" if threads == 1 else "ms"
             of_panel = [r for r in rows if r["threads"] == threads and (r["layers"] > 2) == deep]
-            for name in ("ours", *PEERS):
+            styles = ("o-", "s--", "^-.", "D:", "v-", "P--")
+            for name, colour, style in zip(("ours", *PEERS), COLOURS, styles, strict=False):
                 own = [r for r in of_panel if f"{name}_ms" in r]
-                axis.semilogy([r["qubits"] for r in own], [r[f"{name}_{key}"] for r in own], "o-", label=name)
+                look = {"color": colour, "label": "qrkt-hw" if name == "ours" else name}
+                axis.semilogy([r["qubits"] for r in own], [r[f"{name}_{key}"] for r in own], style, **look)
             axis.set_title(f"{'8 layers (20 qubits: 4)' if deep else '2 layers'}, {threads} thread{'s'[: threads - 1]}")
             axis.grid(alpha=0.3)
             axis.set_xticks([4, 8, 12, 16, 20])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.patches import FancyBboxPatch
 from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends.device.transpile import fake_device
 from qrkt_hw.circuits import build
-from qrkt_hw.plots.charts import BLUE, COLOURS, GREY, ORANGE, PALE
+from qrkt_hw.plots.charts import BLUE, COLOURS, GREY, ORANGE, PALE, apart
 from qrkt_hw.resources.devices import _edges, _positions
 
 COMMAND = "resources --preset digits-hardware --backend fake_torino --samples 50 --json"
@@ -66,16 +67,12 @@ def model(axes: Axes) -> None:
     axes.set(xlim=(-0.1, 5.1), ylim=(0.1, 5.9))
 
 
-def chip(axes: Axes, placed: dict[str, Any], device: str) -> None:
+def chip(axes: Axes, placed: dict[str, Any], device: str, shades: Sequence[str] = COLOURS) -> None:
     target = fake_device(device).target
     edges = [(a, b) for a, b, _ in _edges(target)]
     places = _positions(target.num_qubits, edges)
     replica_of = {q: k for k, replica in enumerate(placed["copy_qubits"]) for q in replica}
-    near = {frozenset((replica_of[a], replica_of[b])) for a, b in edges if a in replica_of and b in replica_of}
-    chosen: dict[int, str] = {}
-    for k in range(len(placed["copy_qubits"])):  # neighbours differ
-        chosen[k] = next(c for c in COLOURS if c not in {chosen.get(n) for pair in near if k in pair for n in pair})
-    colours = {q: chosen[k] for q, k in replica_of.items()}
+    colours = apart(placed["copy_qubits"], edges, shades)
     for a, b in edges:
         same = a in replica_of and replica_of[a] == replica_of.get(b)
         style = {"color": colours[a], "lw": 4} if same else {"color": PALE, "lw": 1.2}

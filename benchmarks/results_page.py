@@ -20,11 +20,10 @@ from statistics import mean, stdev
 from typing import Any
 
 import yaml
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from qrkt_hw.experiments.comparison import read_history
 from qrkt_hw.models.metrics import wilson
-from qrkt_hw.plots.charts import new, plot_comparison, save, tidy
+from qrkt_hw.plots.charts import COLOURS, logarithmic, new, plot_comparison, save, tidy
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.folder import read_json
 
@@ -193,21 +192,19 @@ def shown(values: Sequence[float], digits: int) -> str:
 def plot_gradients(groups: Sequence[tuple[str, Sequence[Sequence[dict[str, float]]]]], path: Path) -> None:
     """Gradient norm of each block, from the input on: in the first epoch and, dashed, in the last of several; mean over
     seeds."""
-    figure, axes = new()
+    figure, axes = new(width=7.4)
     for place, (label, histories) in enumerate(groups):
+        colour, marker = COLOURS[place % len(COLOURS)], "osD^vPX*"[place % 8]
         blocks = [name for name in histories[0][0] if name.startswith("gradient_norm_block_")]
         for when, style in ((0, "-"), (-1, "--"))[: len(histories[0])]:
             norms = [mean(history[when][name] for history in histories) for name in blocks]
             title = label if when == 0 else None
-            axes.plot(range(1, len(blocks) + 1), norms, style, marker="o", color=f"C{place}", label=title)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
+            axes.plot(range(1, len(blocks) + 1), norms, style, marker=marker, color=colour, label=title)
+    logarithmic(axes, "y")
     later = " (dashed: last epoch)" if any(len(histories[0]) > 1 for _, histories in groups) else ""
     tidy(axes, "block, from the input on", f"gradient norm{later}")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
     save(figure, path)
 
 

@@ -59,15 +59,22 @@ def measure(ansatz: str, qubits: int, layers: int, batch: int, groups: int) -> d
 def draw(rows: list[dict], file: Path) -> None:
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(AXES), figsize=(17, 6.5), sharey="row", layout="constrained")
+    from qrkt_hw.plots.charts import COLOURS, short
+
+    figure, axes = plt.subplots(2, len(AXES), figsize=(12.5, 6), sharey="row", layout="constrained")
     for column, (axis, (key_of_axis, _, _)) in enumerate(AXES.items()):
-        for ansatz in ("qrkt", "ry_rz_ring", "reuploading"):
+        for ansatz, colour, style in zip(
+            ("qrkt", "ry_rz_ring", "reuploading"), COLOURS, ("o-", "s--", "^-."), strict=False
+        ):
             own = [r for r in rows if r["axis"] == axis and r["ansatz"] == ansatz]
+            look = {"color": colour, "label": ansatz, "markersize": 5}
             for row, key in enumerate(("processor_ms", "kept_MB")):
-                axes[row][column].loglog([r[key_of_axis] for r in own], [r[key] for r in own], "o-", label=ansatz)
+                axes[row][column].loglog([r[key_of_axis] for r in own], [r[key] for r in own], style, **look)
                 axes[row][column].grid(alpha=0.3)
                 if "samples" in axis:  # less than a decade, where a logarithmic axis has no readable ticks
                     axes[row][column].set_xscale("linear")
+        for row in (0, 1) if "samples" not in axis else ():
+            axes[row][column].xaxis.set_major_formatter(lambda value, _: short(value))
         axes[1][column].set_xlabel(axis)
     axes[0][0].set_ylabel("CPU time of a step (ms)")
     axes[1][0].set_ylabel("kept for the backward pass (MB)")

@@ -1,4 +1,4 @@
-"""Errors a user can cause, and how they are told."""
+"""Errors a user can cause, and how they and the names in them are told."""
 
 from __future__ import annotations
 
@@ -167,6 +167,30 @@ def in_python(text: str) -> str:
     said = re.sub(r"take --([a-z][a-z0-9-]*) ([\w.]+(?<!\.))", chosen, said)
     said = re.sub(r"(?<![^\s(\"'])--no-([a-z][a-z0-9-]*)", lambda found: f"{named(found[1])}=False", said)
     return re.sub(r"(?<![^\s(\"'])--([a-z][a-z0-9-]*)", lambda found: named(found[1]), said) + "".join(command)
+
+
+_PLACE = re.compile(
+    r"(generator|discriminator|decoder)?\.?(?:stages\.(\d+)\.(\d+)|blocks\.(\d+))(?:\.fields\.(\d+))?\."
+    r"(cross_)?(?:attention\.(?:maps\.)?(query|key|value|output)|feed_forward\.projection)(?:\.layer)?"
+)
+
+
+def in_words(names: Iterable[str]) -> dict[str, str]:
+    """Names of quantum layers in a model -> what a person calls them: ``blocks.0.fields.0.attention.query.layer`` is
+    ``block 1 query``, with the Runge-Kutta stage where the layers of a block have several. Others stay."""
+    found = {name: _PLACE.fullmatch(name) for name in names}
+    several = any(place is not None and int(place[5] or 0) for place in found.values())
+    return {name: name if place is None else _said(place, several) for name, place in found.items()}
+
+
+def _said(place: re.Match[str], several: bool) -> str:
+    network, part, block, single, stage, cross, projection = place.groups()
+    words = [network or ""]
+    words += [f"stage {int(part) + 1}"] if part else []
+    words += [f"block {int(block or single) + 1}"]
+    words += [f"rk stage {int(stage) + 1}"] if several and stage else []
+    words += ["cross"] if cross else []
+    return " ".join(word for word in [*words, projection or "MLP"] if word)
 
 
 def sentence(error: ValidationError, key: str | None = None) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qrkt_hw.ansatz import CircuitTemplate, by_angles
 from qrkt_hw.backends.entries import Gradient
+from qrkt_hw.errors import in_words
 
 
 class TensorFunction(Protocol):
@@ -150,7 +151,7 @@ class Backend(ABC):
         self.counters.circuits += circuits
         self.counters.executions += circuits * (self.shots or 0)
         if self._progress is not None:
-            named = ", ".join(tag for tag in tags if tag)
+            named = ", ".join(in_words(tag for tag in tags if tag).values())
             self._progress(f"{circuits:,} circuits on {self.name}" + (f": {named}" if named else ""))
 
     def _tell(self, text: str) -> None:

@@ -10,7 +10,7 @@ from qrkt_hw.backends.budget import LARGEST_JOB
 from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
-from qrkt_hw.errors import UserError, flag, unknown
+from qrkt_hw.errors import UserError, flag, in_words, unknown
 from qrkt_hw.runs.config import BackendConfig, Config, problem
 
 
@@ -452,10 +452,11 @@ def _layers(record: dict[str, Any]) -> list[str]:
     mitigated = any("unmitigated_mean_error" in row for row in record["layers"])
     last = "  without mitigation" if mitigated else ""
     lines = [f"  {'layer':34}{'values':>9}{'mean error':>12}{'largest':>10}{last}"]
+    words = in_words(row["layer"] for row in record["layers"])
     for row in record["layers"]:
         raw = f"{row['unmitigated_mean_error']:>20.4f}" if "unmitigated_mean_error" in row else ""
         lines.append(
-            f"  {row['layer'][-34:]:34}{row['values']:>9,}{row['mean_error']:>12.4f}{row['max_error']:>10.4f}{raw}"
+            f"  {words[row['layer']]:34}{row['values']:>9,}{row['mean_error']:>12.4f}{row['max_error']:>10.4f}{raw}"
         )
     there = record["backend_details"]
     billed = there.get("billed_seconds")

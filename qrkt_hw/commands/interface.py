@@ -61,7 +61,13 @@ class Command(click.Command):
             switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts
             if once and not switch and order.count(option) > 1:
                 raise UserError(f"{option.opts[0]}: given {order.count(option)} times; it is taken once only")
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param is None or (allowed := numbers(error.param.type)) is None:
+                raise
+            what = f"{error.param.opts[0]}: {error.message.partition(' is not ')[0]} is no {allowed}"
+            raise UserError(f"{what}; give one, or leave it out") from error
 
     def _no_option(self, ctx: click.Context, name: str) -> str:
         flags = [word for param in self.get_params(ctx) for word in (*param.opts, *param.secondary_opts)]
@@ -163,6 +169,16 @@ class Number(click.FloatRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
         return found if math.isfinite(found) else self.fail(f"{value} is not a finite number.", param, ctx)
+
+
+def numbers(kind: click.ParamType) -> str | None:
+    """Which numbers an option takes, such as "whole number from 1 to 64"; None where it takes no number."""
+    if not isinstance(kind, (click.types.IntParamType, click.types.FloatParamType)):
+        return None
+    low, high, above, below = (getattr(kind, name, None) for name in ("min", "max", "min_open", "max_open"))
+    what = "whole number" if isinstance(kind, click.types.IntParamType) else "number" if high else "finite number"
+    most = "" if high is None else f"{' and below' if below else ' and at most'} {high}"
+    return what if low is None else f"{what}{' above' if above else ' of at least'} {low}{most}"
 
 
 class GroupedOption(click.Option):

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 from pydantic import ValidationError
 
-from qrkt_hw.commands.interface import PATH, PROGRAM, GroupedOption, Word, import_fabric
+from qrkt_hw.commands.interface import PATH, PROGRAM, GroupedOption, Number, Word, import_fabric
 from qrkt_hw.errors import UserError, flag, rank_and_count, unknown
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
@@ -49,7 +49,7 @@ def _title(name: str) -> str:
 
 def _option(name: str, title: str) -> Callable[[Any], Any]:
     field = KEYS[name].field
-    kind, gan = _kind(field.annotation), GAN_DEFAULTS.get(name)
+    kind, gan = _kind(field.annotation, field.metadata), GAN_DEFAULTS.get(name)
     shown = "" if field.default is None else f"  [default: {_show(field.default)}]"
     shown += "" if gan is None else f" [gan: {_show(gan)}]"
     how: dict[str, Any] = {"cls": GroupedOption, "group": title, "default": None}
@@ -59,12 +59,24 @@ def _option(name: str, title: str) -> Callable[[Any], Any]:
     return click.option(flag(name), name, type=kind, **how)
 
 
-def _kind(annotation: Any) -> Any:
+def _kind(annotation: Any, bounds: Sequence[Any]) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return int if isinstance(arguments[0], int) else Word(list(arguments))
+        whole = isinstance(arguments[0], int)
+        return click.IntRange(min(arguments), max(arguments)) if whole else Word(list(arguments))
     if origin in (Union, types.UnionType):
-        return _kind(next(a for a in arguments if a is not type(None)))
+        return _kind(next(a for a in arguments if a is not type(None)), bounds)
+    if annotation in (int, float):
+        low, above, high, below = (
+            next((getattr(b, name) for b in bounds if hasattr(b, name)), None) for name in ("ge", "gt", "le", "lt")
+        )
+        number = click.IntRange if annotation is int else Number
+        return number(
+            above if low is None else low,
+            below if high is None else high,
+            min_open=above is not None,
+            max_open=below is not None,
+        )
     return PATH if annotation is Path else annotation
 
 

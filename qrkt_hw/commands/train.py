@@ -145,8 +145,9 @@ def _next(run: Path, gan: bool) -> None:
         f"qrkt-hw baseline {place}": "classical models beside it",
     }  # fmt: skip
     width = max(map(len, follows))
+    fits = len("next:   ") + width + max(map(len, follows.values())) <= cli.columns()
     for command, what in follows.items():
-        cli.echo(f"next: {command:{width}}  {what}", err=True)
+        cli.echo(f"next: {command:{width}}  {what}" if fits else f"next: {command}\n      {what}", err=True)
 
 
 SCRIPT = """#!/bin/bash

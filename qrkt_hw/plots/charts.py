@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from qrkt_hw.errors import in_words
 from qrkt_hw.runs.atomic import replace_with
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 RED, PALE = "#e53e3e", "#cbd5e0"
 COLOURS = [BLUE, ORANGE, "#2f855a", "#805ad5", "#b83280", GREY, "#d69e2e", "#319795"]
-SHADES = ["#bee3f8", "#90cdf4", "#63b3ed", "#c6f6d5", "#9ae6b4", "#e9d8fd", "#d6bcfa", "#fefcbf"]
+SHADES = ["#90cdf4", "#9ae6b4", "#d6bcfa", "#faf089", "#e2e8f0"]
 History = Sequence[Mapping[str, float]]  # one row per epoch
-LEAST = 24  # pixels that a small image is enlarged to
+LINES = ["-", "--", "-.", ":"]  # beside colours, for those who tell few of them apart
+LEAST = 48  # pixels that a small image is enlarged to
 WORST = 0.05  # error from which a qubit or a pair of qubits is marked
 
 
@@ -50,6 +52,28 @@ def tidy(axes: Any, x: str, y: str, whole: bool = False) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if whole:
         axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def logarithmic(axes: Any, which: str) -> None:
+    """A logarithmic axis, ``"x"`` or ``"y"``, with plain numbers on it, also where it spans less than a decade; none
+    where no value is positive."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    getattr(axes, f"set_{which}scale")("log")
+    low, high = getattr(axes, f"get_{which}lim")()
+    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 12 * low else (1.0, 2.0, 5.0) if high < 120 * low else (1.0,)
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(MaxNLocator(6) if high < 4 * low else LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def short(value: float) -> str:
+    """A number for an axis: 250000 is ``250k``."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def _over_epochs(history: History, panels: Mapping[str, Mapping[str, str]], path: Path, best: int | None) -> Path:
@@ -101,26 +125,38 @@ def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path
 def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Path) -> list[Path]:
     """Means of the runs of each group: ``loss.png`` and ``auroc.png``, or of GANs one for each network's loss; over
     epochs, wall time and function evaluations, for the epochs that all runs of a group have. Bands are one standard
-    deviation."""
+    deviation. Loss and 1 - AUROC are on logarithmic axes, as are epochs, times and evaluations of runs that differ in
+    length by more than a factor of two."""
     files = []
-    quantities = {"val_loss": "validation loss", "val_auroc": "validation AUROC"}
+    quantities = {"val_loss": "validation loss", "val_auroc": "1 - validation AUROC"}
     if "generator_loss" in groups[0][1][0][0]:
         quantities = {"generator_loss": "generator's loss", "discriminator_loss": "discriminator's loss"}
     over = {"epoch": "epoch", "seconds": "wall time (s)", "field_evaluations": "function evaluations"}
     for quantity, name in quantities.items():
-        figure, panels = new(columns=len(over), width=5.2)
+        figure, panels = new(columns=len(over), width=3.6, height=3.5)
         for axes, (key, title) in zip(panels, over.items(), strict=True):
+            ends = list[float]()
             for place, (label, histories) in enumerate(groups):
                 if not all(key in row and quantity in row for h in histories for row in h):
                     continue
-                epochs, colour = min(map(len, histories)), f"C{place % 10}"
+                epochs, colour = min(map(len, histories)), COLOURS[place % len(COLOURS)]
                 x, y = (np.array([[row[k] for row in h[:epochs]] for h in histories]) for k in (key, quantity))
-                axes.plot(x.mean(0), y.mean(0), color=colour, marker="." if epochs < 3 else None, label=label)
+                y = 1 - y if quantity == "val_auroc" else y
+                style = {"color": colour, "linestyle": LINES[place % len(LINES)], "marker": "." if epochs < 4 else None}
+                axes.plot(x.mean(0), y.mean(0), label=label, **style)
                 if len(histories) > 1:
                     low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
-                    axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.2, linewidth=0)
+                    axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.15, linewidth=0)
+                ends.append(x.mean(0)[-1])
             tidy(axes, title, name, whole=key == "epoch")
-        panels[0].legend(frameon=False, fontsize=8)
+            if quantity.startswith("val_") and ends:
+                logarithmic(axes, "y")
+            if ends and max(ends) > 2 * min(ends) > 0:
+                logarithmic(axes, "x")
+            elif key == "field_evaluations":
+                axes.xaxis.set_major_formatter(lambda value, _: short(value))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
         files.append(save(figure, folder / f"{quantity.removeprefix('val_')}.png"))
     return files
 
@@ -221,7 +257,7 @@ def plot_device(record: dict[str, Any], path: Path) -> Path:
         left.legend()
     else:
         left.barh(place, errors, 0.6, color=BLUE)
-    left.set_yticks(place, [row["layer"] for row in rows])
+    left.set_yticks(place, in_words(row["layer"] for row in rows).values())
     left.invert_yaxis()
     tidy(left, "mean error of the expectation values", "")
     for x, kind, colour in ((0, "exact_", GREY), (1, "", ORANGE)):
@@ -252,6 +288,17 @@ def plot_budget(rows: Sequence[Mapping[str, Any]], limit: float, path: Path) -> 
     return save(figure, path)
 
 
+def apart(replicas: Sequence[Sequence[int]], edges: Sequence[tuple[int, ...]], shades: Sequence[str]) -> dict[int, str]:
+    """A shade for each qubit of the replicas, such that replicas on coupled qubits differ."""
+    of = {qubit: k for k, replica in enumerate(replicas) for qubit in replica}
+    near = [(of[a], of[b]) for a, b, *_ in edges if a in of and b in of and of[a] != of[b]]
+    chosen: dict[int, str] = {}
+    for k in range(len(replicas)):
+        taken = {chosen.get(b if a == k else a) for a, b in near if k in (a, b)}
+        chosen[k] = next((shade for shade in shades if shade not in taken), shades[k % len(shades)])
+    return {qubit: chosen[k] for qubit, k in of.items()}
+
+
 def plot_layout(
     title: str,
     positions: Sequence[tuple[float, float]],
@@ -262,38 +309,42 @@ def plot_layout(
     replicas: Sequence[Sequence[int]],
     path: Path,
 ) -> Path:
-    """A circuit on a chip: which qubits it uses, how good they are, and where more replicas fit.
+    """A circuit on a chip: which qubits it uses alone, how good they are, and where replicas are packed.
 
     Args:
         positions: of every qubit, in the plane.
         edges: pairs of coupled qubits with the error of their gate.
         readout: error of reading every qubit.
         used, joined: qubits of the circuit, and pairs it couples.
-        replicas: qubits of further replicas of the circuit.
+        replicas: qubits of every packed replica; they need not be those of the circuit alone.
     """
     xs, ys = zip(*positions, strict=True)
     wide = max(xs) - min(xs) + 2
     figure, axes = new(width=max(6.5, 0.52 * wide), height=max(4.2, 0.5 * (max(ys) - min(ys) + 2)))
-    thick = {frozenset(pair) for pair in joined}
+    colours = apart(replicas, edges, SHADES)
+    behind = {"color": ORANGE, "linewidth": 17, "alpha": 0.55, "zorder": 0, "solid_capstyle": "round"}
+    for a, b in joined or [(qubit, qubit) for qubit in used]:
+        axes.plot([xs[a], xs[b]], [ys[a], ys[b]], **behind)
     for a, b, error in edges:
-        bad = {"color": RED, "linestyle": ":"} if error > WORST else {"color": PALE}
-        line = {"color": ORANGE, "linewidth": 5} if {a, b} in thick else {"linewidth": 2, **bad}
+        line: dict[str, Any] = {"color": PALE, "linewidth": 2}
+        if error > WORST:
+            line = {"color": RED, "linewidth": 2, "linestyle": ":"}
+        elif a in colours and colours[a] == colours.get(b):  # of the same replica
+            line = {"color": colours[a], "linewidth": 5}
         axes.plot([xs[a], xs[b]], [ys[a], ys[b]], zorder=1, **line)
-    colours = {q: SHADES[k % len(SHADES)] for k, replica in enumerate(replicas) for q in replica}
-    colours |= dict.fromkeys(used, ORANGE)
     for qubit, (x, y) in enumerate(positions):
         rim = {"edgecolor": RED, "linewidth": 1.8} if readout[qubit] > WORST else {"edgecolor": GREY, "linewidth": 0.8}
         axes.scatter([x], [y], s=210, color=colours.get(qubit, "white"), zorder=2, clip_on=False, **rim)
         axes.text(x, y, str(qubit), ha="center", va="center", fontsize=6.5, zorder=3)
-    label = f"further replicas, a shade each ({len(replicas)} fit)"
+    label = f"{len(replicas)} packed replicas, of which neighbours differ"
     handles = [
-        axes.scatter([], [], s=90, color=ORANGE, label="the circuit"),
+        *axes.plot([], [], **{**behind, "linewidth": 9}, label="the circuit alone"),
         axes.scatter([], [], s=90, color=SHADES[0], edgecolor=GREY, label=label),
         axes.scatter([], [], s=90, color="white", edgecolor=RED, linewidth=1.8, label="reads out worse than 5 %"),
         *axes.plot([], [], color=RED, linestyle=":", linewidth=2, label="gate error above 5 %"),
     ]
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.01), "ncols": 4 if wide > 13 else 2}
-    axes.legend(handles=handles, frameon=False, fontsize=8, **place)
+    place = {"loc": "outside lower center", "ncols": 4 if wide > 13 else 2}
+    figure.legend(handles=handles, frameon=False, fontsize=8, **place)
     axes.set_title(title, color=BLUE, fontsize=11)
     axes.set_aspect("equal")
     axes.axis("off")

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from qrkt_hw.errors import in_words
 from qrkt_hw.resources.schema import Circuit, Device, Logical, Report
 
 if TYPE_CHECKING:  # a report that is kept needs no torch
@@ -115,8 +116,9 @@ def _circuits(part: Logical) -> Section:
 def _layers(part: Logical) -> list[Section]:
     rows = []
     for row in part.layers:
-        names = ", ".join(dict.fromkeys(name.removesuffix(".layer").rsplit(".", 1)[-1] for name in row.layers))
-        several = f"{len(row.layers)} x {names}" if len(row.layers) > 1 else names
+        named = list(in_words(row.layers).values())
+        kinds = ", ".join(dict.fromkeys(name.rsplit(" ", 1)[-1] for name in named))
+        several = f"{len(named)} x {kinds}" if len(named) > 1 else named[0]
         circuit = _named(part.circuits[row.circuit])
         rows.append([several, circuit, str(row.groups), str(row.weights), f"{row.calls_per_image:,}"])
     total = sum(row.weights * len(row.layers) for row in part.layers)

@@ -16,7 +16,7 @@ def replace_with(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with temporary.open("rb") as handle:
+        with temporary.open("rb+") as handle:  # Windows flushes no file that is open for reading only
             os.fsync(handle.fileno())
         temporary.replace(path)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qrkt_hw
+from qrkt_hw.backends.device.cache import locked
 from qrkt_hw.backends.entries import UniqueKeyLoader
 from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
@@ -220,15 +220,12 @@ class RunFolder:
             UserError: another process is training into it, or the folder cannot be written.
         """
         try:
-            # neither emptied nor followed: the folder may be somebody else's, and the lock a link
-            handle = os.fdopen(os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644), "r+")
+            handle = locked(self.path / ".lock")
         except OSError as error:
             raise UserError(f"run: {self.path} cannot be written: {error.strerror}") from error
+        if handle is None:
+            raise UserError(f"run: another process is training into {self.path}")
         with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(f"run: another process is training into {self.path}") from error
             try:
                 for leftover in self.path.glob(".*.tmp"):
                     leftover.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import resource
 import sys
 import time
 import zipfile
@@ -365,7 +364,11 @@ def _moments(task: Task, states: list[dict[str, Any]], epochs: int) -> Iterator[
 
 
 def peak_memory() -> float:
-    """Most memory this process (and the accelerator, where one is used) ever held, in MiB."""
+    """Most memory this process (and the accelerator, where one is used) ever held, in MiB; NaN on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, Linux KiB
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     if torch.cuda.is_available() and torch.cuda.is_initialized():

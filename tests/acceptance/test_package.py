@@ -162,3 +162,22 @@ def test_the_version_is_stated_once():
     from importlib.metadata import version
 
     assert version("qrkt-hw") == qrkt_hw.__version__
+
+
+WITHOUT_POSIX = """
+import importlib, math, pkgutil, sys
+for name in ("resource", "fcntl"):
+    sys.modules[name] = None  # as on Windows: there is no such module
+import qrkt_hw
+from qrkt_hw.backends.device.cache import locked
+for found in pkgutil.walk_packages(qrkt_hw.__path__, "qrkt_hw."):
+    if not found.name.endswith(("__main__", "_kernels")):  # the program, and a library of C
+        importlib.import_module(found.name)
+from qrkt_hw.training.loop import peak_memory
+assert math.isnan(peak_memory())
+"""
+
+
+def test_every_module_can_be_imported_without_those_of_posix(tmp_path):
+    done = python("-c", WITHOUT_POSIX, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

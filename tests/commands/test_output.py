@@ -57,6 +57,8 @@ def test_training_tells_what_may_follow_and_json_tells_all(home, capsys):
     follows = [line for line in done.stderr.splitlines() if line.startswith("next: qrkt-hw ")]
     assert [line.split()[2] for line in follows] == ["infer", "infer", "resources", "baseline"]
     assert max(map(len, follows)) <= 80
+    done = qrkt("train", *TINY, "--out", "a-run-folder-whose-name-is-rather-long", cwd=home)
+    assert max(map(len, done.stderr[done.stderr.index("next:") :].splitlines())) <= 80
     found = json.loads(qrkt("train", *TINY, "--out", "counted", "--json", "--quiet", cwd=home).stdout)
     assert found["run"] == "counted" and {"test", "parameters", "best_epoch", "train_seconds"} <= set(found)
 

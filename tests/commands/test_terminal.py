@@ -13,10 +13,13 @@ from rich.console import Console
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import COMMANDS, group
 from qrkt_hw.commands.interface import SHORT, Command
-from qrkt_hw.errors import nearest, spelled, unknown
+from qrkt_hw.data.base import DataShape
+from qrkt_hw.errors import in_words, nearest, spelled, unknown
+from qrkt_hw.experiments import presets
 from qrkt_hw.experiments.devices import _Bar
+from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import Config
+from qrkt_hw.runs.config import Config, flattened
 from qrkt_hw.training.loop import METRICS, TrainingProgress
 from tests.command_line import qrkt, refused
 from tests.commands.test_never_wrong_flags import IMAGES
@@ -77,6 +80,12 @@ SLIPS = {
     "train --backend aer-cp": "--backend: no backend 'aer-cp'; did you mean aer_cpu?",
     "circuits show brickwrk": "no ansatz 'brickwrk'; did you mean brickwork?",
     "bench --tasks digit": "--tasks: no task 'digit'; did you mean digits?",
+    "train --qubits six": "--qubits: 'six' is no whole number of at least 1 and at most 384; give one, or leave it out",
+    "resources -n 0": "--qubits: 0 is no whole number of at least 1 and at most 1000; give one, or leave it out",
+    "train --learning-rate nan": "--learning-rate: nan is no finite number above 0; give one",
+    "train --dropout 1": "--dropout: 1.0 is no number of at least 0 and below 1; give one",
+    "train --field-norms 3": "--field-norms: 3 is no whole number of at least 0 and at most 2; give one",
+    "jobs show --number last": "--number: 'last' is no whole number; give one, or leave it out",
 }  # fmt: skip
 
 
@@ -111,6 +120,17 @@ def test_names_and_what_is_near_them():
     assert spelled("a_b", ["a_b", "ab"]) == "a_b"
     assert nearest("kingston", ["fake_kingston", "fake_torino"]) == ["fake_kingston"]
     assert unknown("x", "q", ["a", "b"], "or a file") == "no x 'q'; there are a, b, or a file"
+
+
+@pytest.mark.parametrize("preset", ["digits", "digits-hardware", "thesis-cifar10-qrk1", "qrkt-gan-digits"])
+def test_every_quantum_layer_has_a_name_in_words(preset):
+    options = Config(**flattened(presets.load(preset)))
+    model = build_model(options, DataShape(3 if "cifar" in preset else 1, 32 if "cifar" in preset else 8, 10))
+    words = in_words(layer.network.tag for layer in quantum_layers(model))
+    assert len(set(words.values())) == len(words) > 4
+    assert all(re.fullmatch(r"[a-z0-9 ]*block \d+( rk stage \d+)? (cross )?(query|key|value|output|MLP)", w)
+               for w in words.values()), words  # fmt: skip
+    assert in_words(["mine.0"]) == {"mine.0": "mine.0"}
 
 
 BIG = 999_999_999  # the largest count that is written out

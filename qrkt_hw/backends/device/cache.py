@@ -1,4 +1,4 @@
-"""Results worth keeping between calls, as files in the user's cache folder, named by what they depend on."""
+"""Files that processes share: locks, and results worth keeping between calls in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -9,12 +9,37 @@ from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/qrkt-hw``, by default ``~/.cache/qrkt-hw``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qrkt-hw"
+
+
+def locked(path: Path) -> IO[str] | None:
+    """The open file at ``path``, locked until it is closed; None where another process holds it.
+
+    Raises OSError: it cannot be written, or is a link."""
+    # neither emptied nor followed: the folder may be somebody else's, and the lock a link
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.fdopen(os.open(path, flags, 0o644), "r+")
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        handle.close()
+        return None
+    return handle
 
 
 def digest(*parts: Any) -> str:

@@ -8,10 +8,8 @@ sent, without an answer, and not found by its tag; it is adopted or sent again o
 on disk before the next step is taken (SQLite, synchronous).
 """
 
-import fcntl
 import io
 import json
-import os
 import sqlite3
 import threading
 import time
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from qiskit.primitives import BitArray
 
+from qrkt_hw.backends.device.cache import locked
 from qrkt_hw.errors import UserError
 
 State = Literal["planned", "submitting", "submitted", "done", "failed", "held"]
@@ -141,17 +140,12 @@ class Journal:
 
     def _lock(self, path: Path) -> None:
         try:
-            # neither emptied nor followed: the folder may be somebody else's, and the lock a link
-            lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-            self._handle = os.fdopen(lock, "r+")
+            self._handle = locked(path.with_suffix(".lock"))
         except OSError as error:
             raise UserError(f"run: {path.parent} cannot be written: {error.strerror}") from error
-        try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._handle.close()
+        if self._handle is None:
             what = f"{path.parent} is locked by another process that is running on a device"
-            raise UserError(f"run: {what}; wait for it, or stop it") from error
+            raise UserError(f"run: {what}; wait for it, or stop it")
 
     def close(self) -> None:
         for one in (self._base, self._handle):
