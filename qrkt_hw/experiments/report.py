@@ -87,7 +87,7 @@ def summary(run: About) -> str:
     classes = "" if o.model.kind == "gan" else f" ({len(description['class_names'])} classes)"
     said = [
         f"A {KINDS[o.model.kind]}{with_circuits}, trained on `{o.data.dataset}`{classes} for {epochs} with seed "
-        f"{o.training.seed}, its circuits on `{o.backend.name}`."
+        f"{o.training.seed}, its circuits on the backend `{o.backend.name}`."
         if names
         else f"A {KINDS[o.model.kind]}{with_circuits}, trained on `{o.data.dataset}`{classes} for {epochs} with seed "
         f"{o.training.seed}."
@@ -417,5 +417,5 @@ def _headline(abouts: Sequence[About]) -> str:
     if len(abouts) > 1:
         return "What differs first, then each run."
     about = abouts[0]
-    right = "" if about.accuracy is None else f": {percent(about.accuracy)} of the test split are right"
+    right = "" if about.accuracy is None else f": {percent(about.accuracy)} of the test split is right"
     return f"A {KINDS[about.options.model.kind]}, trained on {about.options.data.dataset}{right}."

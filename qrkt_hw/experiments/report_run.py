@@ -61,7 +61,7 @@ class Results(BaseModel):
     """What the page takes of ``results.json``."""
 
     test: Scores | None = None
-    best_epoch: float | None = None
+    best_epoch: int | None = None
     train_seconds: float | None = None
     cpu_seconds: float | None = None
     peak_memory_mb: float | None = None
@@ -251,7 +251,7 @@ def chip(run: About) -> str | None:
         if device.circuits:
             placed = max(device.circuits, key=lambda one: (one.level, len(one.physical)))
             where = f"the circuit on qubits {_places(placed.physical)}"
-            alt = f"{device.name}: {where}, and its {placed.good_copies} packed replicas"
+            alt = f"On {device.name} {where}, and its {placed.good_copies} packed replicas"
             body += drawn(alt, chart(alt, draw, [report.model_copy(update={"devices": [device]})]), wide=True)
         body += as_html(section)
     return body
