@@ -29,6 +29,7 @@ from qrkt_hw.experiments.report_run import (
     ablations,
     chip,
     circuit,
+    nameless,
     on_devices,
     plain,
     price,
@@ -194,7 +195,8 @@ def errors(run: About) -> str | None:
             data = run.options.replace(data_dir=run.data_dir or run.options.data.data_dir).data
             written = texts_of(data, "test")
     except UserError as error:
-        why = f"The test split cannot be read: {error}. `qrkt-hw report {run.name} --data-dir DIR` fills this part."
+        fill = f"`qrkt-hw report {run.name} --data-dir DIR` fills this part"
+        why = f"The test split cannot be read: {nameless(str(error))}. {fill}."
         kept = folder.plots / "confusion.png"
         if not kept.is_file():
             return Missing(why)
@@ -300,7 +302,7 @@ def repeating(run: About) -> str:
     if source is not None:
         try:
             theirs = RunFolder.open(Path(source["run"])).options().flat()
-            bases = [(f"--from {shlex.quote(str(source['run']))}", theirs)]
+            bases = [(f"--from {shlex.quote(nameless(str(source['run'])))}", theirs)]
         except (UserError, KeyError, TypeError):
             return ""
     elif run.origin.get("preset") in presets.names():
@@ -324,7 +326,7 @@ def repeating(run: About) -> str:
 def _flag(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return flag(key) if value else f"--no-{flag(key)[2:]}"
-    return f"{flag(key)} {shlex.quote(str(value))}"
+    return f"{flag(key)} {shlex.quote(spelled(value))}"
 
 
 # The page -----------------------------------------------------------------------------------------------------------

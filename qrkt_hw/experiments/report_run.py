@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ REPLACED = {"batch-mean": "their mean over the batch", "sine": "the sine of thei
 
 class Missing(str):
     """Why a part is empty, and what fills it."""
+
+
+def nameless(text: str) -> str:
+    """The text with the last names of absolute paths only: a page is passed on."""
+    return re.sub(r"(?<![\w./])/(?!/)(?:[^\s/,;:]+/)+", "", text)
 
 
 @contextmanager
@@ -162,7 +168,7 @@ class About:
         except UserError as error:
             if self.backends:
                 raise
-            return Missing(f"{error}. `qrkt-hw report {self.name} --backend DEVICE` fills this part.")
+            return Missing(f"{nameless(str(error))}. `qrkt-hw report {self.name} --backend DEVICE` fills this part.")
 
     def _known(self) -> list[str]:
         """The fake backends of at most two devices that the run ran on or knows."""
@@ -182,7 +188,8 @@ class About:
 
 
 def spelled(value: Any) -> str:
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """The value of an option."""
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else nameless(str(value))
 
 
 def plain(value: float | None) -> str:

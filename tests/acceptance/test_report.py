@@ -17,7 +17,7 @@ from qrkt_hw.commands.options import merge
 from qrkt_hw.data.text import encode, load, texts_of
 from qrkt_hw.experiments.comparison import INCIDENTAL
 from qrkt_hw.experiments.report import LARGEST, PARTS, repeating
-from qrkt_hw.experiments.report_run import About
+from qrkt_hw.experiments.report_run import About, nameless
 from qrkt_hw.plots.page import percent, prose
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, DataConfig
@@ -180,6 +180,17 @@ def test_data_that_are_not_there_are_asked_for(home, tmp_path):
     assert not next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
 
 
+def test_baselines_of_the_run_stand_beside_it(home, tmp_path):
+    shutil.copytree(home / "second", tmp_path / "run")
+    shutil.copytree(home / "classical", tmp_path / "run-baseline" / "size-matched" / "lr-0.01")
+    sides = {"quantum": {"chosen": "run"}, "size-matched": {"chosen": "moved/size-matched/lr-0.01"}}
+    (tmp_path / "run-baseline" / "baselines.json").write_text(json.dumps({"sides": sides}))
+    asked(tmp_path, "run", "--limit", 1)
+    check(tmp_path / "run" / "report.html")
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">quantum</th><th scope="col">size-matched</th>' in text
+
+
 def test_a_gan_shows_its_images(tmp_path):
     trained(tmp_path, *GAN, out="gan")
     told = asked(tmp_path, "gan")
@@ -245,7 +256,11 @@ def test_wrong_inputs_are_refused_in_one_sentence(home, tmp_path):
         assert not (run / "report.html").exists()
 
 
-def test_text_is_escaped():
+def test_text_is_escaped_and_names_no_folder_of_a_machine():
+    assert nameless("--dataset x: no files in /home/me/x, data; get it from https://a.b/c/d") == (
+        "--dataset x: no files in x, data; get it from https://a.b/c/d"
+    )
+    assert (nameless("folder:/home/me/pets"), nameless("/home/me/mine.py:f")) == ("folder:pets", "mine.py:f")
     assert prose("a <b> `c & d`") == "a &lt;b&gt; <code>c &amp; d</code>"
 
 
