@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,7 @@ from qrkt_hw.plots.page import (
     unfilled,
 )
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import KEYS, Config, flattened
+from qrkt_hw.runs.config import KEYS, Config, flattened, unused
 from qrkt_hw.runs.folder import read_json
 from qrkt_hw.runs.sections import OWN
 
@@ -298,29 +299,32 @@ def repeating(run: About) -> str:
     flat = {key: value for key, value in o.flat(mode="json").items() if key not in INCIDENTAL}
     if o.data.dataset == OWN or run.folder.description().get("as_given"):
         return ""
-    bases = [("", {"model": o.model.kind})]
+    bases = [("", Config(model=o.model.kind).flat(mode="json"))]
+    named = [kept] if (kept := run.origin.get("preset")) in presets.names() else presets.names()
     if source is not None:
         try:
-            theirs = RunFolder.open(Path(source["run"])).options().flat()
+            theirs = RunFolder.open(Path(source["run"])).options().flat(mode="json")
             bases = [(f"--from {shlex.quote(nameless(str(source['run'])))}", theirs)]
         except (UserError, KeyError, TypeError):
             return ""
-    elif run.origin.get("preset") in presets.names():
-        bases.append((f"--preset {run.origin['preset']}", flattened(presets.load(run.origin["preset"]))))
     else:
-        bases += [(f"--preset {name}", flattened(presets.load(name))) for name in presets.names()]
+        bases += [(f"--preset {name}", _options_of(name)) for name in named]
     found = []
-    for begun, base in bases:
-        if base.get("model", "vit") != o.model.kind and begun:
+    for begun, before in bases:
+        if before["model"] != o.model.kind:
             continue
-        before = Config(**base).flat(mode="json")
-        changed = {key: value for key, value in flat.items() if value != before.get(key)}
+        changed = {key: value for key, value in flat.items() if value != before.get(key) and not unused(o, [key])}
         if not begun and o.model.kind != "vit":
             changed = {"model": o.model.kind, **changed}
         if all(value is not None for value in changed.values()):  # no flag takes a value away
             words = [_flag(key, value) for key, value in changed.items()]
             found.append(" ".join(filter(None, ["qrkt-hw train", begun, *words, f"--seed {o.training.seed}"])))
     return min(found, key=len, default="")
+
+
+@cache
+def _options_of(preset: str) -> dict[str, Any]:
+    return Config(**flattened(presets.load(preset))).flat(mode="json")
 
 
 def _flag(key: str, value: Any) -> str:

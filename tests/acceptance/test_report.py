@@ -20,7 +20,7 @@ from qrkt_hw.experiments.report import LARGEST, PARTS, repeating
 from qrkt_hw.experiments.report_run import About, nameless
 from qrkt_hw.plots.page import percent, prose
 from qrkt_hw.runs import RunFolder
-from qrkt_hw.runs.config import KEYS, DataConfig
+from qrkt_hw.runs.config import KEYS, DataConfig, unused
 from tests.command_line import qrkt, refused, trained
 from tests.fuzz.subjects import acl_imdb
 from tests.runs.trained import GAN, SMALL
@@ -223,14 +223,15 @@ def options_of(line: str):
 
 
 def test_the_command_repeats_the_options():
-    folders = [file.parent for file in sorted((ROOT / "results").glob("*/*/config.yaml"))]
-    assert len(folders) > 50
+    folders = [file.parent for file in sorted((ROOT / "results").glob("*/seed-[04]*/config.yaml"))][::4]
+    assert len(folders) >= 7
     for folder in folders:
         about = About(RunFolder.open(folder), Console(quiet=True))
         line = repeating(about)
         assert line.startswith("qrkt-hw train "), folder
         found, wanted = options_of(line).flat(mode="json"), about.options.flat(mode="json")
-        odd = {key for key in wanted if found.get(key) != wanted[key]} - (INCIDENTAL - {"seed"})
+        odd = {key for key in wanted if found.get(key) != wanted[key] and not unused(about.options, [key])}
+        odd -= INCIDENTAL - {"seed"}
         assert not odd, (folder, line, odd)
 
 
