@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "Circuits or weights of a run for other programs.",
     "runs": "List runs: name, preset, seed, accuracy, state.",
     "compare": "Several runs in one table and one picture.",
+    "report": "One HTML page on a run: curves, mistakes, circuits, chip, price, bill.",
     "baseline": "Size-, parameter-matched and structured classical baselines of a run.",
     "bench": "Is a circuit any good? A suite of tasks beside other circuits and baselines.",
     "tune": "Search over any options; resumable, shared by machines.",
@@ -38,7 +39,7 @@ COMMANDS = {
     "about": "Versions and devices, for a bug report.",
     "completion": "Completion of commands, options and names in a shell.",
 }
-ALONE = ("export", "compare", "bench", "fit-to", "jobs")  # that write, or bill
+ALONE = ("export", "compare", "report", "bench", "fit-to", "jobs")  # that write, or bill
 
 
 @click.group(
@@ -51,6 +52,7 @@ ALONE = ("export", "compare", "bench", "fit-to", "jobs")  # that write, or bill
         "compare": "runs",
         "export": "runs",
         "presets": "runs",
+        "report": "runs",
         "evaluate": "generate",
         "launch": "train",
         "baseline": "tune",

@@ -77,7 +77,7 @@ def generate(
     on_ranks(folder.options().replace(accelerator="cpu"), ranks, ("--samples", count), alone)
     from qrkt_hw.data.ranks import here
     from qrkt_hw.experiments import evaluation
-    from qrkt_hw.plots.charts import save_film, save_grid
+    from qrkt_hw.plots.images import save_film, save_grid
 
     if dry_run:
         if resume or restart:

@@ -18,7 +18,7 @@ from qrkt_hw.runs.config import BackendConfig, Config, problem
     cls=cli.Command,
     first=("--split", "--limit", "--image", "--text", "--backend", "--shots", "--dry-run", "--max-cost", "--resume",
            "--json"),
-    old={"samples": "limit", "images": "limit"},
+    old={"samples": "limit", "images": "limit", "report": "value-errors"},
     examples="""
 qrkt-hw infer                                   the newest run, test split
 qrkt-hw infer runs/NAME photo.png               the class of a picture
@@ -42,7 +42,7 @@ qrkt-hw infer runs/NAME -b ibm_fez --limit 50 --dry-run    plan and price""",
 @click.option("--restart", is_flag=True, help="begin anew although one was stopped half-way")
 @click.option("--dry-run", is_flag=True, help="on a device: the plan and its price; nothing is submitted")
 @click.option(
-    "--report",
+    "--value-errors",
     is_flag=True,
     help="also the error of every layer's values, accuracies, mitigation, estimate and bill; as table, JSON, plot",
 )
@@ -77,7 +77,7 @@ qrkt-hw infer runs/NAME -b ibm_fez --limit 50 --dry-run    plan and price""",
 def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
-    dry_run: bool, device: dict[str, Any], report: bool, stage_shots: str | None, fine_tune: int | None,
+    dry_run: bool, device: dict[str, Any], value_errors: bool, stage_shots: str | None, fine_tune: int | None,
     trust_ansatz: bool, compare_mitigation: bool, config: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
@@ -141,7 +141,7 @@ def infer(
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
-    refuse_simulator(backend, dry_run, compare_mitigation, report, fine_tune)
+    refuse_simulator(backend, dry_run, compare_mitigation, value_errors, fine_tune)
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
@@ -228,9 +228,9 @@ def infer(
             record = inference.classify(folder, model, given_inputs, backend, shots, tuned)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, said, report, shots, tuned
+                folder, model, split or "test", samples, backend, ablate, said, value_errors, shots, tuned
             )
-    if report and "layers" in record:
+    if value_errors and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
 
         drawn = plot_device(record, folder.path / "plots" / f"inference-{record['backend']}.png")
@@ -343,11 +343,11 @@ SPLIT = ("--split", "--limit", "--data-dir", "--ablate")  # options of an infere
 # an input or option, what it does, and what would change nothing beside it
 TOGETHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("--compare-mitigation", "--compare-mitigation compares all ways on a split",
-     ("PATHS", "--image", "--text", "--ablate", "--report", "--shots-per-stage", "--fine-tune", "--mitigation",
+     ("PATHS", "--image", "--text", "--ablate", "--value-errors", "--shots-per-stage", "--fine-tune", "--mitigation",
       "--config", *map(flag, SERVICE_KEYS))),
-    ("PATHS", "paths bring their own inputs", ("--image", "--text", *SPLIT, "--report")),
-    ("--report", "--report compares a split", ("--image", "--text")),
-    ("--dry-run", "--dry-run only plans", ("--report", "--ablate", "--resume", "--restart")),
+    ("PATHS", "paths bring their own inputs", ("--image", "--text", *SPLIT, "--value-errors")),
+    ("--value-errors", "--value-errors compares a split", ("--image", "--text")),
+    ("--dry-run", "--dry-run only plans", ("--value-errors", "--ablate", "--resume", "--restart")),
     ("--image", "--image brings its own images", (*SPLIT, "--text")),
     ("--text", "--text brings its own texts", SPLIT),
 )  # fmt: skip
@@ -381,7 +381,7 @@ def with_shots(backend: Any, place: BackendConfig, seed: int, console: Any) -> A
 
 
 def refuse_simulator(
-    backend: Any, dry_run: bool = False, compare: bool = False, report: bool = False, fine_tune: int | None = None
+    backend: Any, dry_run: bool = False, compare: bool = False, value_errors: bool = False, fine_tune: int | None = None
 ) -> None:
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
@@ -396,9 +396,9 @@ def refuse_simulator(
         raise UserError(
             f"--fine-tune fits a model to what a device returns, and {backend.name!r} gives exact values; name a device"
         )
-    if report and isinstance(backend, ExactBackend):
+    if value_errors and isinstance(backend, ExactBackend):
         raise UserError(
-            f"--report compares a backend with the exact values, and {backend.name!r} gives them; name another"
+            f"--value-errors compares a backend with the exact values, and {backend.name!r} gives them; name another"
         )
 
 
@@ -446,7 +446,7 @@ def _interval(ends: list[float]) -> str:
 
 
 def _layers(record: dict[str, Any]) -> list[str]:
-    """The table of ``--report``."""
+    """The table of ``--value-errors``."""
     if "layers" not in record:
         return []
     mitigated = any("unmitigated_mean_error" in row for row in record["layers"])

@@ -259,9 +259,10 @@ def show(name: str, qubits: int, layers: int, draw: Path | None, qasm: bool, as_
     if draw is not None:
         if draw.suffix.lower() not in (".png", ".pdf", ".svg"):
             raise UserError(f"--plot: {draw} must end in .png, .pdf or .svg")
-        figure = circuit.draw("mpl", fold=30)
+        from qrkt_hw.plots.charts import plot_circuit
+
         with writing("--plot", draw):
-            figure.savefig(draw, dpi=150, bbox_inches="tight")
+            plot_circuit(template, draw)
         echo(f"drawn to {draw}", err=qasm or as_json)
 
 

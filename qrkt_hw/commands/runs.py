@@ -1,4 +1,4 @@
-"""``qrkt-hw runs``, ``compare`` and ``export``, and the presets that a run starts from."""
+"""``qrkt-hw runs``, ``compare``, ``report`` and ``export``, and the presets that a run starts from."""
 
 import textwrap
 from pathlib import Path
@@ -59,6 +59,65 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
     echo_comparison(groups)
     for file in files:
         cli.echo(str(file))
+
+
+@click.command(
+    cls=cli.Command,
+    examples="""
+qrkt-hw report                                  the newest run, as RUN/report.html
+qrkt-hw report runs/A runs/B -o both.html --open
+qrkt-hw report runs/NAME --backend fake_fez     its layout and price there""",
+)
+@click.argument("runs", nargs=-1, type=cli.PATH, metavar="[RUN]...")
+@click.option("--out", type=cli.PATH, help="the file  [default: RUN/report.html; of several report.html]")
+@click.option("--open", "show", is_flag=True, help="show the page in the browser")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    help="device of layout and price; repeat for more  [default: those that the run knows, else fake_torino]",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="only the first samples of the test split")
+@cli.data_dir_flag
+@cli.trust_flag
+@cli.json_flag
+def report(
+    runs: tuple[Path, ...], out: Path | None, show: bool, backends: tuple[str, ...], limit: int | None,
+    data_dir: Path | None, trust_ansatz: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """One HTML page on RUN, or on several beside each other: it loads nothing, and can be printed or passed on.
+
+    Curves, confusion matrix and mistakes, circuits and their light cones, layout on the chip, price, device runs and
+    their bill, and the command that repeats the training. Without RUN, the newest run under runs/.
+    """
+    from qrkt_hw.runs import RunFolder
+
+    if len(set(map(Path.resolve, runs))) < len(runs):
+        raise UserError(f"run: {max(runs, key=runs.count)} is named twice")
+    folders = [RunFolder.open(path, trust_ansatz) for path in runs] or [cli.opened(None, trust_ansatz, err=as_json)]
+    file = out or (folders[0].path / "report.html" if len(folders) == 1 else Path("report.html"))
+    if file.is_dir() or not file.parent.is_dir():
+        what = "is a folder; name a file in it" if file.is_dir() else f"lies in no folder: there is no {file.parent}"
+        raise UserError(f"--out: {file} {what}")
+    said = cli.console(stderr=True)
+    with cli.busy(said, "loading torch and Qiskit"):
+        from qrkt_hw.experiments.report import page
+    text, parts = page(folders, said, data_dir=data_dir, backends=backends, limit=limit)
+    from qrkt_hw.runs.atomic import write_text
+
+    with cli.writing("--out", file):
+        write_text(file, text)
+    if as_json:
+        cli.told({"file": str(file), "bytes": len(text.encode()), "parts": parts})
+    else:
+        cli.echo(str(file))
+        for part in (one for one in parts if one["missing"]):
+            cli.echo(f"{part['title']}: {part['missing'].replace('`', '')}", err=True)
+    if show:
+        import webbrowser
+
+        if not webbrowser.open(file.resolve().as_uri()):
+            raise UserError(f"--open: no browser is found here; open {file} yourself")
 
 
 def comparison_rows(groups: list) -> list[dict[str, str]]:

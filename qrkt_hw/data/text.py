@@ -77,6 +77,24 @@ def trimmed(ids: Tensor) -> Tensor:
 def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
     """IMDb from parquet in the hub's layout, or the original ``aclImdb`` folder; the vocabulary is the training part's
     where none is given."""
+    train, test = _read(options)
+    if not vocabulary:
+        whole = train[0][held_out(train[1], None, RUN)[0]]
+        vocabulary = vocabulary_of(whole, options.vocabulary, pairs=options.word_pairs)
+    splits = indexed(train, test, trimmed, options.limit, RUN)
+    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
+    for part in splits.values():
+        part.inputs = encode(part.inputs, vocabulary, options.text_length, **reading)
+    shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
+    return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
+
+
+def texts_of(options: DataConfig, split: str) -> list[str]:
+    """The texts of a split of IMDb as they were written, in the order of its samples."""
+    return [str(text) for text in indexed(*_read(options), trimmed, None, RUN)[split].inputs]
+
+
+def _read(options: DataConfig) -> tuple[Part, Part]:
     looked = places(options, "imdb")
 
     def find() -> tuple[Part, Part] | None:
@@ -94,15 +112,7 @@ def load(options: DataConfig, vocabulary: tuple[str, ...] = ()) -> Data:
     train, test = located(options, looked, what, SOURCE, find, download)
     if not len(test[1]):
         raise UserError(f"--dataset imdb: no test texts in {looked[0]}")
-    if not vocabulary:
-        whole = train[0][held_out(train[1], None, RUN)[0]]
-        vocabulary = vocabulary_of(whole, options.vocabulary, pairs=options.word_pairs)
-    splits = indexed(train, test, trimmed, options.limit, RUN)
-    reading = {"unique": options.unique_words, "pairs": options.word_pairs}
-    for part in splits.values():
-        part.inputs = encode(part.inputs, vocabulary, options.text_length, **reading)
-    shape = DataShape(0, 0, 2, len(vocabulary), options.text_length)
-    return Data(options.dataset, shape, NAMES, (), (), splits, vocabulary=vocabulary)
+    return train, test
 
 
 def own(

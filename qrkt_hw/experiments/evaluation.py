@@ -39,7 +39,7 @@ from qrkt_hw.models.metrics import (
     sliced_wasserstein,
 )
 from qrkt_hw.models.transformer import Gan
-from qrkt_hw.plots.charts import picture, save_grid, to_bytes
+from qrkt_hw.plots.images import picture, save_grid, to_bytes
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import check_writable, write_json
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
 
 from qrkt_hw.backends import Backend
 from qrkt_hw.backends.exact import ExactBackend
+from qrkt_hw.backends.registry import tracked
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.devices import BATCH, FineTuned, Watched, logits_everywhere, on_backend, on_several
-from qrkt_hw.experiments.loading import Inputs
+from qrkt_hw.experiments.loading import Inputs, restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
-from qrkt_hw.models.metrics import classification_metrics
+from qrkt_hw.models.metrics import classification_metrics, logits_of
 from qrkt_hw.runs import RunFolder
 
 
@@ -141,6 +145,36 @@ def classify(
     if here().leads:
         run.keep_inference(record)
     return record
+
+
+class Mistake(NamedTuple):
+    """A sample that a model classifies wrongly."""
+
+    place: int  # in the split
+    true: int
+    predicted: int
+    confidence: float
+    inputs: Tensor
+
+
+def mistakes(
+    run: RunFolder, samples: Any, shown: int, console: Console | None = None
+) -> tuple[NDArray[np.int64], list[Mistake]]:
+    """Counts ``(classes, classes)`` of true against predicted classes on the exact simulator, and of the mistakes the
+    ``shown`` in which the model is most confident. Raises as :func:`infer_split`."""
+    model, wrong, done = restored(run), list[Mistake](), 0
+    classes = len(run.description()["class_names"])
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    for inputs, labels in tracked(console, "evaluating", loader(samples, BATCH)):
+        logits, _ = logits_of(model, [(inputs, labels)])
+        _check_finite(run, logits)
+        shares, predicted = logits.softmax(-1).max(-1)
+        np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
+        for k in (predicted != labels).nonzero()[:, 0].tolist():
+            wrong.append(Mistake(done + k, int(labels[k]), int(predicted[k]), float(shares[k]), inputs[k]))
+        wrong = heapq.nlargest(shown, wrong, key=lambda one: (one.confidence, -one.place))
+        done += len(labels)
+    return counts, wrong
 
 
 def _check_finite(run: RunFolder, logits: Tensor) -> None:

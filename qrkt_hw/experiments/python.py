@@ -102,7 +102,7 @@ class Run:
         shots_per_stage: Sequence[int] | Literal["auto"] | None = None,
         fine_tune: int | None = None,
         compare_mitigation: bool = False,
-        report: bool = False,
+        value_errors: bool = False,
         ablate: Sequence[str] = (),
         **device: Any,
     ) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Run:
                 to stages where noise matters.
             fine_tune: fit all but the circuits' angles to what the backend returns for so many training images.
             compare_mitigation: of a split: value error, accuracy and QPU seconds of every way of mitigation instead.
-            report: of a split or dataset: also the errors of every layer's values.
+            value_errors: of a split or dataset: also the errors of every layer's values.
             ablate: of a split or dataset: also the accuracy with circuits replaced by ``batch-mean`` or ``sine``.
             device: keys of the backend, such as ``shots`` or ``mitigation``; readout is corrected only by these.
 
@@ -127,16 +127,19 @@ class Run:
             UserError: what cannot be read, an argument that would have no effect, or a device that bills: ``qrkt-hw
                 infer`` plans, limits and journals.
         """
+        value_errors = bool(device.pop("report", value_errors))  # the name of earlier versions
         of_split = {"limit": limit is not None, "data_dir": data_dir is not None, "split": split != "test"}
         idle = next((key for key, given in of_split.items() if given and inputs is not None), None)
         if idle is not None:
             raise UserError(f"{idle}: it goes with a split, and inputs are all taken; leave it out")
         asked = {"shots_per_stage": shots_per_stage, "fine_tune": fine_tune, "compare_mitigation": compare_mitigation,
-                 "report": report, "ablate": list(ablate)}  # fmt: skip
+                 "value_errors": value_errors, "ablate": list(ablate)}  # fmt: skip
         if compare_mitigation:
             self._alone("compare_mitigation", "compares all ways on a split", asked, inputs, "mitigation" in device)
-        elif inputs is not None and not isinstance(inputs, Dataset) and (report or ablate):
-            raise UserError(f"{'report' if report else 'ablate'}: inputs without labels have no accuracy; leave it out")
+        elif inputs is not None and not isinstance(inputs, Dataset) and (value_errors or ablate):
+            raise UserError(
+                f"{'value_errors' if value_errors else 'ablate'}: inputs without labels have no accuracy; leave it out"
+            )
         numbers = None
         if shots_per_stage is not None and shots_per_stage != "auto":
             numbers = [n for n in shots_per_stage if isinstance(n, int) and n >= 1]
@@ -150,7 +153,7 @@ class Run:
         sampled = one == "fine_tune" or (place.shots and place.target is not None)
         if one is not None and (isinstance(place, Devices) or not sampled):
             raise UserError(f"{one}: it is for one device that samples, and backend is {place.name!r}; name one")
-        of_other = next((key for key in ("fine_tune", "report") if asked[key]), None)
+        of_other = next((key for key in ("fine_tune", "value_errors") if asked[key]), None)
         if of_other is not None and isinstance(place, ExactBackend):
             raise UserError(f"{of_other}: {place.name!r} gives exact values, with which others are compared; name one")
         odd = next((name for name in ablate if name not in REPLACEMENTS), None)
@@ -172,7 +175,7 @@ class Run:
             if not 0 < fine_tune <= len(splits["train"]):
                 raise UserError(f"fine_tune: {fine_tune:,}, and the training split has {len(splits['train']):,} images")
             tuned = fine_tuned(self.folder, model, place, fine_tune, splits, QUIET, stage_shots)
-        more: Any = (ablate, None, report, stage_shots, tuned)
+        more: Any = (ablate, None, value_errors, stage_shots, tuned)
         if inputs is None:
             return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place, *more)
         if isinstance(inputs, Dataset):

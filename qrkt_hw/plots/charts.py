@@ -1,31 +1,32 @@
-"""Charts of recorded numbers, drawn without a display; grids and animations of images.
+"""Charts of recorded numbers, drawn without a display.
 
 Matplotlib is imported when a chart is drawn: it would delay the first step of a training.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from qrkt_hw.errors import in_words
-from qrkt_hw.runs.atomic import replace_with
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from qrkt_hw.ansatz import CircuitTemplate
+
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#718096"
 RED, PALE = "#e53e3e", "#cbd5e0"
+DARK = "#1a202c"  # on a filled shape
 COLOURS = [BLUE, ORANGE, "#2f855a", "#805ad5", "#b83280", GREY, "#d69e2e", "#319795"]
 SHADES = ["#90cdf4", "#9ae6b4", "#d6bcfa", "#faf089", "#e2e8f0"]
 History = Sequence[Mapping[str, float]]  # one row per epoch
 LINES = ["-", "--", "-.", ":"]  # beside colours, for those who tell few of them apart
-LEAST = 48  # pixels that a small image is enlarged to
 WORST = 0.05  # error from which a qubit or a pair of qubits is marked
 
 
@@ -38,9 +39,16 @@ def new(columns: int = 1, rows: int = 1, width: float = 6.4, height: float = 4.2
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG; makes the folder."""
+    """Write a PNG, or an SVG without background whose text is text; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    if path.suffix.lower() != ".svg":
+        figure.savefig(path, dpi=130)
+        return path
+    from matplotlib import rc_context
+
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+        figure.savefig(path, transparent=True, metadata=nothing)
     return path
 
 
@@ -76,12 +84,27 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _over_epochs(history: History, panels: Mapping[str, Mapping[str, str]], path: Path, best: int | None) -> Path:
-    """Two panels of two lines each; ``panels`` gives the label of each metric for the name of an axis."""
-    figure, both = new(columns=2)
-    for axes, (name, lines) in zip(both, panels.items(), strict=True):
+# the label of each metric, for the name of an axis
+OF_CLASSIFIER = {
+    "cross-entropy": {"train_loss": "training (with dropout)", "val_loss": "validation"},
+    "validation": {"val_auroc": "AUROC, one-vs-rest", "val_accuracy": "accuracy"},
+}
+OF_GAN = {
+    "loss, without penalty": {"generator_loss": "generator", "discriminator_loss": "discriminator"},
+    "mean score": {"real_score": "real images", "fake_score": "generated images"},
+}
+
+
+def over_epochs(
+    history: History, panels: Mapping[str, Mapping[str, str]], path: Path, best: int | None = None, width: float = 6.4
+) -> Path:
+    """A panel for each of ``panels``, as :data:`OF_CLASSIFIER` and :data:`OF_GAN` hold them."""
+    figure, drawn = new(columns=len(panels), width=width, height=width * 0.66)
+    for axes, (name, lines) in zip(np.atleast_1d(drawn), panels.items(), strict=True):
+        marker = "." if len(history) < 3 else None
         for (key, label), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
-            axes.plot([row["epoch"] for row in history], [row[key] for row in history], color=colour, label=label)
+            x, y = [row["epoch"] for row in history], [row[key] for row in history]
+            axes.plot(x, y, color=colour, label=label, marker=marker)
         if best is not None:
             axes.axvline(best, color=GREY, linestyle=":", label=f"best epoch ({best})")
         tidy(axes, "epoch", name, whole=best is not None)
@@ -91,16 +114,12 @@ def _over_epochs(history: History, panels: Mapping[str, Mapping[str, str]], path
 
 def plot_curves(history: History, best_epoch: int, path: Path) -> Path:
     """Training and validation loss, and validation AUROC and accuracy, over epochs."""
-    losses = {"train_loss": "training (with dropout)", "val_loss": "validation"}
-    scores = {"val_auroc": "AUROC, one-vs-rest", "val_accuracy": "accuracy"}
-    return _over_epochs(history, {"cross-entropy": losses, "validation": scores}, path, best_epoch)
+    return over_epochs(history, OF_CLASSIFIER, path, best_epoch)
 
 
 def plot_losses(history: History, path: Path) -> Path:
     """Both losses of a GAN, and the scores of real and generated images, over epochs."""
-    losses = {"generator_loss": "generator", "discriminator_loss": "discriminator"}
-    scores = {"real_score": "real images", "fake_score": "generated images"}
-    return _over_epochs(history, {"loss, without penalty": losses, "mean score": scores}, path, None)
+    return over_epochs(history, OF_GAN, path)
 
 
 def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> Path:
@@ -125,40 +144,52 @@ def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path
 def plot_comparison(groups: Sequence[tuple[str, Sequence[History]]], folder: Path) -> list[Path]:
     """Means of the runs of each group: ``loss.png`` and ``auroc.png``, or of GANs one for each network's loss; over
     epochs, wall time and function evaluations, for the epochs that all runs of a group have. Bands are one standard
-    deviation. Loss and 1 - AUROC are on logarithmic axes, as are epochs, times and evaluations of runs that differ in
-    length by more than a factor of two."""
-    files = []
-    quantities = {"val_loss": "validation loss", "val_auroc": "1 - validation AUROC"}
-    if "generator_loss" in groups[0][1][0][0]:
-        quantities = {"generator_loss": "generator's loss", "discriminator_loss": "discriminator's loss"}
+    deviation; axes as :func:`plot_beside` chooses them."""
     over = {"epoch": "epoch", "seconds": "wall time (s)", "field_evaluations": "function evaluations"}
-    for quantity, name in quantities.items():
-        figure, panels = new(columns=len(over), width=3.6, height=3.5)
-        for axes, (key, title) in zip(panels, over.items(), strict=True):
-            ends = list[float]()
-            for place, (label, histories) in enumerate(groups):
-                if not all(key in row and quantity in row for h in histories for row in h):
-                    continue
-                epochs, colour = min(map(len, histories)), COLOURS[place % len(COLOURS)]
-                x, y = (np.array([[row[k] for row in h[:epochs]] for h in histories]) for k in (key, quantity))
-                y = 1 - y if quantity == "val_auroc" else y
-                style = {"color": colour, "linestyle": LINES[place % len(LINES)], "marker": "." if epochs < 4 else None}
-                axes.plot(x.mean(0), y.mean(0), label=label, **style)
-                if len(histories) > 1:
-                    low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
-                    axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.15, linewidth=0)
-                ends.append(x.mean(0)[-1])
-            tidy(axes, title, name, whole=key == "epoch")
-            if quantity.startswith("val_") and ends:
-                logarithmic(axes, "y")
-            if ends and max(ends) > 2 * min(ends) > 0:
-                logarithmic(axes, "x")
-            elif key == "field_evaluations":
-                axes.xaxis.set_major_formatter(lambda value, _: short(value))
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False)
-        files.append(save(figure, folder / f"{quantity.removeprefix('val_')}.png"))
-    return files
+    return [
+        plot_beside(groups, quantity, name, over, folder / f"{quantity.removeprefix('val_')}.png")
+        for quantity, name in quantities_of(groups).items()
+    ]
+
+
+def quantities_of(groups: Sequence[tuple[str, Sequence[History]]]) -> dict[str, str]:
+    """The metrics by which such runs are compared, and their names."""
+    if "generator_loss" in groups[0][1][0][0]:
+        return {"generator_loss": "generator's loss", "discriminator_loss": "discriminator's loss"}
+    return {"val_loss": "validation loss", "val_auroc": "1 - validation AUROC"}
+
+
+def plot_beside(
+    groups: Sequence[tuple[str, Sequence[History]]], quantity: str, name: str, over: Mapping[str, str], path: Path,
+    width: float = 3.6,
+) -> Path:  # fmt: skip
+    """One metric of groups of runs, a panel for each column in ``over``. Loss and 1 - AUROC are on logarithmic axes,
+    as are epochs, times and evaluations of runs that differ in length by more than a factor of two."""
+    figure, panels = new(columns=len(over), width=width, height=3.5)
+    for axes, (key, title) in zip(panels := np.atleast_1d(panels), over.items(), strict=True):
+        ends = list[float]()
+        for place, (label, histories) in enumerate(groups):
+            if not all(key in row and quantity in row for h in histories for row in h):
+                continue
+            epochs, colour = min(map(len, histories)), COLOURS[place % len(COLOURS)]
+            x, y = (np.array([[row[k] for row in h[:epochs]] for h in histories]) for k in (key, quantity))
+            y = 1 - y if quantity == "val_auroc" else y
+            style = {"color": colour, "linestyle": LINES[place % len(LINES)], "marker": "." if epochs < 4 else None}
+            axes.plot(x.mean(0), y.mean(0), label=label, **style)
+            if len(histories) > 1:
+                low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
+                axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.15, linewidth=0)
+            ends.append(x.mean(0)[-1])
+        tidy(axes, title, name, whole=key == "epoch")
+        if quantity.startswith("val_") and ends:
+            logarithmic(axes, "y")
+        if ends and max(ends) > 2 * min(ends) > 0:
+            logarithmic(axes, "x")
+        elif key == "field_evaluations":
+            axes.xaxis.set_major_formatter(lambda value, _: short(value))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(over), len(labels)), frameon=False)
+    return save(figure, path)
 
 
 def plot_benchmark(tasks: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
@@ -335,7 +366,8 @@ def plot_layout(
     for qubit, (x, y) in enumerate(positions):
         rim = {"edgecolor": RED, "linewidth": 1.8} if readout[qubit] > WORST else {"edgecolor": GREY, "linewidth": 0.8}
         axes.scatter([x], [y], s=210, color=colours.get(qubit, "white"), zorder=2, clip_on=False, **rim)
-        axes.text(x, y, str(qubit), ha="center", va="center", fontsize=6.5, zorder=3)
+        ink = DARK if qubit in colours else "black"  # black is light on a dark page
+        axes.text(x, y, str(qubit), ha="center", va="center", fontsize=6.5, zorder=3, color=ink)
     label = f"{len(replicas)} packed replicas, of which neighbours differ"
     handles = [
         *axes.plot([], [], **{**behind, "linewidth": 9}, label="the circuit alone"),
@@ -351,52 +383,75 @@ def plot_layout(
     return save(figure, path)
 
 
-def to_bytes(images: Tensor) -> np.ndarray:
-    """Images ``(count, channels, size, size)`` in [-1, 1] as bytes ``(count, size, size, channels)``."""
-    pixels = ((images.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return pixels.permute(0, 2, 3, 1).numpy()
+# fill of a gate, by what its angles are: data, weights, both, or none of them
+GATES = {"data": "#90cdf4", "weights": "#fbd38d", "data and weights": "#d6bcfa", "fixed": "#e2e8f0"}
+FOLD = 14  # gates along a line of a drawn circuit
 
 
-def picture(image: np.ndarray) -> Image.Image:
-    """Of bytes ``(height, width, 1 or 3)``."""
-    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+def plot_circuit(template: CircuitTemplate, path: Path, fold: int = FOLD) -> Path:
+    """A circuit whose gates have a colour each for angles that are data and that are weights; ``fold`` gates a line."""
+    gates, columns = _columns(template)
+    count, lines = template.circuit.num_qubits, -(-columns // fold)
+    wide, height = -(-columns // lines), template.circuit.num_qubits + 0.8
+    figure, axes = new(width=max(4.4, 0.62 * wide + 1), height=0.5 * height * lines + 0.3)
+    for line in range(lines):
+        for qubit in range(count):
+            y = -qubit - line * height
+            axes.plot([-0.6, min(columns - line * wide, wide) - 0.4], [y, y], color=GREY, linewidth=0.8, zorder=0)
+            axes.text(-0.75, y, f"q{qubit}", ha="right", va="center", fontsize=8)
+    for column, kind, label, angle, controls, others in gates:
+        x, top = column % wide, -(column // wide) * height
+        dots = [*controls, *others] if label == "CZ" else controls
+        ends = [top - q for q in (*controls, *others)]
+        if len(ends) > 1:
+            axes.plot([x, x], [min(ends), max(ends)], color=GREY, linewidth=1.4, zorder=1)
+            axes.scatter([x] * len(dots), [top - q for q in dots], s=22, color=GREY, zorder=2)
+        for place, qubit in enumerate(q for q in others if q not in dots):
+            box = {"boxstyle": "round,pad=0.18", "facecolor": GATES[kind], "edgecolor": GREY, "linewidth": 0.7}
+            text = f"{label}\n{angle}" if len(others) == 1 and angle else angle if place and angle else label
+            axes.text(x, top - qubit, text, ha="center", va="center", fontsize=7, color=DARK, bbox=box, zorder=3)
+    used = [kind for kind in GATES if any(gate[1] == kind for gate in gates)]
+    handles = [axes.scatter([], [], marker="s", s=70, color=GATES[kind], edgecolor=GREY, label=kind) for kind in used]
+    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", ncols=4, bbox_to_anchor=(0, 0),
+                borderaxespad=0, handletextpad=0.2, columnspacing=1)  # fmt: skip
+    axes.set_xlim(-1.3, max(wide - 0.3, 5.2))
+    axes.set_ylim(1.3 - lines * height, 0.5)
+    axes.axis("off")
+    return save(figure, path)
 
 
-def grid(images: Tensor, columns: int, gap: int = 2) -> Image.Image:
-    """Images row by row, small ones enlarged without smoothing."""
-    tiles = to_bytes(images)
-    count, size, _, channels = tiles.shape
-    factor, rows = max(1, -(-LEAST // size)), -(-count // columns)
-    step = size * factor + gap
-    canvas = np.full((rows * step + gap, columns * step + gap, channels), 90, np.uint8)
-    for k, tile in enumerate(tiles):
-        top, left = gap + k // columns * step, gap + k % columns * step
-        canvas[top : top + step - gap, left : left + step - gap] = tile.repeat(factor, 0).repeat(factor, 1)
-    return picture(canvas)
+def _columns(template: CircuitTemplate) -> tuple[list[tuple[int, str, str, str, list[int], list[int]]], int]:
+    """Column, kind, name, angle, controls and other qubits of every gate, each as far left as it can stand; and how
+    many columns there are."""
+    free, gates = [0] * template.circuit.num_qubits, []
+    inputs, weights = set(template.inputs), set(template.weights)
+    for instruction in template.circuit.data:
+        gate, on = instruction.operation, [template.circuit.find_bit(q).index for q in instruction.qubits]
+        span = range(min(on), max(on) + 1)
+        column = max(free[q] for q in span)
+        if gate.name == "barrier":
+            for q in span:
+                free[q] = column
+            continue
+        used = {p for angle in gate.params for p in getattr(angle, "parameters", ())}
+        kind = " and ".join(name for name, own in (("data", inputs), ("weights", weights)) if used & own) or "fixed"
+        controls = getattr(gate, "num_ctrl_qubits", 0) or 0
+        name = getattr(gate, "base_gate", gate).name if controls else gate.name
+        name = _NAMES.get(gate.name) or _NAMES.get(name) or name.upper()
+        angle = ", ".join(_angle(p) for p in gate.params[:2] if getattr(p, "parameters", None))
+        gates.append((column, kind, name[:8], angle, on[:controls], on[controls:]))
+        for q in span:
+            free[q] = column + 1
+    return gates, max([1, *free])
 
 
-def save_grid(images: Tensor, path: Path, columns: int) -> Path:
-    """Write :func:`grid` as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_with(path, lambda target: grid(images, columns).save(target, format="PNG"))
-    return path
+def _angle(angle: Any) -> str:
+    """An angle as short text: ``theta[12]`` is θ₁₂."""
+    text = re.sub(rf"\b({'|'.join(_GREEK)})\b", lambda word: _GREEK[word[1]], str(angle))
+    text = re.sub(r"\[(\d+)\]|_(\d+)\b", lambda n: (n[1] or n[2]).translate(_SMALL), text)
+    return (text if len(text) <= 9 else text[:8] + "…").replace("$", r"\$")
 
 
-def save_film(images: Tensor, path: Path, columns: int) -> Path:
-    """Rows of an interpolation as an animated GIF, there and back: a frame for each column of their :func:`grid`."""
-    rows = len(images) // columns
-    frames = [grid(images[k::columns], min(rows, columns)).convert("P") for k in range(columns)]
-    return _save_gif(frames + frames[-2:0:-1], path, 80)
-
-
-def save_animation(frames: Sequence[Path], path: Path, milliseconds: int = 250) -> Path:
-    """The pictures of some files one after another, as an animated GIF; the last stays for two seconds."""
-    pictures = [Image.open(frame).convert("P") for frame in frames]
-    return _save_gif(pictures, path, [milliseconds] * (len(pictures) - 1) + [2000])
-
-
-def _save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int | list[int]) -> Path:
-    options: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_with(path, lambda target: frames[0].save(target, format="GIF", **options))
-    return path
+_NAMES = {"cz": "CZ", "cx": "⊕", "ccx": "⊕", "xx_plus_yy": "XX+YY", "xx_minus_yy": "XX−YY"}
+_GREEK = {"theta": "θ", "phi": "φ", "alpha": "α", "beta": "β", "gamma": "γ"}
+_SMALL = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")

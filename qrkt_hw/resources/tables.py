@@ -30,16 +30,20 @@ class Section(NamedTuple):
 
 def text(report: Report, plan: str, style: str = "table") -> str:
     """The whole report, with the prices of a plan; ``style`` is ``table`` or ``markdown``."""
-    sections = [
-        _circuits(report.logical),
-        *_layers(report.logical),
-        *(_device(device, report.logical) for device in report.devices),
-        *_costs(report, plan),
-        _simulability(report),
-        _parameters(report),
-    ]
     title = f"# {report.subject}" if style == "markdown" else report.subject
-    return "\n\n".join([title, *(_render(section, style) for section in sections)])
+    found = [section for part in sections(report, plan).values() for section in part]
+    return "\n\n".join([title, *(_render(section, style) for section in found)])
+
+
+def sections(report: Report, plan: str) -> dict[str, list[Section]]:
+    """The report in parts: ``circuits``, ``devices``, ``costs``, ``simulability``, ``parameters``."""
+    return {
+        "circuits": [_circuits(report.logical), *_layers(report.logical)],
+        "devices": [_device(device, report.logical) for device in report.devices],
+        "costs": _costs(report, plan),
+        "simulability": [_simulability(report)],
+        "parameters": [_parameters(report)],
+    }
 
 
 def comparison(reports: Sequence[Report], plan: str, style: str) -> str:
@@ -174,8 +178,11 @@ def _costs(report: Report, plan: str) -> list[Section]:
         "side on the chip.",
         f"{report.shots:,} shots. QPU time, the larger of IBM's two formulas: 2 s a job + (rep_delay + duration) x "
         f"executions, or + 0.00035 s x executions. Prices of {report.prices}.",
-        "adjoint differentiates the noiseless simulator on this machine and pays for the forward pass only.",
     ]
+    if any(cost.task.startswith("train") for cost in report.costs):
+        notes.append(
+            "adjoint differentiates the noiseless simulator on this machine and pays for the forward pass only."
+        )
     return [*found[:-1], *(section._replace(notes=notes) for section in found[-1:])]
 
 

@@ -138,6 +138,8 @@ class RunFolder:
         if not path.exists() and len(path.parts) == 1 and (RUNS / path).is_dir():
             path = RUNS / path
         run = cls(path, trust)
+        if path.is_file():
+            raise UserError(f"run: {path} is a file; name the folder of a run")
         if not path.is_dir():
             raise UserError(f"run: no folder {path}")
         if not run.config.is_file() or not run.data.is_file():

@@ -25,7 +25,7 @@ from qrkt_hw.errors import RunWarning
 from qrkt_hw.models.factory import count_parameters
 from qrkt_hw.models.metrics import BATCH, class_shares, fid, reference_classifier, shown
 from qrkt_hw.models.transformer import Gan, of_class
-from qrkt_hw.plots.charts import save_animation, save_grid
+from qrkt_hw.plots.images import save_animation, save_grid
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config, GanConfig
 from qrkt_hw.runs.sections import OWN

@@ -62,7 +62,7 @@ def half_written_checkpoint(nth: int) -> None:
 
 
 def arrange(moment: str) -> None:
-    from qrkt_hw.plots import charts as plots
+    from qrkt_hw.plots import charts
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.training import classifier, fit, loop
     from qrkt_hw.training.classifier import ClassifierTask
@@ -81,7 +81,7 @@ def arrange(moment: str) -> None:
         "checkpoint-half-written": lambda: half_written_checkpoint(2),
         "checkpoint-written": lambda: after(loop, "replace_with", 4),
         "last-epoch": lambda: before(ClassifierTask, "step", 12),
-        "evaluation": lambda: before(plots, "plot_confusion", 1),
+        "evaluation": lambda: before(charts, "plot_confusion", 1),
         "before-results": lambda: before(fit, "write_json", 2),  # the first is backend.json
     }
     moments[moment]()

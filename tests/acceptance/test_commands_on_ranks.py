@@ -41,7 +41,7 @@ def images(folder: Path) -> dict[str, bytes]:
 
 
 NOISY = ["--backend", "fake_torino", "--json"]
-SAMPLED = [*NOISY, "--shots", "40", "--report"]
+SAMPLED = [*NOISY, "--shots", "40", "--value-errors"]
 NEVER = {  # what several ranks cannot do
     ("generate", "gan", "--count", "1"): ["--samples 1"],
     ("infer", "vit", "--backend", "aer_cpu", "--shots", "9"): ["'aer_cpu' samples in one process"],

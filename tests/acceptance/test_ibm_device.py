@@ -57,7 +57,7 @@ def test_mitigation_is_planned_journalled_and_billed_once(noisy, home, service):
     service.reset(noisy=noisy)
     asked = ["infer", "run", "--backend", "ibm_fez", "--limit", 4, "--mitigation", "mthree", "--json"]
     plan = json.loads(qrkt(*asked, "--dry-run", cwd=home).stdout)
-    found = qrkt(*asked, "--report", cwd=home)
+    found = qrkt(*asked, "--value-errors", cwd=home)
     assert found.returncode == 0, found.stderr
     record, report = json.loads(found.stdout), service.report()
     rows = record["layers"]

@@ -64,7 +64,9 @@ def installed(tmp_path_factory):
 
 
 def test_the_wheel_holds_every_module_and_data_file(installed):
-    wanted = {p.relative_to(ROOT) for p in (ROOT / "qrkt_hw").rglob("*") if p.suffix in (".py", ".yaml", ".typed")}
+    wanted = {
+        p.relative_to(ROOT) for p in (ROOT / "qrkt_hw").rglob("*") if p.suffix in (".py", ".yaml", ".typed", ".html")
+    }
     wanted |= {Path("qrkt_hw") / p.relative_to(ROOT) for p in (ROOT / "circuits").rglob("*.py")}
     missing = {str(p) for p in wanted if not (installed / p).is_file()}
     assert not missing
@@ -85,7 +87,7 @@ def test_the_wheel_holds_nothing_else(installed):
     folders = {path.name for path in installed.iterdir()}
     assert folders == {"qrkt_hw", f"qrkt_hw-{qrkt_hw.__version__}.dist-info"}
     kinds = {path.suffix for path in (installed / "qrkt_hw").rglob("*") if path.is_file()}
-    assert kinds <= {".py", ".yaml", ".typed", ".json", ".safetensors", ".c", ".h", ".so", ".pyd"}
+    assert kinds <= {".py", ".html", ".yaml", ".typed", ".json", ".safetensors", ".c", ".h", ".so", ".pyd"}
     (info,) = installed.glob("*.dist-info")
     told = (info / "METADATA").read_text()
     for extra in ("train", "ibm", "aer", "gan", "text", "tune", "docs", "test", "all"):

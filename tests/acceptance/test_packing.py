@@ -189,7 +189,7 @@ def test_the_plan_is_what_is_counted(tmp_path, capsys):
     for more in ([], ["--mitigation", "mthree"], ["--no-pack"]):
         assert run("infer", out, *there, *more, "--dry-run", "--json") == 0
         plan = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert run("infer", out, *there, *more, "--report", "--json") == 0
+        assert run("infer", out, *there, *more, "--value-errors", "--json") == 0
         record = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert (plan["executions"], plan["rounds"]) == (record["executions"], record["rounds"])
         assert plan["seconds"] == pytest.approx(record["backend_details"]["estimated_seconds"], abs=0.01)

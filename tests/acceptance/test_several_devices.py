@@ -68,7 +68,7 @@ def several(home, *more, names="ibm_fez,ibm_kingston", limit=9, run="run"):
 def test_fake_devices_share_an_inference_as_planned(home):
     names = "fake_torino,fake_fez"
     plan = json.loads(several(home, "--dry-run", names=names).stdout)
-    found = several(home, "--report", names=names)
+    found = several(home, "--value-errors", names=names)
     assert found.returncode == 0 and f"fake_fez takes {SHOTS:,} shots" in found.stderr, found.stderr
     record = json.loads(found.stdout)
     rows = {row["device"]: row for row in record["devices"]}

@@ -75,7 +75,7 @@ def test_a_file_that_makes_exact_bill_stops_every_command(mine, home, service, t
 def test_everything_billed_is_in_the_journal_and_announced(mine, home, service):  # noqa: F811
     refused(qrkt(*ASKED, "--ablate", "sine", cwd=home), "--ablate", "mine")
     assert not submitted(service)
-    found = qrkt(*ASKED, "--report", "--json", cwd=home)
+    found = qrkt(*ASKED, "--value-errors", "--json", cwd=home)
     assert found.returncode == 0, found.stderr
     assert "backends.yaml of this folder" in found.stderr
     report, record = service.report(), json.loads(found.stdout)["backend_details"]

@@ -161,7 +161,7 @@ def test_colours_are_scaled_and_cropped_as_training_did(tmp_path):
         (["empty"], ["empty", "no images"]),
         (["text.txt"], ["text.txt", "not an image"]),
         (["one.png", "--split", "test"], ["one.png", "--split"]),
-        (["one.png", "--report"], ["--report"]),
+        (["one.png", "--value-errors"], ["--value-errors"]),
     ],
 )
 def test_what_cannot_be_read_is_refused(home, arguments, words, tmp_path):

@@ -304,9 +304,9 @@ def test_no_argument_of_an_inference_is_dropped(run):
     for arguments, words in (
         ({"shots_per_stage": "auto"}, "shots_per_stage: it is for one device that samples"),
         ({"fine_tune": 4, "backend": "fake_lima,fake_quito"}, "fine_tune: it is for one device"),
-        ({"inputs": images, "report": True}, "report: inputs without labels"),
+        ({"inputs": images, "value_errors": True}, "value_errors: inputs without labels"),
         ({"inputs": images, "ablate": ["sine"]}, "ablate: inputs without labels"),
-        ({"inputs": Colours(5), "report": True}, "report: 'exact' gives exact values"),
+        ({"inputs": Colours(5), "report": True}, "value_errors: 'exact' gives exact values"),
         ({"inputs": Colours(5), "fine_tune": 3}, "fine_tune: 'exact' gives exact values"),
         ({"inputs": Colours(5), "ablate": ["cosine"]}, "ablate: no replacement 'cosine'"),
         ({"compare_mitigation": True, "ablate": ["sine"]}, "ablate: compare_mitigation compares all ways"),

@@ -1,0 +1,313 @@
+"""The page of ``qrkt-hw report``: whole, self-contained, accessible, true to the run, and refused in one sentence."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import click
+import pytest
+from rich.console import Console
+
+from qrkt_hw.commands import group
+from qrkt_hw.commands.options import merge
+from qrkt_hw.data.text import encode, load, texts_of
+from qrkt_hw.experiments.comparison import INCIDENTAL
+from qrkt_hw.experiments.report import LARGEST, PARTS, repeating
+from qrkt_hw.experiments.report_run import About, nameless
+from qrkt_hw.plots.page import percent, prose
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import KEYS, DataConfig, unused
+from tests.command_line import qrkt, refused, trained
+from tests.fuzz.subjects import acl_imdb
+from tests.runs.trained import GAN, SMALL
+
+pytestmark = pytest.mark.acceptance
+ROOT = Path(__file__).parents[2]
+VOID = {"meta", "img"}
+AXE = (os.environ.get("QRKT_HW_AXE", ""), ROOT / "node_modules" / "axe-core" / "axe.min.js")
+
+
+class Page(HTMLParser):
+    """What a page holds; an element that is not closed, or closed twice, is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.labels: list[str] = []  # aria-labelledby
+        self.headings: list[int] = []
+        self.pictures: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        assert len(found) == len(attrs), (tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self._keep(tag, found)
+
+    def handle_startendtag(self, tag, attrs):
+        self._keep(tag, dict(attrs))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, (tag, self.getpos())
+
+    def _keep(self, tag, found):
+        self.ids += [found["id"]] if "id" in found else []
+        self.targets += [found[key] for key in ("href", "src") if key in found]
+        self.labels += [found["aria-labelledby"]] if "aria-labelledby" in found else []
+        self.headings += [int(tag[1])] if re.fullmatch("h[1-6]", tag) else []
+        self.pictures += [(tag, found)] if tag in ("img", "svg") else []
+
+
+def check(file: Path) -> Page:
+    """Make sure that a page is well formed, loads nothing, and can be read by anybody."""
+    text = file.read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(text.encode()) < LARGEST <= 3_000_000
+    assert len(set(page.ids)) == len(page.ids)
+    for target in page.targets:
+        assert target.startswith(("#", "data:image/png;base64,")), target
+        assert target[0] != "#" or target[1:] in page.ids, target
+    assert set(page.labels) <= set(page.ids)
+    assert set(re.findall(r"url\((?!#)", text)) == set() and "@import" not in text and "<script" not in text
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(page.ids)
+    assert page.headings.count(1) == 1 and page.headings[0] == 1
+    assert all(after - before <= 1 for before, after in zip(page.headings, page.headings[1:], strict=False))
+    assert page.pictures
+    for tag, found in page.pictures:
+        assert found.get("alt") if tag == "img" else found.get("role") == "img" and found.get("aria-label"), found
+    return page
+
+
+def asked(cwd: Path, *words: object) -> dict:
+    done = qrkt("report", *words, "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a run that was on a fake device and ablated, and its page; another seed, and a classical run."""
+    folder = tmp_path_factory.mktemp("report")
+    trained(folder, *SMALL, "--patch", 4)
+    trained(folder, *SMALL, "--patch", 4, "--seed", 1, out="second")
+    trained(folder, *SMALL, "--patch", 4, "--projection", "classical", out="classical")
+    for more in (["-b", "fake_lima", "-s", 32, "--limit", 4, "--value-errors"], ["--ablate", "sine"]):
+        assert qrkt("infer", "run", *more, cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(home):
+    """What ``report run --json`` tells, and the page."""
+    told = asked(home, "run")
+    return told, (home / told["file"]).read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_part_and_says_what_the_run_recorded(home, page):
+    told, text = page
+    assert told["file"] == "run/report.html" and told["bytes"] == len(text.encode())
+    wanted = [key for key in PARTS if key != "images"]  # of a GAN
+    assert [part["part"] for part in told["parts"]] == wanted and not any(part["missing"] for part in told["parts"])
+    found = check(home / told["file"])
+    assert set(wanted) <= set(found.ids) and {f"#{key}" for key in wanted} <= set(found.targets)
+    results = json.loads((home / "run" / "results.json").read_text())
+    assert f"<dd>{percent(results['test']['accuracy'])}</dd>" in text
+    assert f"<dd>{results['parameters']['total']:,}</dd>" in text
+    right = round(results["test"]["accuracy"] * 360)
+    assert f"{right} of the 360 test images are right" in text and "That is the recorded accuracy." in text
+    cells = [int(n or 0) for n in re.findall(r'<td[^>]* style="--v:[^>]*>(\d*)</td>', text)]
+    assert sum(cells) == 360 and sum(cells[::11]) == right  # the diagonal of ten classes
+    (record,) = [json.loads(f.read_text()) for f in (home / "run" / "inference").glob("*fake_lima.json")]
+    assert "fake_lima, 4 samples of test" in text and f"{record['executions']:,}</td>" in text
+    assert text.count('src="data:image/png') == min(24, 360 - right)  # the mistakes
+    for words in ("Without a quantum computer it is", "None was trained: <code>qrkt-hw baseline run</code>"):
+        assert words in text, words
+
+
+def test_one_part_that_is_missing_says_which_command_fills_it(home):
+    told = asked(home, "second", "-o", "second.html")
+    missing = {part["part"]: part["missing"] for part in told["parts"] if part["missing"]}
+    assert set(missing) == {"ablations", "devices"}
+    assert "`qrkt-hw infer second --ablate batch-mean --ablate sine`" in missing["ablations"]
+    assert "`qrkt-hw infer second --backend fake_torino --limit 100`" in missing["devices"]
+    quiet = qrkt("report", "second", "-o", "again.html", "-q", cwd=home)
+    assert (quiet.stdout, quiet.stderr) == ("again.html\n", "")
+    assert (home / "again.html").read_bytes() == (home / "second.html").read_bytes()  # nothing in it is of today
+
+
+def test_several_runs_beside_each_other(home):
+    told = asked(home, "run", "second", "classical", "--limit", 50)
+    text, found = (home / "report.html").read_text(encoding="utf-8"), check(home / "report.html")
+    assert told["file"] == "report.html" and {"comparison", "run-1-trained", "run-3-mistakes"} <= set(found.ids)
+    assert '<th scope="row">projection</th><td>quantum</td><td>classical</td>' in text
+    shared = [part for part in told["parts"] if part["missing"] and "The same as of run" in part["missing"]]
+    assert [(part["run"], part["part"]) for part in shared] == [("second", k) for k in ("circuit", "chip", "price")]
+    assert not {"circuit", "price", "devices"} & {p["part"] for p in told["parts"] if p["run"] == "classical"}
+    assert "of the first 50 test images" in text and "run and 1 more" in text
+
+
+def test_a_training_that_is_not_finished(home, tmp_path):
+    run = tmp_path / "<b>half & half"
+    shutil.copytree(home / "second", run)
+    for name in ("results.json", "model.safetensors"):
+        (run / name).unlink()
+    told = asked(tmp_path, run.name)
+    check(run / "report.html")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "<h1>&lt;b&gt;half &amp; half</h1>" in text and "The training is not finished" in text
+    assert "resumes the training" in next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
+
+
+def test_data_that_are_not_there_are_asked_for(home, tmp_path):
+    run = tmp_path / "elsewhere"
+    shutil.copytree(home / "second", run)
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("dataset: digits", "dataset: folder:nowhere"))
+    told = asked(tmp_path, "elsewhere")
+    check(run / "report.html")
+    text = (run / "report.html").read_text(encoding="utf-8")  # the picture that training drew stands in
+    assert "<code>qrkt-hw report elsewhere --data-dir DIR</code> fills this part" in text and 'class="drawn"' in text
+    assert not next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
+
+
+def test_baselines_of_the_run_stand_beside_it(home, tmp_path):
+    shutil.copytree(home / "second", tmp_path / "run")
+    shutil.copytree(home / "classical", tmp_path / "run-baseline" / "size-matched" / "lr-0.01")
+    sides = {"quantum": {"chosen": "run"}, "size-matched": {"chosen": "moved/size-matched/lr-0.01"}}
+    (tmp_path / "run-baseline" / "baselines.json").write_text(json.dumps({"sides": sides}))
+    asked(tmp_path, "run", "--limit", 1)
+    check(tmp_path / "run" / "report.html")
+    text = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="col">quantum</th><th scope="col">size-matched</th>' in text
+
+
+def test_a_gan_shows_its_images(tmp_path):
+    trained(tmp_path, *GAN, out="gan")
+    told = asked(tmp_path, "gan")
+    check(tmp_path / "gan" / "report.html")
+    assert "images" in {part["part"] for part in told["parts"]}
+    assert not {"mistakes", "ablations"} & {part["part"] for part in told["parts"]}
+    assert "<code>qrkt-hw evaluate gan</code> gives FID" in (tmp_path / "gan" / "report.html").read_text()
+
+
+def test_texts_are_those_of_the_samples(tmp_path):
+    acl_imdb(tmp_path)
+    options = DataConfig(dataset="imdb", data_dir=tmp_path, text_length=8, vocabulary=30)
+    data = load(options)
+    for split in ("train", "validation", "test"):
+        written = texts_of(options, split)
+        assert len(written) == len(data.splits[split])
+        again = encode(written, data.vocabulary, 8)
+        assert (again == data.splits[split].inputs).all(), split
+
+
+def options_of(line: str):
+    """The configuration that a command line of train has."""
+    _, name, *words = shlex.split(line)
+    command = group.get_command(None, name)
+    context = click.Context(command)
+    given = command.make_parser(context).parse_args(words)[0]
+    named = [p for p in command.params if p.name in given and p.name in (*KEYS, "preset")]
+    flags = {p.name: p.type_cast_value(context, given[p.name]) for p in named}
+    return merge(flags.pop("preset", None), None, flags)
+
+
+def test_the_command_repeats_the_options():
+    folders = [file.parent for file in sorted((ROOT / "results").glob("*/seed-[04]*/config.yaml"))][::4]
+    assert len(folders) >= 7
+    for folder in folders:
+        about = About(RunFolder.open(folder), Console(quiet=True))
+        line = repeating(about)
+        assert line.startswith("qrkt-hw train "), folder
+        found, wanted = options_of(line).flat(mode="json"), about.options.flat(mode="json")
+        odd = {key for key in wanted if found.get(key) != wanted[key] and not unused(about.options, [key])}
+        odd -= INCIDENTAL - {"seed"}
+        assert not odd, (folder, line, odd)
+
+
+def test_wrong_inputs_are_refused_in_one_sentence(home, tmp_path):
+    refused(qrkt("report", "nothing", cwd=home), "no folder nothing")
+    refused(qrkt("report", "run/results.json", cwd=home), "run/results.json is a file", "folder")
+    refused(qrkt("report", "run", "run", cwd=home), "named twice")
+    refused(qrkt("report", "run", "-o", "nowhere/a.html", cwd=home), "--out", "nowhere")
+    refused(qrkt("report", "run", "-o", "second", cwd=home), "--out", "second is a folder")
+    refused(qrkt("report", "run", "--backend", "fake_nothing", cwd=home), "--backend", "fake_nothing")
+    for name, content in (
+        ("results.json", "{"), ("results.json", "[]"), ("results.json", '{"test": {"accuracy": "high"}}'),
+        ("results.json", '{"test": 3}'), ("metrics.csv", "epoch\nx\n"), ("environment.json", '{"packages": 3}'),
+        ("inference/1.json", '{"backend": "fake_lima", "count": "a"}'), ("inference/2.json", '{"ablations": [1]}'),
+        ("devices.json", "{}]"), ("plan-a.json", '{"backend": "fake_lima"}'), ("origin.json", "{"),
+    ):  # fmt: skip
+        run = tmp_path / "spoilt"
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(home / "second", run)
+        (run / "inference").mkdir(exist_ok=True)
+        (run / name).write_text(content)
+        refused(qrkt("report", "spoilt", "--limit", 1, cwd=tmp_path), name, "damaged")
+        assert not (run / "report.html").exists()
+
+
+def test_text_is_escaped_and_names_no_folder_of_a_machine():
+    assert nameless("--dataset x: no files in /home/me/x, data; get it from https://a.b/c/d") == (
+        "--dataset x: no files in x, data; get it from https://a.b/c/d"
+    )
+    assert (nameless("folder:/home/me/pets"), nameless("/home/me/mine.py:f")) == ("folder:pets", "mine.py:f")
+    assert prose("a <b> `c & d`") == "a &lt;b&gt; <code>c &amp; d</code>"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(home, page, width, scheme):
+    """Sections, keyboard, both themes, print; nothing scrolls sideways, errs, or is hard to read."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if browser is None:
+        pytest.skip("needs Chromium on the PATH")
+    axe = next((Path(file) for file in AXE if str(file) and Path(file).is_file()), None)
+    told, _ = page
+    several = asked(home, "run", "second", "classical", "--limit", 20, "-o", "several.html")
+    with playwright.sync_playwright() as driver:
+        shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        context = shell.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        for file in (told["file"], several["file"]):
+            shown, wrong = context.new_page(), list[str]()
+            shown.on("console", lambda said, wrong=wrong: wrong.append(said.text))
+            shown.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
+            shown.on("request", lambda sent, wrong=wrong: wrong.append(sent.url) if "http" in sent.url[:5] else None)
+            shown.goto((home / file).as_uri(), wait_until="load")
+            for part in (told if file == told["file"] else several)["parts"]:
+                assert shown.get_by_role("heading", name=part["title"], exact=True).first.is_visible(), part
+            shown.keyboard.press("Tab")
+            assert shown.evaluate("document.activeElement.className") == "skip"
+            assert shown.locator(".skip").bounding_box()["x"] >= 0  # seen where it has the focus
+            shown.keyboard.press("Tab")
+            assert shown.evaluate("document.activeElement.closest('nav') !== null")
+            shown.keyboard.press("Enter")
+            assert shown.evaluate("location.hash") in (f"#{key}" for key in ("trained", "comparison"))
+            dark = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark"), dark
+            shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+            page_of = "document.documentElement"
+            assert shown.evaluate(f"{page_of}.scrollWidth - {page_of}.clientWidth") <= 0
+            if axe is not None:
+                shown.evaluate(axe.read_text(encoding="utf-8"))
+                bad = [v for v in shown.evaluate("axe.run()")["violations"] if v["impact"] in ("serious", "critical")]
+                assert not bad, [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in bad]
+            shown.emulate_media(media="print")
+            assert not shown.locator("nav").is_visible()
+            assert shown.pdf(format="A4").startswith(b"%PDF") and not wrong, wrong
+            shown.close()
+        shell.close()
+    if axe is None:
+        pytest.skip("the browser agrees; axe-core is not here: npm install axe-core, or QRKT_HW_AXE=axe.min.js")
