@@ -148,7 +148,7 @@ def infer(
     from qrkt_hw.data.batches import first
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.models.noise import check_strings
-    from qrkt_hw.resources.forecast import plan, share
+    from qrkt_hw.resources.forecast import BATCH, enlarge_batch, plan, share
     from qrkt_hw.resources.tables import summarize
 
     one_process = [
@@ -159,7 +159,7 @@ def infer(
         (fine_tune is not None, "--fine-tune fits"),
     ]
     alone = next((what for holds, what in one_process if holds), None)
-    divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
+    divided = ("--limit", limit) if limit else ("batches of", BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     with cli.busy(said, f"reading {'the given files' if paths or images else options.data.dataset}"):
@@ -198,7 +198,8 @@ def infer(
         told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots, allowed)
         if told is not None:
             said.print(told, highlight=False)
-    batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)
+    enlarge_batch(model, shape, len(samples), backend, shots, folder.journal if resume else None)
+    batch = backend.batch or BATCH
     planned: Any = None
     if isinstance(backend, Devices):
         loading.trained(folder, model)

@@ -425,6 +425,9 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
         one.in_order = not one.others and fitted is None  # a fine-tuning asked for others before
     if parts:
         backend = Devices(",".join(recorded), recorded, {}, journal.plan(activity)[0])
+    terms = activity.arguments.get("terms")
+    batch = terms.get("batch") if isinstance(terms, dict) and not parts else None
+    backend.batch = batch if isinstance(batch, int) and batch > 0 else None
     with backend.open():
         model = load(folder, backend)
         tuned = None

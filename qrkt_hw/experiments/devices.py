@@ -19,7 +19,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.journal import begun_terms
 from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
@@ -36,13 +36,12 @@ from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
 from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights, sha256
-from qrkt_hw.resources.forecast import Forecast, forecast
+from qrkt_hw.resources.forecast import BATCH, Forecast, forecast, largest_batch, samples_in_memory
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_json
 from qrkt_hw.runs.folder import read_json
 
-BATCH = 256
 VALIDATED = 512  # samples that decide whether a fine-tuning is kept
 LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 DEFAULT: Mitigation = "trex"  # docs/packing.md, "Ways of mitigation side by side"
@@ -129,7 +128,7 @@ def fine_tuned(
     watched.pairs = pairs
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
-    batches = loader(first(train, count), BATCH)
+    batches = loader(first(train, count), backend.batch or BATCH)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
@@ -169,9 +168,15 @@ def fine_tuned(
     return FineTuned(record, original)
 
 
-def logits_everywhere(model: nn.Module, batches: Any, console: Console | None = None) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks."""
-    found = logits_of(model, tracked(console, "evaluating", batches))
+def logits_everywhere(
+    model: nn.Module, batches: Any, console: Console | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks; at
+    most ``most`` samples at a time."""
+    shown = tracked(console, "evaluating", batches)
+    if most is not None:
+        shown = (part for batch in shown for part in zip(*(one.split(most) for one in batch), strict=True))
+    found = logits_of(model, shown)
     if isinstance(batches, Batches):
         logits, labels = batches.whole(found)
         return logits, labels
@@ -207,7 +212,7 @@ def on_backend(
         With ``layers`` also :meth:`Watched.rows`.
     """
     set_backend(model, ExactBackend("exact"))
-    exact, labels = logits_everywhere(model if original is None else original, batches)
+    exact, labels = logits_everywhere(model if original is None else original, batches, most=BATCH)
     stages, total = len(trace(model, next(iter(batches))[0][:1])), len(batches)
     watched, shared = Watched(backend, layers, stage_shots), list[tuple[int, int, str]]()
     if isinstance(backend, Devices):
@@ -266,16 +271,13 @@ def correct_readout(
     bits = max((code.bit_length() for basis in measured for code in flip_codes(basis)), default=0)
     chosen = not backend.mitigation_set and executions >= ENOUGH and min(shots, default=0) >= 2**bits
     if resume and run.journal.is_file():
-        with Journal(run.journal, write=False) as journal:
-            begun = journal.unfinished("infer")
-        terms = None if begun is None else begun.arguments.get("terms")
-        chosen = isinstance(terms, dict) and terms.get("mitigation") == DEFAULT
+        chosen = begun_terms(run.journal, "infer").get("mitigation") == DEFAULT
     if not chosen:
         return None
     backend.correct(DEFAULT)
     limit = None if resume else getattr(Budget.of(backend, budget), "limit", None)
-    planned = forecast(stages, samples, min(samples, BATCH), backend, stage_shots=stage_shots)
-    if limit is not None and planned.seconds > limit:
+    batch = largest_batch(stages, samples, samples_in_memory(model, shape), backend, stage_shots)
+    if limit is not None and forecast(stages, samples, batch, backend, stage_shots=stage_shots).seconds > limit:
         backend.packer.mitigate("none")
         backend.corrected = None
         return None

@@ -16,11 +16,12 @@ from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.devices import BATCH, FineTuned, Watched, logits_everywhere, on_backend, on_several
+from qrkt_hw.experiments.devices import FineTuned, Watched, logits_everywhere, on_backend, on_several
 from qrkt_hw.experiments.loading import Inputs
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics
+from qrkt_hw.resources.forecast import BATCH
 from qrkt_hw.runs import RunFolder
 
 
@@ -68,7 +69,7 @@ def infer_split(
         run.check_inference()  # what is paid for must be kept
     exact = isinstance(backend, ExactBackend) or not quantum_layers(model)
     there = here() if exact else here().over_samples(backend)
-    batches, started = loader(samples, BATCH, ranks=there), time.perf_counter()
+    batches, started = loader(samples, backend.batch or BATCH, ranks=there), time.perf_counter()
     report: dict[str, Any] = {}
     if exact:
         logits, labels = logits_everywhere(model, batches, console)
@@ -125,7 +126,7 @@ def classify(
         logits = on_several(model, inputs.samples, backend, None, False)[0]
     else:
         with torch.no_grad():
-            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
+            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, backend.batch or BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []

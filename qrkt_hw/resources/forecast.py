@@ -4,21 +4,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from qrkt_hw.backends import Call
+from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import PLAN, Budget, prices
+from qrkt_hw.backends.device.journal import begun_terms
+from qrkt_hw.backends.device.measurement import LARGEST_TABLE
 from qrkt_hw.backends.device.packing import DeviceBackend
-from qrkt_hw.backends.device.pubs import jobs_of
+from qrkt_hw.backends.device.pubs import filled, jobs_of
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs.config import Config
+
+BATCH = 256  # samples that go through a model together at least
+NUMBERS = 2**26  # that a batch may hold in memory: 512 MiB
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,61 @@ def forecast(
             packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
     return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted)
+
+
+def largest_batch(
+    stages: Stages, samples: int, most: int, backend: DeviceBackend, stage_shots: Sequence[int] = ()
+) -> int:
+    """Samples that go through a model together: from :data:`BATCH` to ``most``, as one job of each stage holds them.
+
+    A job has an overhead, so that fewer and larger ones take less QPU time. What is counted is held in memory: at most
+    :data:`NUMBERS` a stage. All batches are about equally large. Other arguments as in :func:`forecast`.
+    """
+    packer, tried = backend.packer.planner(), min(samples, BATCH)
+    share = tried / most
+    for place, stage in enumerate(stages):
+        own = stage_shots[place] if stage_shots else None
+        calls = [Call(c.template, np.zeros((c.circuits * tried, len(c.template.parameters))), "", own) for c in stage]
+        pubs = [pub for pub in packer.allocate(calls) if pub.calibration is None]
+        for shots in {pub.shots for pub in pubs}:  # of each a job of its own
+            alike = [pub for pub in pubs if pub.shots == shots]
+            share = max(share, filled(alike, backend.job_limits, backend.default_rep_delay))
+        held = [pub.rows * max(2 ** min(len(s.read), LARGEST_TABLE), pub.shots) for pub in pubs for s in pub.slots]
+        share = max(share, sum(held) / NUMBERS)
+    size = max(BATCH, int(0.98 * tried / share))  # a little less: it is packed anew
+    return -(-samples // -(-samples // size))
+
+
+def samples_in_memory(model: nn.Module, shape: DataShape) -> int:
+    """Samples whose largest input or output of a module has :data:`NUMBERS` / 8 numbers: several are held."""
+    sizes = [1]
+
+    def see(_: nn.Module, given: Any, output: Any) -> None:
+        sizes.extend(one.numel() for one in (*given, output) if isinstance(one, Tensor))
+
+    handles = [module.register_forward_hook(see) for module in model.modules()]
+    try:
+        stages_of(model, shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(1, NUMBERS // 8 // max(sizes))
+
+
+def enlarge_batch(
+    model: nn.Module, shape: DataShape, samples: int, backend: Backend, stage_shots: Sequence[int] = (),
+    journal: Path | None = None,
+) -> None:  # fmt: skip
+    """Set the samples that go through a model together on a device that samples; ``journal`` is that of a resume, which
+    has those it was begun with."""
+    if not (isinstance(backend, DeviceBackend) and backend.shots):
+        return
+    if journal is None or not journal.is_file():
+        most = samples_in_memory(model, shape)
+        backend.batch = largest_batch(stages_of(model, shape), samples, most, backend, stage_shots)
+        return
+    kept = begun_terms(journal, "infer").get("batch")  # more and smaller ones would be dearer
+    backend.batch = kept if isinstance(kept, int) and 2 * kept > min(samples, BATCH) else None
 
 
 def plan(
