@@ -434,8 +434,8 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
         if fitted is not None:
             load_weights(model, folder.inference / Path(fitted["weights"]).name)
             tuned = devices.FineTuned(fitted, load(folder))
-        shots = asked.get("stage_shots", ())
-        found = inference.infer_split(folder, model, asked["split"], samples, backend, stage_shots=shots, tuned=tuned)
+        more = {"stage_shots": asked.get("stage_shots", ()), "repeat": asked.get("repeated", 0)}
+        found = inference.infer_split(folder, model, asked["split"], samples, backend, tuned=tuned, **more)
     same = {key: (asked[key], found[key]) for key in ("accuracy", "loss", "agreement")}
     what = f"{asked['split']}, {asked['count']} samples on {asked['backend']}"
     for key, (then, now) in same.items():

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import Budget
@@ -27,13 +27,12 @@ from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting, progress, tracked
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.data.batches import Batches, first, loader
-from qrkt_hw.data.parquet import Stream
+from qrkt_hw.data.batches import Batches, first, in_memory, loader
 from qrkt_hw.data.ranks import Ranks, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
-from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, wilson
+from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, refined, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights, sha256
 from qrkt_hw.resources.forecast import BATCH, Forecast, forecast, largest_batch, samples_in_memory
@@ -46,7 +45,6 @@ VALIDATED = 512  # samples that decide whether a fine-tuning is kept
 LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 DEFAULT: Mitigation = "trex"  # docs/packing.md, "Ways of mitigation side by side"
 ENOUGH = 10_000_000  # circuits x shots from which on readout is corrected by default
-FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
 def shots_of_stages(
@@ -191,6 +189,7 @@ def on_backend(
     layers: bool = False,
     stage_shots: Sequence[int] = (),
     original: nn.Module | None = None,
+    repeat: int = 0,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on a backend, labels, and a report beside the exact simulator.
 
@@ -202,6 +201,7 @@ def on_backend(
         layers: compare every value with the exact one at the same inputs.
         stage_shots: of each sequential stage; none for those of the backend.
         original: gives the exact logits instead of ``model``.
+        repeat: so many samples, the most uncertain ones, are evaluated again; their logits are the means.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -213,7 +213,8 @@ def on_backend(
     """
     set_backend(model, ExactBackend("exact"))
     exact, labels = logits_everywhere(model if original is None else original, batches, most=BATCH)
-    stages, total = len(trace(model, next(iter(batches))[0][:1])), len(batches)
+    size, stages = backend.batch or BATCH, len(trace(model, next(iter(batches))[0][:1]))
+    total = len(batches) + -(-repeat // size)
     watched, shared = Watched(backend, layers, stage_shots), list[tuple[int, int, str]]()
     if isinstance(backend, Devices):
         total = sum(-(-count // backend.portion) for count in backend.shares.values())
@@ -224,7 +225,12 @@ def on_backend(
         if isinstance(backend, Devices):
             logits, shared = on_several(model, batches.dataset.dataset, backend, watched, layers)
         else:
-            logits, _ = logits_everywhere(model, batches)
+            logits = logits_everywhere(model, batches)[0]
+        if isinstance(backend, DeviceBackend) and repeat:
+            own = backend.packer.options
+            backend.packer.options = {**own, "repeated": True}  # equal circuits are PUBs with results of their own
+            logits = refined(model, batches.dataset.dataset, logits, repeat, size)
+            backend.packer.options = own
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -237,6 +243,7 @@ def on_backend(
     return logits, labels, {
         **({"layers": rows} if layers else {}),
         **({"stage_shots": list(stage_shots)} if stage_shots else {}),
+        **({"repeated": repeat} if repeat else {}),
         **({"devices": shares_of(backend, shared, logits, labels)} if isinstance(backend, Devices) else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
@@ -300,7 +307,7 @@ def plan_mitigations(
         except UserError as error:
             found[how] = str(error).removeprefix("--").removeprefix("mitigation: ")
     backend.mitigate("none")
-    fractional = set(FRACTIONAL) & set(backend.target.operation_names)
+    fractional = {"rx", "rzz"} & set(backend.target.operation_names)  # whose angle is free
     there = f"every circuit uses them already ({', '.join(sorted(fractional))})"
     found["fractional_gates"] = there if fractional else f"the target of {backend.device.name} has none"
     seconds = sum(one.seconds for one in found.values() if not isinstance(one, str))
@@ -364,8 +371,7 @@ def on_several(
 ) -> tuple[Tensor, list[tuple[int, int, str]]]:
     """Logits of all samples, each on the device that has it; and first sample, sample behind the last and device of
     every portion. What a device told of its layers is added to ``watched``."""
-    if isinstance(samples, Stream):  # of which no part can be read alone
-        samples = TensorDataset(*map(torch.cat, zip(*loader(samples, BATCH), strict=True)))
+    samples = in_memory(samples)
 
     def work(device: Backend, start: int, stop: int) -> tuple[Tensor, Watched]:
         own, seen = deepcopy(model), Watched(device, compare=layers)

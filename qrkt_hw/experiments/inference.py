@@ -36,6 +36,7 @@ def infer_split(
     layers: bool = False,
     stage_shots: Sequence[int] = (),
     tuned: FineTuned | None = None,
+    repeat: int = 0,
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -50,6 +51,7 @@ def infer_split(
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
         stage_shots: of each sequential stage; none for those of the backend.
         tuned: what :func:`fine_tuned` made of ``model``; the exact values are then those of the model before.
+        repeat: so many samples, the most uncertain ones, are evaluated twice.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -75,7 +77,7 @@ def infer_split(
         logits, labels = logits_everywhere(model, batches, console)
     else:
         logits, labels, report = on_backend(
-            model, batches, backend, console, layers, stage_shots, tuned and tuned.original
+            model, batches, backend, console, layers, stage_shots, tuned and tuned.original, repeat
         )
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)

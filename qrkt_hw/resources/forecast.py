@@ -39,11 +39,13 @@ class Forecast:
     seconds: float  # QPU seconds by the larger of IBM's formulas
     usd: float  # at pay-as-you-go prices
     fitted: int = 0  # images to which the model is fine-tuned before, all that it takes included above
+    repeated: int = 0  # samples that are evaluated twice, included above
 
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
         listed = prices()
         first = f" after {self.fitted:,} training images" if self.fitted else ""
+        first += f", {self.repeated:,} of them twice" if self.repeated else ""
         return [
             f"plan for {device}: {self.samples:,} samples{first}, {self.circuits:,} circuits in {self.rounds} circuit "
             f"batches, {self.jobs} jobs, {self.executions:,} executions",
@@ -66,6 +68,7 @@ def forecast(
     pack: bool | None = None,
     stage_shots: Sequence[int] = (),
     fitted: int = 0,
+    repeated: int = 0,
 ) -> Forecast:
     """Circuit batches, executions, time and price on a device.
 
@@ -77,10 +80,11 @@ def forecast(
         shots, pack: in place of the backend's.
         stage_shots: of each stage, in place of both.
         fitted: images to which the model is fine-tuned first.
+        repeated: samples that are evaluated again.
     """
     packer = backend.packer.planner(shots, pack)
     delay = backend.default_rep_delay
-    sizes = [min(batch, n - start) for n in (fitted, samples) for start in range(0, n, batch)]
+    sizes = [min(batch, n - start) for n in (fitted, samples, repeated) for start in range(0, n, batch)]
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
@@ -97,7 +101,7 @@ def forecast(
             seconds += sum(here)
             packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
-    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted)
+    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted, repeated)
 
 
 def largest_batch(
@@ -166,6 +170,7 @@ def plan(
     refuse: bool = True,
     stage_shots: Sequence[int] = (),
     fitted: int = 0,
+    repeated: int = 0,
 ) -> Forecast:
     """The forecast of an inference of a model, which has these options and reads data of this shape.
 
@@ -175,11 +180,13 @@ def plan(
         refuse: whether a forecast beyond the limits is an error.
         stage_shots: of each sequential stage, in place of the backend's.
         fitted: images to which the model is fine-tuned first.
+        repeated: samples that are evaluated again.
 
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found = forecast(stages, samples, batch, backend, stage_shots=stage_shots, fitted=fitted)
+    more: Any = {"fitted": fitted, "repeated": repeated}
+    found = forecast(stages, samples, batch, backend, stage_shots=stage_shots, **more)
     budget = Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
@@ -191,8 +198,8 @@ def plan(
         return [max(1, n * shots // most) for n in stage_shots]
 
     def seconds(n: int = samples, shots: int = most, pack: bool | None = None) -> float:
-        own = scaled(shots)
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own, fitted=fitted).seconds
+        own, twice = scaled(shots), {**more, "repeated": min(n, repeated)}
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own, **twice).seconds
 
     def fits(shots: int) -> bool | None:
         """None with fewer shots than the mitigation takes."""
