@@ -25,7 +25,7 @@ from qrkt_hw.data.batches import first, loader
 from qrkt_hw.experiments import devices, loading, presets
 from qrkt_hw.experiments.loading import restored
 from qrkt_hw.models.factory import set_backend
-from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.forecast import BATCH, forecast
 from qrkt_hw.resources.logical import stages_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import Config
@@ -44,7 +44,7 @@ def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | N
 
     def accuracy(model: Any, backend: Any, stage_shots: list[int] | None = None) -> float:
         set_backend(model, devices.Watched(backend, False, stage_shots or []))
-        logits, labels = devices.logits_everywhere(model, loader(samples, devices.BATCH))
+        logits, labels = devices.logits_everywhere(model, loader(samples, BATCH))
         return (logits.argmax(-1) == labels).double().mean().item()
 
     model, exact = restored(run), resolve("exact")
@@ -60,7 +60,7 @@ def measure(run: RunFolder, device: str, shots: int, images: int, limit: int | N
     found |= {"fitted": accuracy(model, there), "exact of fitted": accuracy(model, exact), "fitting": tuned.record}
     count = len(samples)
     for name, more in {"device": 0, "fitted": images}.items():
-        found[f"seconds of {name}"] = forecast(stages, count, devices.BATCH, there, fitted=more).seconds
+        found[f"seconds of {name}"] = forecast(stages, count, BATCH, there, fitted=more).seconds
     return found
 
 

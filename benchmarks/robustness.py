@@ -25,8 +25,9 @@ from qrkt_hw.backends import resolve
 from qrkt_hw.backends.noise import DeviceNoise
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import loader
-from qrkt_hw.experiments.devices import BATCH, correct_readout, on_backend
+from qrkt_hw.experiments.devices import correct_readout, on_backend
 from qrkt_hw.experiments.loading import read_split, restored
+from qrkt_hw.resources.forecast import BATCH
 from qrkt_hw.runs import RunFolder
 
 HERONS = ("torino", "fez", "marrakesh", "kingston", "aachen", "pittsburgh", "boston")

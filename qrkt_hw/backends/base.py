@@ -72,6 +72,7 @@ class Backend(ABC):
     target: Any = None  # what to transpile to; None where no transpilation is needed
     bills: bool = False  # its time costs money: it runs only while it is held open, and its jobs are journalled
     max_seconds: float | None = None  # QPU seconds that one run may use where no flag says otherwise; None for no limit
+    batch: int | None = None  # samples that an inference passes through a model together, where it is planned for it
     mitigation_set: bool = False  # its entry, or a key in its place, says how errors are mitigated; ``none`` included
     fell_back_from: str | None = None  # the backend that was asked for and could not be used; None otherwise
     # its entry, or that of the backend asked for, is from ``./backends.yaml``; commands say so

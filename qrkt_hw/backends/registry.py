@@ -434,7 +434,8 @@ def _activity(
         journal.finish(activity)
         activity = None
     # what of the device's entry decides the bill
-    terms = {**backend.terms, **({"mitigation": backend.corrected} if backend.corrected else {})}
+    own = {"mitigation": backend.corrected, "batch": backend.batch}
+    terms = {**backend.terms, **{key: value for key, value in own.items() if value}}
     if activity is None:
         return journal.start(kind, backend.place.name, {**arguments, "terms": terms})
     kept, absent = activity.arguments.get("terms", terms), getattr(backend, "absent", None)

@@ -69,6 +69,13 @@ qrkt-hw infer runs/NAME -b ibm_fez --limit 50 --dry-run    plan and price""",
     metavar="N",
     help="on a device: fit all but the circuits' angles to what it returns for N training images; priced and kept",
 )
+@click.option(
+    "--repeat-uncertain",
+    "repeat",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="on a device: evaluate the N most uncertain samples twice, and take the mean of their logits; priced",
+)
 @click.option("--config", type=cli.PATH, help="a file of fit-to: device, shots, placement, mitigation; flags win")
 @cli.trust_flag
 @cli.json_flag
@@ -78,7 +85,7 @@ def infer(
     run: Path | None, paths: tuple[Path, ...], split: str | None, images: tuple[Path, ...], texts: tuple[str, ...],
     limit: int | None, data_dir: Path | None, ablate: tuple[str, ...], as_json: bool, resume: bool, restart: bool,
     dry_run: bool, device: dict[str, Any], value_errors: bool, stage_shots: str | None, fine_tune: int | None,
-    trust_ansatz: bool, compare_mitigation: bool, config: Path | None, **flags: Any,
+    repeat: int | None, trust_ansatz: bool, compare_mitigation: bool, config: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """Accuracy, macro F1 and AUROC of RUN on a split, or class and probabilities of images or texts.
 
@@ -130,7 +137,7 @@ def infer(
     backend = backends.make(place, options.training.seed, said, several=True)
     if dry_run or compare_mitigation:
         backend = with_shots(backend, place, options.training.seed, said)
-    _refuse_several(backend, compare_mitigation, stage_shots, fine_tune)
+    _refuse_several(backend, compare_mitigation, stage_shots, fine_tune, repeat)
     shots: list[int] = []
     if stage_shots is not None:
         shots, line = devices.shots_of_stages(folder, backend, stage_numbers, data_dir)
@@ -138,17 +145,19 @@ def infer(
         chosen["shots_per_stage"], flags["shots"] = ",".join(map(str, shots)), backend.shots  # what resumes it
     if fine_tune is not None:
         chosen["fine_tune"] = fine_tune
+    if repeat is not None:
+        chosen["repeat_uncertain"] = repeat
     kept: dict[str, Any] = {**chosen, **given(flags)}
     how: dict[str, Any] = {"resume": resume, "restart": restart, **device}
     limited = backends.check(backend, run=folder, kind="infer", arguments=kept, **how) is not None
-    refuse_simulator(backend, dry_run, compare_mitigation, value_errors, fine_tune)
+    refuse_simulator(backend, dry_run, compare_mitigation, value_errors, fine_tune, repeat)
     from qrkt_hw.backends.device.packing import DeviceBackend
     from qrkt_hw.backends.several import Devices
     from qrkt_hw.data.base import DataShape
     from qrkt_hw.data.batches import first
     from qrkt_hw.models.factory import build_model
     from qrkt_hw.models.noise import check_strings
-    from qrkt_hw.resources.forecast import plan, share
+    from qrkt_hw.resources.forecast import BATCH, enlarge_batch, plan, share
     from qrkt_hw.resources.tables import summarize
 
     one_process = [
@@ -159,7 +168,7 @@ def infer(
         (fine_tune is not None, "--fine-tune fits"),
     ]
     alone = next((what for holds, what in one_process if holds), None)
-    divided = ("--limit", limit) if limit else ("batches of", devices.BATCH)
+    divided = ("--limit", limit) if limit else ("batches of", BATCH)
     on_ranks(options.replace(accelerator="cpu"), ranks, divided, alone)
     given_inputs = None
     with cli.busy(said, f"reading {'the given files' if paths or images else options.data.dataset}"):
@@ -171,6 +180,8 @@ def infer(
             splits = loading.read_splits(folder, data_dir)
     samples: Any = first(splits[split or "test"], limit) if given_inputs is None else given_inputs.samples
     shape = DataShape.of(folder.description())
+    if repeat is not None and repeat > len(samples):
+        raise UserError(f"--repeat-uncertain: {repeat:,} samples, and {len(samples):,} are evaluated; give fewer")
     model = build_model(options, shape, backend)
     if fine_tune is not None:
         check_strings(model, "--fine-tune")  # before a device is paid for
@@ -198,16 +209,16 @@ def infer(
         told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots, allowed)
         if told is not None:
             said.print(told, highlight=False)
-    batch = devices.BATCH if given_inputs is None else min(len(samples), devices.BATCH)
+    enlarge_batch(model, shape, len(samples), backend, shots, folder.journal if resume else None)
+    batch = backend.batch or BATCH
     planned: Any = None
     if isinstance(backend, Devices):
         loading.trained(folder, model)
         planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         loading.trained(folder, model)
-        planned = plan(
-            model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, fine_tune or 0
-        )
+        more = {"fitted": fine_tune or 0, "repeated": repeat or 0}
+        planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, **more)
     if dry_run:
         assert planned is not None
         if as_json:
@@ -228,7 +239,7 @@ def infer(
             record = inference.classify(folder, model, given_inputs, backend, shots, tuned)
         else:
             record = inference.infer_split(
-                folder, model, split or "test", samples, backend, ablate, said, value_errors, shots, tuned
+                folder, model, split or "test", samples, backend, ablate, said, value_errors, shots, tuned, repeat or 0
             )
     if value_errors and "layers" in record:
         from qrkt_hw.plots.charts import plot_device
@@ -339,12 +350,12 @@ def _mitigations(record: dict[str, Any]) -> None:
             cli.echo(f"{row['mitigation']:21}not run: {row['not_run']}")
 
 
-SPLIT = ("--split", "--limit", "--data-dir", "--ablate")  # options of an inference of a split
+SPLIT = ("--split", "--limit", "--data-dir", "--ablate", "--repeat-uncertain")  # options of an inference of a split
 # an input or option, what it does, and what would change nothing beside it
 TOGETHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("--compare-mitigation", "--compare-mitigation compares all ways on a split",
-     ("PATHS", "--image", "--text", "--ablate", "--value-errors", "--shots-per-stage", "--fine-tune", "--mitigation",
-      "--config", *map(flag, SERVICE_KEYS))),
+     ("PATHS", "--image", "--text", "--ablate", "--value-errors", "--shots-per-stage", "--fine-tune",
+      "--repeat-uncertain", "--mitigation", "--config", *map(flag, SERVICE_KEYS))),
     ("PATHS", "paths bring their own inputs", ("--image", "--text", *SPLIT, "--value-errors")),
     ("--value-errors", "--value-errors compares a split", ("--image", "--text")),
     ("--dry-run", "--dry-run only plans", ("--value-errors", "--ablate", "--resume", "--restart")),
@@ -362,9 +373,12 @@ def _refuse_together(said: set[str], paths: tuple[Path, ...]) -> None:
             raise UserError(f"{what}{first_path}; leave out {', '.join(first)} and {last}")
 
 
-def _refuse_several(backend: Any, compare: bool, stage_shots: str | None, fine_tune: int | None) -> None:
+def _refuse_several(
+    backend: Any, compare: bool, stage_shots: str | None, fine_tune: int | None, repeat: int | None
+) -> None:
     """Refuse what is for one device."""
-    asked = {"--compare-mitigation": compare, "--shots-per-stage": stage_shots, "--fine-tune": fine_tune}
+    asked = {"--compare-mitigation": compare, "--shots-per-stage": stage_shots, "--fine-tune": fine_tune,
+             "--repeat-uncertain": repeat}  # fmt: skip
     flag = next((name for name, value in asked.items() if value), None)
     if flag and hasattr(backend, "devices"):
         raise UserError(f"{flag}: it is for one device, and --backend lists {len(backend.devices)}; name one of them")
@@ -381,13 +395,14 @@ def with_shots(backend: Any, place: BackendConfig, seed: int, console: Any) -> A
 
 
 def refuse_simulator(
-    backend: Any, dry_run: bool = False, compare: bool = False, value_errors: bool = False, fine_tune: int | None = None
-) -> None:
+    backend: Any, dry_run: bool = False, compare: bool = False, value_errors: bool = False,
+    fine_tune: int | None = None, repeat: int | None = None,
+) -> None:  # fmt: skip
     """Refuse what only a device, or a backend other than the exact one, can do."""
     from qrkt_hw.backends.exact import ExactBackend
 
-    if (dry_run or compare) and not (backend.target is not None and backend.shots):
-        named = "--compare-mitigation" if compare else "--dry-run"
+    if (dry_run or compare or repeat) and not (backend.target is not None and backend.shots):
+        named = "--compare-mitigation" if compare else "--dry-run" if dry_run else "--repeat-uncertain"
         raise UserError(
             f"{named} applies only to devices that sample; backend {backend.name!r} does not: name a device, or a "
             "fake one (not with --shots 0)"

@@ -425,14 +425,17 @@ def _again(folder: Any, journal: Any, activity: Any, data_dir: Path | None) -> s
         one.in_order = not one.others and fitted is None  # a fine-tuning asked for others before
     if parts:
         backend = Devices(",".join(recorded), recorded, {}, journal.plan(activity)[0])
+    terms = activity.arguments.get("terms")
+    batch, repeated = terms.get("batch") if isinstance(terms, dict) and not parts else None, asked.get("repeated")
+    backend.batch = batch if isinstance(batch, int) and batch > 0 else None
     with backend.open():
         model = load(folder, backend)
         tuned = None
         if fitted is not None:
             load_weights(model, folder.inference / Path(fitted["weights"]).name)
             tuned = devices.FineTuned(fitted, load(folder))
-        shots = asked.get("stage_shots", ())
-        found = inference.infer_split(folder, model, asked["split"], samples, backend, stage_shots=shots, tuned=tuned)
+        more = {"stage_shots": asked.get("stage_shots", ()), "repeat": repeated if isinstance(repeated, int) else 0}
+        found = inference.infer_split(folder, model, asked["split"], samples, backend, tuned=tuned, **more)
     same = {key: (asked[key], found[key]) for key in ("accuracy", "loss", "agreement")}
     what = f"{asked['split']}, {asked['count']} samples on {asked['backend']}"
     for key, (then, now) in same.items():

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
 
 from qrkt_hw.data.parquet import Stream
 from qrkt_hw.data.ranks import Ranks, Share, set_share, share
 from qrkt_hw.errors import UserError
+
+AT_ONCE = 256  # samples of a stream that are read together
 
 
 class Draw(NamedTuple):
@@ -183,6 +185,13 @@ def loader(
     batches = Batches(fetched, batch_size=None, sampler=draws, num_workers=workers, generator=own)
     batches.ranks = ranks
     return batches
+
+
+def in_memory(dataset: Dataset[Any]) -> Dataset[Any]:
+    """The data set; a stream, of which no part can be read alone, as its tensors."""
+    if not isinstance(dataset, Stream):
+        return dataset
+    return TensorDataset(*map(torch.cat, zip(*loader(dataset, AT_ONCE), strict=True)))
 
 
 def first(dataset: Dataset[Any], count: int | None) -> Dataset[Any]:

@@ -15,11 +15,11 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import Budget
-from qrkt_hw.backends.device.journal import Journal
+from qrkt_hw.backends.device.journal import begun_terms
 from qrkt_hw.backends.device.measurement import bases, flip_codes
 from qrkt_hw.backends.device.packing import DeviceBackend
 from qrkt_hw.backends.entries import SERVICE_KEYS, Mitigation
@@ -27,27 +27,24 @@ from qrkt_hw.backends.exact import ExactBackend
 from qrkt_hw.backends.registry import Waiting, progress, tracked
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
-from qrkt_hw.data.batches import Batches, first, loader
-from qrkt_hw.data.parquet import Stream
+from qrkt_hw.data.batches import Batches, first, in_memory, loader
 from qrkt_hw.data.ranks import Ranks, idle
 from qrkt_hw.errors import UserError
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import check_mitigation, quantum_layers, set_backend
-from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, wilson
+from qrkt_hw.models.metrics import discordant, logits_of, mcnemar, refined, wilson
 from qrkt_hw.models.noise import Response, add_hooks, allocated, check_strings, sensitivities
 from qrkt_hw.models.weights import load_weights, save_weights, sha256
-from qrkt_hw.resources.forecast import Forecast, forecast
+from qrkt_hw.resources.forecast import BATCH, Forecast, forecast, largest_batch, samples_in_memory
 from qrkt_hw.resources.logical import stages_of, trace
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import replace_with, write_json
 from qrkt_hw.runs.folder import read_json
 
-BATCH = 256
 VALIDATED = 512  # samples that decide whether a fine-tuning is kept
 LOOKED_AT = 64  # samples from which the sensitivity to noise is known
 DEFAULT: Mitigation = "trex"  # docs/packing.md, "Ways of mitigation side by side"
 ENOUGH = 10_000_000  # circuits x shots from which on readout is corrected by default
-FRACTIONAL = ("rx", "rzz")  # gates of a device whose angle is free
 
 
 def shots_of_stages(
@@ -129,7 +126,7 @@ def fine_tuned(
     watched.pairs = pairs
     set_backend(original, ExactBackend("exact"))
     set_backend(model, watched)
-    batches = loader(first(train, count), BATCH)
+    batches = loader(first(train, count), backend.batch or BATCH)
     total = len(trace(model, next(iter(batches))[0][:1])) * len(batches)
     with _Bar(console, total) as tell, backend.reporting(tell):
         logits_of(model, batches)
@@ -169,9 +166,15 @@ def fine_tuned(
     return FineTuned(record, original)
 
 
-def logits_everywhere(model: nn.Module, batches: Any, console: Console | None = None) -> tuple[Tensor, Tensor]:
-    """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks."""
-    found = logits_of(model, tracked(console, "evaluating", batches))
+def logits_everywhere(
+    model: nn.Module, batches: Any, console: Console | None = None, most: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits and labels of all batches, of which each rank evaluates its part where they are divided among ranks; at
+    most ``most`` samples at a time."""
+    shown = tracked(console, "evaluating", batches)
+    if most is not None:
+        shown = (part for batch in shown for part in zip(*(one.split(most) for one in batch), strict=True))
+    found = logits_of(model, shown)
     if isinstance(batches, Batches):
         logits, labels = batches.whole(found)
         return logits, labels
@@ -186,6 +189,7 @@ def on_backend(
     layers: bool = False,
     stage_shots: Sequence[int] = (),
     original: nn.Module | None = None,
+    repeat: int = 0,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Logits on a backend, labels, and a report beside the exact simulator.
 
@@ -197,6 +201,7 @@ def on_backend(
         layers: compare every value with the exact one at the same inputs.
         stage_shots: of each sequential stage; none for those of the backend.
         original: gives the exact logits instead of ``model``.
+        repeat: so many samples, the most uncertain ones, are evaluated again; their logits are the means.
 
     Returns:
         Logits ``(images, classes)``, labels ``(images,)``, and: ``backend_details`` (name, kind, shots, device,
@@ -207,8 +212,9 @@ def on_backend(
         With ``layers`` also :meth:`Watched.rows`.
     """
     set_backend(model, ExactBackend("exact"))
-    exact, labels = logits_everywhere(model if original is None else original, batches)
-    stages, total = len(trace(model, next(iter(batches))[0][:1])), len(batches)
+    exact, labels = logits_everywhere(model if original is None else original, batches, most=BATCH)
+    size, stages = backend.batch or BATCH, len(trace(model, next(iter(batches))[0][:1]))
+    total = len(batches) + -(-repeat // size)
     watched, shared = Watched(backend, layers, stage_shots), list[tuple[int, int, str]]()
     if isinstance(backend, Devices):
         total = sum(-(-count // backend.portion) for count in backend.shares.values())
@@ -219,7 +225,12 @@ def on_backend(
         if isinstance(backend, Devices):
             logits, shared = on_several(model, batches.dataset.dataset, backend, watched, layers)
         else:
-            logits, _ = logits_everywhere(model, batches)
+            logits = logits_everywhere(model, batches)[0]
+        if isinstance(backend, DeviceBackend) and repeat:
+            own = backend.packer.options
+            backend.packer.options = {**own, "repeated": True}  # equal circuits are PUBs with results of their own
+            logits = refined(model, batches.dataset.dataset, logits, repeat, size)
+            backend.packer.options = own
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -232,6 +243,7 @@ def on_backend(
     return logits, labels, {
         **({"layers": rows} if layers else {}),
         **({"stage_shots": list(stage_shots)} if stage_shots else {}),
+        **({"repeated": repeat} if repeat else {}),
         **({"devices": shares_of(backend, shared, logits, labels)} if isinstance(backend, Devices) else {}),
         "backend_details": backend.about(),
         "circuits": used["circuits"],
@@ -266,16 +278,13 @@ def correct_readout(
     bits = max((code.bit_length() for basis in measured for code in flip_codes(basis)), default=0)
     chosen = not backend.mitigation_set and executions >= ENOUGH and min(shots, default=0) >= 2**bits
     if resume and run.journal.is_file():
-        with Journal(run.journal, write=False) as journal:
-            begun = journal.unfinished("infer")
-        terms = None if begun is None else begun.arguments.get("terms")
-        chosen = isinstance(terms, dict) and terms.get("mitigation") == DEFAULT
+        chosen = begun_terms(run.journal, "infer").get("mitigation") == DEFAULT
     if not chosen:
         return None
     backend.correct(DEFAULT)
     limit = None if resume else getattr(Budget.of(backend, budget), "limit", None)
-    planned = forecast(stages, samples, min(samples, BATCH), backend, stage_shots=stage_shots)
-    if limit is not None and planned.seconds > limit:
+    batch = largest_batch(stages, samples, samples_in_memory(model, shape), backend, stage_shots)
+    if limit is not None and forecast(stages, samples, batch, backend, stage_shots=stage_shots).seconds > limit:
         backend.packer.mitigate("none")
         backend.corrected = None
         return None
@@ -298,7 +307,7 @@ def plan_mitigations(
         except UserError as error:
             found[how] = str(error).removeprefix("--").removeprefix("mitigation: ")
     backend.mitigate("none")
-    fractional = set(FRACTIONAL) & set(backend.target.operation_names)
+    fractional = {"rx", "rzz"} & set(backend.target.operation_names)  # whose angle is free
     there = f"every circuit uses them already ({', '.join(sorted(fractional))})"
     found["fractional_gates"] = there if fractional else f"the target of {backend.device.name} has none"
     seconds = sum(one.seconds for one in found.values() if not isinstance(one, str))
@@ -362,8 +371,7 @@ def on_several(
 ) -> tuple[Tensor, list[tuple[int, int, str]]]:
     """Logits of all samples, each on the device that has it; and first sample, sample behind the last and device of
     every portion. What a device told of its layers is added to ``watched``."""
-    if isinstance(samples, Stream):  # of which no part can be read alone
-        samples = TensorDataset(*map(torch.cat, zip(*loader(samples, BATCH), strict=True)))
+    samples = in_memory(samples)
 
     def work(device: Backend, start: int, stop: int) -> tuple[Tensor, Watched]:
         own, seen = deepcopy(model), Watched(device, compare=layers)

@@ -26,12 +26,12 @@ from qrkt_hw.data import Data, load_data
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import first, loader
 from qrkt_hw.errors import UserError, flag, sentence
-from qrkt_hw.experiments.devices import BATCH, LOOKED_AT, VALIDATED, Watched
+from qrkt_hw.experiments.devices import LOOKED_AT, VALIDATED, Watched
 from qrkt_hw.experiments.loading import read_splits, restored
 from qrkt_hw.models.factory import build_model, quantum_layers, set_backend
 from qrkt_hw.models.metrics import logits_of, wilson
 from qrkt_hw.models.noise import OutputNoise, add_hooks, allocated, calibrated_damping, check_strings, sensitivities
-from qrkt_hw.resources.forecast import Forecast, forecast
+from qrkt_hw.resources.forecast import BATCH, Forecast, forecast, largest_batch, samples_in_memory
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.atomic import write_text
@@ -132,7 +132,7 @@ def of_run(run: RunFolder, request: Request, model: str = "") -> list[Proposal]:
     check_strings(net, "fit-to")
     splits = read_splits(run, request.data_dir)
     validation, count = first(splits["validation"], VALIDATED), request.samples or len(splits["test"])
-    stages = stages_of(net, shape)
+    stages, most = stages_of(net, shape), samples_in_memory(net, shape)
     names = [[call.layer for call in stage] for stage in stages]
     (inputs, _), *_ = loader(first(validation, LOOKED_AT), LOOKED_AT)
     noise = sensitivities(net, inputs, names)
@@ -141,11 +141,11 @@ def of_run(run: RunFolder, request: Request, model: str = "") -> list[Proposal]:
         backend = request.backend(spacing=spacing, min_fidelity=min_fidelity)
         for how in WAYS:
             backend.mitigate(how)
-            cost = Cost.of(stages, count, backend)
+            cost = Cost.of(stages, count, most, backend)
             least = min(least, cost.seconds([cost.fewest] * len(stages)))
             damping = damping_of(net, backend, corrected=how == "trex")
             for shots in cost.shots_within(request.limit, noise):
-                fitted = _fitted(stages, count, backend, shots, cost.fewest, request.limit)
+                fitted = _fitted(stages, count, most, backend, shots, cost.fewest, request.limit)
                 key = (spacing, min_fidelity, how, fitted and tuple(fitted[0]))
                 if fitted is None or key in seen:
                     continue
@@ -166,11 +166,11 @@ def of_run(run: RunFolder, request: Request, model: str = "") -> list[Proposal]:
 
 
 def _fitted(
-    stages: Stages, count: int, backend: DeviceBackend, shots: list[int], fewest: int, limit: float
+    stages: Stages, count: int, most: int, backend: DeviceBackend, shots: list[int], fewest: int, limit: float
 ) -> tuple[list[int], Forecast] | None:
     """Shots of the stages and their plan within a limit; a few less than estimated, where more jobs are needed."""
     for _ in range(SHORTER):
-        plan = forecast(stages, count, min(count, BATCH), backend, stage_shots=shots)
+        plan = forecast(stages, count, largest_batch(stages, count, most, backend, shots), backend, stage_shots=shots)
         if plan.seconds <= limit:
             return shots, plan
         shots = [max(fewest, n - max(1, n // 50)) for n in shots]
@@ -187,7 +187,7 @@ class Cost:
     replicas: int
 
     @classmethod
-    def of(cls, stages: Stages, count: int, backend: DeviceBackend) -> Cost:
+    def of(cls, stages: Stages, count: int, most: int, backend: DeviceBackend) -> Cost:
         templates = {call.template for stage in stages for call in stage}
         measured = [(template, basis) for template in templates for basis in bases(template)]
         bits = [code.bit_length() for _, basis in measured for code in flip_codes(basis)]
@@ -195,7 +195,8 @@ class Cost:
         few, many = 4 * patterns, 8 * patterns
 
         def seconds(*shots: int) -> float:
-            return forecast(stages, count, min(count, BATCH), backend, stage_shots=shots).seconds
+            batch = largest_batch(stages, count, most, backend, shots)
+            return forecast(stages, count, batch, backend, stage_shots=shots).seconds
 
         base = seconds(*[few] * len(stages))
         slopes = [
@@ -310,7 +311,7 @@ def candidates(
             stages = stages_of(model, shape)
             if not stages:
                 raise UserError("no circuits")
-            cost = Cost.of(stages, count, backend)
+            cost = Cost.of(stages, count, samples_in_memory(model, shape), backend)
         except (UserError, ValidationError) as error:  # a width that no circuit divides, circuits too wide
             reasons.append(sentence(error) if isinstance(error, ValidationError) else str(error))
             if searched:

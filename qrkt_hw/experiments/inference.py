@@ -20,11 +20,12 @@ from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.batches import loader
 from qrkt_hw.data.ranks import here
 from qrkt_hw.errors import UserError
-from qrkt_hw.experiments.devices import BATCH, FineTuned, Watched, logits_everywhere, on_backend, on_several
+from qrkt_hw.experiments.devices import FineTuned, Watched, logits_everywhere, on_backend, on_several
 from qrkt_hw.experiments.loading import Inputs, restored
 from qrkt_hw.models.ablation import ablated
 from qrkt_hw.models.factory import quantum_layers, set_backend
 from qrkt_hw.models.metrics import classification_metrics, logits_of
+from qrkt_hw.resources.forecast import BATCH
 from qrkt_hw.runs import RunFolder
 
 
@@ -39,6 +40,7 @@ def infer_split(
     layers: bool = False,
     stage_shots: Sequence[int] = (),
     tuned: FineTuned | None = None,
+    repeat: int = 0,
 ) -> dict[str, Any]:
     """Metrics on samples of a split; the record is kept in the run.
 
@@ -53,6 +55,7 @@ def infer_split(
         layers: also how far the values of every layer are from the exact ones, as ``layers``.
         stage_shots: of each sequential stage; none for those of the backend.
         tuned: what :func:`fine_tuned` made of ``model``; the exact values are then those of the model before.
+        repeat: so many samples, the most uncertain ones, are evaluated twice.
 
     Returns:
         ``split, count, accuracy, f1, auroc, loss, backend, seconds`` (of evaluating the model, without loading);
@@ -72,13 +75,13 @@ def infer_split(
         run.check_inference()  # what is paid for must be kept
     exact = isinstance(backend, ExactBackend) or not quantum_layers(model)
     there = here() if exact else here().over_samples(backend)
-    batches, started = loader(samples, BATCH, ranks=there), time.perf_counter()
+    batches, started = loader(samples, backend.batch or BATCH, ranks=there), time.perf_counter()
     report: dict[str, Any] = {}
     if exact:
         logits, labels = logits_everywhere(model, batches, console)
     else:
         logits, labels, report = on_backend(
-            model, batches, backend, console, layers, stage_shots, tuned and tuned.original
+            model, batches, backend, console, layers, stage_shots, tuned and tuned.original, repeat
         )
     seconds = report.get("wall_seconds", time.perf_counter() - started)
     _check_finite(run, logits)
@@ -129,7 +132,7 @@ def classify(
         logits = on_several(model, inputs.samples, backend, None, False)[0]
     else:
         with torch.no_grad():
-            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, BATCH)
+            (logits,) = there.map_rows(lambda part: [model(part)], inputs.samples, backend.batch or BATCH)
     _check_finite(run, logits)
     seconds = time.perf_counter() - started
     classes, items = run.description()["class_names"], []

@@ -101,6 +101,7 @@ class Run:
         backend: str | Backend = "exact",
         shots_per_stage: Sequence[int] | Literal["auto"] | None = None,
         fine_tune: int | None = None,
+        repeat_uncertain: int | None = None,
         compare_mitigation: bool = False,
         value_errors: bool = False,
         ablate: Sequence[str] = (),
@@ -118,6 +119,7 @@ class Run:
             shots_per_stage: of each sequential stage; ``"auto"`` takes the time of the backend's shots, and gives more
                 to stages where noise matters.
             fine_tune: fit all but the circuits' angles to what the backend returns for so many training images.
+            repeat_uncertain: of a split or dataset: evaluate so many samples, the most uncertain ones, twice.
             compare_mitigation: of a split: value error, accuracy and QPU seconds of every way of mitigation instead.
             value_errors: of a split or dataset: also the errors of every layer's values.
             ablate: of a split or dataset: also the accuracy with circuits replaced by ``batch-mean`` or ``sine``.
@@ -132,14 +134,17 @@ class Run:
         idle = next((key for key, given in of_split.items() if given and inputs is not None), None)
         if idle is not None:
             raise UserError(f"{idle}: it goes with a split, and inputs are all taken; leave it out")
-        asked = {"shots_per_stage": shots_per_stage, "fine_tune": fine_tune, "compare_mitigation": compare_mitigation,
-                 "value_errors": value_errors, "ablate": list(ablate)}  # fmt: skip
+        asked = {"shots_per_stage": shots_per_stage, "fine_tune": fine_tune, "repeat_uncertain": repeat_uncertain,
+                 "compare_mitigation": compare_mitigation, "value_errors": value_errors,
+                 "ablate": list(ablate)}  # fmt: skip
         if compare_mitigation:
             self._alone("compare_mitigation", "compares all ways on a split", asked, inputs, "mitigation" in device)
         elif inputs is not None and not isinstance(inputs, Dataset) and (value_errors or ablate):
             raise UserError(
                 f"{'value_errors' if value_errors else 'ablate'}: inputs without labels have no accuracy; leave it out"
             )
+        elif inputs is not None and not isinstance(inputs, Dataset) and repeat_uncertain is not None:
+            raise UserError("repeat_uncertain: it goes with a split or a dataset; leave it out")
         numbers = None
         if shots_per_stage is not None and shots_per_stage != "auto":
             numbers = [n for n in shots_per_stage if isinstance(n, int) and n >= 1]
@@ -149,7 +154,8 @@ class Run:
                 raise UserError("shots: shots_per_stage has the shots of every stage; leave one of them out")
             device = {"shots": sum(numbers) // len(numbers), **device} if isinstance(backend, str) else device
         place = self._backend(backend, device)
-        one = next((key for key in ("shots_per_stage", "fine_tune", "compare_mitigation") if asked[key]), None)
+        of_one = ("shots_per_stage", "repeat_uncertain", "fine_tune", "compare_mitigation")
+        one = next((key for key in of_one if asked[key]), None)
         sampled = one == "fine_tune" or (place.shots and place.target is not None)
         if one is not None and (isinstance(place, Devices) or not sampled):
             raise UserError(f"{one}: it is for one device that samples, and backend is {place.name!r}; name one")
@@ -175,13 +181,16 @@ class Run:
             if not 0 < fine_tune <= len(splits["train"]):
                 raise UserError(f"fine_tune: {fine_tune:,}, and the training split has {len(splits['train']):,} images")
             tuned = fine_tuned(self.folder, model, place, fine_tune, splits, QUIET, stage_shots)
-        more: Any = (ablate, None, value_errors, stage_shots, tuned)
+        if inputs is not None and not isinstance(inputs, Dataset):
+            return classify(self.folder, model, self._inputs(model, inputs), place, stage_shots, tuned)
         if inputs is None:
-            return infer_split(self.folder, model, split, read_split(self.folder, split, limit, data_dir), place, *more)
-        if isinstance(inputs, Dataset):
-            part = _Raw(inputs, labels_of(inputs, "inputs"), model)
-            return infer_split(self.folder, model, "dataset", part, place, *more)
-        return classify(self.folder, model, self._inputs(model, inputs), place, stage_shots, tuned)
+            name, part = split, read_split(self.folder, split, limit, data_dir)
+        else:
+            name, part = "dataset", _Raw(inputs, labels_of(inputs, "inputs"), model)
+        if repeat_uncertain is not None and not 0 < repeat_uncertain <= len(part):
+            raise UserError(f"repeat_uncertain: {repeat_uncertain:,}, and there are {len(part):,} samples")
+        more: Any = (ablate, None, value_errors, stage_shots, tuned, repeat_uncertain or 0)
+        return infer_split(self.folder, model, name, part, place, *more)
 
     def _alone(self, name: str, what: str, asked: dict[str, Any], inputs: Any, mitigation: bool) -> None:
         """Refuse what would change nothing beside the argument ``name``."""

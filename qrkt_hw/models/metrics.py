@@ -25,12 +25,13 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Generator, Tensor, nn
+from torch.utils.data import Subset
 
 from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.device.cache import cache_folder, digest
 from qrkt_hw.backends.exact import ExactBackend, evaluate_by_weights
 from qrkt_hw.data import Data
-from qrkt_hw.data.batches import first, loader
+from qrkt_hw.data.batches import first, in_memory, loader
 from qrkt_hw.data.images import evaluating
 from qrkt_hw.errors import UserError, extras
 from qrkt_hw.models.factory import evaluated_on
@@ -127,6 +128,17 @@ def logits_of(model: torch.nn.Module, batches) -> tuple[Tensor, Tensor]:
     with evaluating(model):
         parts = [(model(inputs), labels) for inputs, labels in batches]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def refined(model: torch.nn.Module, samples: Any, logits: Tensor, count: int, batch_size: int) -> Tensor:
+    """Logits of which those of the ``count`` most uncertain samples are means with those of a second evaluation.
+
+    The most uncertain samples are those whose two largest logits differ least.
+    """
+    largest, next_one = logits.topk(2, -1).values.unbind(-1)
+    chosen = sorted((largest - next_one).argsort(stable=True)[:count].tolist())
+    again, _ = logits_of(model, loader(Subset(in_memory(samples), chosen), batch_size))
+    return logits.index_copy(0, torch.tensor(chosen), (logits[chosen] + again) / 2)
 
 
 class _Both(Backend):

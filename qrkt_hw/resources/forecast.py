@@ -4,21 +4,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from qrkt_hw.backends import Call
+from qrkt_hw.backends import Backend, Call
 from qrkt_hw.backends.budget import PLAN, Budget, prices
+from qrkt_hw.backends.device.journal import begun_terms
+from qrkt_hw.backends.device.measurement import LARGEST_TABLE
 from qrkt_hw.backends.device.packing import DeviceBackend
-from qrkt_hw.backends.device.pubs import jobs_of
+from qrkt_hw.backends.device.pubs import filled, jobs_of
 from qrkt_hw.backends.several import Devices
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import UserError
 from qrkt_hw.nn.blocks import TABLEAUS
 from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs.config import Config
+
+BATCH = 256  # samples that go through a model together at least
+NUMBERS = 2**26  # that a batch may hold in memory: 512 MiB
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,13 @@ class Forecast:
     seconds: float  # QPU seconds by the larger of IBM's formulas
     usd: float  # at pay-as-you-go prices
     fitted: int = 0  # images to which the model is fine-tuned before, all that it takes included above
+    repeated: int = 0  # samples that are evaluated twice, included above
 
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
         listed = prices()
         first = f" after {self.fitted:,} training images" if self.fitted else ""
+        first += f", {self.repeated:,} of them twice" if self.repeated else ""
         return [
             f"plan for {device}: {self.samples:,} samples{first}, {self.circuits:,} circuits in {self.rounds} circuit "
             f"batches, {self.jobs} jobs, {self.executions:,} executions",
@@ -60,6 +68,7 @@ def forecast(
     pack: bool | None = None,
     stage_shots: Sequence[int] = (),
     fitted: int = 0,
+    repeated: int = 0,
 ) -> Forecast:
     """Circuit batches, executions, time and price on a device.
 
@@ -71,10 +80,11 @@ def forecast(
         shots, pack: in place of the backend's.
         stage_shots: of each stage, in place of both.
         fitted: images to which the model is fine-tuned first.
+        repeated: samples that are evaluated again.
     """
     packer = backend.packer.planner(shots, pack)
     delay = backend.default_rep_delay
-    sizes = [min(batch, n - start) for n in (fitted, samples) for start in range(0, n, batch)]
+    sizes = [min(batch, n - start) for n in (fitted, samples, repeated) for start in range(0, n, batch)]
     jobs = circuits = executions = count = 0
     seconds = 0.0
     for size in sizes:
@@ -91,7 +101,62 @@ def forecast(
             seconds += sum(here)
             packer.expect(pubs)
     usd = seconds * prices().plans[PLAN].usd_per_second
-    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted)
+    return Forecast(samples, count, jobs, circuits, executions, seconds, usd, fitted, repeated)
+
+
+def largest_batch(
+    stages: Stages, samples: int, most: int, backend: DeviceBackend, stage_shots: Sequence[int] = ()
+) -> int:
+    """Samples that go through a model together: from :data:`BATCH` to ``most``, as one job of each stage holds them.
+
+    A job has an overhead, so that fewer and larger ones take less QPU time. What is counted is held in memory: at most
+    :data:`NUMBERS` a stage. All batches are about equally large. Other arguments as in :func:`forecast`.
+    """
+    packer, tried = backend.packer.planner(), min(samples, BATCH)
+    share = tried / most
+    for place, stage in enumerate(stages):
+        own = stage_shots[place] if stage_shots else None
+        calls = [Call(c.template, np.zeros((c.circuits * tried, len(c.template.parameters))), "", own) for c in stage]
+        pubs = [pub for pub in packer.allocate(calls) if pub.calibration is None]
+        for shots in {pub.shots for pub in pubs}:  # of each a job of its own
+            alike = [pub for pub in pubs if pub.shots == shots]
+            share = max(share, filled(alike, backend.job_limits, backend.default_rep_delay))
+        held = [pub.rows * max(2 ** min(len(s.read), LARGEST_TABLE), pub.shots) for pub in pubs for s in pub.slots]
+        share = max(share, sum(held) / NUMBERS)
+    size = max(BATCH, int(0.98 * tried / share))  # a little less: it is packed anew
+    return -(-samples // -(-samples // size))
+
+
+def samples_in_memory(model: nn.Module, shape: DataShape) -> int:
+    """Samples whose largest input or output of a module has :data:`NUMBERS` / 8 numbers: several are held."""
+    sizes = [1]
+
+    def see(_: nn.Module, given: Any, output: Any) -> None:
+        sizes.extend(one.numel() for one in (*given, output) if isinstance(one, Tensor))
+
+    handles = [module.register_forward_hook(see) for module in model.modules()]
+    try:
+        stages_of(model, shape)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(1, NUMBERS // 8 // max(sizes))
+
+
+def enlarge_batch(
+    model: nn.Module, shape: DataShape, samples: int, backend: Backend, stage_shots: Sequence[int] = (),
+    journal: Path | None = None,
+) -> None:  # fmt: skip
+    """Set the samples that go through a model together on a device that samples; ``journal`` is that of a resume, which
+    has those it was begun with."""
+    if not (isinstance(backend, DeviceBackend) and backend.shots):
+        return
+    if journal is None or not journal.is_file():
+        most = samples_in_memory(model, shape)
+        backend.batch = largest_batch(stages_of(model, shape), samples, most, backend, stage_shots)
+        return
+    kept = begun_terms(journal, "infer").get("batch")  # more and smaller ones would be dearer
+    backend.batch = kept if isinstance(kept, int) and 2 * kept > min(samples, BATCH) else None
 
 
 def plan(
@@ -105,6 +170,7 @@ def plan(
     refuse: bool = True,
     stage_shots: Sequence[int] = (),
     fitted: int = 0,
+    repeated: int = 0,
 ) -> Forecast:
     """The forecast of an inference of a model, which has these options and reads data of this shape.
 
@@ -114,11 +180,13 @@ def plan(
         refuse: whether a forecast beyond the limits is an error.
         stage_shots: of each sequential stage, in place of the backend's.
         fitted: images to which the model is fine-tuned first.
+        repeated: samples that are evaluated again.
 
     Raises UserError: the forecast exceeds a limit: by how much, and what would fit.
     """
     stages = stages_of(model, shape)
-    found = forecast(stages, samples, batch, backend, stage_shots=stage_shots, fitted=fitted)
+    more: Any = {"fitted": fitted, "repeated": repeated}
+    found = forecast(stages, samples, batch, backend, stage_shots=stage_shots, **more)
     budget = Budget.of(backend, budget)
     limit = None if budget is None else budget.limit
     if not refuse or budget is None or limit is None or found.seconds <= limit:
@@ -130,8 +198,8 @@ def plan(
         return [max(1, n * shots // most) for n in stage_shots]
 
     def seconds(n: int = samples, shots: int = most, pack: bool | None = None) -> float:
-        own = scaled(shots)
-        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own, fitted=fitted).seconds
+        own, twice = scaled(shots), {**more, "repeated": min(n, repeated)}
+        return forecast(stages, n, batch, backend, shots=shots, pack=pack, stage_shots=own, **twice).seconds
 
     def fits(shots: int) -> bool | None:
         """None with fewer shots than the mitigation takes."""

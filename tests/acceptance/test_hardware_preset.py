@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import torch
 
 from qrkt_hw.backends import resolve
 from qrkt_hw.backends.budget import JOB_SECONDS, QUICK_SECONDS
+from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import presets
-from qrkt_hw.experiments.devices import BATCH, correct_readout
+from qrkt_hw.experiments.devices import correct_readout
 from qrkt_hw.experiments.inference import infer_split
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import build_model, set_backend
-from qrkt_hw.resources.forecast import forecast
+from qrkt_hw.resources.forecast import BATCH, enlarge_batch, forecast
 from qrkt_hw.resources.logical import stages_of
 from qrkt_hw.resources.subject import usual_shape
 from qrkt_hw.runs import RunFolder
@@ -55,6 +57,37 @@ def test_a_test_set_fits_the_plan_with_a_seventy_fifth_of_the_executions(preset,
     assert found.seconds <= limit
     one_each = images * sum(call.circuits * call.template.num_outputs for stage in stages for call in stage)
     assert one_each * shots >= 75 * found.executions
+
+
+def digits_on_torino():
+    options = Config(**presets.load("digits-device"))
+    shape, backend = DataShape(**usual_shape(options)), resolve("fake_torino", shots=64)
+    return build_model(options, shape, backend), shape, backend
+
+
+def test_a_job_holds_as_many_images_as_its_limits_allow():
+    model, shape, backend = digits_on_torino()
+    stages, images = stages_of(model, shape), 10_000
+    before = forecast(stages, images, BATCH, backend)
+    enlarge_batch(model, shape, images, backend)
+    found = forecast(stages, images, backend.batch, backend)
+    assert found.rounds == found.jobs == len(stages) * -(-images // backend.batch) < before.jobs / 3
+    assert before.seconds - found.seconds == pytest.approx(JOB_SECONDS * (before.jobs - found.jobs), abs=0.5)
+    backend.job_limits = replace(backend.job_limits, executions=found.executions // found.jobs // 2)
+    enlarge_batch(model, shape, images, backend)
+    halved = forecast(stages, images, backend.batch, backend)
+    assert halved.jobs == halved.rounds and 1.8 * found.jobs < halved.jobs < 2.5 * found.jobs
+
+
+@pytest.mark.parametrize(
+    ("terms", "batch"), [({}, None), ({"batch": 500}, 500), ({"batch": 1}, None), ({"batch": "500"}, None)]
+)
+def test_a_resumed_inference_has_the_batches_it_was_begun_with(terms, batch, tmp_path):
+    model, shape, backend = digits_on_torino()
+    with Journal(tmp_path / "journal.sqlite") as journal:
+        journal.start("infer", "fake_torino", {"terms": terms})
+    enlarge_batch(model, shape, 1000, backend, journal=tmp_path / "journal.sqlite")
+    assert backend.batch == batch  # None: of BATCH samples, as in journals of earlier versions
 
 
 @pytest.mark.slow

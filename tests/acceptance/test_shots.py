@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 import yaml
+from torch.utils.data import TensorDataset
 
-from qrkt_hw.experiments import inference
+from qrkt_hw.data.batches import loader
+from qrkt_hw.experiments import devices, inference
+from qrkt_hw.models.metrics import logits_of, refined
 from qrkt_hw.models.weights import sha256
 from qrkt_hw.training import classifier
 from tests.command_line import qrkt, refused, trained
@@ -22,6 +26,10 @@ DEVICE = ["--backend", "fake_lima", "--shots", 32]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("shots"), *TINY, "--ansatz", "brickwork")
+
+
+def stopped(*arguments):
+    raise KeyboardInterrupt
 
 
 def infer(run, *flags):
@@ -87,6 +95,27 @@ def test_a_model_is_fitted_to_what_the_device_returns(run, quick):
     assert any(one.get("fine_tuned") == found for one in files)
 
 
+def test_the_most_uncertain_samples_are_evaluated_twice(run):
+    plain, _ = infer(run, *DEVICE)
+    planned, _ = infer(run, *DEVICE, "--repeat-uncertain", 3, "--dry-run")
+    record, _ = infer(run, *DEVICE, "--repeat-uncertain", 3)
+    assert (planned["samples"], planned["repeated"], planned["rounds"]) == (6, 3, 2 * plain["rounds"])
+    assert record["circuits"] == planned["circuits"] == 1.5 * plain["circuits"]
+    assert record["repeated"] == 3 and record["loss"] != plain["loss"]
+    assert record["backend_details"]["estimated_seconds"] == pytest.approx(planned["seconds"], abs=1e-3)
+    refused(qrkt("infer", run, "--repeat-uncertain", 3, cwd=run.parent), "--repeat-uncertain", "'exact'")
+    refused(qrkt("infer", run, *DEVICE, "--limit", 2, "--repeat-uncertain", 3, cwd=run.parent), "2 are evaluated")
+
+
+def test_the_mean_is_that_of_the_least_margins():
+    logits = torch.tensor([[0.0, 5.0], [1.0, 1.5], [3.0, 2.9], [9.0, 0.0]])
+    samples = TensorDataset(torch.arange(4.0)[:, None], torch.zeros(4, dtype=torch.int64))
+    model = torch.nn.Linear(1, 2)
+    again, _ = logits_of(model, loader(samples, 4))
+    found = refined(model, samples, logits, 2, 1)
+    assert found[[0, 3]].equal(logits[[0, 3]]) and found[[1, 2]].allclose((logits + again)[[1, 2]] / 2)
+
+
 def test_fine_tuning_needs_a_device(run):
     refused(qrkt("infer", run, "--fine-tune", 5, cwd=run.parent), "--fine-tune", "'exact'", "name a device")
 
@@ -100,9 +129,6 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
     asked = ["infer", run, "--backend", "fez", "--limit", 6, "--fine-tune", 4, "--shots-per-stage", "auto"]
     plan = json.loads(qrkt(*asked, "--dry-run", "--json", cwd=run.parent).stdout)
     complete, fitted = inference.infer_split, []
-
-    def stopped(*arguments):
-        raise KeyboardInterrupt
 
     monkeypatch.setattr(inference, "infer_split", stopped)
     said = qrkt(*asked, cwd=run.parent).stderr
@@ -196,3 +222,28 @@ def test_models_like_a_preset_are_trained_shortly_and_said_so(run):
 )
 def test_budgets_that_fit_nothing_are_refused(run, flags, words):
     refused(qrkt("fit-to", *(run if word == "run" else word for word in flags), cwd=run.parent), *words)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_repetition_that_was_stopped_runs_nothing_twice(run, service, monkeypatch):
+    service.reset()
+    entry = {"provider": "ibm", "name": "ibm_fez", "submissions_per_minute": 100_000, "patience": 5, "shots": 32}
+    (run.parent / "backends.yaml").write_text(yaml.safe_dump({"fez": entry}))
+    asked = ["infer", run, "--backend", "fez", "--limit", 4, "--repeat-uncertain", 4]  # all: the same angles twice
+    plan = json.loads(qrkt(*asked, "--dry-run", "--json", cwd=run.parent).stdout)
+    complete = devices.refined
+    monkeypatch.setattr(devices, "refined", stopped)
+    said = qrkt(*asked, cwd=run.parent).stderr
+    typed = shlex.split(said.split("resume with: qrkt-hw ")[1].splitlines()[0])
+    assert "--repeat-uncertain" in typed and len(service.report()["jobs"]) == 2
+    monkeypatch.setattr(devices, "refined", complete)
+    found = qrkt(*typed, "--json", cwd=run.parent)
+    assert found.returncode == 0, found.stderr
+    record, report = json.loads(found.stdout), service.report()
+    assert len(report["jobs"]) == plan["jobs"] == 4  # the first stage has the same circuits in both passes
+    assert plan["seconds"] == pytest.approx(report["seconds"], rel=0.01)
+    assert record["backend_details"]["billed_seconds"] == pytest.approx(report["seconds"], abs=0.01)
+    assert qrkt("jobs", "export", run, "--out", "repeated.zip", cwd=run.parent).returncode == 0
+    checked = qrkt("jobs", "check", "repeated.zip", cwd=run.parent)
+    assert checked.returncode == 0 and "4 samples on fez" in checked.stdout, checked.stderr

@@ -91,6 +91,10 @@ def test_infer_takes_datasets_images_and_files(run):
     assert noisy["backend"] == "fake_torino" and 0 <= noisy["exact_accuracy"] <= 1
     found = run.infer(Colours(3), backend="fake_lima", shots_per_stage=[8, 16], report=True, ablate=["sine"])
     assert found["stage_shots"] == [8, 16] and found["layers"] and set(found["ablations"]) == {"sine"}
+    found = run.infer(Colours(3), backend="fake_lima", shots=8)
+    again = run.infer(Colours(3), backend="fake_lima", shots=8, repeat_uncertain=2)
+    assert (again["repeated"], again["rounds"]) == (2, 2 * found["rounds"])
+    assert 3 * again["circuits"] == 5 * found["circuits"]
     with pytest.raises(UserError, match="given in Python"):
         run.infer()
     assert len(list(run.folder.inference.iterdir())) >= 3
@@ -304,6 +308,8 @@ def test_no_argument_of_an_inference_is_dropped(run):
     for arguments, words in (
         ({"shots_per_stage": "auto"}, "shots_per_stage: it is for one device that samples"),
         ({"fine_tune": 4, "backend": "fake_lima,fake_quito"}, "fine_tune: it is for one device"),
+        ({"inputs": images, "repeat_uncertain": 1}, "repeat_uncertain: it goes with a split or a dataset"),
+        ({"inputs": Colours(5), "repeat_uncertain": 1}, "repeat_uncertain: it is for one device that samples"),
         ({"inputs": images, "value_errors": True}, "value_errors: inputs without labels"),
         ({"inputs": images, "ablate": ["sine"]}, "ablate: inputs without labels"),
         ({"inputs": Colours(5), "report": True}, "value_errors: 'exact' gives exact values"),

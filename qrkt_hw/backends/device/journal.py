@@ -344,6 +344,14 @@ class Journal:
         return sum(s.billed or 0.0 for s in sent), sum(s.estimated for s in sent), len(sent)
 
 
+def begun_terms(path: Path, kind: str) -> dict[str, Any]:
+    """The terms of the unfinished activity of that kind; none where there is none, or it has none."""
+    with Journal(path, write=False) as journal:
+        begun = journal.unfinished(kind)
+    terms = None if begun is None else begun.arguments.get("terms")
+    return terms if isinstance(terms, dict) else {}
+
+
 def packed(outcome: dict[str, BitArray]) -> bytes:
     """Bits of every register as compressed npz, without pickle."""
     file = io.BytesIO()

@@ -259,12 +259,16 @@ def busy(pubs: Sequence[Packed], rep_delay: float) -> float:
     return larger(sum(pub.executions for pub in pubs), sum(pub.seconds(rep_delay) for pub in pubs))
 
 
-def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
-    """Whether they go as one job, in which all shots are equal."""
+def filled(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> float:
+    """Share of what one job may hold that PUBs take: of executions, bytes or seconds, the largest."""
     size = sum(pub.rows * pub.row_bytes + pub.circuit_bytes for pub in pubs)
     seconds, executions = busy(pubs, rep_delay), sum(pub.executions for pub in pubs)
-    within = executions <= limits.executions and size <= limits.size and seconds <= limits.seconds
-    return within and len({pub.shots for pub in pubs}) == 1
+    return max(executions / limits.executions, size / limits.size, seconds / limits.seconds)
+
+
+def fits(pubs: Sequence[Packed], limits: JobLimits, rep_delay: float) -> bool:
+    """Whether they go as one job, in which all shots are equal."""
+    return filled(pubs, limits, rep_delay) <= 1 and len({pub.shots for pub in pubs}) == 1
 
 
 def parts(pub: AnyPUB, limits: JobLimits, rep_delay: float) -> list[AnyPUB]:
