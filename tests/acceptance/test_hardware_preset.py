@@ -116,3 +116,18 @@ def test_kept_figures_reach_the_target_on_both_devices(preset):
             assert records[device]["backend_details"]["shots"] == shots
             assert records[device]["accuracy"] >= 0.95
             assert records[device]["exact_accuracy"] - records[device]["accuracy"] <= 0.015
+
+
+def test_other_devices_and_drifted_noise_cost_less_than_a_point_and_a_half():
+    kept = json.loads((RESULTS / "robustness.json").read_text())
+    page = (RESULTS.parent / "docs" / "backends.md").read_text()
+    assert kept["images"] == 360 and len({row["device"] for row in kept["rows"]}) == 9
+    assert {row["noise"].partition(",")[0] for row in kept["rows"]} == {
+        "as calibrated", "drifted", "readout errors doubled"
+    }  # fmt: skip
+    for row in kept["rows"]:
+        assert row["exact_accuracy"] - row["accuracy"] <= 0.015
+        assert (
+            f"| {row['device']} | {row['noise']} | {row['replicas']} | {100 * row['accuracy']:.1f} | "
+            f"{100 * row['exact_accuracy']:.1f} |"
+        ) in page

@@ -15,7 +15,10 @@ from qrkt_hw.errors import EXTRAS
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
-PRETRAINED = ["best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits"]
+PRETRAINED = [
+    "best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits", "best-mnist-device",
+    "digits-device",
+]  # fmt: skip
 
 
 def python(*arguments, cwd, **environment):

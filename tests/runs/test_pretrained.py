@@ -16,7 +16,10 @@ from qrkt_hw.experiments import presets
 from qrkt_hw.training.fit import fresh_model
 
 RESULTS = Path(qrkt_hw.__file__).parents[1] / "results"
-WITH_WEIGHTS = ["best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits"]
+WITH_WEIGHTS = [
+    "best-cifar10", "best-cifar10-4-qubits", "best-imdb", "best-mnist", "best-mnist-4-qubits", "best-mnist-device",
+    "digits-device",
+]  # fmt: skip
 
 
 def raw(model):
