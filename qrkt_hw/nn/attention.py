@@ -221,19 +221,21 @@ def project_together(jobs: Sequence[tuple[nn.Module, Tensor]]) -> list[Tensor]:
 
 def affine_maps(jobs: Sequence[tuple[nn.Module, Tensor]]) -> dict[int, Tensor]:
     """Outputs of those projections that share their input and their template and are affine maps, by one product."""
-    alike: dict[tuple[int, int, bool, bool], list[int]] = {}
+    alike: dict[tuple[int, int, bool, bool], list[tuple[int, QuantumProjection]]] = {}
     for k, (module, x) in enumerate(jobs):
-        layer = getattr(module, "layer", None)
-        if isinstance(module, QuantumProjection) and module.input_scale is None and getattr(layer, "groups", 0) == 1:
-            key = id(x), id(layer.template), module.scale is None, module.bias is None
-            alike.setdefault(key, []).append(k)
+        if isinstance(module, QuantumProjection) and isinstance(module.layer, QuantumLayer):
+            key = id(x), id(module.layer.template), module.scale is None, module.bias is None
+            if module.input_scale is None and module.layer.groups == 1:
+                alike.setdefault(key, []).append((k, module))
     found: dict[int, Tensor] = {}
-    for places in alike.values():
-        modules, x = [jobs[k][0] for k in places], jobs[places[0]][1]
-        parts = [module.affine(x) for module in modules] if len(places) > 1 else [None]
-        if None not in parts:
-            joined = (None if own[0] is None else torch.cat(own) for own in zip(*parts, strict=True))
+    for members in alike.values():
+        x = jobs[members[0][0]][1]
+        maps = [module.affine(x) for _, module in members] if len(members) > 1 else [None]
+        parts = [own for own in maps if own is not None]
+        if len(parts) == len(members):
+            weights, scales, biases = zip(*parts, strict=True)
+            scale, bias = (None if own[0] is None else torch.cat(own) for own in (scales, biases))
             with full_precision(x):
-                values = affine_map(modules[0].layer.template, x, *joined)
-            found |= zip(places, values.chunk(len(places), dim=-1), strict=True)
+                values = affine_map(members[0][1].layer.template, x, torch.cat(weights), scale, bias)
+            found |= zip((k for k, _ in members), values.chunk(len(members), dim=-1), strict=True)
     return found

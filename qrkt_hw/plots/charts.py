@@ -319,7 +319,7 @@ def plot_budget(rows: Sequence[Mapping[str, Any]], limit: float, path: Path) -> 
     return save(figure, path)
 
 
-def apart(replicas: Sequence[Sequence[int]], edges: Sequence[tuple[int, ...]], shades: Sequence[str]) -> dict[int, str]:
+def apart(replicas: Sequence[Sequence[int]], edges: Sequence[Any], shades: Sequence[str]) -> dict[int, str]:
     """A shade for each qubit of the replicas, such that replicas on coupled qubits differ."""
     of = {qubit: k for k, replica in enumerate(replicas) for qubit in replica}
     near = [(of[a], of[b]) for a, b, *_ in edges if a in of and b in of and of[a] != of[b]]
