@@ -347,19 +347,21 @@ PARTS = {
     "devices": ("Device runs and bill", on_devices),
     "repeat": ("How to repeat it", repeat),
 }  # fmt: skip
+SLOW = ("mistakes", "images", "circuit", "chip", "price")
 OF_CIRCUITS = ("circuit", "chip", "price")  # the same for runs that differ in their seed alone
 
 
 def parts_of(run: About) -> list[Part]:
-    """The parts of a run, without those that it cannot have."""
-    found = []
-    for key, (title, make) in PARTS.items():
+    """The parts of a run, without those that it cannot have; what takes long is made last, as a file may be damaged."""
+    found = dict[str, Part]()
+    for key in sorted(PARTS, key=SLOW.__contains__):
+        title, make = PARTS[key]
         alike = run.like and key in OF_CIRCUITS and run.options.has_circuits
         body = Missing(f"The same as of {run.like}: they differ in the seed alone.") if alike else make(run)
         if body is not None:
             missing = str(body) if isinstance(body, Missing) else ""
-            found.append(Part(f"{run.key}{key}", title, unfilled(missing) if missing else body, missing))
-    return found
+            found[key] = Part(f"{run.key}{key}", title, unfilled(missing) if missing else body, missing)
+    return [found[key] for key in PARTS if key in found]
 
 
 def page(

@@ -153,9 +153,9 @@ class About:
     def priced(self) -> tuple[int, int]:
         """Samples and shots of the newest inference on a device, as which an inference is priced."""
         for _, record in reversed(self.on_devices):
-            found = record.get("count"), (record.get("backend_details") or {}).get("shots")
-            if all(isinstance(number, int) and number > 0 for number in found):
-                return found
+            count, shots = record.get("count"), (record.get("backend_details") or {}).get("shots")
+            if isinstance(count, int) and isinstance(shots, int) and count > 0 and shots > 0:
+                return count, shots
         return SAMPLES, SHOTS
 
     @cached_property
@@ -275,9 +275,10 @@ def price(run: About) -> str | None:
     charged = [name for name, plan in plans.items() if plan.usd_per_second]
     for device in dict.fromkeys(cost.device for cost in report.costs):
         rows.append((f"{device}: {run.priced[0]:,} samples, {report.shots:,} shots a circuit",))
-        for one in (cost for cost in report.costs if cost.device == device):
-            counts = (f"{count:,}" for count in (one.rounds, one.jobs, one.circuits, one.executions))
-            rows.append((one.way, *counts, seconds_of(one.seconds), *(f"{one.usd[name]:,.2f}" for name in charged)))
+        for cost in (cost for cost in report.costs if cost.device == device):
+            counts = (f"{count:,}" for count in (cost.rounds, cost.jobs, cost.circuits, cost.executions))
+            priced = (f"{cost.usd[name]:,.2f}" for name in charged)
+            rows.append((cost.way, *counts, seconds_of(cost.seconds), *priced))
     header = ("submitted as", "circuit batches", "jobs", "circuits", "executions", "QPU time")
     if rows:
         body = rows_of("An inference of all samples together", (*header, *(f"USD, {name}" for name in charged)), rows)

@@ -89,7 +89,7 @@ def check(file: Path) -> Page:
 
 
 def asked(cwd: Path, *words: object) -> dict:
-    done = qrkt("report", *words, "--json", cwd=cwd)
+    done = qrkt("report", *words, "--backend", "fake_lima", "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -109,7 +109,9 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(home):
     """What ``report run --json`` tells, and the page."""
-    told = asked(home, "run")
+    done = qrkt("report", "run", "--json", cwd=home)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)  # layout and price are of fake_lima, where the run was
     return told, (home / told["file"]).read_text(encoding="utf-8")
 
 
@@ -128,6 +130,7 @@ def test_the_page_has_every_part_and_says_what_the_run_recorded(home, page):
     cells = [int(n or 0) for n in re.findall(r'<td[^>]* style="--v:[^>]*>(\d*)</td>', text)]
     assert sum(cells) == 360 and sum(cells[::11]) == right  # the diagonal of ten classes
     (record,) = [json.loads(f.read_text()) for f in (home / "run" / "inference").glob("*fake_lima.json")]
+    assert "fake_lima: 4 samples, 32 shots a circuit" in text  # priced as it ran
     assert "fake_lima, 4 samples of test" in text and f"{record['executions']:,}</td>" in text
     assert text.count('src="data:image/png') == min(24, 360 - right)  # the mistakes
     for words in ("Without a quantum computer it is", "None was trained: <code>qrkt-hw baseline run</code>"):
@@ -140,7 +143,7 @@ def test_one_part_that_is_missing_says_which_command_fills_it(home):
     assert set(missing) == {"ablations", "devices"}
     assert "`qrkt-hw infer second --ablate batch-mean --ablate sine`" in missing["ablations"]
     assert "`qrkt-hw infer second --backend fake_torino --limit 100`" in missing["devices"]
-    quiet = qrkt("report", "second", "-o", "again.html", "-q", cwd=home)
+    quiet = qrkt("report", "second", "-o", "again.html", "-q", "-b", "fake_lima", cwd=home)
     assert (quiet.stdout, quiet.stderr) == ("again.html\n", "")
     assert (home / "again.html").read_bytes() == (home / "second.html").read_bytes()  # nothing in it is of today
 
@@ -253,7 +256,7 @@ def test_wrong_inputs_are_refused_in_one_sentence(home, tmp_path):
         shutil.copytree(home / "second", run)
         (run / "inference").mkdir(exist_ok=True)
         (run / name).write_text(content)
-        refused(qrkt("report", "spoilt", "--limit", 1, cwd=tmp_path), name, "damaged")
+        refused(qrkt("report", "spoilt", "--limit", 1, "-b", "fake_lima", cwd=tmp_path), name, "damaged")
         assert not (run / "report.html").exists()
 
 
