@@ -69,7 +69,8 @@ for axes, k in zip(panels, wrong):
 
 # %%
 layer = model.blocks[0].fields[0].attention.query.layer
-print(layer.specs())
+for key in ("ansatz", "qubits", "groups", "weights", "depth", "two_qubit_gates", "method"):
+    print(f"{key:16} {layer.specs()[key]}")
 layer.circuit(0).draw("mpl", scale=0.7, fold=-1).set_label("the first circuit of the queries, with its trained angles")
 
 # %% [markdown]

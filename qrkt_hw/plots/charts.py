@@ -63,10 +63,14 @@ def tidy(axes: Any, x: str, y: str, whole: bool = False) -> None:
 
 
 def logarithmic(axes: Any, which: str) -> None:
-    """A logarithmic axis, ``"x"`` or ``"y"``, with plain numbers on it, also where it spans less than a decade; none
-    where no value is positive."""
+    """A logarithmic axis, ``"x"`` or ``"y"``, with plain numbers on it, also where it spans less than a decade;
+    nothing changes where the lines have no two positive values."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+    points = np.concatenate([line.get_xydata() for line in axes.lines])
+    data = points[np.isfinite(points).all(axis=1), "xy".index(which)]
+    if len(set(data[data > 0])) < 2:
+        return
     getattr(axes, f"set_{which}scale")("log")
     low, high = getattr(axes, f"get_{which}lim")()
     subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high < 12 * low else (1.0, 2.0, 5.0) if high < 120 * low else (1.0,)
