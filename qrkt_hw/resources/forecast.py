@@ -24,7 +24,7 @@ from qrkt_hw.resources.logical import Stages, stages_of
 from qrkt_hw.runs.config import Config
 
 BATCH = 256  # samples that go through a model together at least
-NUMBERS = 2**26  # that a batch may hold in memory: 512 MiB
+HELD = 2**26  # numbers of a batch in memory: 512 MiB
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Forecast:
     def lines(self, device: str) -> list[str]:
         """As a user reads it."""
         listed = prices()
-        first = f" after {self.fitted:,} training images" if self.fitted else ""
-        first += f", {self.repeated:,} of them twice" if self.repeated else ""
+        first = f" ({self.repeated:,} of them twice)" if self.repeated else ""
+        first += f" after {self.fitted:,} training images" if self.fitted else ""
         return [
             f"plan for {device}: {self.samples:,} samples{first}, {self.circuits:,} circuits in {self.rounds} circuit "
             f"batches, {self.jobs} jobs, {self.executions:,} executions",
@@ -110,7 +110,7 @@ def largest_batch(
     """Samples that go through a model together: from :data:`BATCH` to ``most``, as one job of each stage holds them.
 
     A job has an overhead, so that fewer and larger ones take less QPU time. What is counted is held in memory: at most
-    :data:`NUMBERS` a stage. All batches are about equally large. Other arguments as in :func:`forecast`.
+    :data:`HELD` a stage. All batches are about equally large. Other arguments as in :func:`forecast`.
     """
     packer, tried = backend.packer.planner(), min(samples, BATCH)
     share = tried / most
@@ -122,13 +122,13 @@ def largest_batch(
             alike = [pub for pub in pubs if pub.shots == shots]
             share = max(share, filled(alike, backend.job_limits, backend.default_rep_delay))
         held = [pub.rows * max(2 ** min(len(s.read), LARGEST_TABLE), pub.shots) for pub in pubs for s in pub.slots]
-        share = max(share, sum(held) / NUMBERS)
+        share = max(share, sum(held) / HELD)
     size = max(BATCH, int(0.98 * tried / share))  # a little less: it is packed anew
     return -(-samples // -(-samples // size))
 
 
 def samples_in_memory(model: nn.Module, shape: DataShape) -> int:
-    """Samples whose largest input or output of a module has :data:`NUMBERS` / 8 numbers: several are held."""
+    """Samples whose largest input or output of a module has :data:`HELD` / 8 numbers: several are held."""
     sizes = [1]
 
     def see(_: nn.Module, given: Any, output: Any) -> None:
@@ -140,7 +140,7 @@ def samples_in_memory(model: nn.Module, shape: DataShape) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return max(1, NUMBERS // 8 // max(sizes))
+    return max(1, HELD // 8 // max(sizes))
 
 
 def enlarge_batch(

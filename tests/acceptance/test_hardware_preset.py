@@ -72,7 +72,7 @@ def test_a_job_holds_as_many_images_as_its_limits_allow():
     enlarge_batch(model, shape, images, backend)
     found = forecast(stages, images, backend.batch, backend)
     assert found.rounds == found.jobs == len(stages) * -(-images // backend.batch) < before.jobs / 3
-    assert before.seconds - found.seconds == pytest.approx(JOB_SECONDS * (before.jobs - found.jobs), abs=0.5)
+    assert before.seconds - found.seconds == pytest.approx(JOB_SECONDS * (before.jobs - found.jobs), rel=0.02)
     backend.job_limits = replace(backend.job_limits, executions=found.executions // found.jobs // 2)
     enlarge_batch(model, shape, images, backend)
     halved = forecast(stages, images, backend.batch, backend)

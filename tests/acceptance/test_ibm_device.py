@@ -77,12 +77,12 @@ def test_mitigation_is_planned_journalled_and_billed_once(noisy, home, service):
 
 @pytest.mark.parametrize("name", ["ibm_fez", pytest.param("ibm_miami", marks=pytest.mark.slow)])
 def test_all_parts_of_a_plan_are_what_the_service_bills(name, home, service, monkeypatch):
-    """Fine-tuning, calibrations and shots by stage: on a Heron the short formula is the larger, on a Nighthawk the long
-    one; the service computes its bill from the payload."""
+    """Fine-tuning, calibrations, shots by stage and repeated samples: on a Heron the short formula is the larger, on a
+    Nighthawk the long one; the service computes its bill from the payload."""
     monkeypatch.setattr(classifier, "REFIT_STEPS", 4)
     service.reset()
     asked = ["infer", "run", "--backend", name, "--limit", 3, "--fine-tune", 2, "--mitigation", "mthree",
-             "--shots", 64, "--shots-per-stage", "auto", "--restart", "--json"]  # fmt: skip
+             "--shots", 64, "--shots-per-stage", "auto", "--repeat-uncertain", 2, "--restart", "--json"]  # fmt: skip
     plan = json.loads(qrkt(*(word for word in asked if word != "--restart"), "--dry-run", cwd=home).stdout)
     found = qrkt(*asked, cwd=home)
     assert found.returncode == 0, found.stderr
