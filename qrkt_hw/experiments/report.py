@@ -167,8 +167,8 @@ def beside(groups: Sequence[Group]) -> str:
     upright = [list(line) for line in zip(header[1:], *(row[1:] for row in rows), strict=True)]
     shown_rows = [line for line in upright if any(cell != "-" for cell in line[1:])]
     words = "Means of runs that differ in their seed alone; ± and bands are their standard deviation."
-    return (f'<div class="charts">{made}</div>\n' + rows_of("In numbers", ["figure", *(row[0] for row in rows)], shown_rows)
-            + paragraphs(words))  # fmt: skip
+    header = ["figure", *(row[0] for row in rows)]
+    return f'<div class="charts">{made}</div>\n{rows_of("In numbers", header, shown_rows)}{paragraphs(words)}'
 
 
 def differences(groups: Sequence[Group]) -> str:
