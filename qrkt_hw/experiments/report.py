@@ -5,6 +5,7 @@ A part that a run cannot have is left out. One that it could have says why it is
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from functools import cache
@@ -167,15 +168,19 @@ def beside(groups: Sequence[Group]) -> str:
     upright = [list(line) for line in zip(header[1:], *(row[1:] for row in rows), strict=True)]
     shown_rows = [line for line in upright if any(cell != "-" for cell in line[1:])]
     words = "Means of runs that differ in their seed alone; ± and bands are their standard deviation."
-    return (f'<div class="charts">{made}</div>\n' + rows_of("In numbers", ["", *(row[0] for row in rows)], shown_rows)
-            + paragraphs(words))  # fmt: skip
+    header = ["figure", *(row[0] for row in rows)]
+    return f'<div class="charts">{made}</div>\n{rows_of("In numbers", header, shown_rows)}{paragraphs(words)}'
 
 
 def differences(groups: Sequence[Group]) -> str:
     """The options in which groups of runs differ."""
-    options = [group.runs[0].options().flat(mode="json") for group in groups]
-    keys = dict.fromkeys(key for own in options for key in own if key not in INCIDENTAL)
-    rows = [(key, *(spelled(own.get(key)) for own in options)) for key in keys]
+    options = [group.runs[0].options() for group in groups]
+    flat = [own.flat(mode="json") for own in options]
+    for own, values in zip(options, flat, strict=True):
+        if not own.has_projections:  # what the circuits would be means nothing
+            values.update(dict.fromkeys((key for key in values if KEYS[key].section == "circuit"), None))
+    keys = dict.fromkeys(key for values in flat for key in values if key not in INCIDENTAL)
+    rows = [(key, *(spelled(values.get(key)) for values in flat)) for key in keys]
     found = [row for row in rows if len(set(row[1:])) > 1]
     header = ["option", *(group.label for group in groups)]
     return rows_of("Options in which they differ", header, found) if found else ""
@@ -219,7 +224,8 @@ def errors(run: About) -> str | None:
         return body + paragraphs("No sample is wrong.")
     body += run.h(f"The {len(wrong)} mistakes in which the model is most confident")
     for one in wrong if text else ():
-        words, more = written[one.place], "…" if len(written[one.place]) > LETTERS else ""
+        words = re.sub(r"<br\s*/?>", " ", written[one.place])
+        more = "…" if len(words) > LETTERS else ""
         said = f"<strong>{prose(names[one.true])}</strong>, predicted {prose(names[one.predicted])}"
         body += f"<blockquote><p>{said} with confidence {one.confidence:.3f}</p>"
         body += f"<p>{escape(words[:LETTERS])}{more}</p></blockquote>\n"
@@ -260,7 +266,7 @@ def samples(run: About) -> str | None:
         with reading(file, "what qrkt-hw evaluate writes"):
             record = read_json(file)
             newest[record["protocol_digest"]] = (file, record)
-    header = ("", "FID", "KID", "Inception Score", "precision", "recall")
+    header = ("images", "FID", "KID", "Inception Score", "precision", "recall")
     for file, record in newest.values():
         with reading(file, "what qrkt-hw evaluate writes"):
             p = record["protocol"]

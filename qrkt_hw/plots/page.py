@@ -43,7 +43,7 @@ def folded(summary: str, body: str) -> str:
 
 def boxed(label: str, body: str) -> str:
     """Something wide, in a box that scrolls by itself, also by the keyboard."""
-    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>\n'
+    return f'<div class="scroll" role="group" tabindex="0" aria-label="{escape(label)}">{body}</div>\n'
 
 
 def rows_of(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], text: bool = False) -> str:
