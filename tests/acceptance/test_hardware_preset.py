@@ -118,6 +118,18 @@ def test_kept_figures_reach_the_target_on_both_devices(preset):
             assert records[device]["exact_accuracy"] - records[device]["accuracy"] <= 0.015
 
 
+def test_a_thousand_images_of_cifar10_fit_the_open_plan_ahead_of_a_linear_classifier():
+    linear = json.loads((RESULTS / "linear_classifier.json").read_text())["cifar10-device"]["accuracy"]
+    folder = RESULTS / "cifar10-device" / "seed-0"
+    records = {record["backend"]: record for record in json.loads((folder / "devices.json").read_text())}
+    for device in DEVICES:
+        plan = json.loads((folder / f"plan-{device}-1000.json").read_text())
+        assert records[device]["count"] == plan["samples"] == 1000 and plan["seconds"] <= OPEN_PLAN
+        assert records[device]["executions"] == plan["executions"]
+        assert records[device]["interval"][0] > linear
+        assert records[device]["exact_accuracy"] - records[device]["accuracy"] <= 0.015
+
+
 def test_other_devices_and_drifted_noise_cost_less_than_a_point_and_a_half():
     kept = json.loads((RESULTS / "robustness.json").read_text())
     page = (RESULTS.parent / "docs" / "backends.md").read_text()
