@@ -64,9 +64,9 @@ def compare(runs: tuple[Path, ...], out: Path, as_json: bool) -> None:
 @click.command(
     cls=cli.Command,
     examples="""
-qrkt-hw report                                  the newest run, as RUN/report.html
+qrkt-hw report                             the newest run, as RUN/report.html
 qrkt-hw report runs/A runs/B -o both.html --open
-qrkt-hw report runs/NAME --backend fake_fez     its layout and price there""",
+qrkt-hw report runs/NAME -b fake_fez       its layout and price there""",
 )
 @click.argument("runs", nargs=-1, type=cli.PATH, metavar="[RUN]...")
 @click.option("--out", type=cli.PATH, help="the file  [default: RUN/report.html; of several report.html]")

@@ -148,8 +148,14 @@ def test_one_part_that_is_missing_says_which_command_fills_it(home):
     assert (home / "again.html").read_bytes() == (home / "second.html").read_bytes()  # nothing in it is of today
 
 
-def test_several_runs_beside_each_other(home):
-    told = asked(home, "run", "second", "classical", "--limit", 50)
+@pytest.fixture(scope="module")
+def several(home):
+    """The same of three runs, two of which differ in the seed alone."""
+    return asked(home, "run", "second", "classical", "--limit", 50)
+
+
+def test_several_runs_beside_each_other(home, several):
+    told = several
     text, found = (home / "report.html").read_text(encoding="utf-8"), check(home / "report.html")
     assert told["file"] == "report.html" and {"comparison", "run-1-trained", "run-3-mistakes"} <= set(found.ids)
     assert '<th scope="row">projection</th><td>quantum</td><td>classical</td>' in text
@@ -271,7 +277,7 @@ def test_text_is_escaped_and_names_no_folder_of_a_machine():
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(home, page, width, scheme):
+def test_the_page_in_a_browser(home, page, several, width, scheme):
     """Sections, keyboard, both themes, print; nothing scrolls sideways, errs, or is hard to read."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
@@ -279,7 +285,6 @@ def test_the_page_in_a_browser(home, page, width, scheme):
         pytest.skip("needs Chromium on the PATH")
     axe = next((Path(file) for file in AXE if str(file) and Path(file).is_file()), None)
     told, _ = page
-    several = asked(home, "run", "second", "classical", "--limit", 20, "-o", "several.html")
     with playwright.sync_playwright() as driver:
         shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         context = shell.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)

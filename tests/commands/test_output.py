@@ -38,6 +38,7 @@ SCHEMAS = {
     "runs .": {"name", "preset", "seed", "accuracy", "state"},
     "infer run": {"split", "count", "accuracy", "f1", "auroc", "loss", "backend", "seconds"},
     "compare run": {"rows", "files"},
+    "report run --limit 5 -b fake_lima": {"file", "bytes", "parts"},
     "export run --format qpy": {"run", "format", "out", "what"},
     "resources run": {"subject", "logical", "devices", "costs", "verdicts", "parameters", "shots", "prices"},
 }  # fmt: skip
