@@ -217,7 +217,7 @@ def infer(
         planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         loading.trained(folder, model)
-        more = {"fitted": fine_tune or 0, "repeated": repeat or 0}
+        more: Any = {"fitted": fine_tune or 0, "repeated": repeat or 0}
         planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, **more)
     if dry_run:
         assert planned is not None
