@@ -76,7 +76,7 @@ def test_a_job_holds_as_many_images_as_its_limits_allow():
     backend.job_limits = replace(backend.job_limits, executions=found.executions // found.jobs // 2)
     enlarge_batch(model, shape, images, backend)
     halved = forecast(stages, images, backend.batch, backend)
-    assert halved.jobs == halved.rounds and 1.8 * found.jobs < halved.jobs < 2.5 * found.jobs
+    assert halved.jobs == halved.rounds > found.jobs
 
 
 @pytest.mark.parametrize(
