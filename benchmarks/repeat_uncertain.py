@@ -11,6 +11,7 @@ import torch
 from qrkt_hw.backends import resolve
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import loader
+from qrkt_hw.experiments.devices import correct_readout
 from qrkt_hw.experiments.loading import read_split, restored
 from qrkt_hw.models.factory import set_backend
 from qrkt_hw.models.metrics import logits_of, refined
@@ -41,6 +42,7 @@ def main() -> None:
     print("| shots | evaluated twice | QPU seconds planned | accuracy (%) | as exact (%) |\n|---|---|---|---|---|")
     for shots in given.shots:
         backend = resolve(given.backend, shots=shots, seed=0)
+        correct_readout(run, model, shape, len(samples), backend, False)
         enlarge_batch(model, shape, len(samples), backend)
         batch = backend.batch or BATCH
         set_backend(model, backend)
