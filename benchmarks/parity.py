@@ -7,10 +7,12 @@ strings, chosen by another 128 and tested on the last 256. Each size has 20 tria
 decay of AdamW are drawn from the same lists for all. A trial ends after EPOCHS or with every string of validation
 right. A size solves k when the trial that validation chooses has at least 99 % of the test strings.
 
-- circuit: one block of higher-order attention of 4 heads (``circuits/higher_order.py``), width 4.
+- circuit: one block of higher-order attention (``circuits/higher_order.py``), widths and heads of CIRCUITS.
 - product: the same block, where a head multiplies one complex number a token, by classical arithmetic.
 - transformer: softmax attention plus an MLP of twice the width, learned positions, mean pooling; 1 or 2 blocks,
-  widths of WIDTHS. Sizes are tried from the smallest on; the first that solves k ends the list.
+  widths of WIDTHS.
+
+The sizes of each kind are tried from the smallest on; the first that solves k ends its list.
 
 The trials of a size are trained side by side (``torch.func.vmap``).
 """
@@ -36,8 +38,7 @@ WIDTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 RATES, DECAYS = (0.03, 0.01, 0.003, 0.001), (0.0, 0.01, 0.1)
 SOLVED = 0.99
 COMMON = {"model": "text", "projection": "classical", "rk_blocks": 0, "dropout": 0.0}
-CIRCUIT = {**COMMON, "attention": "higher-order", "ansatz": "higher_order", "encoder_blocks": 1, "hidden": 4,
-           "heads": 4, "mlp": 1, "positions": "none"}  # fmt: skip
+CIRCUITS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
 
 
 class Product(nn.Module):
@@ -71,6 +72,11 @@ class Words(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         return (ids[..., None] == torch.arange(len(self.weight))).to(self.weight.dtype) @ self.weight
+
+
+def higher_order(width: int, heads: int) -> dict:
+    return {**COMMON, "attention": "higher-order", "ansatz": "higher_order", "encoder_blocks": 1, "hidden": width,
+            "heads": heads, "mlp": 1, "positions": "none"}  # fmt: skip
 
 
 def transformer(width: int, blocks: int) -> dict:
@@ -173,18 +179,16 @@ def main() -> None:
             save(asked.json, rows)
         return done[name, order]
 
-    for order in asked.orders:
-        note("product", order, CIRCUIT, product=True)
-        note("circuit", order, CIRCUIT)
-    sizes = sorted(
-        (count_parameters(make(transformer(w, b)))["total"], w, b) for w in WIDTHS for b in (1, 2) if w <= asked.largest
-    )
-    for order in asked.orders:
-        for _, width, blocks in sizes:
-            if note(f"transformer, {width} wide, {blocks} block{'s'[: blocks - 1]}", order, transformer(width, blocks))[
-                "solved"
-            ]:
-                break
+    wide = [(w, b) for w in WIDTHS for b in (1, 2) if w <= asked.largest]
+    kinds = [("product", True, [(f"{w} wide, {h} heads", higher_order(w, h)) for w, h in CIRCUITS]),
+             ("circuit", False, [(f"{w} wide, {h} heads", higher_order(w, h)) for w, h in CIRCUITS]),
+             ("transformer", False, [(f"{w} wide, {b} blocks", transformer(w, b)) for w, b in wide])]  # fmt: skip
+    for kind, product, sizes in kinds:
+        sizes.sort(key=lambda size: count_parameters(make(size[1]))["total"])
+        for order in asked.orders:
+            for size, options in sizes:
+                if note(f"{kind}, {size}", order, options, product)["solved"]:
+                    break
 
 
 if __name__ == "__main__":
