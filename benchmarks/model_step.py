@@ -1,19 +1,21 @@
 """CPU milliseconds of a training step of shipped models beside their classical baselines, on one thread.
 
 A step is forward, cross-entropy, backward, clipping and AdamW on random inputs of the preset's batch size. ``gain`` is
-how much faster two threads make it by the clock, ``loop`` how much faster they compute without memory in the same run.
+how much faster two threads make it by the clock, ``loop`` how much faster they compute without memory: lower quartiles
+of steps that alternate, as the speed of a virtual machine changes from minute to minute.
 
 python benchmarks/model_step.py [--repeats 12] [--presets NAME ...] [--json FILE]
 """
 
 import argparse
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from timing import save
 from torch import nn
-from wide_layers import loop
+from wide_layers import computing
 
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.experiments import presets
@@ -31,24 +33,47 @@ MODELS = {
 }
 
 
-def fastest_ms(config: Config, shape: DataShape, repeats: int, threads: int = 1) -> dict[str, float]:
-    """Milliseconds of the fastest of ``repeats`` steps: CPU time, and by the clock."""
-    torch.set_num_threads(threads)
+def stepper(config: Config, shape: DataShape) -> Callable[[], None]:
+    """One training step of a new model."""
     torch.manual_seed(0)
     model, batch = build_model(config, shape).train(), config.data.batch_size
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     images = torch.randn(batch, shape.channels, shape.image_size, shape.image_size)
     labels = torch.randint(0, shape.classes, (batch,))
-    clock, used = [], []
-    for _ in range(5 + repeats):
-        started, before = time.perf_counter(), time.process_time()
+
+    def step() -> None:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
         optimizer.step()
-        clock.append(time.perf_counter() - started)
+
+    return step
+
+
+def fastest_ms(step: Callable[[], None], repeats: int) -> float:
+    """CPU milliseconds of the fastest of ``repeats`` steps on one thread."""
+    torch.set_num_threads(1)
+    used = []
+    for _ in range(5 + repeats):
+        before = time.process_time()
+        step()
         used.append(time.process_time() - before)
-    return {"cpu": 1e3 * min(used[5:]), "clock": 1e3 * min(clock[5:])}
+    return 1e3 * min(used[5:])
+
+
+def gains(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """How much faster each is on two threads."""
+    clock: dict[tuple[int, int], list[float]] = {}
+    for _ in range(repeats):
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            for k, step in enumerate(steps):
+                for _ in range(3):
+                    started = time.perf_counter()
+                    step()
+                    clock.setdefault((k, threads), []).append(time.perf_counter() - started)
+    quartile = {key: sorted(seconds)[len(seconds) // 4] for key, seconds in clock.items()}
+    return [quartile[k, 1] / quartile[k, 2] for k in range(len(steps))]
 
 
 def main() -> None:
@@ -61,12 +86,15 @@ def main() -> None:
     for name in given.presets:
         shape, matched = MODELS[name]
         options = presets.load(name)
-        ours, baseline = Config(**options), Config(**{**options, "projection": "classical", **matched})
-        one, other = (fastest_ms(config, shape, given.repeats) for config in (ours, baseline))
-        two, other_two = (fastest_ms(config, shape, given.repeats, 2)["clock"] for config in (ours, baseline))
+        both = (
+            stepper(Config(**options), shape),
+            stepper(Config(**{**options, "projection": "classical", **matched}), shape),
+        )
+        ours, baseline = (fastest_ms(step, given.repeats) for step in both)
+        gain, other, least = gains([*both, computing()], given.repeats)
         rows.append({
-            "preset": name, "ours_ms": one["cpu"], "baseline_ms": other["cpu"], "ratio": one["cpu"] / other["cpu"],
-            "gain": one["clock"] / two, "baseline gain": other["clock"] / other_two, "loop": loop(1) / loop(2),
+            "preset": name, "ours_ms": ours, "baseline_ms": baseline, "ratio": ours / baseline,
+            "gain": gain, "baseline gain": other, "loop": least,
         })  # fmt: skip
     save(given.json, rows)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -70,12 +71,17 @@ def triad(threads: int) -> float:
     return 3 * 2**28 / fastest(lambda: torch.add(b, c, alpha=2.0, out=a), 7)
 
 
-def loop(threads: int) -> float:
-    """Seconds of work that stays in the nearest cache: many samples of a small circuit."""
-    torch.set_num_threads(threads)
+def computing() -> Callable[[], object]:
+    """Work that stays in the nearest cache: many samples of a small circuit."""
     simulate = Simulator(chain(4, 8), torch.complex64, "adjoint")
     x, w = torch.rand(2**16, 1, 4), torch.rand(1, 64)
-    return fastest(lambda: simulate(x, w), 7)
+    return lambda: simulate(x, w)
+
+
+def loop(threads: int) -> float:
+    """Seconds of :func:`computing`."""
+    torch.set_num_threads(threads)
+    return fastest(computing(), 7)
 
 
 def main() -> None:
