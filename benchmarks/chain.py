@@ -33,6 +33,8 @@ PEERS = ("qulacs", "lightning", "tensorcircuit", "pennylane")
 SIZES = [(4, 2, 64), (4, 8, 64), (8, 2, 64), (8, 8, 64), (12, 2, 16), (12, 8, 16), (16, 2, 16), (16, 8, 16),
          (20, 2, 16), (20, 4, 16)]  # fmt: skip
 REPEATED = 2.0  # seconds of a cell
+# a peer that is further from our complex128 gets an "off" beside its time
+BOUNDS = {"values": 1e-5, "grad_x": 1e-4, "grad_w": 1e-4}
 
 
 def given(qubits: int, layers: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -101,11 +103,11 @@ def peer(python: Path, name: str, sizes: list, threads: int, folder: Path, limit
             process = None
         elif "ms" in found[size]:
             held = np.load(file)
-            # all but Qulacs compute in complex64, some of them with naive sums over the amplitudes
             for key, wanted in zip(("values", "grad_x", "grad_w"), step(size, torch.complex128), strict=True):
                 off = np.abs(held[key] - wanted.numpy()).max() / max(1.0, wanted.abs().max().item())
-                found[size][f"{key}_off"] = float(off)
-                assert off < 1e-3, (name, size, key, off)
+                if off >= BOUNDS[key]:
+                    found[size]["off"] = f"{key} by {off:.1e}"
+                    print(f"{name}, {size}: off in {found[size]['off']}", flush=True)
     if process is not None:
         process.kill()
     return [found[size] for size in sizes]

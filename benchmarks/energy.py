@@ -17,47 +17,23 @@ import tempfile
 from pathlib import Path
 
 RESULT = Path(__file__).parents[1] / "results" / "energy.json"
-CLASSICAL = ("--projection", "classical")
-# model: flags of the quantum side, of the size-matched baseline, and where it differs the parameter-matched one
-SIDES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "thesis MNIST, order 1": (("--preset", "thesis-mnist-qrk1"), ("--preset", "thesis-mnist-rk1")),
-    "thesis MNIST, order 4": (("--preset", "thesis-mnist-qrk4"), ("--preset", "thesis-mnist-rk4")),
-    "thesis MNIST, enhanced": (("--preset", "thesis-mnist-qrk4-enhanced"), ("--preset", "thesis-mnist-rk4-enhanced")),
-    "best-mnist": (
-        ("--preset", "best-mnist"),
-        ("--preset", "best-mnist", *CLASSICAL),
-        ("--preset", "best-mnist", *CLASSICAL, "--hidden", "12", "--heads", "4", "--mlp", "18"),
-    ),
-    "best-cifar10": (
-        ("--preset", "best-cifar10"),
-        ("--preset", "best-cifar10", *CLASSICAL),
-        (
-            "--preset",
-            "best-cifar10",
-            *CLASSICAL,
-            "--hidden",
-            "20",
-            "--heads",
-            "5",
-            "--mlp",
-            "48",
-            "--pool-maps",
-            "4",
-            "--rk-blocks",
-            "3",
-        ),
-    ),
-    "best-mnist-4-qubits": (
-        ("--preset", "best-mnist-4-qubits"),
-        ("--preset", "best-mnist-4-qubits", *CLASSICAL),
-        ("--preset", "best-mnist-4-qubits", *CLASSICAL, "--hidden", "12", "--heads", "4", "--mlp", "18"),
-    ),
-    "best-cifar10-4-qubits": (
-        ("--preset", "best-cifar10-4-qubits"),
-        ("--preset", "best-cifar10-4-qubits", *CLASSICAL),
-        ("--preset", "best-cifar10-4-qubits", *CLASSICAL, "--hidden", "20", "--heads", "5"),
-    ),
-    "best-imdb": (("--preset", "best-imdb"), ("--preset", "best-imdb", *CLASSICAL)),
+
+
+def beside(preset: str, matched: str | None = None) -> tuple[str, ...]:
+    """Flags of the quantum model, of its size-matched baseline and, with the sizes of one, of the parameter-matched."""
+    sides = (f"--preset {preset}", f"--preset {preset} --projection classical")
+    return sides if matched is None else (*sides, f"{sides[1]} {matched}")
+
+
+SIDES: dict[str, tuple[str, ...]] = {
+    "thesis MNIST, order 1": ("--preset thesis-mnist-qrk1", "--preset thesis-mnist-rk1"),
+    "thesis MNIST, order 4": ("--preset thesis-mnist-qrk4", "--preset thesis-mnist-rk4"),
+    "thesis MNIST, enhanced": ("--preset thesis-mnist-qrk4-enhanced", "--preset thesis-mnist-rk4-enhanced"),
+    "best-mnist": beside("best-mnist", "--hidden 12 --heads 4 --mlp 18"),
+    "best-cifar10": beside("best-cifar10", "--hidden 20 --heads 5 --mlp 48 --pool-maps 4 --rk-blocks 3"),
+    "best-mnist-4-qubits": beside("best-mnist-4-qubits", "--hidden 12 --heads 4 --mlp 18"),
+    "best-cifar10-4-qubits": beside("best-cifar10-4-qubits", "--hidden 20 --heads 5"),
+    "best-imdb": beside("best-imdb"),
 }
 
 
@@ -75,10 +51,10 @@ def main() -> None:
         RESULT.write_text(json.dumps({name: found[name] for name in SIDES if name in found}, indent=2) + "\n")
 
 
-def epoch(flags: tuple[str, ...], data_dir: Path) -> float:
+def epoch(flags: str, data_dir: Path) -> float:
     """CPU seconds of one epoch with validation."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "qrkt_hw", "train", *flags, "--epochs", "1", "--out", f"{folder}/run"]
+        command = [sys.executable, "-m", "qrkt_hw", "train", *flags.split(), "--epochs", "1", "--out", f"{folder}/run"]
         command += ["--data-dir", str(data_dir.absolute())]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True)

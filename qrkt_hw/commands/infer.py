@@ -9,7 +9,16 @@ from pydantic import ValidationError
 from qrkt_hw.backends.budget import LARGEST_JOB
 from qrkt_hw.backends.entries import SERVICE_KEYS, SHOTS
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.options import INFERRING, PROCESSES, check_used, given, on_ranks, options_from, ranks_in
+from qrkt_hw.commands.options import (
+    INFERRING,
+    PROCESSES,
+    check_used,
+    given,
+    is_program,
+    on_ranks,
+    options_from,
+    ranks_in,
+)  # fmt: skip
 from qrkt_hw.errors import UserError, flag, in_words, unknown
 from qrkt_hw.runs.config import BackendConfig, Config, problem
 
@@ -130,7 +139,7 @@ def infer(
     if paths:
         chosen["paths"] = [str(path) for path in paths]
     with cli.busy(said, "loading torch and Qiskit"):
-        if click.get_current_context().find_root().obj == cli.PROGRAM:
+        if is_program():
             cli.import_connector()
         from qrkt_hw.experiments import devices, inference, loading
 

@@ -474,17 +474,17 @@ def import_connector() -> None:
     special = "scipy.special"
     if special in sys.modules or "qiskit_machine_learning" in sys.modules:
         return
-    sys.modules[special] = later = ModuleType(special)
+    later = sys.modules[special] = ModuleType(special)
     later.__dict__["logsumexp"] = lambda *given, **how: importlib.import_module(special).logsumexp(*given, **how)
     try:
         import qiskit_machine_learning.neural_networks  # noqa: F401
     finally:
-        if sys.modules.get(special) is later:
-            del sys.modules[special]
+        del sys.modules[special]
 
 
 def import_fabric() -> None:
-    """Import Lightning Fabric alone; nothing to do where it is imported already."""
+    """Import TorchConnector as above, and Lightning Fabric alone; nothing to do where they are imported already."""
+    import_connector()
     if "lightning_fabric" in sys.modules:
         return
     import torch

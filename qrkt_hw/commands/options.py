@@ -97,6 +97,11 @@ def ranks_in(flags: dict[str, Any]) -> dict[str, Any]:
     return {"devices": None, **found} if rank_and_count()[1] > 1 else found
 
 
+def is_program() -> bool:
+    """Whether this process was started for the command that runs."""
+    return click.get_current_context().find_root().obj == PROGRAM
+
+
 def on_ranks(options: Config, ranks: dict[str, Any], samples: tuple[str, int], alone: str | None = None) -> None:
     """Be one of the processes of ``ranks`` until the command ends; ``samples`` are divided, in words and their number.
 
@@ -105,7 +110,7 @@ def on_ranks(options: Config, ranks: dict[str, Any], samples: tuple[str, int], a
         return
     if alone is not None:
         raise UserError(f"--devices: {alone} in one process; leave it out")
-    if click.get_current_context().find_root().obj == PROGRAM:
+    if is_program():
         import_fabric()
     from qrkt_hw.data.ranks import launched
 

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from qrkt_hw.commands import interface as cli
-from qrkt_hw.commands.interface import PROGRAM, import_connector, import_fabric
-from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, merge, options_from
+from qrkt_hw.commands.interface import import_fabric
+from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, is_program, merge, options_from
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
 
@@ -55,7 +55,7 @@ def train(
     with_resume |= {"trust_ansatz": trust_ansatz and source is None}
     if resume is None and any(with_resume.values()):
         raise UserError(f"{flag(next(key for key, value in with_resume.items() if value))} goes with --resume RUN")
-    program = click.get_current_context().find_root().obj == PROGRAM
+    program = is_program()
     if resume is not None:
         backend = flags.pop("backend")  # repeated, to agree to what a device bills
         epochs = flags.pop("epochs")
@@ -71,7 +71,6 @@ def train(
         folder.options(), folder.description()  # a damaged run is named at once
         with cli.busy(said, "loading torch and Qiskit"):
             if program:
-                import_connector()
                 import_fabric()
             from qrkt_hw.training import fit
 
@@ -87,7 +86,6 @@ def train(
         check_early(options)
         with cli.busy(said, "loading torch and Qiskit"):
             if program:
-                import_connector()
                 import_fabric()
             from qrkt_hw.training import fit
 

@@ -28,7 +28,8 @@ from tests.runs.trained import GAN, SMALL
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "img"}
-AXE = (os.environ.get("QRKT_HW_AXE", ""), ROOT / "node_modules" / "axe-core" / "axe.min.js")
+SCRIPTS = Path(os.environ.get("QRKT_HW_AXE") or "-"), ROOT / "node_modules" / "axe-core" / "axe.min.js"
+AXE = next(filter(Path.is_file, SCRIPTS), None)
 
 
 class Page(HTMLParser):
@@ -274,48 +275,67 @@ def test_text_is_escaped_and_names_no_folder_of_a_machine():
     assert prose("a <b> `c & d`") == "a &lt;b&gt; <code>c &amp; d</code>"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(home, page, several, width, scheme):
-    """Sections, keyboard, both themes, print; nothing scrolls sideways, errs, or is hard to read."""
+@pytest.fixture(scope="module")
+def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
     if browser is None:
         pytest.skip("needs Chromium on the PATH")
-    axe = next((Path(file) for file in AXE if str(file) and Path(file).is_file()), None)
-    told, _ = page
     with playwright.sync_playwright() as driver:
         shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        context = shell.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
-        for file in (told["file"], several["file"]):
-            shown, wrong = context.new_page(), list[str]()
-            shown.on("console", lambda said, wrong=wrong: wrong.append(said.text))
-            shown.on("pageerror", lambda error, wrong=wrong: wrong.append(str(error)))
-            shown.on("request", lambda sent, wrong=wrong: wrong.append(sent.url) if "http" in sent.url[:5] else None)
-            shown.goto((home / file).as_uri(), wait_until="load")
-            for part in (told if file == told["file"] else several)["parts"]:
-                assert shown.get_by_role("heading", name=part["title"], exact=True).first.is_visible(), part
-            shown.keyboard.press("Tab")
-            assert shown.evaluate("document.activeElement.className") == "skip"
-            assert shown.locator(".skip").bounding_box()["x"] >= 0  # seen where it has the focus
-            shown.keyboard.press("Tab")
-            assert shown.evaluate("document.activeElement.closest('nav') !== null")
-            shown.keyboard.press("Enter")
-            assert shown.evaluate("location.hash") in (f"#{key}" for key in ("trained", "comparison"))
-            dark = shown.evaluate("getComputedStyle(document.body).backgroundColor")
-            assert (sum(map(int, re.findall(r"\d+", dark)[:3])) < 200) == (scheme == "dark"), dark
-            shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-            page_of = "document.documentElement"
-            assert shown.evaluate(f"{page_of}.scrollWidth - {page_of}.clientWidth") <= 0
-            if axe is not None:
-                shown.evaluate(axe.read_text(encoding="utf-8"))
-                bad = [v for v in shown.evaluate("axe.run()")["violations"] if v["impact"] in ("serious", "critical")]
-                assert not bad, [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in bad]
-            shown.emulate_media(media="print")
-            assert not shown.locator("nav").is_visible()
-            assert shown.pdf(format="A4").startswith(b"%PDF") and not wrong, wrong
-            shown.close()
+        yield shell
         shell.close()
-    if axe is None:
-        pytest.skip("the browser agrees; axe-core is not here: npm install axe-core, or QRKT_HW_AXE=axe.min.js")
+
+
+@pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+def shown(request, chromium, home):
+    """Opens a file of ``home`` and returns the page, what went wrong on it, and the scheme."""
+    width, scheme = request.param
+    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+
+    def open_page(file):
+        page, wrong = context.new_page(), list[str]()
+        page.on("console", lambda said: wrong.append(said.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda sent: wrong.append(sent.url) if "http" in sent.url[:5] else None)
+        page.goto((home / file).as_uri(), wait_until="load")
+        return page, wrong, scheme
+
+    yield open_page
+    context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["page", "several"])
+def test_the_page_in_a_browser(shown, page, several, which):
+    """Sections, keyboard, both themes, print; nothing scrolls sideways or errs."""
+    told = page[0] if which == "page" else several
+    view, wrong, scheme = shown(told["file"])
+    for part in told["parts"]:
+        assert view.get_by_role("heading", name=part["title"], exact=True).first.is_visible(), part
+    view.keyboard.press("Tab")
+    assert view.evaluate("document.activeElement.className") == "skip"
+    assert view.locator(".skip").bounding_box()["x"] >= 0  # seen where it has the focus
+    view.keyboard.press("Tab")
+    assert view.evaluate("document.activeElement.closest('nav') !== null")
+    view.keyboard.press("Enter")
+    assert view.evaluate("location.hash") in (f"#{key}" for key in ("trained", "comparison"))
+    ground = view.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark"), ground
+    view.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    view.emulate_media(media="print")
+    assert not view.locator("nav").is_visible()
+    assert view.pdf(format="A4").startswith(b"%PDF") and not wrong, wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(AXE is None, reason="needs axe-core: npm install axe-core, or QRKT_HW_AXE=axe.min.js")
+@pytest.mark.parametrize("which", ["page", "several"])
+def test_the_page_is_accessible_by_axe_core(shown, page, several, which):
+    """No serious finding, with all that can be unfolded unfolded."""
+    view, *_ = shown((page[0] if which == "page" else several)["file"])
+    view.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    view.evaluate(AXE.read_text(encoding="utf-8"))
+    bad = [v for v in view.evaluate("axe.run()")["violations"] if v["impact"] in ("serious", "critical")]
+    assert not bad, [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in bad]
