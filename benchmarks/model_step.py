@@ -1,13 +1,15 @@
 """CPU milliseconds of a training step of shipped models beside their classical baselines, on one thread.
 
 A step is forward, cross-entropy, backward, clipping and AdamW on random inputs of the preset's batch size. ``gain`` is
-how much faster two threads make it by the clock, ``loop`` how much faster they compute without memory: lower quartiles
-of steps that alternate, as the speed of a virtual machine changes from minute to minute.
+how much faster two threads make it by the clock, ``loop`` how much faster they compute without memory. All take turns,
+and ratios are medians over rounds: the speed of a virtual machine changes from minute to minute.
 
-python benchmarks/model_step.py [--repeats 12] [--presets NAME ...] [--json FILE]
+python benchmarks/model_step.py [--rounds 30] [--presets NAME ...] [--json FILE]
 """
 
 import argparse
+import ctypes
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,38 +52,41 @@ def stepper(config: Config, shape: DataShape) -> Callable[[], None]:
     return step
 
 
-def fastest_ms(step: Callable[[], None], repeats: int) -> float:
-    """CPU milliseconds of the fastest of ``repeats`` steps on one thread."""
-    torch.set_num_threads(1)
-    used = []
-    for _ in range(5 + repeats):
-        before = time.process_time()
-        step()
-        used.append(time.process_time() - before)
-    return 1e3 * min(used[5:])
+def times(steps: Sequence[Callable[[], None]], rounds: int) -> dict[tuple[int, int], list[float]]:
+    """Milliseconds of each step on 1 and 2 threads, (step, threads): the least of three steps in turn, of each round.
 
-
-def gains(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """How much faster each is on two threads."""
-    clock: dict[tuple[int, int], list[float]] = {}
-    for _ in range(repeats):
-        for threads in (1, 2):
+    CPU time on one thread, by the clock on two.
+    """
+    found: dict[tuple[int, int], list[float]] = {}
+    for number in range(2 + rounds):
+        for threads, clock in ((1, time.process_time), (2, time.perf_counter)):
             torch.set_num_threads(threads)
             for k, step in enumerate(steps):
+                least = float("inf")
                 for _ in range(3):
-                    started = time.perf_counter()
+                    started = clock()
                     step()
-                    clock.setdefault((k, threads), []).append(time.perf_counter() - started)
-    quartile = {key: sorted(seconds)[len(seconds) // 4] for key, seconds in clock.items()}
-    return [quartile[k, 1] / quartile[k, 2] for k in range(len(steps))]
+                    least = min(least, clock() - started)
+                if number >= 2:  # the first two warm up
+                    found.setdefault((k, threads), []).append(1e3 * least)
+    return found
+
+
+def quartiles(above: list[float], below: list[float]) -> list[float]:
+    """Lower quartile, median and upper quartile of the ratios of rounds."""
+    return statistics.quantiles((a / b for a, b in zip(above, below, strict=True)), n=4)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--presets", nargs="*", default=list(MODELS), choices=list(MODELS), metavar="NAME")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    # A training keeps the memory of its steps; two models in turns would give it back to the system and take it anew.
+    libc = ctypes.CDLL(None)
+    for option, value in ((-1, 2**31 - 1), (-3, 2**25)) if hasattr(libc, "mallopt") else ():  # trim, mmap thresholds
+        libc.mallopt(option, value)
     rows = []
     for name in given.presets:
         shape, matched = MODELS[name]
@@ -90,11 +95,13 @@ def main() -> None:
             stepper(Config(**options), shape),
             stepper(Config(**{**options, "projection": "classical", **matched}), shape),
         )
-        ours, baseline = (fastest_ms(step, given.repeats) for step in both)
-        gain, other, least = gains([*both, computing()], given.repeats)
+        found = times([*both, computing()], given.rounds)
+        low, ratio, high = quartiles(found[0, 1], found[1, 1])
+        gains = (quartiles(found[k, 1], found[k, 2])[1] for k in range(3))
         rows.append({
-            "preset": name, "ours_ms": ours, "baseline_ms": baseline, "ratio": ours / baseline,
-            "gain": gain, "baseline gain": other, "loop": least,
+            "preset": name, "ours_ms": statistics.median(found[0, 1]), "baseline_ms": statistics.median(found[1, 1]),
+            "ratio": ratio, "lower quartile": low, "upper quartile": high,
+            **dict(zip(("gain", "baseline gain", "loop"), gains, strict=True)),
         })  # fmt: skip
     save(given.json, rows)
 

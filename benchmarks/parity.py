@@ -7,7 +7,8 @@ strings, chosen by another 128 and tested on the last 256. Each size has 20 tria
 decay of AdamW are drawn from the same lists for all. A trial ends after EPOCHS or with every string of validation
 right. A size solves k when the trial that validation chooses has at least 99 % of the test strings.
 
-- circuit: one block of higher-order attention (``circuits/higher_order.py``), widths and heads of CIRCUITS.
+- circuit: one Runge-Kutta block of order 1 with higher-order attention (``circuits/higher_order.py``) and without
+  norms, as a norm of one or two features leaves no more than signs; widths and heads of CIRCUITS.
 - product: the same block, where a head multiplies one complex number a token, by classical arithmetic.
 - transformer: softmax attention plus an MLP of twice the width, learned positions, mean pooling; 1 or 2 blocks,
   widths of WIDTHS.
@@ -37,8 +38,8 @@ BITS, TRIALS, EPOCHS, BATCH, TRAINING, VALIDATION = 10, 20, 200, 64, 640, 128
 WIDTHS = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 RATES, DECAYS = (0.03, 0.01, 0.003, 0.001), (0.0, 0.01, 0.1)
 SOLVED = 0.99
-COMMON = {"model": "text", "projection": "classical", "rk_blocks": 0, "dropout": 0.0}
-CIRCUITS = ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
+COMMON = {"model": "text", "projection": "classical", "dropout": 0.0}
+CIRCUITS = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
 
 
 class Product(nn.Module):
@@ -75,12 +76,14 @@ class Words(nn.Module):
 
 
 def higher_order(width: int, heads: int) -> dict:
-    return {**COMMON, "attention": "higher-order", "ansatz": "higher_order", "encoder_blocks": 1, "hidden": width,
-            "heads": heads, "mlp": 1, "positions": "none"}  # fmt: skip
+    return {**COMMON, "attention": "higher-order", "ansatz": "higher_order", "encoder_blocks": 0, "rk_blocks": 1,
+            "rk": "rk1", "field_norms": 0, "final_norm": False, "hidden": width, "heads": heads, "mlp": 1,
+            "positions": "none"}  # fmt: skip
 
 
 def transformer(width: int, blocks: int) -> dict:
-    return {**COMMON, "encoder_blocks": blocks, "hidden": width, "heads": 2, "mlp": 2 * width, "positions": "learned"}
+    return {**COMMON, "encoder_blocks": blocks, "rk_blocks": 0, "hidden": width, "heads": 2, "mlp": 2 * width,
+            "positions": "learned"}  # fmt: skip
 
 
 def make(options: dict, product: bool = False) -> nn.Module:

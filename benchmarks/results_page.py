@@ -91,6 +91,8 @@ def part(section: dict[str, Any]) -> list[str]:
             lines += ["", f"![{section['title']}: gradient norm of each block](images/{folder.name}/gradients.png)"]
     if section.get("energy"):
         lines += energy(ROOT / "results" / "energy.json")
+    if section.get("parity"):
+        lines += parity(ROOT / "results" / "parity.json")
     for name in section.get("devices", []):
         lines += [*([""] if lines[-1] else []), *devices(sorted((ROOT / "results" / name).glob("seed-*/devices.json")))]
     return [*lines, "", section.get("after", "").strip(), ""]
@@ -132,6 +134,26 @@ def energy(file: Path) -> list[str]:
     for model, spent in json.loads(file.read_text()).items():
         cells = [model, *(f"{seconds:.1f}" for seconds in spent), *["-"] * (3 - len(spent))]
         lines.append("| " + " | ".join([*cells, f"{spent[0] / spent[1]:.2f}"]) + " |")
+    return lines
+
+
+def parity(file: Path) -> list[str]:
+    """A table of what ``benchmarks/parity.py`` measured: the smallest model of each kind that solves each order."""
+    rows = json.loads(file.read_text())["rows"]
+    head = ["hidden bits", "circuit: parameters", "the same function as a product", "smallest transformer", "ratio"]
+    head += ["largest transformer that does not", "its best test accuracy of 20 trials (%)"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for order in sorted({row["order"] for row in rows}):
+        found: dict[str, int] = {}
+        for row in rows:
+            if row["order"] == order and row["solved"]:
+                found.setdefault(row["model"].split(",")[0], row["parameters"])
+        below = [row for row in rows if row["order"] == order and "transformer" in row["model"] and not row["solved"]]
+        last = max(below, key=lambda row: row["parameters"])
+        cells = [str(found.get(kind, "none tried")) for kind in ("circuit", "product", "transformer")]
+        ratio = f"{found['transformer'] / found['circuit']:.1f}" if {"circuit", "transformer"} <= set(found) else "-"
+        cells += [ratio, str(last["parameters"]), f"{100 * last['best test of any trial']:.1f}"]
+        lines.append("| " + " | ".join([str(order), *cells]) + " |")
     return lines
 
 
