@@ -191,7 +191,8 @@ class About:
         known = [str(details.get("device") or record.get("backend")) for record, details in there]
         known += [str(plan.get("backend")) for _, plan in self.plans]
         known += [self.options.training.noise_device or "", self.options.backend.name]
-        fakes = dict.fromkeys(name.replace("ibm_", "fake_") for name in known)  # a page asks no service
+        each = (name for several in known for name in re.split(", ?", several))
+        fakes = dict.fromkeys(name.replace("ibm_", "fake_") for name in each)  # a page asks no service
         return [name for name in fakes if name in fake_names()][:2] or [EXAMPLE]
 
     def told(self, error: UserError) -> str:

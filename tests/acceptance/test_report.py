@@ -315,6 +315,13 @@ def test_device_runs_of_every_kept_run_are_read():
             assert not (folder / file).is_file() or "<table" in str(part(about)), (folder, file)
 
 
+def test_a_run_on_several_devices_is_placed_and_priced_on_them():
+    about = About(RunFolder.open(ROOT / "results" / "digits-device" / "seed-0"), Console(quiet=True))
+    names = {"backend": "fake_quito,ibm_fez", "backend_details": {"device": "fake_quito, ibm_fez"}}
+    about.__dict__["records"] = [(Path(), names)]
+    assert about._known() == ["fake_quito", "fake_fez"]
+
+
 def test_wrong_inputs_are_refused_in_one_sentence(home, tmp_path):
     refused(qrkt("report", "nothing", cwd=home), "no folder nothing")
     refused(qrkt("report", "run/results.json", cwd=home), "run/results.json is a file", "folder")
