@@ -143,8 +143,7 @@ def _with(name: str, entry: Entry, keys: dict[str, Any]) -> Entry:
         shared, sampler = RENAMED.get(key, key) in (*COPY_KEYS, *SERVICE_KEYS), key in SAMPLER_KEYS
         if not isinstance(entry, (BilledEntry, FakeEntry) if shared else BilledEntry if sampler else IBMEntry):
             kind = "devices" if shared else "devices of IBM Quantum"
-            named = {FakeEntry: "a fake backend", QRMIEntry: "a QPU of the cluster"}
-            found = named.get(type(entry), "a simulator")
+            found = {FakeEntry: "a fake backend", QRMIEntry: "a QPU of the cluster"}.get(type(entry), "a simulator")
             raise UserError(f"{flag(key)} applies only to {kind}; backend {name!r} is {found}")
     return entry.model_copy(update={RENAMED.get(key, key): value for key, value in keys.items()})
 
@@ -246,6 +245,8 @@ def _entry(name: str, known: dict[str, tuple[Entry, str]]) -> Entry:
         return IBMEntry(provider="ibm", name=name if name != "ibm_" else "least_busy")
     if name.startswith("qrmi_"):
         return parse_entry(name, {"provider": "qrmi", "name": name.removeprefix("qrmi_") or None}, "--backend")
+    if (small := name.lower().replace("-", "_")) != name and small.startswith(("fake_", "ibm_", "qrmi_")):
+        raise UserError(f"--backend: no backend {name!r}; devices are written in small letters: {small}")
     raise UserError(f"--backend: {unknown('backend', name, known, 'and every fake_NAME of the IBM runtime')}")
 
 

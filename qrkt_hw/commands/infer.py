@@ -196,7 +196,7 @@ def infer(
         check_strings(model, "--fine-tune")  # before a device is paid for
         if fine_tune > (there := len(splits["train"])):
             raise UserError(f"--fine-tune: {fine_tune:,} images, and the training split has {there:,}")
-    for line in summarize(model, shape, backend.shots):
+    for line in summarize(model, shape, backend.shots, shots):
         said.print(line, highlight=False)
     # a plan beyond the backend's own limit is shown, one beyond the flags' is refused
     refuse = not resume and (not dry_run or device["budget"].flag is not None)
@@ -213,12 +213,14 @@ def infer(
                 found = devices.compare_mitigations(folder, model, split or "test", samples, backend, ways, said)
         cli.told(found) if as_json else _mitigations(found)
         return
+    parts = {"fitted": fine_tune or 0, "repeated": repeat or 0}
     if flags["mitigation"] is None:
         allowed = device["budget"]
-        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots, allowed)
+        told = devices.correct_readout(folder, model, shape, len(samples), backend, resume, shots, allowed, **parts)
         if told is not None:
             said.print(told, highlight=False)
-    enlarge_batch(model, shape, len(samples), backend, shots, folder.journal if resume else None)
+    largest = max(len(samples), fine_tune or 0)
+    enlarge_batch(model, shape, largest, backend, shots, folder.journal if resume else None)
     batch = backend.batch or BATCH
     planned: Any = None
     if isinstance(backend, Devices):
@@ -226,7 +228,6 @@ def infer(
         planned = share(model, shape, len(samples), batch, backend, device["budget"], refuse)
     if isinstance(backend, DeviceBackend) and (dry_run or limited):
         loading.trained(folder, model)
-        parts = {"fitted": fine_tune or 0, "repeated": repeat or 0}
         planned = plan(model, options, shape, len(samples), batch, backend, device["budget"], refuse, shots, **parts)
     if dry_run:
         assert planned is not None
@@ -431,6 +432,8 @@ def _report(record: dict[str, Any], kind: str) -> list[str]:
     shots = f"{there['shots']:,} shots a circuit" if there["shots"] else "no shots: exact expectation values"
     if "stage_shots" in record:
         shots = f"{', '.join(map(str, record['stage_shots']))} shots in the stages"
+    if "repeated" in record:
+        shots += f"; the {record['repeated']:,} most uncertain {kind} twice"
     here, exact = record["discordant"]
     rows = [
         ("accuracy there", f"{record['accuracy']:.4f}   {_interval(record['interval'])}"),

@@ -112,7 +112,8 @@ def report(
     else:
         cli.echo(str(file))
         for part in (one for one in parts if one["missing"]):
-            cli.echo(f"{part['title']}: {part['missing'].replace('`', '')}", err=True)
+            where = f"{part['run']}, {part['title']}" if len(folders) > 1 else part["title"]
+            cli.echo(f"{where}: {part['missing'].replace('`', '')}", err=True)
     if show:
         import webbrowser
 

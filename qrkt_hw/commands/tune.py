@@ -18,6 +18,7 @@ from qrkt_hw.commands.options import (
 )
 from qrkt_hw.errors import UserError, spelled, unknown
 from qrkt_hw.runs.atomic import check_writable
+from qrkt_hw.runs.folder import RUNS
 
 
 @click.command(
@@ -227,10 +228,12 @@ def fit_to(
     from qrkt_hw import backends
     from qrkt_hw.experiments import presets
 
-    preset, names = not Path(source).is_dir(), presets.names()
-    if preset and (source := spelled(source, names)) not in names:
+    names, there = presets.names(), Path(source).is_dir()
+    preset = not there and spelled(source, names) in names
+    source = spelled(source, names) if preset else source
+    if not (there or preset or (RUNS / source).is_dir()):
         text = unknown("preset", source, names, see="qrkt-hw presets list")
-        raise UserError(f"fit-to: {source!r} is no folder of a run, and there is {text}")
+        raise UserError(f"fit-to: {source!r} is no folder of a run, also not under {RUNS}/, and there is {text}")
     idle = next((name for name in ("--epochs", "--search", "--trials-dir") if name in cli.said() and not preset), None)
     if idle is not None:
         raise UserError(f"{idle}: the weights of a run stay as they are; leave it out, or name a preset")
@@ -262,7 +265,7 @@ def fit_to(
         if own is not None:
             raise UserError(f"--search: fit-to sets {own} itself; leave it out")
         check_space(options, dimensions)
-        where = trials_dir or Path("runs") / f"fit-to-{source}"
+        where = trials_dir or RUNS / f"fit-to-{source}"
         found = fitting.of_preset(source, options, request, epochs or 5, dimensions, where)
     else:
         assert folder is not None

@@ -82,10 +82,9 @@ def shots_of_stages(
     before, after = (
         sum(s / n for s, n in zip(noise, own, strict=True)) ** 0.5 for own in ([backend.shots] * len(found), found)
     )
-    shown = ", ".join(map(str, found))
     return found, (
-        f"shots of the stages: {shown}, in the QPU time of {backend.shots} everywhere; shot noise of the margin about "
-        f"{after:.3g} instead of {before:.3g} (from {len(inputs)} validation samples)"
+        f"shots of the stages: {', '.join(map(str, found))}, in the QPU time of {backend.shots} everywhere; shot noise "
+        f"of the margin about {after:.3g} instead of {before:.3g} (from {len(inputs)} validation samples)"
     )
 
 
@@ -175,10 +174,8 @@ def logits_everywhere(
     if most is not None:
         shown = (part for batch in shown for part in zip(*(one.split(most) for one in batch), strict=True))
     found = logits_of(model, shown)
-    if isinstance(batches, Batches):
-        logits, labels = batches.whole(found)
-        return logits, labels
-    return found
+    logits, labels = batches.whole(found) if isinstance(batches, Batches) else found
+    return logits, labels
 
 
 def on_backend(
@@ -229,8 +226,10 @@ def on_backend(
         if isinstance(backend, DeviceBackend) and repeat:
             own = backend.packer.options
             backend.packer.options = {**own, "repeated": True}  # equal circuits are PUBs with results of their own
-            logits = refined(model, batches.dataset.dataset, logits, repeat, size)
-            backend.packer.options = own
+            try:
+                logits = refined(model, batches.dataset.dataset, logits, repeat, size)
+            finally:
+                backend.packer.options = own
     wall = time.perf_counter() - started
     set_backend(model, backend)
     used = {key: value - before[key] for key, value in asdict(backend.counters).items()}
@@ -262,12 +261,13 @@ def on_backend(
 
 def correct_readout(
     run: RunFolder, model: nn.Module, shape: DataShape, samples: int, backend: Backend, resume: bool,
-    stage_shots: Sequence[int] = (), budget: Budget | None = None,
+    stage_shots: Sequence[int] = (), budget: Budget | None = None, fitted: int = 0, repeated: int = 0,
 ) -> str | None:  # fmt: skip
     """Correct readout by default where its calibrations are a small part of what runs; says so, None where it is not.
 
     It is not where an entry or a flag says how errors are mitigated, a sequential stage has fewer shots than patterns
-    of flips, or it would exceed the limit. A resumed inference continues as it was begun.
+    of flips, or it would exceed the limit together with the images of a fine-tuning (``fitted``) and the samples that
+    are ``repeated``. A resumed inference continues as it was begun.
     """
     if not (isinstance(backend, DeviceBackend) and backend.shots and backend.packer.mitigation == "none"):
         return None
@@ -283,8 +283,9 @@ def correct_readout(
         return None
     backend.correct(DEFAULT)
     limit = None if resume else getattr(Budget.of(backend, budget), "limit", None)
-    batch = largest_batch(stages, samples, samples_in_memory(model, shape), backend, stage_shots)
-    if limit is not None and forecast(stages, samples, batch, backend, stage_shots=stage_shots).seconds > limit:
+    batch = largest_batch(stages, max(samples, fitted), samples_in_memory(model, shape), backend, stage_shots)
+    more: Any = {"stage_shots": stage_shots, "fitted": fitted, "repeated": repeated}
+    if limit is not None and forecast(stages, samples, batch, backend, **more).seconds > limit:
         backend.packer.mitigate("none")
         backend.corrected = None
         return None
@@ -452,8 +453,7 @@ class Watched(Backend):
     def rows(self, there: Ranks) -> list[dict[str, Any]]:
         """A row a layer of all ranks, in the order in which they ran: ``layer, values, mean_error, max_error``, and
         with mitigation ``unmitigated_mean_error``."""
-        found = []
-        everybody = there.gather(self.errors)
+        found, everybody = list[dict[str, Any]](), there.gather(self.errors)
         for tag in everybody[-1]:  # the last rank has a sample of every batch
             error = np.concatenate([part for one in everybody for part in one.get(tag, ())])
             row = {"layer": tag, "values": len(error), "mean_error": round(float(error.mean()), 6),

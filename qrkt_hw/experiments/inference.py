@@ -118,7 +118,8 @@ def classify(
 
     Returns:
         Under ``images`` or ``texts`` for each input ``file`` or ``text``, ``class``, ``probabilities`` by class name,
-        ``converted`` where it was; ``count``, ``backend``, ``seconds``.
+        ``converted`` where it was; ``count``, ``backend``, ``seconds``, and elsewhere than on the exact simulator
+        ``backend_details``.
 
     Raises UserError: logits that are not finite.
     """
@@ -143,6 +144,7 @@ def classify(
         if done:
             items[-1]["converted"] = "; ".join(done)
     record = {inputs.kind: items, "count": len(items), "backend": backend.name, "seconds": round(seconds, 4)}
+    record |= {} if isinstance(backend, ExactBackend) else {"backend_details": backend.about()}
     record |= {"stage_shots": list(stage_shots)} if stage_shots else {}
     record |= {"fine_tuned": tuned.record} if tuned is not None else {}
     if here().leads:

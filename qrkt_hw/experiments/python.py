@@ -130,6 +130,8 @@ class Run:
                 infer`` plans, limits and journals.
         """
         value_errors = bool(device.pop("report", value_errors))  # the name of earlier versions
+        if limit is not None and limit < 1:
+            raise UserError(f"limit: {limit}; give the number of samples from 1 on, or leave it out for all")
         of_split = {"limit": limit is not None, "data_dir": data_dir is not None, "split": split != "test"}
         idle = next((key for key, given in of_split.items() if given and inputs is not None), None)
         if idle is not None:
@@ -147,7 +149,8 @@ class Run:
             raise UserError("repeat_uncertain: it goes with a split or a dataset; leave it out")
         numbers = None
         if shots_per_stage is not None and shots_per_stage != "auto":
-            numbers = [n for n in shots_per_stage if isinstance(n, int) and n >= 1]
+            listed = isinstance(shots_per_stage, Sequence) and not isinstance(shots_per_stage, str)
+            numbers = [n for n in shots_per_stage if isinstance(n, int) and n >= 1] if listed else []
             if not numbers or len(numbers) != len(shots_per_stage):
                 raise UserError(f"shots_per_stage: {shots_per_stage!r}; give 'auto', or a number from 1 on for each")
             if "shots" in device:

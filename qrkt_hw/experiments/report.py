@@ -5,6 +5,7 @@ A part that a run cannot have is left out. One that it could have says why it is
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -31,12 +32,12 @@ from qrkt_hw.experiments.report_run import (
     ablations,
     chip,
     circuit,
-    nameless,
     on_devices,
     plain,
     price,
     reading,
     spelled,
+    unfinished,
 )
 from qrkt_hw.plots import charts
 from qrkt_hw.plots.images import grid, picture, to_bytes
@@ -88,24 +89,21 @@ def summary(run: About) -> str:
         with_circuits = " of classical layers with the structure of circuits"
     count, done = run.subject.description.parameters, run.folder.epochs_done()
     epochs = f"{done} epochs" if done >= o.training.epochs else f"{done} of {o.training.epochs} epochs"
+    long = f" for {epochs}" if done or found is None else ""  # a finished run may have lost its metrics.csv
     classes = "" if o.model.kind == "gan" else f" ({len(description['class_names'])} classes)"
-    said = [
-        f"A {KINDS[o.model.kind]}{with_circuits}, trained on `{o.data.dataset}`{classes} for {epochs} with seed "
-        f"{o.training.seed}, its circuits on the backend `{o.backend.name}`."
-        if names
-        else f"A {KINDS[o.model.kind]}{with_circuits}, trained on `{o.data.dataset}`{classes} for {epochs} with seed "
-        f"{o.training.seed}."
-    ]
+    where = f", its circuits on the backend `{o.backend.name}`" if names else ""
+    trained = f"trained on `{spelled(o.data.dataset)}`{classes}{long} with seed {o.training.seed}{where}"
+    said = [f"A {KINDS[o.model.kind]}{with_circuits}, {trained}."]
     figures = list[tuple[str, str]]()
     if found is not None and found.test is not None:
         figures += [("test accuracy", percent(found.test.accuracy)), ("test AUROC", plain(found.test.auroc))]
         if found.best_epoch is not None:
             said.append(f"The weights of epoch {found.best_epoch:.0f} are kept: its validation AUROC is the best.")
     if found is None:
-        said.append(f"The training is not finished: `qrkt-hw train --resume {run.name}` resumes it.")
+        said.append(f"The training is not finished: `qrkt-hw train --resume {run.word}` resumes it.")
     figures += [("parameters", f"{count.total:,}"), ("of them circuit angles", f"{count.quantum:,}")]
     figures += [("circuits a sample", f"{logical.calls_per_image:,}")] if names else []
-    figures += [("epochs", str(done))]
+    figures += [("epochs", str(done))] if long else []
     if found is not None and found.train_seconds is not None:
         figures.append(("training time", seconds_of(found.train_seconds)))
     cells = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>" for name, value in figures)
@@ -120,14 +118,14 @@ def summary(run: About) -> str:
 def curves(run: About) -> str:
     """Loss and scores over epochs, and those of the baselines."""
     if not run.history:
-        return Missing(f"No epoch is finished yet: `qrkt-hw train --resume {run.name}` resumes the training.")
+        return unfinished(run, run.folder.metrics, "finished epochs")
     last, made, best = run.history[-1], "", run.results.best_epoch if run.results is not None else None
     gan = run.options.model.kind == "gan"
     panels = {**charts.OF_GAN, "FID": {"fid": "measured in training"}} if gan else charts.OF_CLASSIFIER
     for name, lines in panels.items():
         known = {key: label for key, label in lines.items() if key in last}
         if known:
-            ends = ", ".join(f"{label} {last[key]:.3f}" for key, label in known.items())
+            ends = ", ".join(f"{label} {last_of(run.history, key)}" for key, label in known.items())
             alt = f"{name} over {len(run.history)} epochs; at the end {ends}"
             svg = chart(alt, charts.over_epochs, run.history, {name: known}, width=4.6, best=None if gan else best)
             made += drawn(alt, svg)
@@ -138,7 +136,7 @@ def curves(run: About) -> str:
     out = default_out(run.folder)
     record = out / "baselines.json"
     if not record.is_file():
-        return body + unfilled(f"None was trained: `qrkt-hw baseline {run.name}` does.")
+        return body + unfilled(f"None was trained: `qrkt-hw baseline {run.word}` does.")
     names, folders = list[str](), list[RunFolder]()
     with reading(record, "what qrkt-hw baseline writes"):
         for side, found in read_json(record)["sides"].items():
@@ -149,6 +147,11 @@ def curves(run: About) -> str:
                 names.append(side)
                 folders.append(RunFolder(place))
     return body + beside(grouped(folders, names)) if folders else body
+
+
+def last_of(history: Sequence[dict[str, float]], key: str) -> str:
+    """The last value; some are measured every few epochs."""
+    return next((f"{row[key]:.3f}" for row in reversed(history) if math.isfinite(row[key])), "undefined")
 
 
 def history_table(run: About) -> str:
@@ -180,8 +183,8 @@ def differences(groups: Sequence[Group]) -> str:
         if not own.has_projections:  # what the circuits would be means nothing
             values.update(dict.fromkeys((key for key in values if KEYS[key].section == "circuit"), None))
     keys = dict.fromkeys(key for values in flat for key in values if key not in INCIDENTAL)
-    rows = [(key, *(spelled(values.get(key)) for values in flat)) for key in keys]
-    found = [row for row in rows if len(set(row[1:])) > 1]
+    differing = [key for key in keys if any(values.get(key) != flat[0].get(key) for values in flat)]
+    found = [(key, *(spelled(values.get(key)) for values in flat)) for key in differing]
     header = ["option", *(group.label for group in groups)]
     return rows_of("Options in which they differ", header, found) if found else ""
 
@@ -193,7 +196,7 @@ def errors(run: About) -> str | None:
     folder, text = run.folder, run.options.model.kind == "text"
     description = folder.description()
     if not folder.model.is_file():
-        return Missing(f"There are no trained weights yet: `qrkt-hw train --resume {run.name}` resumes the training.")
+        return unfinished(run, folder.model, "trained weights")
     if run.options.data.dataset == OWN or description.get("backbone"):
         return Missing("Its data or its backbone were given in Python, where `qrkt_hw.Run` evaluates it.")
     try:
@@ -202,8 +205,8 @@ def errors(run: About) -> str | None:
             data = run.options.replace(data_dir=run.data_dir or run.options.data.data_dir).data
             written = texts_of(data, "test")
     except UserError as error:
-        fill = f"`qrkt-hw report {run.name} --data-dir DIR` fills this part"
-        why = f"The test split cannot be read: {nameless(str(error))}. {fill}."
+        fill = f"`qrkt-hw report {run.word} --data-dir DIR` fills this part"
+        why = f"The test split cannot be read: {run.told(error)}. {fill}."
         kept = folder.plots / "confusion.png"
         if not kept.is_file():
             return Missing(why)
@@ -219,10 +222,9 @@ def errors(run: About) -> str | None:
         same = abs(right / total - run.accuracy) < 0.5 / total
         said += " That is the recorded accuracy." if same else f" The run recorded {percent(run.accuracy)}."
     body = paragraphs(said) + (matrix(counts, names) if len(names) <= MOST_CLASSES else picture_of(counts))
-    body += most_frequent(counts, names)
     if not wrong:
         return body + paragraphs("No sample is wrong.")
-    body += run.h(f"The {len(wrong)} mistakes in which the model is most confident")
+    body += most_frequent(counts, names) + run.h(f"The {len(wrong)} mistakes in which the model is most confident")
     for one in wrong if text else ():
         words = re.sub(r"<br\s*/?>", " ", written[one.place])
         more = "…" if len(words) > LETTERS else ""
@@ -251,7 +253,7 @@ def samples(run: About) -> str | None:
     if run.options.model.kind != "gan":
         return None
     if not run.folder.model.is_file():
-        return Missing(f"There are no trained weights yet: `qrkt-hw train --resume {run.name}` resumes the training.")
+        return unfinished(run, run.folder.model, "trained weights")
     model = evaluation.gan_of(run.folder)
     points = evaluation.noise(GENERATED, model.latent, 0)
     images = evaluation.draw(model, points, evaluation.classes_of(model, GENERATED))
@@ -259,7 +261,7 @@ def samples(run: About) -> str | None:
     body = drawn(alt, png(grid(images, 8), alt, "", 640))
     files = sorted((run.folder.path / "evaluation").glob("*.json"))
     if not files:
-        how = f"`qrkt-hw evaluate {run.name}` gives FID, KID, precision and recall."
+        how = f"`qrkt-hw evaluate {run.word}` gives FID, KID, precision and recall."
         return body + unfilled(f"Nothing was measured: {how}")
     newest = {}
     for file in files:
@@ -311,7 +313,7 @@ def repeating(run: About) -> str:
     if source is not None:
         try:
             theirs = RunFolder.open(Path(source["run"])).options().flat(mode="json")
-            bases = [(f"--from {shlex.quote(nameless(str(source['run'])))}", theirs)]
+            bases = [(f"--from {shlex.quote(spelled(source['run']))}", theirs)]
         except (UserError, KeyError, TypeError):
             return ""
     else:
@@ -357,17 +359,21 @@ SLOW = ("mistakes", "images", "circuit", "chip", "price")
 OF_CIRCUITS = ("circuit", "chip", "price")  # the same for runs that differ in their seed alone
 
 
-def parts_of(run: About) -> list[Part]:
-    """The parts of a run, without those that it cannot have; what takes long is made last, as a file may be damaged."""
-    found = dict[str, Part]()
+def parts_of(runs: Sequence[About]) -> list[list[Part]]:
+    """The parts of each run, without those that it cannot have; what takes long is made last, as a file of any run may
+    be damaged."""
+    found = [dict[str, Part]() for _ in runs]
     for key in sorted(PARTS, key=SLOW.__contains__):
         title, make = PARTS[key]
-        alike = run.like and key in OF_CIRCUITS and run.options.has_circuits
-        body = Missing(f"The same as of {run.like}: they differ in the seed alone.") if alike else make(run)
-        if body is not None:
-            missing = str(body) if isinstance(body, Missing) else ""
-            found[key] = Part(f"{run.key}{key}", title, unfilled(missing) if missing else body, missing)
-    return [found[key] for key in PARTS if key in found]
+        for run, own in zip(runs, found, strict=True):
+            if key in OF_CIRCUITS and not run.subject.description.logical.circuits:
+                continue
+            alike = run.like and key in OF_CIRCUITS
+            body = Missing(f"The same as of {run.like}: they differ in the seed alone.") if alike else make(run)
+            if body is not None:
+                missing = str(body) if isinstance(body, Missing) else ""
+                own[key] = Part(f"{run.key}{key}", title, unfilled(missing) if missing else body, missing)
+    return [[own[key] for key in PARTS if key in own] for own in found]
 
 
 def page(
@@ -394,13 +400,12 @@ def page(
         for group in groups:
             first, *others = [about for about in abouts if about.folder in group.runs]
             group.label = f"{first.name} and {len(others)} more" if others else first.name
-            for about in others:
-                about.like = first.name
+            for about in others:  # own circuits of one name may differ
+                about.like = first.name if about.subject.description == first.subject.description else ""
         main = _section(Part("comparison", "Comparison", beside(groups) + differences(groups), ""), 2)
         nav = '<li><a href="#comparison">Comparison</a></li>\n'
         listed.append({"run": None, "part": "comparison", "title": "Comparison", "missing": None})
-    for about in abouts:
-        parts = parts_of(about)
+    for about, parts in zip(abouts, parts_of(abouts), strict=True):
         links = "".join(f'<li><a href="#{part.key}">{part.title}</a></li>\n' for part in parts)
         body = "".join(_section(part, about.level) for part in parts)
         if one:
@@ -412,7 +417,7 @@ def page(
             shown = {"part": part.key.removeprefix(about.key), "title": part.title, "missing": part.missing or None}
             listed.append({"run": str(about.folder.path), **shown})
     title = abouts[0].name if one else f"{len(runs)} runs compared"
-    names = " ".join(shlex.quote(about.name) for about in abouts)
+    names = " ".join(about.word for about in abouts)
     whole = document(
         title=escape(title), about=prose(_headline(abouts)), nav=f"<ul>\n{nav}</ul>", main=main, version=__version__,
         footer=prose(f"Made by qrkt-hw {__version__}: `qrkt-hw report {names}`. The page loads nothing from anywhere."),
@@ -433,4 +438,4 @@ def _headline(abouts: Sequence[About]) -> str:
         return "What differs first, then each run."
     about = abouts[0]
     right = "" if about.accuracy is None else f": {percent(about.accuracy)} of the test split is right"
-    return f"A {KINDS[about.options.model.kind]}, trained on {about.options.data.dataset}{right}."
+    return f"A {KINDS[about.options.model.kind]}, trained on {spelled(about.options.data.dataset)}{right}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,13 @@ REPLACED = {"batch-mean": "their mean over the batch", "sine": "the sine of thei
 
 class Missing(str):
     """Why a part is empty, and what fills it."""
+
+
+def unfinished(run: About, file: Path, what: str) -> Missing:
+    """Why ``what`` is not there, which a training writes into ``file``."""
+    if run.results is not None:
+        return Missing(f"There are no {what}: `{file.name}` of this finished run is missing.")
+    return Missing(f"There are no {what} yet: `qrkt-hw train --resume {run.word}` resumes the training.")
 
 
 def nameless(text: str) -> str:
@@ -98,6 +106,11 @@ class About:
         """Its folder; of an absolute path the last two names, as a page is passed on."""
         path = self.folder.path
         return "/".join(path.parts[-2:]) if path.is_absolute() else str(path)
+
+    @property
+    def word(self) -> str:
+        """The name as a shell takes it."""
+        return shlex.quote(self.name)
 
     @cached_property
     def results(self) -> Results | None:
@@ -168,7 +181,7 @@ class About:
         except UserError as error:
             if self.backends:
                 raise
-            return Missing(f"{nameless(str(error))}. `qrkt-hw report {self.name} --backend DEVICE` fills this part.")
+            return Missing(f"{self.told(error)}. `qrkt-hw report {self.word} --backend DEVICE` fills this part.")
 
     def _known(self) -> list[str]:
         """The fake backends of at most two devices that the run ran on or knows."""
@@ -178,8 +191,17 @@ class About:
         known = [str(details.get("device") or record.get("backend")) for record, details in there]
         known += [str(plan.get("backend")) for _, plan in self.plans]
         known += [self.options.training.noise_device or "", self.options.backend.name]
-        fakes = dict.fromkeys(name.replace("ibm_", "fake_") for name in known)  # a page asks no service
+        each = (name for several in known for name in re.split(", ?", several))
+        fakes = dict.fromkeys(name.replace("ibm_", "fake_") for name in each)  # a page asks no service
         return [name for name in fakes if name in fake_names()][:2] or [EXAMPLE]
+
+    def told(self, error: UserError) -> str:
+        """An error without the folders in it."""
+        text = str(error)
+        for value in (self.options.data.dataset, self.options.data.data_dir, self.data_dir):
+            if found := re.fullmatch(r"(?:\w+:)?(/.*)", str(value)):
+                text = text.replace(found[1], spelled(found[1]))
+        return nameless(text)
 
     def h(self, text: str) -> str:
         """A heading within a part."""
@@ -188,8 +210,10 @@ class About:
 
 
 def spelled(value: Any) -> str:
-    """The value of an option."""
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else nameless(str(value))
+    """The value of an option; of an absolute path, which may have spaces, the last name."""
+    if value is None or isinstance(value, bool):
+        return "-" if value is None else str(value).lower()
+    return re.sub(r"^(\w+:)?/(?:[^/]*/)*", r"\1", str(value))
 
 
 def plain(value: float | None) -> str:
@@ -200,28 +224,30 @@ def ablations(run: About) -> str | None:
     """What the model owes to its circuits."""
     if run.options.model.kind == "gan" or not run.options.has_circuits:
         return None
-    alone, found = run.folder.path / "ablations.json", dict[str, tuple[Path, Any]]()
-    kept = [(file, record["ablations"]) for file, record in run.records if "ablations" in record]
-    kept += [(alone, read_json(alone))] if alone.is_file() else []
-    for file, record in kept:
-        with reading(file, "a record of ablations"):
-            found |= {name: (file, one) for name, one in record.items()}
-    if not found:
-        how = f"`qrkt-hw infer {run.name} --ablate batch-mean --ablate sine`"
-        return Missing(f"Not measured: {how} replaces the circuits' outputs.")
+    alone, found = run.folder.path / "ablations.json", dict[str, dict[str, tuple[str, ...]]]()
     test = run.results.test if run.results is not None else None
-    rows = [("nothing", percent(test.accuracy), plain(test.f1), plain(test.auroc))] if test is not None else []
-    for name, (file, one) in found.items():
+    kept = [(file, record, record["ablations"]) for file, record in run.records if "ablations" in record]
+    if alone.is_file():
+        whole = {"split": "test", "backend": "exact", **(test.model_dump() if test is not None else {})}
+        kept.insert(0, (alone, whole, read_json(alone)))
+    for file, record, replaced in kept:
         with reading(file, "a record of ablations"):
-            rows.append((REPLACED.get(name, name), percent(one["accuracy"]), plain(one["f1"]), plain(one["auroc"])))
-    return rows_of("Circuits' outputs replaced by something else", ("replaced by", "accuracy", "F1", "AUROC"), rows)
+            count = f"{record['count']:,} samples of " if "count" in record else ""
+            rows = found.setdefault(f"{count}{record['split']} on {record['backend']}", {})
+            for name, one in {"nothing": record, **replaced}.items():
+                if "accuracy" in one:
+                    figures = percent(one["accuracy"]), plain(one["f1"]), plain(one["auroc"])
+                    rows[name] = (REPLACED.get(name, name), *figures)
+    if not found:
+        how = f"`qrkt-hw infer {run.word} --ablate batch-mean --ablate sine`"
+        return Missing(f"Not measured: {how} replaces the circuits' outputs.")
+    every = [row for where, rows in found.items() for row in ((where,), *rows.values())]
+    return rows_of("Circuits' outputs replaced by something else", ("replaced by", "accuracy", "F1", "AUROC"), every)
 
 
-def circuit(run: About) -> str | None:
+def circuit(run: About) -> str:
     """The circuits, and what each output can depend on."""
     description, body = run.subject.description, ""
-    if not description.logical.circuits:
-        return None
     parts = sections(Report(subject=run.name, shots=SHOTS, **dict(description)), "payg")
     found = zip(description.logical.circuits, description.verdicts, run.subject.templates(), strict=True)
     for one, verdict, template in found:
@@ -232,7 +258,7 @@ def circuit(run: About) -> str | None:
             said = f"{alt}. Gates whose angles are data, and those whose angles are weights, have a colour each."
             body += drawn(said, chart(alt, charts.plot_circuit, as_written(template)), wide=True)
         else:
-            how = f"`qrkt-hw export {run.name} --format qpy` writes it for Qiskit"
+            how = f"`qrkt-hw export {run.word} --format qpy` writes it for Qiskit"
             body += paragraphs(f"{alt}: too many to be drawn here; {how}.")
         body += paragraphs(f"Light cones: {verdict.sentence}.", f"Without a quantum computer it is {verdict.hardness}.")
         rows = [(str(k), o.observable, _places(o.inputs), _places(o.weights)) for k, o in enumerate(verdict.outputs)]
@@ -246,10 +272,8 @@ def _places(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers)) or "none"
 
 
-def chip(run: About) -> str | None:
+def chip(run: About) -> str:
     """The layout of the circuit and its replicas on each device."""
-    if not run.subject.description.logical.circuits:
-        return None
     report, body = run.report, ""
     if isinstance(report, Missing):
         return report
@@ -264,10 +288,8 @@ def chip(run: About) -> str | None:
     return body
 
 
-def price(run: About) -> str | None:
+def price(run: About) -> str:
     """What an inference costs by each way of submitting it, and the plans that the run keeps."""
-    if not run.subject.description.logical.circuits:
-        return None
     report, body = run.report, ""
     if isinstance(report, Missing):
         return report
@@ -302,7 +324,7 @@ def on_devices(run: About) -> str | None:
         return None
     jobs, more = journalled(run), ""
     if not run.on_devices and not jobs:
-        how = f"`qrkt-hw infer {run.name} --backend {EXAMPLE} --limit 100`"
+        how = f"`qrkt-hw infer {run.word} --backend {EXAMPLE} --limit 100`"
         return Missing(f"Nothing ran on a device or a fake one: {how} does.")
     rows, bill = list[tuple[str, ...]](), list[tuple[str, ...]]()
     for file, one in run.on_devices:
@@ -310,19 +332,23 @@ def on_devices(run: About) -> str | None:
             if "mitigations" in one:
                 more += mitigations(one)
                 continue
-            there = one.get("backend_details") or {}
+            there = one.get("backend_details") or {}  # inputs without labels had none in earlier versions
             where = f"{one['backend']}, {one['count']:,} samples" + (f" of {one['split']}" if "split" in one else "")
+            where += f", {one['repeated']:,} of them twice" if "repeated" in one else ""
             compared = ["-"] * 4
             if "exact_accuracy" in one:
                 compared = [between(one["accuracy"], one["interval"])]
                 compared += [between(one["exact_accuracy"], one["exact_interval"])]
-                compared += [percent(one["agreement"]), f"{one['p_value']:.2g}"]
-            shots = f"{there['shots']:,}" if there.get("shots") else "exact values"
-            rows.append((where, shots, str(there.get("mitigation", "none")), *compared))
+                compared += [percent(one["agreement"])]
+                compared += [f"{one['p_value']:.2g}" if "p_value" in one else "-"]  # not in the first versions
+            shots = f"{there['shots']:,}" if there.get("shots") else "exact values" if there else "-"
+            if "stage_shots" in one:
+                shots = ", ".join(f"{count:,}" for count in one["stage_shots"]) + " in the stages"
+            rows.append((where, shots, str(there.get("mitigation", "none" if there else "-")), *compared))
             counts = (f"{one[key]:,}" if key in one else "-" for key in ("circuits", "executions"))
             estimated, billed = (
                 seconds_of(there[f"{key}_seconds"]) if f"{key}_seconds" in there else nothing
-                for key, nothing in (("estimated", "-"), ("billed", "nothing"))
+                for key, nothing in (("estimated", "-"), ("billed", "nothing" if there else "-"))
             )
             wall = seconds_of(one.get("wall_seconds", one["seconds"]))
             bill.append((where, *counts, wall, estimated, billed, str(there.get("calibrated") or "-")[:10]))

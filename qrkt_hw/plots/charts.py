@@ -80,6 +80,11 @@ def logarithmic(axes: Any, which: str) -> None:
     axis.set_minor_locator(NullLocator())
 
 
+def verbatim(text: str) -> str:
+    """Text that matplotlib shows as it is: a dollar sign would begin a formula, and an underscore hide a label."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
 def short(value: float) -> str:
     """A number for an axis: 250000 is ``250k``."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -105,9 +110,9 @@ def over_epochs(
     """A panel for each of ``panels``, as :data:`OF_CLASSIFIER` and :data:`OF_GAN` hold them."""
     figure, drawn = new(columns=len(panels), width=width, height=width * 0.66)
     for axes, (name, lines) in zip(np.atleast_1d(drawn), panels.items(), strict=True):
-        marker = "." if len(history) < 3 else None
-        for (key, label), colour in zip(lines.items(), (BLUE, ORANGE), strict=True):
+        for (key, label), colour in zip(lines.items(), COLOURS, strict=False):
             x, y = [row["epoch"] for row in history], [row[key] for row in history]
+            marker = "." if len(history) < 3 or not np.isfinite(y).all() else None  # a point alone makes no line
             axes.plot(x, y, color=colour, label=label, marker=marker)
         if best is not None:
             axes.axvline(best, color=GREY, linestyle=":", label=f"best epoch ({best})")
@@ -129,7 +134,7 @@ def plot_losses(history: History, path: Path) -> Path:
 def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> Path:
     """Counts of predicted against true classes on the test split."""
     size = len(names)
-    names = [name.replace("$", r"\$") for name in names]  # a dollar sign would begin a formula
+    names = [verbatim(name) for name in names]
     counts = np.zeros((size, size), dtype=int)
     np.add.at(counts, (labels.numpy(), predicted.numpy()), 1)
     figure, axes = new(width=5.6, height=5.2)
@@ -179,7 +184,7 @@ def plot_beside(
             x, y = (np.array([[row[k] for row in h[:epochs]] for h in histories]) for k in (key, quantity))
             y = 1 - y if quantity == "val_auroc" else y
             style = {"color": colour, "linestyle": LINES[place % len(LINES)], "marker": "." if epochs < 4 else None}
-            axes.plot(x.mean(0), y.mean(0), label=label, **style)
+            axes.plot(x.mean(0), y.mean(0), label=verbatim(label), **style)
             if len(histories) > 1:
                 low, high = y.mean(0) - y.std(0, ddof=1), y.mean(0) + y.std(0, ddof=1)
                 axes.fill_between(x.mean(0), low, high, color=colour, alpha=0.15, linewidth=0)
@@ -275,7 +280,7 @@ def plot_analysis(name: str, rows: Sequence[dict[str, Any]], path: Path) -> Path
         tidy(axes, over, label, whole=True)
     panels[1].set_ylim(-0.03, 1.03)
     panels[0].legend(frameon=False)
-    figure.suptitle(name)
+    figure.suptitle(verbatim(name))
     return save(figure, path)
 
 
@@ -381,7 +386,7 @@ def plot_layout(
     ]
     place = {"loc": "outside lower center", "ncols": 4 if wide > 13 else 2}
     figure.legend(handles=handles, frameon=False, fontsize=8, **place)
-    axes.set_title(title, color=BLUE, fontsize=11)
+    axes.set_title(verbatim(title), color=BLUE, fontsize=11)
     axes.set_aspect("equal")
     axes.axis("off")
     return save(figure, path)
@@ -443,7 +448,7 @@ def _columns(template: CircuitTemplate) -> tuple[list[tuple[int, str, str, str, 
         name = getattr(gate, "base_gate", gate).name if controls else gate.name
         name = _NAMES.get(gate.name) or _NAMES.get(name) or name.upper()
         angle = ", ".join(_angle(p) for p in gate.params[:2] if getattr(p, "parameters", None))
-        gates.append((column, kind, name[:8], angle, on[:controls], on[controls:]))
+        gates.append((column, kind, verbatim(name[:8]), angle, on[:controls], on[controls:]))
         for q in span:
             free[q] = column + 1
     return gates, max([1, *free])
@@ -453,7 +458,7 @@ def _angle(angle: Any) -> str:
     """An angle as short text: ``theta[12]`` is θ₁₂."""
     text = re.sub(rf"\b({'|'.join(_GREEK)})\b", lambda word: _GREEK[word[1]], str(angle))
     text = re.sub(r"\[(\d+)\]|_(\d+)\b", lambda n: (n[1] or n[2]).translate(_SMALL), text)
-    return (text if len(text) <= 9 else text[:8] + "…").replace("$", r"\$")
+    return verbatim(text if len(text) <= 9 else text[:8] + "…")
 
 
 _NAMES = {"cz": "CZ", "cx": "⊕", "ccx": "⊕", "xx_plus_yy": "XX+YY", "xx_minus_yy": "XX−YY"}

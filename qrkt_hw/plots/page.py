@@ -119,12 +119,13 @@ def matrix(counts: np.ndarray, names: Sequence[str]) -> str:
     """A confusion matrix as a table; a cell is as dark as its share of the class."""
     body = ""
     for row, name in enumerate(names):
-        whole = max(1, int(counts[row].sum()))
+        whole = int(counts[row].sum())
         cells = "".join(
-            f'<td{" class=right" if row == column else ""} style="--v:{n / whole:.3f}">{n or ""}</td>'
+            f'<td{" class=right" if row == column else ""} style="--v:{n / max(1, whole):.3f}">{n or ""}</td>'
             for column, n in enumerate(counts[row].tolist())
         )
-        body += f'<tr><th scope="row">{escape(name)}</th>{cells}<td>{percent(counts[row, row] / whole)}</td></tr>\n'
+        right = percent(counts[row, row] / whole if whole else None)
+        body += f'<tr><th scope="row">{escape(name)}</th>{cells}<td>{right}</td></tr>\n'
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in [*names, "right"])
     title = "Counts of true classes (rows) and predicted ones (columns)"
     head = f'<thead><tr><th scope="col">true</th>{head}</tr></thead>'

@@ -217,7 +217,7 @@ def plan(
     if not backend.packer.packs and not local and seconds(pack=True) <= limit:
         offers.append("packing (no --no-pack, pack: true)")
     would = f"{' or '.join(offers)} would fit" if offers else "not even one sample or one shot would fit"
-    other = _cheaper_model(options, shape, samples, batch, backend, limit) or "no cheaper model is known"
+    other = _cheaper_model(options, shape, samples, batch, backend, limit, more) or "no cheaper model is known"
     raise UserError(
         f"{budget.named}: the plan takes {found.seconds:.1f} s ({found.usd:,.2f} USD), {found.seconds - limit:.1f} s "
         f"too many; {would}; {other} (qrkt-hw resources --compare weighs models)"
@@ -300,9 +300,11 @@ def share(
 
 
 def _cheaper_model(
-    options: Config, shape: DataShape, samples: int, batch: int, backend: DeviceBackend, limit: float
-) -> str | None:
-    """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits.
+    options: Config, shape: DataShape, samples: int, batch: int, backend: DeviceBackend, limit: float,
+    more: Mapping[str, Any],
+) -> str | None:  # fmt: skip
+    """Like the model of ``options``, but within ``limit`` QPU seconds: fewer stages or blocks, at last chain circuits;
+    ``more`` is for :func:`forecast`.
 
     Returns:
         A sentence with the flags to train it and what it takes; None where none of those tried fits.
@@ -321,7 +323,7 @@ def _cheaper_model(
             continue
         with suppress(UserError):
             model = build_model(options.replace(**change), shape, backend)
-            seconds = forecast(stages_of(model, shape), samples, batch, backend).seconds
+            seconds = forecast(stages_of(model, shape), samples, batch, backend, **more).seconds
             if seconds <= limit:
                 flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in change.items())
                 return f"a model trained with {flags} would take {seconds:.1f} s"

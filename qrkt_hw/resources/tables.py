@@ -81,8 +81,9 @@ def comparison(reports: Sequence[Report], plan: str, style: str) -> str:
     return _render(Section("Comparison", [*header, "QPU\ntime", f"USD\n{plan}"], [r[2] for r in rows], notes), style)
 
 
-def summarize(model: nn.Module, shape: DataShape, shots: int | None) -> list[str]:
-    """Two lines on the circuits of a model for the start of a command; ``shots`` where the backend samples."""
+def summarize(model: nn.Module, shape: DataShape, shots: int | None, stage_shots: Sequence[int] = ()) -> list[str]:
+    """Two lines on the circuits of a model for the start of a command; ``shots`` where the backend samples, or those of
+    each sequential stage."""
     from qrkt_hw.resources.logical import logical, stages_of
 
     part = logical(stages_of(model, shape))
@@ -95,7 +96,12 @@ def summarize(model: nn.Module, shape: DataShape, shots: int | None) -> list[str
             f"{_many(layers, 'quantum layer')} of {circuit.template} on {circuit.qubits} qubits "
             f"(depth {circuit.depth}, {circuit.two_qubit_gates} two-qubit gates)"
         )
-    sampled = "" if shots is None else f" of {shots:,} shots: {part.calls_per_image * shots:,} executions"
+    sampled = ""
+    if shots is not None:
+        own = stage_shots or [shots] * len(part.rounds)
+        executions = sum(n * call.circuits for n, stage in zip(own, part.rounds, strict=True) for call in stage)
+        listed = ", ".join(f"{n:,}" for n in (own if len(set(own)) > 1 else own[:1]))
+        sampled = f" of {listed} shots: {executions:,} executions"
     return ["; ".join(rows), f"per {'text' if shape.vocabulary else 'image'} {_calls(part)}{sampled}"]
 
 

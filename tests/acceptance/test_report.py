@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from qrkt_hw.commands import group
@@ -17,8 +19,8 @@ from qrkt_hw.commands.options import merge
 from qrkt_hw.data.text import encode, load, texts_of
 from qrkt_hw.experiments.comparison import INCIDENTAL
 from qrkt_hw.experiments.report import LARGEST, PARTS, repeating
-from qrkt_hw.experiments.report_run import About, nameless
-from qrkt_hw.plots.page import percent, prose
+from qrkt_hw.experiments.report_run import About, ablations, nameless, on_devices, spelled
+from qrkt_hw.plots.page import matrix, percent, prose
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, DataConfig, unused
 from tests.command_line import qrkt, refused, trained
@@ -175,17 +177,71 @@ def test_a_training_that_is_not_finished(home, tmp_path):
     check(run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "<h1>&lt;b&gt;half &amp; half</h1>" in text and "The training is not finished" in text
-    assert "resumes the training" in next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
+    said = next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
+    assert "`qrkt-hw train --resume '<b>half & half'` resumes the training" in said
+
+
+@pytest.mark.parametrize(("name", "part"), [("metrics.csv", "curves"), ("model.safetensors", "mistakes")])
+def test_a_file_that_a_finished_run_lost_is_named(home, tmp_path, name, part):
+    shutil.copytree(home / "second", tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    told = asked(tmp_path, "run", "--limit", 1)
+    check(tmp_path / "run" / "report.html")
+    missing = next(one["missing"] for one in told["parts"] if one["part"] == part)
+    assert f"`{name}` of this finished run is missing" in missing and "--resume" not in missing
+    assert "for 0 of 1 epochs" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def rows_under(text: str, caption: str) -> list[list[str]]:
+    """The cells of the table with that caption, row by row."""
+    (table,) = re.findall(f"<caption>{caption}</caption>.*?</table>", text, re.S)
+    return [re.findall(r"<t[hd][^>]*>([^<]*)", row) for row in re.findall("<tr>.*?</tr>", table)]
+
+
+def test_inferences_say_what_they_were(home, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(home / "second", run)
+    Image.new("L", (8, 8)).save(tmp_path / "digit.png")
+    assert qrkt("infer", "run", "--image", "digit.png", "-b", "fake_lima", "-s", 48, cwd=tmp_path).returncode == 0
+    kept = run / "inference"
+    staged = json.loads(next((home / "run" / "inference").glob("*lima.json")).read_text())
+    (kept / "1.json").write_text(json.dumps({**staged, "stage_shots": [8, 1056], "repeated": 2}))
+    (kept / "0.json").write_text('{"backend": "ibm_fez", "count": 7, "images": [], "seconds": 1.0}')  # an earlier one
+    for limit in (3, 5):
+        assert qrkt("infer", "run", "--ablate", "sine", "--limit", limit, cwd=tmp_path).returncode == 0
+    asked(tmp_path, "run", "--limit", 1)
+    text = (run / "report.html").read_text(encoding="utf-8")
+    sampled = {row[0]: row[1:] for row in rows_under(text, "Accuracy there and on the exact simulator")}
+    assert sampled["fake_lima, 1 samples"][:2] == ["48", "none"] and sampled["ibm_fez, 7 samples"][:2] == ["-", "-"]
+    assert sampled["fake_lima, 4 samples of test, 2 of them twice"][0] == "8, 1,056 in the stages"
+    bills = {row[0]: row[5] for row in rows_under(text, "What it took")}
+    assert (bills["fake_lima, 1 samples"], bills["ibm_fez, 7 samples"]) == ("nothing", "-")  # nobody knows
+    rows = rows_under(text, "Circuits&#x27; outputs replaced by something else")
+    for record in (json.loads(file.read_text()) for file in kept.glob("*exact.json")):  # beside the same samples
+        here = rows.index([f"{record['count']} samples of test on exact"])
+        assert rows[here + 1][:2] == ["nothing", percent(record["accuracy"])]
+        assert rows[here + 2][1] == percent(record["ablations"]["sine"]["accuracy"])
+
+
+def test_options_that_differ_in_their_folder_alone_are_shown(home, tmp_path):
+    for name in "ab":
+        shutil.copytree(home / "second", tmp_path / name)
+        config = (tmp_path / name / "config.yaml").read_text()
+        (tmp_path / name / "config.yaml").write_text(config.replace("dataset: digits", f"dataset: folder:/{name}/pets"))
+    asked(tmp_path, "a", "b")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<th scope="row">dataset</th><td>folder:pets</td><td>folder:pets</td>' in text
 
 
 def test_data_that_are_not_there_are_asked_for(home, tmp_path):
     run = tmp_path / "elsewhere"
     shutil.copytree(home / "second", run)
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("dataset: digits", "dataset: folder:nowhere"))
+    (run / "config.yaml").write_text(config.replace("dataset: digits", "dataset: folder:/dear home/of zoe/pets"))
     told = asked(tmp_path, "elsewhere")
     check(run / "report.html")
     text = (run / "report.html").read_text(encoding="utf-8")  # the picture that training drew stands in
+    assert "trained on <code>folder:pets</code>" in text and "dear" not in text and "zoe" not in text
     assert "<code>qrkt-hw report elsewhere --data-dir DIR</code> fills this part" in text and 'class="drawn"' in text
     assert not next(part["missing"] for part in told["parts"] if part["part"] == "mistakes")
 
@@ -203,8 +259,13 @@ def test_baselines_of_the_run_stand_beside_it(home, tmp_path):
 
 def test_a_gan_shows_its_images(tmp_path):
     trained(tmp_path, *GAN, out="gan")
+    metrics = tmp_path / "gan" / "metrics.csv"  # as --live-fid 2 leaves them
+    header, row = metrics.read_text().splitlines()
+    again = [f"{k},{row.partition(',')[2]},{fid}" for k, fid in ((1, "nan"), (2, 31.5), (3, "nan"))]
+    metrics.write_text("\n".join([f"{header},fid", *again]) + "\n")
     told = asked(tmp_path, "gan")
     check(tmp_path / "gan" / "report.html")
+    assert "FID over 3 epochs; at the end measured in training 31.500" in (tmp_path / "gan" / "report.html").read_text()
     assert "images" in {part["part"] for part in told["parts"]}
     assert not {"mistakes", "ablations"} & {part["part"] for part in told["parts"]}
     assert "<code>qrkt-hw evaluate gan</code> gives FID" in (tmp_path / "gan" / "report.html").read_text()
@@ -245,6 +306,22 @@ def test_the_command_repeats_the_options():
         assert not odd, (folder, line, odd)
 
 
+def test_device_runs_of_every_kept_run_are_read():
+    files = [*(ROOT / "results").glob("*/seed-0/devices.json"), *(ROOT / "results").glob("*/seed-0/ablations.json")]
+    assert len(files) > 9
+    for folder in {file.parent for file in files}:
+        about = About(RunFolder.open(folder), Console(quiet=True))
+        for file, part in (("devices.json", on_devices), ("ablations.json", ablations)):
+            assert not (folder / file).is_file() or "<table" in str(part(about)), (folder, file)
+
+
+def test_a_run_on_several_devices_is_placed_and_priced_on_them():
+    about = About(RunFolder.open(ROOT / "results" / "digits-device" / "seed-0"), Console(quiet=True))
+    names = {"backend": "fake_quito,ibm_fez", "backend_details": {"device": "fake_quito, ibm_fez"}}
+    about.__dict__["records"] = [(Path(), names)]
+    assert about._known() == ["fake_quito", "fake_fez"]
+
+
 def test_wrong_inputs_are_refused_in_one_sentence(home, tmp_path):
     refused(qrkt("report", "nothing", cwd=home), "no folder nothing")
     refused(qrkt("report", "run/results.json", cwd=home), "run/results.json is a file", "folder")
@@ -272,7 +349,13 @@ def test_text_is_escaped_and_names_no_folder_of_a_machine():
         "--dataset x: no files in x, data; get it from https://a.b/c/d"
     )
     assert (nameless("folder:/home/me/pets"), nameless("/home/me/mine.py:f")) == ("folder:pets", "mine.py:f")
+    assert spelled("folder:/home/jane doe/my pets") == "folder:my pets"
     assert prose("a <b> `c & d`") == "a &lt;b&gt; <code>c &amp; d</code>"
+
+
+def test_a_class_without_samples_has_no_accuracy():
+    shown = matrix(np.array([[2, 1], [0, 0]]), ["<cat>", "dog"])
+    assert "&lt;cat&gt;</th>" in shown and "<td>66.67 %</td></tr>" in shown and "<td>-</td></tr>" in shown
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,17 @@ import torch
 import yaml
 from torch.utils.data import TensorDataset
 
+from qrkt_hw.backends import Budget, resolve
+from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.batches import loader
-from qrkt_hw.experiments import devices, inference
+from qrkt_hw.experiments import devices, inference, presets
+from qrkt_hw.models.factory import build_model
 from qrkt_hw.models.metrics import logits_of, refined
 from qrkt_hw.models.weights import sha256
+from qrkt_hw.resources.forecast import plan
+from qrkt_hw.resources.subject import usual_shape
+from qrkt_hw.runs import RunFolder
+from qrkt_hw.runs.config import Config
 from qrkt_hw.training import classifier
 from tests.command_line import qrkt, refused, trained
 
@@ -43,6 +51,7 @@ def test_shots_go_where_the_logits_need_them_in_the_same_time(run):
     planned, said = infer(run, *DEVICE, "--shots-per-stage", "auto", "--dry-run")
     first, second = planned["stage_shots"]
     assert first != second and f"shots of the stages: {first}, {second}" in said
+    assert f"of {first}, {second} shots: {planned['executions'] // 6:,} executions" in said  # one circuit at a time
     assert 0.9 * even["seconds"] < planned["seconds"] <= even["seconds"]
     record, _ = infer(run, *DEVICE, "--shots-per-stage", "auto")
     assert record["stage_shots"] == [first, second] and record["executions"] == planned["executions"]
@@ -105,6 +114,32 @@ def test_the_most_uncertain_samples_are_evaluated_twice(run):
     assert record["backend_details"]["estimated_seconds"] == pytest.approx(planned["seconds"], abs=1e-3)
     refused(qrkt("infer", run, "--repeat-uncertain", 3, cwd=run.parent), "--repeat-uncertain", "'exact'")
     refused(qrkt("infer", run, *DEVICE, "--limit", 2, "--repeat-uncertain", 3, cwd=run.parent), "2 are evaluated")
+
+
+def test_images_of_a_fine_tuning_go_together_however_few_are_inferred(run):
+    found = qrkt("infer", run, *DEVICE, "--limit", 4, "--fine-tune", 40, "--dry-run", "--json", cwd=run.parent)
+    plan = json.loads(found.stdout)
+    assert (plan["fitted"], plan["rounds"], plan["jobs"]) == (40, 4, 4)  # two stages of each
+
+
+def test_no_cheaper_model_is_named_that_exceeds_the_limit(tmp_path):
+    run = trained(tmp_path, *["rk2" if word == "rk1" else word for word in TINY], "--ansatz", "brickwork")
+    asked = ["infer", run, *DEVICE, "--limit", 4, "--max-qpu-seconds", 7, "--dry-run"]
+    refused(qrkt(*asked, cwd=tmp_path), "a model trained with --rk rk1 would take 5")
+    refused(qrkt(*asked, "--fine-tune", 4, cwd=tmp_path), "no cheaper model is known")
+
+
+def test_readout_is_corrected_by_default_only_within_the_limit_of_all_that_runs(tmp_path):
+    options = Config(**presets.load("digits-device"))
+    shape, backend = DataShape(**usual_shape(options)), resolve("fake_torino", shots=1024)
+    model, where = build_model(options, shape, backend), RunFolder(tmp_path)
+    more = {"fitted": 100, "repeated": 100}
+    plain = plan(model, options, shape, 100, 100, backend, None, **more).seconds
+    limit = Budget(plain + 1)
+    assert devices.correct_readout(where, model, shape, 100, backend, False, (), limit) is not None
+    backend = resolve("fake_torino", shots=1024)
+    assert devices.correct_readout(where, model, shape, 100, backend, False, (), limit, **more) is None
+    assert plan(model, options, shape, 100, 100, backend, limit, **more).seconds == plain
 
 
 def test_the_mean_is_that_of_the_least_margins():
@@ -222,6 +257,12 @@ def test_models_like_a_preset_are_trained_shortly_and_said_so(run):
 )
 def test_budgets_that_fit_nothing_are_refused(run, flags, words):
     refused(qrkt("fit-to", *(run if word == "run" else word for word in flags), cwd=run.parent), *words)
+
+
+def test_a_run_is_found_by_its_name(run, tmp_path):
+    shutil.copytree(run, tmp_path / "runs" / "few")
+    asked = ["fit-to", "few", "--backend", "fake_lima", "--max-qpu-seconds", 1, "--limit", 6]
+    refused(qrkt(*asked, cwd=tmp_path), "6 samples take at least")
 
 
 @pytest.mark.slow

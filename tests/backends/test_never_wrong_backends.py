@@ -83,6 +83,12 @@ def test_waits_without_a_bound_are_refused(key, value):
         read_entries(f"mine: {{provider: ibm, name: ibm_fez, {key}: {value}}}", "file")
 
 
+def test_a_device_in_capitals_is_named_in_small_letters():
+    for name, small in (("Fake_Lima", "fake_lima"), ("IBM-Fez", "ibm_fez")):
+        with pytest.raises(UserError, match=f"no backend '{name}'; devices are written in small letters: {small}"):
+            resolve(name)
+
+
 def test_a_client_whose_connections_are_not_found_is_refused():
     for service in (SimpleNamespace(), SimpleNamespace(_api_clients={"a": SimpleNamespace()})):
         with pytest.raises(UserError, match="billed twice"):

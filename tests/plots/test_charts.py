@@ -1,9 +1,11 @@
 """Figures are written, whatever the classes are called."""
 
+import re
+
 import pytest
 import torch
 
-from qrkt_hw.plots.charts import apart, plot_comparison, plot_confusion, plot_curves, short
+from qrkt_hw.plots.charts import apart, over_epochs, plot_beside, plot_comparison, plot_confusion, plot_curves, short
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["$", "a$b$c"], ["ä" * 30, "_^{"], [str(k) for k in range(40)]])
@@ -29,6 +31,22 @@ def test_a_comparison_of_perfect_short_and_undefined_runs(auroc, tmp_path):
 
     files = plot_comparison([("a", [history(1, 2.0)]), ("b", [history(30, 9.0), history(30, 8.0)])], tmp_path)
     assert [file.name for file in files] == ["loss.png", "auroc.png"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_runs_are_shown_as_they_are(tmp_path):
+    history = [{"epoch": k, "seconds": k, "val_loss": 1 / k, "val_auroc": 0.5} for k in (1, 2)]
+    names = ["_mine", "a$b$", "$^{"]
+    plot_beside([(n, [history]) for n in names], "val_loss", "loss", {"epoch": "epoch"}, tmp_path / "a.svg")
+    shown = re.findall(r"<text[^>]*>([^<]*)</text>", (tmp_path / "a.svg").read_text())
+    assert {"_mine", "a$b$", "$^{"} <= set(map(str.strip, shown))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_metric_of_few_epochs_is_drawn_as_points(tmp_path):
+    history = [{"epoch": k, "fid": 9.0 if k % 2 == 0 else float("nan")} for k in range(1, 6)]
+    over_epochs(history, {"FID": {"fid": "measured"}}, tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count("<use ") > 2
 
 
 def test_replicas_on_coupled_qubits_have_other_shades():

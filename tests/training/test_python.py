@@ -315,6 +315,8 @@ def test_no_argument_of_an_inference_is_dropped(run):
         ({"inputs": Colours(5), "report": True}, "value_errors: 'exact' gives exact values"),
         ({"inputs": Colours(5), "fine_tune": 3}, "fine_tune: 'exact' gives exact values"),
         ({"inputs": Colours(5), "ablate": ["cosine"]}, "ablate: no replacement 'cosine'"),
+        ({"limit": 0}, "limit: 0; give the number of samples from 1 on"),
+        ({"shots_per_stage": 24, "backend": "fake_lima"}, "shots_per_stage: 24; give 'auto', or a number"),
         ({"compare_mitigation": True, "ablate": ["sine"]}, "ablate: compare_mitigation compares all ways"),
         ({"compare_mitigation": True, "mitigation": "trex"}, "mitigation: compare_mitigation compares all ways"),
     ):

@@ -1,6 +1,7 @@
 """Files that processes share: locks, and results worth keeping between calls in the user's cache folder."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+HELD = (errno.EAGAIN, errno.EACCES, errno.EDEADLK)  # what locking a file ends in that another process holds
+
 
 def cache_folder() -> Path:
     """``$XDG_CACHE_HOME/qrkt-hw``, by default ``~/.cache/qrkt-hw``."""
@@ -25,7 +28,7 @@ def cache_folder() -> Path:
 def locked(path: Path) -> IO[str] | None:
     """The open file at ``path``, locked until it is closed; None where another process holds it.
 
-    Raises OSError: it cannot be written, or is a link."""
+    Raises OSError: it cannot be written, is a link, or lies on a file system without locks."""
     # neither emptied nor followed: the folder may be somebody else's, and the lock a link
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
     handle = os.fdopen(os.open(path, flags, 0o644), "r+")
@@ -36,8 +39,10 @@ def locked(path: Path) -> IO[str] | None:
             import msvcrt
 
             msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except OSError:
+    except OSError as error:
         handle.close()
+        if error.errno not in HELD:
+            raise
         return None
     return handle
 

@@ -122,10 +122,10 @@ class Journal:
                 ":memory:" if path is None else path, isolation_level=None, timeout=20, check_same_thread=False
             )
             self._base.row_factory = sqlite3.Row
+            if self._base.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
+                raise UserError(f"{path} was written by another version of qrkt-hw; read it by that version")
             if write:
                 self._base.execute("pragma synchronous = full")
-                if self._base.execute("pragma user_version").fetchone()[0] not in (0, FORMAT):
-                    raise UserError(f"{path} was written by another version of qrkt-hw")
                 self._base.executescript(_TABLES + f"pragma user_version = {FORMAT};")
             self._base.execute("select count(*) from submissions").fetchone()
             if not write:

@@ -1,12 +1,14 @@
 """The journal: states, outcomes, plans, and one writer at a time."""
 
+import errno
 import sqlite3
 
 import numpy as np
 import pytest
 from qiskit.primitives import BitArray
 
-from qrkt_hw.backends.device.journal import Journal, packed, unpacked
+from qrkt_hw.backends.device import cache
+from qrkt_hw.backends.device.journal import Journal, begun_terms, packed, unpacked
 from qrkt_hw.errors import UserError
 
 
@@ -117,3 +119,43 @@ def test_a_damaged_journal_is_one_sentence(tmp_path):
         base.execute("update outcomes set data = x'00'")
     with Journal(path) as journal, pytest.raises(UserError, match="damaged"):
         journal.outcome(journal.activities()[0], "a")
+
+
+def test_a_journal_of_another_version_is_not_read_as_one_of_this(tmp_path):
+    Journal(tmp_path / "j.sqlite").close()
+    with sqlite3.connect(tmp_path / "j.sqlite") as base:
+        base.execute("pragma user_version = 2")
+    base.close()
+    for write in (True, False):
+        with pytest.raises(UserError, match="another version of qrkt-hw"):
+            Journal(tmp_path / "j.sqlite", write)
+
+
+def test_a_journal_cut_anywhere_is_damaged_or_read(tmp_path):
+    with Journal(tmp_path / "whole.sqlite") as journal:
+        begun = journal.start("infer", "fez", {"terms": {"batch": 500}})
+        for k in range(200):
+            journal.intend(begun, "fez", [f"{k:064}"], 1, 1.0)
+    whole, half = (tmp_path / "whole.sqlite").read_bytes(), tmp_path / "half.sqlite"
+    damaged = 0
+    for end in range(0, len(whole), 1000):
+        half.write_bytes(whole[:end])
+        try:
+            with Journal(half, write=False) as journal:
+                journal.submissions()
+            terms = begun_terms(half, "infer")
+        except UserError as error:
+            assert "is damaged" in str(error) or "cannot be read" in str(error)
+            damaged += 1
+        else:
+            pytest.fail(f"{end} bytes of {len(whole)} were read: {terms}")
+    assert damaged > 5
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache.fcntl, "flock", refuse)
+    with pytest.raises(UserError, match="No locks available"):
+        Journal(tmp_path / "j.sqlite")
