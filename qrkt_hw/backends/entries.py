@@ -191,11 +191,11 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 @lru_cache(maxsize=32)
-def _loaded(text: str, loader: type[UniqueKeyLoader]) -> Any:
+def _loaded(text: str, loader: Any) -> Any:
     return yaml.load(text, loader)  # a SafeLoader
 
 
-def load_yaml(text: str, loader: type[UniqueKeyLoader] = UniqueKeyLoader) -> Any:
+def load_yaml(text: str, loader: Any = UniqueKeyLoader) -> Any:
     """The value of a YAML text, a new one at each call; parsing takes 10 ms, and a command reads the same file often.
 
     Raises yaml.YAMLError, ValueError, RecursionError."""
