@@ -4,10 +4,12 @@ Shipped, config folder, working folder (which the commands alone read, and say s
 win. No file turns a name that bills nothing into one that does.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -188,6 +190,18 @@ class UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+@lru_cache(maxsize=32)
+def _loaded(text: str, loader: Any) -> Any:
+    return yaml.load(text, loader)  # a SafeLoader
+
+
+def load_yaml(text: str, loader: Any = UniqueKeyLoader) -> Any:
+    """The value of a YAML text, a new one at each call; parsing takes 10 ms, and a command reads the same file often.
+
+    Raises yaml.YAMLError, ValueError, RecursionError."""
+    return copy.deepcopy(_loaded(text, loader))
+
+
 class _Loader(UniqueKeyLoader):
     """Without aliases too: a few lines of them expand to gigabytes."""
 
@@ -203,7 +217,7 @@ def read_entries(text: str, where: str) -> dict[str, Entry]:
     if len(text) > LARGEST:
         raise UserError(f"{where}: {len(text):,} characters are too many for a list of backends (at most {LARGEST:,})")
     try:
-        value = yaml.load(text, _Loader)  # a SafeLoader
+        value = load_yaml(text, _Loader)
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or "it cannot be read"
         line = f", line {mark.line + 1}" if mark else ""

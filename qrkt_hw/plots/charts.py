@@ -42,6 +42,11 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a PNG, or an SVG without background whose text is text; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() != ".svg":
+        figure.set_dpi(130)
+        engine = figure.get_layout_engine()
+        if engine is not None:  # savefig would draw everything twice to have the layout done once
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         figure.savefig(path, dpi=130)
         return path
     from matplotlib import rc_context
@@ -143,7 +148,8 @@ def plot_confusion(predicted: Tensor, labels: Tensor, names: Sequence[str], path
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if count > counts.max() / 2 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+                inside = axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=9)
+                inside.set_in_layout(False)  # a hundred of them take longer to measure than all the rest
         axes.set_xticks(range(size), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="center")
         axes.set_yticks(range(size), names)
     axes.set(xlabel="predicted", ylabel="true", title=f"test: {np.trace(counts)} of {counts.sum()} correct")

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import qrkt_hw
 from qrkt_hw.backends.device.cache import locked
-from qrkt_hw.backends.entries import UniqueKeyLoader
+from qrkt_hw.backends.entries import load_yaml
 from qrkt_hw.errors import RunWarning, UserError, sentence
 from qrkt_hw.runs.atomic import check_writable, write_json, write_text
 from qrkt_hw.runs.config import Config, is_nested, of_kept, problem
@@ -337,7 +337,7 @@ def read_yaml(path: Path, named: str) -> tuple[dict[str, Any], str]:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{named} holds more than {LARGEST:,} bytes")
         text = path.read_text(encoding="utf-8")
-        values = yaml.load(text, UniqueKeyLoader)  # a SafeLoader
+        values = load_yaml(text)
     except OSError as error:
         raise UserError(f"{named} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

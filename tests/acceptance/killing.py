@@ -1,13 +1,9 @@
-"""Run the command line and kill this very process (SIGKILL) at a named moment.
-
-Usage: ``python killing.py MOMENT arguments of qrkt-hw...``; with ``MOMENT@SIGINT`` as by Ctrl-C.
-"""
+"""Kill this very process (SIGKILL) at a named moment of a training; at ``MOMENT@SIGINT`` as by Ctrl-C."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +58,11 @@ def half_written_checkpoint(nth: int) -> None:
 
 
 def arrange(moment: str) -> None:
+    """Let this process die at a moment."""
+    moment, _, name = moment.partition("@")
+    if name:
+        SIGNALS[0] = signal.Signals[name]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
     from qrkt_hw.plots import charts
     from qrkt_hw.runs import RunFolder
     from qrkt_hw.training import classifier, fit, loop
@@ -85,14 +86,3 @@ def arrange(moment: str) -> None:
         "before-results": lambda: before(fit, "write_json", 2),  # the first is backend.json
     }
     moments[moment]()
-
-
-if __name__ == "__main__":
-    from qrkt_hw.commands import main
-
-    moment, _, name = sys.argv[1].partition("@")
-    if name:
-        SIGNALS[0] = signal.Signals[name]
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it
-    arrange(moment)
-    main(sys.argv[2:])

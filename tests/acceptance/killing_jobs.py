@@ -1,4 +1,4 @@
-"""The command line in a forked process that is killed (SIGKILL) at a named moment of its work on a device."""
+"""The command line in a forked process that is killed (SIGKILL) at a named moment of its work, on a device or not."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.killing import after, before, die
+from tests.acceptance import killing
+from tests.acceptance.killing import after, before
 from tests.ibm_service.process import Loopback
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["tests.acceptance.killing_jobs", "qiskit_ibm_runtime.executor_sampler", "qrkt_hw.backends.ibm.jobs",
-     "qrkt_hw.experiments.inference", "qrkt_hw.experiments.tuning", "qrkt_hw.training.fit"]
+     "qrkt_hw.experiments.inference", "qrkt_hw.training.fit"]
 )  # fmt: skip
 OUTSIDE = ("accepted, not answered", "running", "downloading")
+
+
+def _die_at(moment: str, nth: int) -> None:
+    """Let this process die at a moment of a job, or at one of a training, also by ``MOMENT@SIGINT``."""
+    inside = _inside()
+    if moment in inside:
+        inside[moment](nth)
+    else:
+        killing.arrange(moment)
 
 
 def _inside() -> dict[str, Callable[[int], None]]:
@@ -73,7 +83,7 @@ def _child(
     code = 70
     try:
         if moment is not None:
-            _inside()[moment](nth)
+            _die_at(moment, nth)
         from qrkt_hw.commands import main
 
         main(arguments)
@@ -130,4 +140,4 @@ def killed(service: Loopback, arguments: list[Any], folder: Path, moment: str, n
     return found
 
 
-__all__ = ["die", "finish", "forked", "kill_when", "killed", "start"]
+__all__ = ["finish", "forked", "kill_when", "killed", "start"]

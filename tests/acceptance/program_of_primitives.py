@@ -1,14 +1,8 @@
-"""A program that trains by a sampler and an estimator with one journal, killed at one moment after another.
-
-Usage: ``python program_of_primitives.py JOURNAL [MOMENT ...]``; prints, for every start, what it came to and what was
-executed.
-"""
+"""A program that trains by a sampler and an estimator with one journal, killed at one moment after another."""
 
 import json
 import os
 import signal
-import sys
-from pathlib import Path
 
 import numpy as np
 from qiskit.circuit.library import real_amplitudes, zz_feature_map
@@ -66,10 +60,10 @@ def start(path, moment):
     return json.loads(said) if said else None
 
 
-if __name__ == "__main__":
-    path, moments = Path(sys.argv[1]), [MOMENTS[int(k)] for k in sys.argv[2:]] or MOMENTS
+def started(path, moments, said):
+    """Write to the file ``said``, for every start, what it came to and what was executed; ``moments`` by number."""
     values = np.zeros(CIRCUIT.num_parameters)  # planned once, for all starts
     estimate([(MEASURED, values)], DEVICE, shots=1), estimate([(CIRCUIT, "ZZ", values)], DEVICE)
     whole = start(path.with_name("whole.sqlite"), lambda: None)
-    starts = [start(path, moment) for moment in [*moments, lambda: None]]
-    print(json.dumps({"whole": whole, "starts": starts, "again": start(path, lambda: None)}))
+    starts = [start(path, moment) for moment in [*(MOMENTS[k] for k in moments), lambda: None]]
+    said.write_text(json.dumps({"whole": whole, "starts": starts, "again": start(path, lambda: None)}))

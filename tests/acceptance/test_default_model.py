@@ -40,7 +40,7 @@ def test_five_seeds_learn_the_digits(tmp_path):
     assert max(without) < min(accuracies)
 
 
-def test_a_short_training_learns(tmp_path):
+def test_a_short_training_learns(charts, tmp_path):
     done = here("train", "--epochs", 6, "--rk", "rk1", "--warmup-steps", 20, "--out", "short", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "short"

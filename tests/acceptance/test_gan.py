@@ -1,8 +1,6 @@
 """A GAN trains, is killed and goes on bit for bit, draws, and is measured."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,11 @@ from qrkt_hw.models.factory import build_model, quantum_layers
 from qrkt_hw.models.transformer import of_class
 from qrkt_hw.runs.config import Config
 from qrkt_hw.training.gan import penalty
+from tests.acceptance.killing_jobs import forked
 from tests.command_line import qrkt, refused
 from tests.training.test_losses import slope_of
 
 pytestmark = pytest.mark.acceptance
-KILLER = Path(__file__).with_name("killing.py")
 TRAIN = ["train", "--model", "gan", "--epochs", "3", "--limit", "96", "--batch-size", "32", "--latent", "8"]
 TRAIN += ["--generator-hidden", "32", "--generator-patch", "2", "--hidden", "8", "--heads", "2", "--mlp", "8"]
 TRAIN += [
@@ -73,10 +71,8 @@ def test_a_run_shows_how_it_learned(trained):
     "moment", ["gan-second-epoch", pytest.param("checkpoint-half-written", marks=pytest.mark.slow)]
 )
 def test_killed_and_resumed_draws_the_same_images_bit_for_bit(moment, trained, tmp_path):
-    killed = subprocess.run(
-        [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
+    status, said = forked([*TRAIN, "--out", "run"], tmp_path, moment)
+    assert status == -9, said
     assert not (tmp_path / "run" / "results.json").exists()
     assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
     assert kept(tmp_path / "run") == kept(trained)

@@ -98,7 +98,7 @@ def asked(cwd: Path, *words: object) -> dict:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(charts, tmp_path_factory):
     """A folder with a run that was on a fake device and ablated, and its page; another seed, and a classical run."""
     folder = tmp_path_factory.mktemp("report")
     trained(folder, *SMALL, "--patch", 4)

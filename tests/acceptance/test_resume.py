@@ -3,17 +3,15 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.command_line import qrkt as here
+from tests.acceptance.killing_jobs import forked
+from tests.command_line import qrkt
 
 pytestmark = pytest.mark.acceptance
-KILLER = Path(__file__).with_name("killing.py")
 TRAIN = ["train", "--epochs", "3", "--limit", "200", "--batch-size", "50", "--rk", "rk1", "--rk-blocks", "1"]
 TRAIN += ["--warmup-steps", "2"]
 MOMENTS = [
@@ -29,12 +27,6 @@ EPOCH = {
 QUICK = {"checkpoint-half-written"}
 
 
-def qrkt(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "qrkt_hw", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-
-
 def trained(folder: Path):
     """Weights, and metrics without the columns that measure the machine."""
     with (folder / "metrics.csv").open() as handle:
@@ -48,17 +40,15 @@ def trained(folder: Path):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    finished = here(*TRAIN, "--out", "run", cwd=folder)
+    finished = qrkt(*TRAIN, "--out", "run", cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return trained(folder / "run")
 
 
 @pytest.mark.parametrize("moment", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
 def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path):
-    killed = subprocess.run(
-        [sys.executable, str(KILLER), moment, *TRAIN, "--out", "run"], cwd=tmp_path, capture_output=True, timeout=300
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
+    status, said = forked([*TRAIN, "--out", "run"], tmp_path, moment)
+    assert status == -9, said
     kept = whole_epochs(tmp_path / "run")
     assert kept >= EPOCH.get(moment, rows_written(tmp_path / "run")) - 1
     resumed = qrkt("train", "--resume", "run", cwd=tmp_path)
@@ -73,9 +63,9 @@ def test_killed_and_resumed_equals_uninterrupted(moment, uninterrupted, tmp_path
 def longer(tmp_path_factory):
     """A run of three epochs, and what becomes of it when it goes on to five without interruption."""
     folder = tmp_path_factory.mktemp("longer")
-    assert here(*TRAIN, "--out", "three", cwd=folder).returncode == 0
+    assert qrkt(*TRAIN, "--out", "three", cwd=folder).returncode == 0
     shutil.copytree(folder / "three", folder / "five")
-    assert here("train", "--resume", "five", "--epochs", "5", cwd=folder).returncode == 0
+    assert qrkt("train", "--resume", "five", "--epochs", "5", cwd=folder).returncode == 0
     return folder / "three", folder / "five"
 
 
@@ -83,11 +73,8 @@ def longer(tmp_path_factory):
 @pytest.mark.parametrize("moment", ["first-step", "metrics-written-first-epoch", "checkpoint-half-written"])
 def test_a_longer_training_that_is_killed_equals_one_that_is_not(moment, longer, tmp_path):
     shutil.copytree(longer[0], tmp_path / "run")
-    killed = subprocess.run(
-        [sys.executable, str(KILLER), moment, "train", "--resume", "run", "--epochs", "5"],
-        cwd=tmp_path, capture_output=True, timeout=300,
-    )  # fmt: skip
-    assert killed.returncode == -9, killed.stderr.decode()
+    status, said = forked(["train", "--resume", "run", "--epochs", 5], tmp_path, moment)
+    assert status == -9, said
     assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "run") == trained(longer[1])
     kept = [json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", longer[1])]
@@ -106,26 +93,22 @@ def rows_written(folder: Path) -> int:
 
 
 def test_the_same_seed_gives_the_same_weights(uninterrupted, tmp_path):
-    assert here(*TRAIN, "--out", "again", cwd=tmp_path).returncode == 0
+    assert qrkt(*TRAIN, "--out", "again", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "again")[0] == uninterrupted[0]
-    assert here(*TRAIN, "--seed", "7", "--out", "other", cwd=tmp_path).returncode == 0
+    assert qrkt(*TRAIN, "--seed", "7", "--out", "other", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "other")[0] != uninterrupted[0]
 
 
 def test_a_finished_run_resumes_to_itself(uninterrupted, tmp_path):
-    assert here(*TRAIN, "--out", "run", cwd=tmp_path).returncode == 0
-    assert here("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    assert qrkt(*TRAIN, "--out", "run", cwd=tmp_path).returncode == 0
+    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "run") == uninterrupted
 
 
 @pytest.mark.parametrize("moment", ["first-epoch", pytest.param("later-validation", marks=pytest.mark.slow),
                                     pytest.param("evaluation", marks=pytest.mark.slow)])  # fmt: skip
 def test_ctrl_c_leaves_a_run_that_goes_on(moment, uninterrupted, tmp_path):
-    stopped = subprocess.run(
-        [sys.executable, str(KILLER), f"{moment}@SIGINT", *TRAIN, "--out", "run"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert stopped.returncode == 130, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert here("train", "--resume", "run", cwd=tmp_path).returncode == 0
+    status, said = forked([*TRAIN, "--out", "run"], tmp_path, f"{moment}@SIGINT")
+    assert status == 130 and "Traceback" not in said, said
+    assert qrkt("train", "--resume", "run", cwd=tmp_path).returncode == 0
     assert trained(tmp_path / "run") == uninterrupted

@@ -2,13 +2,12 @@
 
 import json
 import math
+import multiprocessing
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,17 +178,18 @@ def test_a_storage_still_says_where_it_is():
     assert tuning.shown("sqlite:////tmp/study.db") == "sqlite:////tmp/study.db"
 
 
+def many_images(out: Path) -> None:
+    save_images(torch.rand(600, 3, 128, 128) * 2 - 1, out)
+
+
 def test_a_killed_generate_leaves_whole_pictures(tmp_path):
-    program = (
-        "import torch; from pathlib import Path; from qrkt_hw.experiments.evaluation import save_images\n"
-        f"save_images(torch.rand(600, 3, 128, 128) * 2 - 1, Path({str(tmp_path / 'out')!r}))"
-    )
-    started = subprocess.Popen([sys.executable, "-c", program])
+    started = multiprocessing.get_context("forkserver").Process(target=many_images, args=(tmp_path / "out",))
+    started.start()
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "out").glob("*.png"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    started.kill()
+    started.join()
     found = sorted((tmp_path / "out").glob("*.png"))
     assert 5 <= len(found) < 600
     for path in found[-3:]:

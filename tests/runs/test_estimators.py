@@ -153,7 +153,7 @@ def test_it_learns():
     assert machine.model_.config.model.patch == 4
 
 
-def test_from_an_estimator_to_a_device(digits, fitted, tmp_path):
+def test_from_an_estimator_to_a_device(charts, digits, fitted, tmp_path):
     X, y = digits
     run = fitted.save(tmp_path / "run")
     assert run.config.training.seed == 3 and run.model.class_names == ("one", "two", "zero")

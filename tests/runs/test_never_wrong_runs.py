@@ -81,6 +81,7 @@ COMMANDS = {
 def test_no_command_runs_python_of_a_shared_run(command, keeps, home, tmp_path):
     name, words = COMMANDS[command]
     run, marker = copied(home / name, tmp_path / "run"), tmp_path / "imported"
+    (run / "plots").mkdir(exist_ok=True)
     (run / "plots" / "style.py").write_text(EVIL.replace("{marker!r}", repr(str(marker))))
     named(run, run / "plots" / "style.py") if command == "compare" else named(run, f"{run}/plots/style.py:f")
     if not keeps:

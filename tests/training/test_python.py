@@ -58,7 +58,7 @@ class Backbone(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(charts, tmp_path_factory):
     return qrkt_hw.train(SMALL, train=Colours(), out=tmp_path_factory.mktemp("own") / "run")
 
 
