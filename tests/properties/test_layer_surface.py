@@ -1,6 +1,6 @@
 """Properties of the public Python surface, over random circuits, tensors and ways to use a layer.
 
-``QRKT_HW_EXAMPLES=20000`` runs that many examples in all instead of about 1,000, from random seeds that a failure
+``QRKT_HW_EXAMPLES=20000`` runs that many examples in all instead of about 2,000, from random seeds that a failure
 prints; by default the examples are the same in every run.
 """
 
@@ -32,7 +32,7 @@ ALL = int(os.environ.get("QRKT_HW_EXAMPLES", "0"))
 def examples(share: float):
     """Settings of a test that takes this share of all examples."""
     return settings(
-        max_examples=max(1, round(share * (ALL or 1000))),
+        max_examples=max(1, round(share * (ALL or 2000))),
         deadline=None,
         derandomize=not ALL,
         print_blob=True,
