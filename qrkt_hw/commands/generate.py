@@ -205,7 +205,8 @@ def evaluate(
         return
     p, reference = record["protocol"], record["reference_classifier"]
     cli.echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
-    cli.echo(f"  features of {p['extractor']}; resized: {p['resize']}")
+    extractor = p["extractor"].replace("judge", "reference classifier")  # the word that the digest keeps
+    cli.echo(f"  features of {extractor}; resized: {p['resize']}")
     for name, row in {"run": record["metrics"], **record.get("reference_scores", {})}.items():
         cli.echo(
             f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "
