@@ -100,7 +100,7 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
             f"ansatz {name!r} cannot be built with {num_qubits} qubits, {layers} layers: {error}"
         ) from error
     if not isinstance(template, CircuitTemplate):
-        raise UserError(f"ansatz {name!r} returned a {type(template).__name__}, not a CircuitTemplate")
+        raise UserError(f"ansatz {name!r} returned {type(template).__name__}, not CircuitTemplate")
     try:
         derive(template)
     except ValueError as error:

@@ -16,8 +16,8 @@ print(f"test accuracy with exact values: {run.results['test.accuracy']:.3f}")
 # %% [markdown]
 # ## On the device
 #
-# `fake_torino` has the couplings and the noise of a real device on the day of its calibration. `value_errors=True` compares
-# every value with the exact one at the same inputs.
+# `fake_torino` has the couplings and the noise of a real device on the day of its calibration. `value_errors=True`
+# compares every value with the exact one at the same inputs.
 
 # %%
 there = run.infer(backend="fake_torino", shots=1024, limit=120, value_errors=True)

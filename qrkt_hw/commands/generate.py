@@ -50,7 +50,7 @@ def generate(
     grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, dry_run: bool, resume: bool,
     restart: bool, device: dict[str, Any], trust_ansatz: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
+    """Generate images with the generator of RUN: unselected, the first of the seed.
 
     Without --plot and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
