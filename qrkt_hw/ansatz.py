@@ -284,8 +284,11 @@ def read_circuit(path: Path) -> QuantumCircuit:
                 raise ValueError(f"it holds {len(found)} circuits, not one")
             circuit = found[0]
         else:
+            text = path.read_text(encoding="utf-8")
+            if re.search(r"^\s*OPENQASM\s+2", text, re.M):
+                raise ValueError("it is OpenQASM 2, which has no parameters")
             with redirect_stderr(said):  # where the parser tells what is wrong
-                circuit = qasm3.loads(path.read_text(encoding="utf-8"))
+                circuit = qasm3.loads(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of Qiskit's reader is no Exception

@@ -131,6 +131,29 @@ HIGHER_ORDER = {
 }
 
 
+def test_what_is_missing_or_wrong_is_named_with_the_way_out(tmp_path):
+    for line, *said in (
+        ("presets show", "Missing argument 'NAME', as in: qrkt-hw presets show best-mnist"),
+        ("export", "Missing option '--format'; choose from qasm3, qpy, hf, as in: qrkt-hw export runs/NAME --format"),
+        ("train --preset", "'--preset' requires an argument; qrkt-hw train --help-all shows all"),
+        ("train --heads 3", "--heads: hidden size 32", "take 1, 2, 4, 8, 16 or 32, or another --hidden"),
+        ("train --patch 3", "--patch: images of 8 pixels", "take 1, 2, 4 or 8"),
+        ("train --config a.yaml", "a.yaml: unknown key 'epoch'; did you mean epochs?"),
+        ("circuits show a.qasm --qubits 2", "a.qasm cannot be read as OpenQASM 3: line 4:"),
+        ("circuits show b.qasm --qubits 2", "b.qasm cannot be read as OpenQASM 3: it is OpenQASM 2, which has no"),
+        ("circuits show c.py", "--ansatz: 'c.py' names no function; take c.py:FUNCTION"),
+        ("circuits show c.py:f", "--ansatz: 'c.py' has no function 'f'; it has g, h"),
+        ("infer nothing", "run: no folder nothing; qrkt-hw runs lists the runs under runs/"),
+    ):
+        (tmp_path / "a.yaml").write_text("epoch: 3\n")
+        (tmp_path / "b.qasm").write_text('OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[2];\n')
+        (tmp_path / "c.py").write_text("from os import getcwd\ndef g(n, l): ...\ndef h(n, l): ...\nk = 3\n")
+        (tmp_path / "a.qasm").write_text('OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nry(x_0 q[0];\n')
+        found = qrkt(*line.split(), cwd=tmp_path)
+        refused(found, *said)
+        assert len(found.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("preset", "more"),
     [(name, {}) for name in ("digits", "digits-hardware", "thesis-cifar10-qrk1", "qrkt-gan-digits")]
