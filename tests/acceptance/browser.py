@@ -37,5 +37,6 @@ def serious(view: Any) -> list[tuple[str, list[str]]]:
     """The serious and critical findings of axe-core on an open page: the rule, and three elements that break it."""
     assert AXE is not None
     view.evaluate(AXE.read_text(encoding="utf-8"))
-    bad = [found for found in view.evaluate("axe.run()")["violations"] if found["impact"] in ("serious", "critical")]
-    return [(found["id"], [node["html"][:200] for node in found["nodes"][:3]]) for found in bad]
+    found = view.evaluate("axe.run({resultTypes: ['violations']})")["violations"]
+    bad = [one for one in found if one["impact"] in ("serious", "critical")]
+    return [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in bad]
