@@ -100,7 +100,7 @@ def build(name: str, num_qubits: int = 4, layers: int = 1) -> CircuitTemplate:
             f"ansatz {name!r} cannot be built with {num_qubits} qubits, {layers} layers: {error}"
         ) from error
     if not isinstance(template, CircuitTemplate):
-        raise UserError(f"ansatz {name!r} returned a {type(template).__name__}, not a CircuitTemplate")
+        raise UserError(f"ansatz {name!r} returned {type(template).__name__}, not CircuitTemplate")
     try:
         derive(template)
     except ValueError as error:
@@ -132,6 +132,8 @@ def _find(name: str) -> Factory:
         return _from_circuit_file(name)
     if ":" in name:
         return _from_file(name)
+    if name.endswith(".py"):
+        raise UserError(f"--ansatz: {name!r} names no function; take {name}:FUNCTION")
     kinds = "path/to/file.py:function, or a circuit file (.qasm, .qpy)"
     raise UserError(f"--ansatz: {unknown('ansatz', name, names(), kinds)}")
 
@@ -166,7 +168,8 @@ def _from_file(name: str) -> Factory:
         raise UserError(f"--ansatz: {path!r} cannot be imported: {error}") from error
     factory = getattr(module, function, None)
     if not callable(factory):
-        raise UserError(f"--ansatz: {path!r} has no function {function!r}")
+        own = [k for k, v in vars(module).items() if getattr(v, "__module__", "") == spec.name and callable(v)]
+        raise UserError(f"--ansatz: {path!r} has no function {function!r}; it has {', '.join(own) or 'none'}")
     _sources[name] = text
     return factory
 

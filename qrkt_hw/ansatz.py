@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, wraps
 from pathlib import Path
@@ -273,6 +275,7 @@ def read_circuit(path: Path) -> QuantumCircuit:
         raise UserError(f"{path} is no circuit file; there are {', '.join(FILES)}")
     if not path.is_file():
         raise UserError(f"no file {str(path)!r}")
+    said = io.StringIO()
     try:
         if path.suffix == ".qpy":
             with path.open("rb") as file:
@@ -281,12 +284,16 @@ def read_circuit(path: Path) -> QuantumCircuit:
                 raise ValueError(f"it holds {len(found)} circuits, not one")
             circuit = found[0]
         else:
-            circuit = qasm3.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+            if re.search(r"^\s*OPENQASM\s+2", text, re.M):
+                raise ValueError("it is OpenQASM 2, which has no parameters")
+            with redirect_stderr(said):  # where the parser tells what is wrong
+                circuit = qasm3.loads(text)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # a panic of Qiskit's reader is no Exception
-        kind = "QPY" if path.suffix == ".qpy" else "OpenQASM 3"
-        raise UserError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())[:200]}") from error
+        kind, why = "QPY" if path.suffix == ".qpy" else "OpenQASM 3", said.getvalue() or str(error)
+        raise UserError(f"{path} cannot be read as {kind}: {' '.join(why.split())[:200]}") from error
     if not isinstance(circuit, QuantumCircuit):
         raise UserError(f"{path} holds a {type(circuit).__name__}, not a circuit")
     return circuit

@@ -149,6 +149,12 @@ def unknown(what: str, word: str, names: Iterable[str], rest: str = "", see: str
     return f"no {what} {word!r}; {said}"
 
 
+def take_divisor(number: int) -> str:
+    """The way out where a size must divide ``number``: ``take 1, 2, 4 or 8``."""
+    *most, last = [str(k) for k in range(1, number + 1) if number % k == 0]
+    return f"take {', '.join(most)} or {last}" if most else "take 1"
+
+
 ARGUMENTS = {"from": "start_from", "ansatz-file": "ansatz"}  # of functions, where they are not the flag's words
 
 
@@ -171,7 +177,7 @@ def in_python(text: str) -> str:
 
 _PLACE = re.compile(
     r"(generator|discriminator|decoder)?\.?(?:stages\.(\d+)\.(\d+)|blocks\.(\d+))(?:\.fields\.(\d+))?\."
-    r"(cross_)?(?:attention\.(?:maps\.)?(query|key|value|output)|feed_forward\.projection)(?:\.layer)?"
+    r"(cross_)?(?:(attention)\.circuits|attention\.(?:maps\.)?(query|key|value|output)|feed_forward\.projection)(?:\.layer)?"
 )
 
 
@@ -184,13 +190,13 @@ def in_words(names: Iterable[str]) -> dict[str, str]:
 
 
 def _said(place: re.Match[str], several: bool) -> str:
-    network, part, block, single, stage, cross, projection = place.groups()
+    network, part, block, single, stage, cross, whole, projection = place.groups()
     words = [network or ""]
     words += [f"stage {int(part) + 1}"] if part else []
     words += [f"block {int(block or single) + 1}"]
     words += [f"rk stage {int(stage) + 1}"] if several and stage else []
     words += ["cross"] if cross else []
-    return " ".join(word for word in [*words, projection or "MLP"] if word)
+    return " ".join(word for word in [*words, whole or projection or "MLP"] if word)
 
 
 def sentence(error: ValidationError, key: str | None = None) -> str:

@@ -1,8 +1,8 @@
 # %% [markdown]
-# # Your own ansatz: from a file to a verdict and a training
+# # Your own ansatz: from a file to an analysis and a training
 #
 # A circuit of your own is a function in a file. Every command takes it. This notebook asks what a circuit is worth
-# before it is trained, finds a fault in it, and mends it.
+# before it is trained, finds a fault in it, and fixes it.
 
 # %%
 from pathlib import Path
@@ -39,7 +39,7 @@ def mended(num_qubits, layers):
 ''')
 
 # %% [markdown]
-# ## The verdict
+# ## The analysis
 #
 # `circuits analyze` measures how much of the state space the circuit reaches, how much it entangles, and whether its
 # gradients vanish. Dead weights move no output; a signal near 0 means that the circuit passes little of its inputs.

@@ -45,7 +45,7 @@ axes.legend(frameon=False)
 # %% [markdown]
 # ## Between two images
 #
-# A way through the noise is a way through the images, eight steps in a row.
+# Each row walks from one point of the noise to another in eight steps.
 
 # %%
 # !qrkt-hw generate --interpolate --samples 32 --plot between.png --quiet
@@ -58,8 +58,8 @@ axes.axis("off")
 # %% [markdown]
 # ## How good are they?
 #
-# `evaluate` compares statistics of generated and real images with features of a classifier that it trains on the real
-# ones. The whole preset, ten times as long, is measured in [Train a GAN](../gan.md).
+# `evaluate` compares statistics of generated and real images, with the features of a classifier of the digits.
+# [Train a GAN](../gan.md) has the figures of longer trainings.
 
 # %%
 # !qrkt-hw evaluate --samples 1000 --quiet

@@ -2,7 +2,7 @@
 # # Noise, mitigation, and a comparison that is fair
 #
 # The same weights on exact values and on a noisy device, on the same images: how far are the values off, which
-# classes change, what does mitigation mend, and can so few images show it?
+# classes change, what does mitigation correct, and can so few images show it?
 
 # %%
 from matplotlib import pyplot as plt
@@ -16,11 +16,11 @@ print(f"test accuracy with exact values: {run.results['test.accuracy']:.3f}")
 # %% [markdown]
 # ## On the device
 #
-# `fake_torino` has the couplings and the noise of a real device on the day of its calibration. `report=True` compares
-# every value with the exact one at the same inputs.
+# `fake_torino` has the couplings and the noise of a real device on the day of its calibration. `value_errors=True`
+# compares every value with the exact one at the same inputs.
 
 # %%
-there = run.infer(backend="fake_torino", shots=1024, limit=120, report=True)
+there = run.infer(backend="fake_torino", shots=1024, limit=120, value_errors=True)
 low, high = there["interval"]
 print(f"there  {there['accuracy']:.3f}  95 % interval {low:.3f} to {high:.3f}")
 print(f"exact  {there['exact_accuracy']:.3f}, the same images; equal classes: {there['agreement']:.3f}")

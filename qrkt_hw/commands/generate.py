@@ -50,7 +50,7 @@ def generate(
     grid: Path | None, out: Path | None, columns: int | None, interpolate: bool, dry_run: bool, resume: bool,
     restart: bool, device: dict[str, Any], trust_ansatz: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
-    """Generate images with the generator of RUN: unselected, the first COUNT of the seed.
+    """Generate images with the generator of RUN: unselected, the first of the seed.
 
     Without --plot and --out a grid is written beside the run's samples. Without RUN, the newest run under runs/.
     """
@@ -205,7 +205,8 @@ def evaluate(
         return
     p, reference = record["protocol"], record["reference_classifier"]
     cli.echo(f"protocol {record['protocol_digest']}: {p['samples']} images against {p['real_images']} of {p['split']}")
-    cli.echo(f"  features of {p['extractor']}; resized: {p['resize']}")
+    extractor = p["extractor"].replace("judge", "reference classifier")  # the word that the digest keeps
+    cli.echo(f"  features of {extractor}; resized: {p['resize']}")
     for name, row in {"run": record["metrics"], **record.get("reference_scores", {})}.items():
         cli.echo(
             f"  {name:16} FID {row['fid']:.3f}  KID {row['kid']:.5f} ± {row['kid_deviation']:.5f}  "

@@ -477,14 +477,13 @@ def _layers(record: dict[str, Any]) -> list[str]:
     if "layers" not in record:
         return []
     mitigated = any("unmitigated_mean_error" in row for row in record["layers"])
-    last = "  without mitigation" if mitigated else ""
-    lines = [f"  {'layer':34}{'values':>9}{'mean error':>12}{'largest':>10}{last}"]
     words = in_words(row["layer"] for row in record["layers"])
+    wide = max(map(len, ["layer", *words.values()]))
+    lines = [f"  {'layer':{wide}}{'values':>11}{'mean error':>12}{'largest':>9}{'  unmitigated' if mitigated else ''}"]
     for row in record["layers"]:
-        raw = f"{row['unmitigated_mean_error']:>20.4f}" if "unmitigated_mean_error" in row else ""
-        lines.append(
-            f"  {words[row['layer']]:34}{row['values']:>9,}{row['mean_error']:>12.4f}{row['max_error']:>10.4f}{raw}"
-        )
+        figures = f"{row['values']:>11,}{row['mean_error']:>12.4f}{row['max_error']:>9.4f}"
+        raw = f"{row['unmitigated_mean_error']:>13.4f}" if "unmitigated_mean_error" in row else ""
+        lines.append(f"  {words[row['layer']]:{wide}}{figures}{raw}")
     there = record["backend_details"]
     billed = there.get("billed_seconds")
     shown = "a fake backend bills nothing" if billed is None else f"{billed:.1f} s billed"

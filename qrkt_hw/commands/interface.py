@@ -56,6 +56,9 @@ class Command(click.Command):
             order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
         except click.NoSuchOption as error:
             raise UserError(self._no_option(ctx, error.option_name)) from error
+        except click.BadOptionUsage as error:
+            shown = f"{ctx.command_path} --help{'-all' if self.first else ''} shows all"
+            raise UserError(f"{error.message.rstrip('.')}; {shown}") from error
         for option in order:
             once = isinstance(option, click.Option) and not option.multiple and not option.count
             switch = isinstance(option, click.Option) and option.is_flag and not option.secondary_opts
@@ -63,6 +66,10 @@ class Command(click.Command):
                 raise UserError(f"{option.opts[0]}: given {order.count(option)} times; it is taken once only")
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            example = f", as in: {re.split('  +', self.examples[0].strip())[0]}" if self.examples else ""
+            said = error.format_message().rstrip(".").replace(". Choose from:", "; choose from")
+            raise UserError(said + example) from error
         except click.BadParameter as error:
             if error.param is None or (allowed := numbers(error.param.type)) is None:
                 raise

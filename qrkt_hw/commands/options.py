@@ -9,7 +9,7 @@ import click
 from pydantic import ValidationError
 
 from qrkt_hw.commands.interface import PATH, PROGRAM, GroupedOption, Number, Word, import_fabric
-from qrkt_hw.errors import UserError, flag, rank_and_count, unknown
+from qrkt_hw.errors import UserError, flag, rank_and_count, take_divisor, unknown
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, BackendConfig, Config, flattened, problem, unused
 from qrkt_hw.runs.folder import read_yaml
@@ -175,7 +175,8 @@ def check_early(config: Config) -> None:
         name = data.dataset.partition(":")[0]
         side = SIDES[name] if name == "digits" or data.image_size is None else data.image_size
         if side % model.patch:
-            raise UserError(f"--patch: images of {side} pixels cannot be cut into patches of {model.patch}")
+            said = f"--patch: images of {side} pixels cannot be cut into patches of {model.patch}"
+            raise UserError(f"{said}; {take_divisor(side)}")
     if not config.has_circuits:
         return
     from qrkt_hw.backends.entries import layers

@@ -78,7 +78,7 @@ def resources(
 ) -> None:  # fmt: skip
     """What RUN, a preset or a circuit costs on a device, and its classical simulability.
 
-    Qubits, depth and calls; with --backend also gates after transpiling, fidelity, QPU seconds and price. Nothing is
+    Qubits, depth and calls; with --backend also gates after transpiling, ESP, QPU seconds and price. Nothing is
     run or paid. Without RUN, the newest run under runs/.
     """
     if as_json and "--format" in said() and style != "json":

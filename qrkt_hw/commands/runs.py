@@ -18,7 +18,7 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:
 
     missing = next((folder for folder in folders if not folder.is_dir()), None)
     if missing is not None:
-        raise UserError(f"runs: no folder {missing}")
+        raise UserError(f"runs: no folder {missing}; name one that holds runs, or none for runs/")
     found = []
     for root in folders or (RUNS,):
         for run in under(root):

@@ -67,7 +67,8 @@ def decoded(
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not an image that can be read ({', '.join(FORMATS)})") from error
     except Exception as error:  # a damaged image raises nearly anything
-        raise UserError(f"{name} is not an image that can be read ({type(error).__name__})") from error
+        why = str(error) or type(error).__name__
+        raise UserError(f"{name} is not an image that can be read: {why}; save it again") from error
     if size is not None and image.size != (size, size):
         if size * size * max(image.size) > MOST_PIXELS * min(image.size):
             raise UserError(f"{name} is {times(image.size)} pixels; it is too long to be scaled to a side of {size}")

@@ -12,7 +12,7 @@ from qrkt_hw.ansatz import CircuitTemplate
 from qrkt_hw.backends import Backend
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.data.images import evaluating
-from qrkt_hw.errors import UserError
+from qrkt_hw.errors import UserError, take_divisor
 from qrkt_hw.models.ablation import StructuredLayer
 from qrkt_hw.models.transformer import Decoder, Gan, Generator, Transformer
 from qrkt_hw.nn.attention import Attention, CrossAttention, HigherOrderAttention
@@ -194,7 +194,8 @@ def _check(options: Config, shape: DataShape) -> None:
         raise UserError("--pool: weighted is for images, whose positions mean places; take mean or class")
     if isinstance(options.model, VitConfig) and shape.image_size % options.model.patch:
         raise UserError(
-            f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.model.patch}"
+            f"--patch: images of {shape.image_size} pixels cannot be cut into patches of {options.model.patch}; "
+            f"{take_divisor(shape.image_size)}"
         )
     options.check_sizes()
 

@@ -492,9 +492,9 @@ class QuantumProjection(nn.Module):
         return (weight, self.scale, self.bias) if alike and all(p.shape == (layer.features,) for p in own) else None
 
     def before(self, x: Tensor) -> Tensor:
-        return x if self.input_scale is None else x * self.input_scale
+        s = self.input_scale  # not of another width: a width of 1 would be broadcast, and the layer refuses it
+        return x * s if s is not None and isinstance(x, Tensor) and x.shape[-1:] == s.shape else x
 
     def after(self, values: Tensor) -> Tensor:
-        if self.scale is not None:
-            values = values * self.scale
+        values = values if self.scale is None else values * self.scale
         return values if self.bias is None else values + self.bias

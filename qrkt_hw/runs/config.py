@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, Tag, Val
 from pydantic.fields import FieldInfo
 
 from qrkt_hw.backends.entries import RENAMED
-from qrkt_hw.errors import UserError, flag, sentence
+from qrkt_hw.errors import UserError, flag, nearest, sentence, take_divisor
 from qrkt_hw.runs.sections import (
     GAN_DEFAULTS,
     MODELS,
@@ -213,12 +213,19 @@ class Config(BaseModel):
         if model.pool_maps > 1 and model.pool != "weighted":
             raise UserError(f"--pool-maps: {model.pool_maps} sums need --pool weighted; --pool is {model.pool}")
         if model.hidden % model.heads:
-            raise UserError(f"--heads: hidden size {model.hidden} is not divisible by {model.heads} heads")
+            raise UserError(
+                f"--heads: hidden size {model.hidden} is not divisible by {model.heads} heads; "
+                f"{take_divisor(model.hidden)}, or another --hidden"
+            )
         if model.quantum_attention and model.hidden % qubits:
-            raise UserError(f"--qubits: hidden size {model.hidden} is not divisible by {qubits} qubits per group")
+            raise UserError(
+                f"--qubits: hidden size {model.hidden} is not divisible by {qubits} qubits per group; "
+                f"{take_divisor(model.hidden)}, or another --hidden"
+            )
         if model.quantum_mlp and model.mlp % self.mlp_qubits:
             raise UserError(
-                f"--mlp-qubits: MLP size {model.mlp} is not divisible by {self.mlp_qubits} qubits per group"
+                f"--mlp-qubits: MLP size {model.mlp} is not divisible by {self.mlp_qubits} qubits per group; "
+                f"{take_divisor(model.mlp)}, or another --mlp"
             )
 
 
@@ -272,6 +279,10 @@ def problem(error: ValidationError) -> tuple[str, str]:
     if first["type"] == "extra_forbidden" and key is not None:
         readers = " or ".join(f"--model {kind}" for kind in key.kinds)
         return name, f"{flag(name)}: {first['input']} would have no effect: only {readers} reads it; leave it out"
+    if first["type"] == "extra_forbidden":
+        near = " or ".join(nearest(name, KEYS))
+        way = f"did you mean {near}?" if near else "qrkt-hw train --help-all shows the flags, whose names keys have"
+        return name, f"{sentence(error, name)}; {way}"
     if first["type"].startswith("union_tag"):
         return "model", f"model is {first['ctx'].get('tag')!r}: must be vit, text or gan"
     return name, sentence(error, name)

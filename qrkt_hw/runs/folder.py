@@ -141,9 +141,11 @@ class RunFolder:
         if path.is_file():
             raise UserError(f"run: {path} is a file; name the folder of a run")
         if not path.is_dir():
-            raise UserError(f"run: no folder {path}")
+            raise UserError(f"run: no folder {path}; qrkt-hw runs lists the runs under {RUNS}/")
         if not run.config.is_file() or not run.data.is_file():
-            raise UserError(f"run: {path} is not a run folder (no config.yaml and data.json in it)")
+            raise UserError(
+                f"run: {path} is not a run folder (no config.yaml and data.json in it); qrkt-hw runs lists the runs"
+            )
         return run
 
     def options(self) -> Config:

@@ -1,7 +1,6 @@
 """The page of ``qrkt-hw report``: whole, self-contained, accessible, true to the run, and refused in one sentence."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -23,6 +22,7 @@ from qrkt_hw.experiments.report_run import About, ablations, nameless, on_device
 from qrkt_hw.plots.page import matrix, percent, prose
 from qrkt_hw.runs import RunFolder
 from qrkt_hw.runs.config import KEYS, DataConfig, unused
+from tests.acceptance.browser import needs_axe, serious, sideways, started
 from tests.command_line import qrkt, refused, trained
 from tests.fuzz.subjects import acl_imdb
 from tests.runs.trained import GAN, SMALL
@@ -30,8 +30,6 @@ from tests.runs.trained import GAN, SMALL
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "img"}
-SCRIPTS = Path(os.environ.get("QRKT_HW_AXE") or "-"), ROOT / "node_modules" / "axe-core" / "axe.min.js"
-AXE = next(filter(Path.is_file, SCRIPTS), None)
 
 
 class Page(HTMLParser):
@@ -105,7 +103,8 @@ def home(charts, tmp_path_factory):
     trained(folder, *SMALL, "--patch", 4, "--seed", 1, out="second")
     trained(folder, *SMALL, "--patch", 4, "--projection", "classical", out="classical")
     for more in (["-b", "fake_lima", "-s", 32, "--limit", 4, "--value-errors"], ["--ablate", "sine"]):
-        assert qrkt("infer", "run", *more, cwd=folder).returncode == 0
+        done = qrkt("infer", "run", *more, cwd=folder)
+        assert done.returncode == 0 and "blocks." not in done.stdout + done.stderr
     return folder
 
 
@@ -360,14 +359,8 @@ def test_a_class_without_samples_has_no_accuracy():
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-    if browser is None:
-        pytest.skip("needs Chromium on the PATH")
-    with playwright.sync_playwright() as driver:
-        shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        yield shell
-        shell.close()
+    with started() as browser:
+        yield browser
 
 
 @pytest.fixture(params=[(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
@@ -406,19 +399,17 @@ def test_the_page_in_a_browser(shown, page, several, which):
     ground = view.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) < 200) == (scheme == "dark"), ground
     view.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    assert view.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert sideways(view) <= 0
     view.emulate_media(media="print")
     assert not view.locator("nav").is_visible()
     assert view.pdf(format="A4").startswith(b"%PDF") and not wrong, wrong
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(AXE is None, reason="needs axe-core: npm install axe-core, or QRKT_HW_AXE=axe.min.js")
+@needs_axe
 @pytest.mark.parametrize("which", ["page", "several"])
 def test_the_page_is_accessible_by_axe_core(shown, page, several, which):
     """No serious finding, with all that can be unfolded unfolded."""
     view, *_ = shown((page[0] if which == "page" else several)["file"])
     view.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
-    view.evaluate(AXE.read_text(encoding="utf-8"))
-    bad = [v for v in view.evaluate("axe.run()")["violations"] if v["impact"] in ("serious", "critical")]
-    assert not bad, [(v["id"], [node["html"][:200] for node in v["nodes"][:3]]) for v in bad]
+    assert serious(view) == []

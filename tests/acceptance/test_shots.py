@@ -194,7 +194,8 @@ def test_a_fitting_that_was_paid_for_is_not_paid_for_again(run, quick, service, 
 def test_the_examples_of_the_page(tmp_path, quick):
     (block,) = re.findall(r"## Few shots\n.*?```bash\n(.*?)```", PAGE.read_text(), re.S)
     for line in block.splitlines():
-        words = [*shlex.split(line)[1:], "--limit", 64 if " train " in line else 4]
+        limit = 64 if " train " in line else 40 if "--repeat-uncertain" in line else 4
+        words = [*shlex.split(line)[1:], "--limit", limit]
         words += ["--epochs", 1] if " train " in line else []
         done = qrkt(*words, cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import click
 import pytest
 
 from qrkt_hw.commands import group
+from tests.acceptance.browser import needs_axe, serious, sideways, started
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
@@ -99,32 +99,49 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    with started() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def names(site):
+    """The pages of the site."""
+    return sorted(file.parent.relative_to(site).as_posix() for file in site.rglob("index.html"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
-def test_pages_in_a_browser(site, address, width):
+def test_pages_in_a_browser(names, address, chromium, width):
     """No page scrolls sideways or writes an error to the console; the search finds."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs a browser's driver: pip install playwright")
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-    if browser is None:
-        pytest.skip("needs Chromium on the PATH")
-    names = sorted(file.parent.relative_to(site).as_posix() for file in site.rglob("index.html"))
-    with playwright.sync_playwright() as driver:
-        shell = driver.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = shell.new_page(viewport={"width": width, "height": 900})
-        wrong: list[str] = []
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
-        for name in names:
-            page.goto(f"{address}{name}/", wait_until="load")
-            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            assert wide <= 0, (name, wide)
-            assert not wrong, (name, wrong)
-        for word in ("price", "resume"):
-            page.goto(f"{address}?q={word}", wait_until="load")
-            page.wait_for_selector(".md-search-result__item", state="attached", timeout=30_000)
-        shell.close()
+    page, wrong = chromium.new_page(viewport={"width": width, "height": 900}), list[str]()
+    page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda sent: None if sent.url.startswith((address, "data:")) else wrong.append(sent.url))
+    for name in names:
+        page.goto(f"{address}{name}/", wait_until="load")
+        assert sideways(page) <= 0, name
+        assert not wrong, (name, wrong)
+    for word in ("price", "resume"):
+        page.goto(f"{address}?q={word}", wait_until="load")
+        page.wait_for_selector(".md-search-result__item", state="attached", timeout=30_000)
+    page.close()
     print(f"\n{len(names)} pages at {width} pixels")
+
+
+@pytest.mark.slow
+@needs_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_in_a_browser_are_accessible_by_axe_core(names, address, chromium, scheme):
+    page = chromium.new_page(viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    found = {}
+    for name in names:
+        page.goto(f"{address}{name}/", wait_until="load")
+        if bad := serious(page):
+            found[name] = bad
+    page.close()
+    assert not found, json.dumps(found, indent=1)
 
 
 def slug(title: str) -> str:

@@ -93,7 +93,8 @@ def test_quiet_prints_results_only(home):
     assert len(loud.stderr.splitlines()) >= 2 and quiet.stderr == ""
     assert loud.stdout.splitlines()[0] == "run run" and len(quiet.stdout.splitlines()) == 1
     wrong = qrkt("infer", "nope", "-q", cwd=home)
-    assert wrong.returncode == 2 and wrong.stderr == "qrkt-hw: run: no folder nope\n"
+    assert wrong.returncode == 2
+    assert wrong.stderr == "qrkt-hw: run: no folder nope; qrkt-hw runs lists the runs under runs/\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

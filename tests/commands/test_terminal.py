@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qrkt_hw.backends.device.journal import Journal
 from qrkt_hw.commands import COMMANDS, group
+from qrkt_hw.commands.infer import _layers
 from qrkt_hw.commands.interface import SHORT, Command
 from qrkt_hw.data.base import DataShape
 from qrkt_hw.errors import in_words, nearest, spelled, unknown
@@ -122,15 +123,54 @@ def test_names_and_what_is_near_them():
     assert unknown("x", "q", ["a", "b"], "or a file") == "no x 'q'; there are a, b, or a file"
 
 
-@pytest.mark.parametrize("preset", ["digits", "digits-hardware", "thesis-cifar10-qrk1", "qrkt-gan-digits"])
-def test_every_quantum_layer_has_a_name_in_words(preset):
-    options = Config(**flattened(presets.load(preset)))
+HIGHER_ORDER = {
+    "attention": "higher-order",
+    "ansatz": "higher_order",
+    "projection": "quantum-mlp",
+    "mlp_ansatz": "qrkt",
+}
+
+
+def test_what_is_missing_or_wrong_is_named_with_the_way_out(tmp_path):
+    for line, *said in (
+        ("presets show", "Missing argument 'NAME', as in: qrkt-hw presets show best-mnist"),
+        ("export", "Missing option '--format'; choose from qasm3, qpy, hf, as in: qrkt-hw export runs/NAME --format"),
+        ("train --preset", "'--preset' requires an argument; qrkt-hw train --help-all shows all"),
+        ("train --heads 3", "--heads: hidden size 32", "take 1, 2, 4, 8, 16 or 32, or another --hidden"),
+        ("train --patch 3", "--patch: images of 8 pixels", "take 1, 2, 4 or 8"),
+        ("train --config a.yaml", "a.yaml: unknown key 'epoch'; did you mean epochs?"),
+        ("circuits show a.qasm --qubits 2", "a.qasm cannot be read as OpenQASM 3: line 4:"),
+        ("circuits show b.qasm --qubits 2", "b.qasm cannot be read as OpenQASM 3: it is OpenQASM 2, which has no"),
+        ("circuits show c.py", "--ansatz: 'c.py' names no function; take c.py:FUNCTION"),
+        ("circuits show c.py:f", "--ansatz: 'c.py' has no function 'f'; it has g, h"),
+        ("infer nothing", "run: no folder nothing; qrkt-hw runs lists the runs under runs/"),
+    ):
+        (tmp_path / "a.yaml").write_text("epoch: 3\n")
+        (tmp_path / "b.qasm").write_text('OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[2];\n')
+        (tmp_path / "c.py").write_text("from os import getcwd\ndef g(n, l): ...\ndef h(n, l): ...\nk = 3\n")
+        (tmp_path / "a.qasm").write_text('OPENQASM 3.0;\ninclude "stdgates.inc";\nqubit[2] q;\nry(x_0 q[0];\n')
+        found = qrkt(*line.split(), cwd=tmp_path)
+        refused(found, *said)
+        assert len(found.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "more"),
+    [(name, {}) for name in ("digits", "digits-hardware", "thesis-cifar10-qrk1", "qrkt-gan-digits")]
+    + [("digits", HIGHER_ORDER)],
+)
+def test_every_quantum_layer_has_a_name_in_words(preset, more):
+    options = Config(**{**flattened(presets.load(preset)), **more})
     model = build_model(options, DataShape(3 if "cifar" in preset else 1, 32 if "cifar" in preset else 8, 10))
     words = in_words(layer.network.tag for layer in quantum_layers(model))
     assert len(set(words.values())) == len(words) > 4
-    assert all(re.fullmatch(r"[a-z0-9 ]*block \d+( rk stage \d+)? (cross )?(query|key|value|output|MLP)", w)
+    assert all(re.fullmatch(r"[a-z0-9 ]*block \d+( rk stage \d+)? (cross )?(query|key|value|output|attention|MLP)", w)
                for w in words.values()), words  # fmt: skip
     assert in_words(["mine.0"]) == {"mine.0": "mine.0"}
+    figures = {"values": 1_000_000, "mean_error": 0.1, "max_error": 0.2, "unmitigated_mean_error": 0.3}
+    lines = _layers({"layers": [{"layer": name, **figures} for name in words], "backend_details": {}})
+    assert [line[2:].partition("  ")[0] for line in lines[1:-1]] == list(words.values())
+    assert max(map(len, lines)) <= 80
 
 
 BIG = 999_999_999  # the largest count that is written out

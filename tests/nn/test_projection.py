@@ -251,3 +251,14 @@ def test_the_scale_starts_where_it_is_told():
         torch.equal(QuantumProjection(layer).scale, torch.ones(4))
         and QuantumProjection(layer, scale=False).scale is None
     )
+
+
+@pytest.mark.parametrize("ansatz", ["orthogonal_brick", "brickwork"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_an_input_of_another_width_is_refused(ansatz, scaled):
+    """A width of 1, which broadcasting would take, and what is no tensor."""
+    projection = QuantumProjection(QuantumLayer(4, ansatz), input_scale=scaled, bias=True)
+    for wrong in (torch.rand(3, 1), torch.rand(3, 5), torch.tensor(1.0), [1.0] * 4, torch.rand(3, 4).numpy()):
+        with pytest.raises(ValueError, match="input must be"):
+            projection(wrong)
+    assert projection(torch.rand(3, 4)).shape == (3, 4)
