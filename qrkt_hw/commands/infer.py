@@ -13,6 +13,7 @@ from qrkt_hw.commands.options import (
     INFERRING,
     PROCESSES,
     check_used,
+    defined,
     given,
     is_program,
     on_ranks,
@@ -271,7 +272,7 @@ def infer(
             cli.echo(f"--limit {limit}: the split has {record['count']} samples, and all are taken", err=True)
         cli.echo(
             f"{record['split']}, {record['count']} samples on {record['backend']}: accuracy {record['accuracy']:.4f}  "
-            f"F1 {record['f1']:.4f}  AUROC {cli.defined(record['auroc'])}  ({record['seconds']:.2f} s)"
+            f"F1 {record['f1']:.4f}  AUROC {defined(record['auroc'])}  ({record['seconds']:.2f} s)"
         )
         for name, found in record.get("ablations", {}).items():
             cli.echo(f"  circuits replaced by their {name.replace('-', ' ')}: accuracy {found['accuracy']:.4f}")

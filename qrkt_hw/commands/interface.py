@@ -44,20 +44,18 @@ class Command(click.Command):
             option.type = NAMED[name] if name in NAMED and option.type is click.STRING else option.type
         self.params.append(quiet_option())
         if self.first:
-            self.params.append(
-                click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all,
-                             help="Show all options and exit.")
-            )  # fmt: skip
+            how: Any = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": _help_all}
+            self.params.append(click.Option(["--help-all"], help="Show all options and exit.", **how))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # click would take the last of several and drop the others in silence; a shell asks for completions
         ctx.token_normalize_func = lambda word: self.old.get(word, OLD_NAMES.get(word, word))
+        shown = f"{ctx.command_path} --help{'-all' if self.first else ''} shows all"
         try:
             order = [] if ctx.resilient_parsing else self.make_parser(ctx).parse_args(list(args))[2]
         except click.NoSuchOption as error:
-            raise UserError(self._no_option(ctx, error.option_name)) from error
+            raise UserError(self._no_option(ctx, error.option_name, shown)) from error
         except click.BadOptionUsage as error:
-            shown = f"{ctx.command_path} --help{'-all' if self.first else ''} shows all"
             raise UserError(f"{error.message.rstrip('.')}; {shown}") from error
         for option in order:
             once = isinstance(option, click.Option) and not option.multiple and not option.count
@@ -76,10 +74,9 @@ class Command(click.Command):
             what = f"{error.param.opts[0]}: {error.message.partition(' is not ')[0]} is no {allowed}"
             raise UserError(f"{what}; give one, or leave it out") from error
 
-    def _no_option(self, ctx: click.Context, name: str) -> str:
+    def _no_option(self, ctx: click.Context, name: str, shown: str) -> str:
         flags = [word for param in self.get_params(ctx) for word in (*param.opts, *param.secondary_opts)]
         near = nearest(name, [word for word in flags if word.startswith("--")])
-        shown = f"{ctx.command_path} --help{'-all' if self.first else ''} shows all"
         return f"no option {name!r}; " + (f"did you mean {' or '.join(near)}? {shown}" if near else shown)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -368,11 +365,6 @@ def told(record: Any) -> None:
     from qrkt_hw.runs.atomic import to_json
 
     echo(to_json(record))
-
-
-def defined(value: float | None) -> str:
-    """A figure with four digits, or that it is undefined: None in JSON, NaN in Python."""
-    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[str] = (), **how: Any) -> None:

@@ -1,5 +1,6 @@
 """Click options generated from the configuration, and the merge of preset, file and flags."""
 
+import math
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,3 +223,8 @@ def backend_options(flags: dict[str, Any]) -> BackendConfig:
     except ValidationError as error:
         key, text = problem(error)
         raise UserError(f"{flag(key)}: {text}") from error
+
+
+def defined(value: float | None) -> str:
+    """A figure with four digits, or that it is undefined: None in JSON, NaN in Python."""
+    return "undefined" if value is None or math.isnan(value) else f"{value:.4f}"

@@ -8,7 +8,16 @@ import click
 
 from qrkt_hw.commands import interface as cli
 from qrkt_hw.commands.interface import import_fabric
-from qrkt_hw.commands.options import TRAINING, backend_options, check_early, given, is_program, merge, options_from
+from qrkt_hw.commands.options import (
+    TRAINING,
+    backend_options,
+    check_early,
+    defined,
+    given,
+    is_program,
+    merge,
+    options_from,
+)
 from qrkt_hw.errors import UserError, flag, rank_and_count, restarted
 from qrkt_hw.runs.sections import RANKS
 
@@ -114,7 +123,7 @@ def train(
     else:
         test, count = results["test"], results["parameters"]
         cli.echo(
-            f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {cli.defined(test['auroc'])}  "
+            f"test accuracy {test['accuracy']:.4f}  F1 {test['f1']:.4f}  AUROC {defined(test['auroc'])}  "
             f"(best epoch {results['best_epoch']}, {results['train_seconds']:.0f} s)"
         )
         circuits = f"{count['quantum']} of them circuit angles; {results['qubits']} qubits a circuit"
