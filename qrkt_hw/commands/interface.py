@@ -44,8 +44,8 @@ class Command(click.Command):
             option.type = NAMED[name] if name in NAMED and option.type is click.STRING else option.type
         self.params.append(quiet_option())
         if self.first:
-            how: Any = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": _help_all}
-            self.params.append(click.Option(["--help-all"], help="Show all options and exit.", **how))
+            eager: Any = {"is_flag": True, "is_eager": True, "expose_value": False, "callback": _help_all}
+            self.params.append(click.Option(["--help-all"], help="Show all options and exit.", **eager))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # click would take the last of several and drop the others in silence; a shell asks for completions
