@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/seed-*/config.yaml"))
 LIMITS = {
     "best-mnist": (0.975, 3520), "best-mnist-4-qubits": (0.975, 3520), "best-cifar10": (0.62, 20590),
-    "best-imdb": (0.88, 243896),
+    "best-imdb": (0.88, 243896), "best-cifar100": (0.4, 40000), "best-imagenet-10": (0.5, 25000),
 }  # fmt: skip
 DATA = os.environ.get("QRKT_HW_DATA")
 
