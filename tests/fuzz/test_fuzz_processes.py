@@ -19,7 +19,7 @@ INPUTS = 20
 
 @pytest.mark.timeout(0)
 @pytest.mark.skipif(bool(START), reason="a range of inputs is read in this process")
-@pytest.mark.parametrize("fresh", [2, pytest.param(INPUTS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fresh", [6, pytest.param(INPUTS, marks=pytest.mark.slow)])
 def test_spoilt_files_are_refused_or_read_rightly_by_the_program_itself(fresh, made, tmp_path):
     """By so many programs started anew; by processes forked from one that has imported everything for the rest."""
     (infer,) = (s for s in SUBJECTS if s.name == "infer")
