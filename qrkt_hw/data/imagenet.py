@@ -61,7 +61,9 @@ def _from_folder(options: DataConfig, path: Path) -> Data:
     training part.
     """
     if not path.is_dir():
-        raise UserError(f"--dataset: no folder {path} with images")
+        raise UserError(
+            f"--dataset: no folder {path} with images; give one that holds a folder for each class, or --data-dir"
+        )
     if (path / "train").is_dir():
         names, files, labels = _listed(path / "train")
         other = next((path / part for part in ("test", "val", "validation") if (path / part).is_dir()), None)
