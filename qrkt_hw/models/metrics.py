@@ -49,7 +49,8 @@ EXTRACTORS = Path(__file__).parent / "extractors"  # reference classifiers that 
 STEPS = 1200  # of training one
 VERSION, OF_COLOURS = 3, 4  # of the recipe, for images of one channel and of three
 FEATURES = 128
-BATCH = 1024  # images that it takes at once
+BATCH = 1024  # images that are read at once
+EXTRACTED = 128  # that it takes at once: the memory of more is returned to the system and faulted in again
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -294,8 +295,8 @@ class ReferenceClassifier(nn.Module):
     @torch.no_grad()
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``(images, 128)`` and logits of any number of images."""
-        features = torch.cat([self.body(part) for part in images.split(BATCH)])
-        return features, torch.cat([self.head(part) for part in features.split(BATCH)])
+        features = torch.cat([self.body(part) for part in images.split(EXTRACTED)])
+        return features, self.head(features)
 
 
 def reference_classifier(
