@@ -23,15 +23,18 @@ LINE, SIZE = 30, 17  # pixels of a line of text, and of its letters
 
 
 def real(data: Data, rows: int) -> Tensor:
-    """The first test images of each class, in turn as the generated ones."""
+    """The first test images of each class ``(rows * classes, channels, size, size)`` in [-1, 1], in turn."""
     images, labels = pixels(data, "test", 10_000)
     classes = [images[labels == k][:rows] for k in range(data.shape.classes)]
     return torch.stack(classes, 1).flatten(0, 1)
 
 
 def generated(path: Path, rows: int) -> Tensor:
+    """Generated images ``(rows * classes, channels, size, size)`` in [-1, 1], the classes in turn."""
     model = gan_of(RunFolder(path))
-    count = rows * 10
+    if not model.classes:
+        raise SystemExit(f"{path}: its GAN knows no classes; train with --conditional")
+    count = rows * model.classes
     return draw(model, noise(count, model.latent, 0), classes_of(model, count))
 
 
