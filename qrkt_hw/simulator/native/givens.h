@@ -23,30 +23,33 @@ int FN(givens_forward)(const Givens *p, const REAL *weights, int64_t groups, REA
 /* the matrices and their cotangents (groups, size, size) to grad_weights (groups, weights) */
 int FN(givens_backward)(const Givens *p, const REAL *weights, const REAL *matrix, const REAL *cotangent, int64_t groups,
                         REAL *grad_weights) {
-    int n = p->size;
-    size_t all = (size_t)n * n;
+    int n = p->size, wide = (n + CH - 1) / CH * CH; /* rows are padded with zeros, so that they are whole vectors */
+    size_t all = (size_t)n * wide;
     REAL *own = workspace(0, sizeof(REAL) * 2 * all + sizeof(double) * p->weights);
     if (!own) return 1;
     double *sum = (double *)(own + 2 * all);
+    memset(own, 0, sizeof(REAL) * 2 * all);
     for (int64_t g = 0; g < groups; g++, weights += p->weights) {
-        memcpy(own, matrix + g * all, sizeof(REAL) * all);
-        memcpy(own + all, cotangent + g * all, sizeof(REAL) * all);
+        for (int i = 0; i < n; i++, matrix += n, cotangent += n) {
+            memcpy(own + (size_t)i * wide, matrix, sizeof(REAL) * n);
+            memcpy(own + all + (size_t)i * wide, cotangent, sizeof(REAL) * n);
+        }
         for (int i = 0; i < p->weights; i++) sum[i] = 0;
         for (int k = p->angles.count - 1; k >= 0; k--) {
             double angle = FN(angle_of)(&p->angles, k, weights, 0, 0, weights);
             REAL c = (REAL)cos(angle), s = (REAL)sin(angle), total = 0;
-            REAL *restrict a = own + (size_t)p->first[k] * n, *restrict b = own + (size_t)p->second[k] * n;
-            REAL *restrict ga = a + all, *restrict gb = b + all;
-            REAL part[16] = {0};
-            for (int j = 0; j < n; j++) {
-                REAL u = a[j], v = b[j], gu = ga[j], gv = gb[j];
-                part[j & 15] += gv * u - gu * v;
-                a[j] = c * u + s * v;
-                b[j] = c * v - s * u;
-                ga[j] = c * gu + s * gv;
-                gb[j] = c * gv - s * gu;
-            }
-            for (int j = 0; j < 16; j++) total += part[j];
+            REAL *a = own + (size_t)p->first[k] * wide, *b = own + (size_t)p->second[k] * wide;
+            FN(vec) part[VECS] = {0};
+            for (int j = 0; j < wide; j += CH, a += CH, b += CH)
+                for (int h = 0; h < VECS; h++) {
+                    FN(vec) u = VEC(a, h), v = VEC(b, h), gu = VEC(a + all, h), gv = VEC(b + all, h);
+                    part[h] += gv * u - gu * v;
+                    VEC(a, h) = c * u + s * v;
+                    VEC(b, h) = c * v - s * u;
+                    VEC(a + all, h) = c * gu + s * gv;
+                    VEC(b + all, h) = c * gv - s * gu;
+                }
+            EACH total += ((REAL *)part)[j];
             for (int t = p->angles.start[k]; t < p->angles.start[k + 1]; t++)
                 sum[p->angles.index[t]] += p->angles.factor[t] * (double)total;
         }
