@@ -267,7 +267,7 @@ class CircuitConfig(Section):
 
     # of a GAN's networks
     generator_ansatz: str | None = key(None, "circuit template of the generator [default: --ansatz]")
-    generator_qubits: int | None = key(None, "features per circuit there [default: --qubits]", ge=1, le=384)
+    generator_qubits: int | None = key(None, "most features per circuit there [default: --qubits]", ge=1, le=384)
     generator_layers: int | None = key(None, "layers of the ansatz there [default: --layers]", ge=1, le=64)
     discriminator_ansatz: str | None = key(None, "circuit template of the discriminator [default: --ansatz]")
     discriminator_qubits: int | None = key(None, "features per circuit there [default: --qubits]", ge=1, le=384)

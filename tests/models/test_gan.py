@@ -87,6 +87,13 @@ def test_the_circuits_of_each_network_are_chosen_apart():
     assert count_parameters(gan.discriminator)["quantum"] == 2 * count_parameters(one)["quantum"]
 
 
+def test_circuits_wider_than_the_tokens_of_a_stage_are_as_wide_as_these():
+    wide = {"ansatz": "orthogonal_butterfly", "generator_qubits": 64, "generator_heads": 1, "hidden": 8}
+    gan = made(**wide, generator_rk_blocks="1,1")
+    stages = [{layer.template.num_features for layer in quantum_layers(stage)} for stage in gan.generator.stages]
+    assert stages == [{64}, {16}]
+
+
 def test_a_conditional_gan_draws_the_class_asked_for_and_scores_by_projection():
     torch.manual_seed(0)
     gan, noise = made(conditional=True, projection="classical").eval(), torch.randn(4, 8)
