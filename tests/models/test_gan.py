@@ -1,10 +1,15 @@
 """The GAN's two sides at any shape."""
 
+import io
+
 import pytest
 import torch
+from rich.console import Console
+from safetensors.torch import load_file
 
-from qrkt_hw.data.base import DataShape
+from qrkt_hw.data.base import Data, DataShape, Indexed
 from qrkt_hw.errors import UserError
+from qrkt_hw.models import metrics
 from qrkt_hw.models.factory import build_model, count_parameters, field_evaluations, quantum_layers
 from qrkt_hw.models.metrics import fid, sliced_wasserstein
 from qrkt_hw.models.transformer import of_class
@@ -125,3 +130,21 @@ def test_the_sliced_wasserstein_distance_sees_a_shift_and_nothing_between_equals
     assert sliced_wasserstein(images, torch.rand(200, 1, 8, 8)) < near / 2
     features = torch.randn(400, 4)
     assert fid(features, features) == pytest.approx(0, abs=1e-3) and fid(features, features + 1) > 3
+
+
+def test_a_reference_classifier_of_colours_is_kept_in_half_precision_with_the_figures_of_what_is_kept(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(metrics, "STEPS", 3)
+    images, labels = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 10
+    split, middle = Indexed(images, labels, lambda kept: kept), (0.5,) * 3
+    names = tuple(map(str, range(10)))
+    data = Data("own", DataShape(3, 8, 10), names, middle, middle, {"train": split, "test": split})
+    file = tmp_path / "classifier.safetensors"
+    model, found = metrics.reference_classifier(data, Console(file=io.StringIO()), file)
+    kept = load_file(file)
+    assert {v.dtype for v in kept.values() if v.ndim > 1} == {torch.float16}
+    assert {v.dtype for v in kept.values() if v.ndim == 1} == {torch.float32}
+    again = metrics.confident(model.extract(metrics.pixels(data, "test")[0])[1])
+    assert again == found["quality"]["confident_of_test"]
+    torch.testing.assert_close(model.head.weight.half(), kept["head.weight"], rtol=0, atol=0)
