@@ -142,8 +142,9 @@ class Generator(nn.Module):
         """All blocks, from the noise to the pixels."""
         return [block for stage in self.stages for block in cast(nn.ModuleList, stage)]
 
-    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``labels (batch,)`` are classes, of a generator that knows some; without them the classes take turns."""
+    def forward(self, noise: Tensor, labels: Tensor | None = None, raw: bool = False) -> Tensor:
+        """Images ``(batch, channels, size, size)``; ``raw`` ones are before :meth:`bound`. ``labels (batch,)`` are
+        classes, of a generator that knows some; without them the classes take turns."""
         side = self.side
         if self.classes and labels is None:
             labels = torch.arange(len(noise), device=noise.device) % self.classes
@@ -158,6 +159,9 @@ class Generator(nn.Module):
             for block in cast(nn.ModuleList, blocks):
                 y = block(y)
         pixels = F.pixel_shuffle(self.leave(y.transpose(1, 2).unflatten(-1, (side, side))), self.patch)
+        return pixels if raw else self.bound(pixels)
+
+    def bound(self, pixels: Tensor) -> Tensor:
         return pixels.tanh() if self.bounded else pixels
 
 

@@ -33,6 +33,9 @@ from qrkt_hw.training.loop import Record, Task, groups
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
+# A tanh that is saturated passes no gradient: a generator whose first images are all black would stay so. What goes into
+# it beyond +-3, where it is 0.995, is penalised.
+LINEAR, SATURATION = 3.0, 0.1
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
 SATURATING = ("hinge", "nonsaturating-r1")  # losses of the discriminator that end at 0
 COLUMNS, ROWS = 8, 8  # of a grid of samples
@@ -97,7 +100,8 @@ class GanTask(Task):
         self._measured.append(torch.stack([self._generator_loss, *losses]))
 
     def _generated(self, noise: Tensor, labels: Tensor | None) -> Tensor:
-        return self.generator(noise) if labels is None else self.generator(noise, labels)
+        """Images as the generator has them before they are bounded."""
+        return self.generator(noise, labels, True)  # type: ignore[arg-type]
 
     def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return of_class(self.discriminator(images), labels)
@@ -119,6 +123,7 @@ class GanTask(Task):
                 if fake_ is None:
                     with torch.no_grad():
                         fake_ = self._generated(noise_, labels_)
+                fake_ = self.model.generator.bound(fake_)
                 self._pixels = real_, fake_
                 real_, fake_ = diff_augment(real_, o.diffaugment), diff_augment(fake_, o.diffaugment)
                 twice = None if labels_ is None else torch.cat([labels_, labels_])
@@ -139,11 +144,11 @@ class GanTask(Task):
 
         def losses() -> Iterator[Tensor]:
             for labels_, noise_, fake_ in self._portions(labels, noise, fake):
-                fake_ = self._generated(noise_, labels_) if fake_ is None else fake_
-                scores = self._score(diff_augment(fake_, o.diffaugment), labels_)
-                loss = part(generator_loss(o.loss, scores))
-                found.append(loss.detach())
-                yield loss
+                raw = self._generated(noise_, labels_) if fake_ is None else fake_
+                images = self.model.generator.bound(raw)
+                loss = generator_loss(o.loss, self._score(diff_augment(images, o.diffaugment), labels_))
+                found.append(part(loss.detach()))
+                yield part(loss + saturation(raw) if self.model.generator.bounded else loss)
 
         for weight in self.discriminator.parameters:
             weight.requires_grad_(False)
@@ -264,6 +269,11 @@ class GanTask(Task):
 def generator_loss(loss: str, fake: Tensor) -> Tensor:
     """Of the scores of generated images."""
     return F.softplus(-fake).mean() if loss == "nonsaturating-r1" else -fake.mean()
+
+
+def saturation(raw: Tensor) -> Tensor:
+    """The penalty of what goes into the tanh at the generator's end: the mean square beyond +-3, weighted."""
+    return SATURATION * (raw.abs() - LINEAR).relu().square().mean()
 
 
 def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:
