@@ -33,8 +33,8 @@ from qrkt_hw.training.loop import Record, Task, groups
 
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
-# A tanh that is saturated passes no gradient: a generator whose first images are all black would stay so. What goes into
-# it beyond +-3, where it is 0.995, is penalised.
+# A saturated tanh passes no gradient, and a generator whose first images are all black would keep them so. What goes
+# into it beyond +-3, where it is 0.995, is penalised.
 LINEAR, SATURATION = 3.0, 0.1
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
 SATURATING = ("hinge", "nonsaturating-r1")  # losses of the discriminator that end at 0

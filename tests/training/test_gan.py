@@ -15,7 +15,7 @@ from qrkt_hw.errors import RunWarning, UserError
 from qrkt_hw.models import metrics
 from qrkt_hw.models.factory import build_model
 from qrkt_hw.runs.config import Config, unused
-from qrkt_hw.training import fit
+from qrkt_hw.training import fit, gan
 from qrkt_hw.training.loop import Record
 
 QUIET = Console(quiet=True)
@@ -84,6 +84,18 @@ def test_the_weights_of_the_lowest_live_fid_are_kept_and_patience_ends_a_trainin
     assert kept == [True, True, False, False, False] and record.best_epoch == 2
     assert "40.0 has not fallen for 2" in task.enough(record)
     assert "--live-fid" in unused(Config(**TINY, patience=2), ["patience"])
+
+
+@pytest.mark.parametrize("side", [-15.0, 15.0])
+def test_a_generator_whose_images_are_all_black_or_all_white_is_led_back(side):
+    task = task_of(projection="classical", generator_heads=1)
+    with torch.no_grad():
+        task.model.generator.leave.bias.fill_(side)
+        assert task.model.generator(torch.randn(4, 8)).abs().min() == 1  # so that no gradient passes
+    task.start_epoch(1)
+    task.step(next(iter(task.batches)), 0)
+    assert (task.model.generator.leave.bias.grad.sign() == math.copysign(1, side)).all()
+    assert gan.saturation(torch.linspace(-3, 3, 9)) == 0
 
 
 def test_a_training_says_once_what_went_wrong():
