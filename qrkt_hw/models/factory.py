@@ -259,7 +259,7 @@ def _vit(options: Config, **keys: Any) -> Config:
 
 
 def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> Config:
-    """Those of the blocks of a stage whose tokens have this width; its circuits are no wider than that.
+    """Those of the blocks of a stage whose tokens have this width; in its attention circuits are no wider.
 
     Raises:
         UserError: heads or qubits that do not divide the width.
@@ -276,8 +276,8 @@ def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> C
         rk_blocks=steps,
         rk=gan.generator_rk or gan.rk,
     )
-    narrow = stage.circuit.model_copy(update={"qubits": min(stage.circuit.qubits, width)})
-    stage = stage.model_copy(update={"circuit": narrow})
+    if stage.model.quantum_attention and stage.circuit.qubits > width:
+        stage = stage.model_copy(update={"circuit": stage.circuit.model_copy(update={"qubits": width})})
     if not ordinary + steps:
         return stage
     name = "--generator-hidden: a stage of the generator has tokens of width"

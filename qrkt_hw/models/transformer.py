@@ -162,6 +162,7 @@ class Generator(nn.Module):
         return pixels if raw else self.bound(pixels)
 
     def bound(self, pixels: Tensor) -> Tensor:
+        """Raw pixels of any shape in [-1, 1], or as they are where the generator is not bounded."""
         return pixels.tanh() if self.bounded else pixels
 
 

@@ -34,8 +34,8 @@ from qrkt_hw.training.loop import Record, Task, groups
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
 # A saturated tanh passes no gradient, and a generator whose first images are all black would keep them so. What goes
-# into it beyond +-4, where it is 0.9993, is penalised: from +-3 on, black pixels were grey enough to double the FID.
-LINEAR, SATURATION = 4.0, 0.1
+# into it beyond +-4, where it is 0.9993, is penalised; beyond +-3, where it is 0.995, grey raised the FID.
+TANH_LIMIT, TANH_PENALTY = 4.0, 0.1
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
 SATURATING = ("hinge", "nonsaturating-r1")  # losses of the discriminator that end at 0
 COLUMNS, ROWS = 8, 8  # of a grid of samples
@@ -101,7 +101,7 @@ class GanTask(Task):
 
     def _generated(self, noise: Tensor, labels: Tensor | None) -> Tensor:
         """Images as the generator has them before they are bounded."""
-        return self.generator(noise, labels, True)  # type: ignore[arg-type]
+        return self.generator(noise, labels, True)
 
     def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return of_class(self.discriminator(images), labels)
@@ -148,7 +148,7 @@ class GanTask(Task):
                 images = self.model.generator.bound(raw)
                 loss = generator_loss(o.loss, self._score(diff_augment(images, o.diffaugment), labels_))
                 found.append(part(loss.detach()))
-                yield part(loss + saturation(raw) if self.model.generator.bounded else loss)
+                yield part(loss + tanh_penalty(raw) if self.model.generator.bounded else loss)
 
         for weight in self.discriminator.parameters:
             weight.requires_grad_(False)
@@ -271,9 +271,9 @@ def generator_loss(loss: str, fake: Tensor) -> Tensor:
     return F.softplus(-fake).mean() if loss == "nonsaturating-r1" else -fake.mean()
 
 
-def saturation(raw: Tensor) -> Tensor:
-    """The penalty of what goes into the tanh at the generator's end: the mean square beyond +-4, weighted."""
-    return SATURATION * (raw.abs() - LINEAR).relu().square().mean()
+def tanh_penalty(raw: Tensor) -> Tensor:
+    """Of pixels of any shape before the tanh: the mean square of what is beyond +-4, weighted."""
+    return TANH_PENALTY * (raw.abs() - TANH_LIMIT).relu().square().mean()
 
 
 def discriminator_loss(loss: str, real: Tensor, fake: Tensor) -> Tensor:

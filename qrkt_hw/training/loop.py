@@ -73,7 +73,7 @@ class Learner:
     def start_epoch(self) -> None:
         self.updates, self._norms = 0, list[Tensor]()
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor | bool | None) -> Tensor:
         return self.network(*inputs)
 
     def update(self, losses: Iterable[Tensor], rate: float) -> None:

@@ -97,6 +97,8 @@ def test_circuits_wider_than_the_tokens_of_a_stage_are_as_wide_as_these():
     gan = made(**wide, generator_rk_blocks="1,1")
     stages = [{layer.template.num_features for layer in quantum_layers(stage)} for stage in gan.generator.stages]
     assert stages == [{64}, {16}]
+    mlps = made(**wide, generator_projection="quantum-mlp", generator_mlp_ratio=4.0, generator_rk_blocks="1,1")
+    assert {layer.template.num_features for layer in quantum_layers(mlps.generator)} == {64}  # an MLP may be wider
 
 
 def test_a_conditional_gan_draws_the_class_asked_for_and_scores_by_projection():

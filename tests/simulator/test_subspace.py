@@ -200,3 +200,20 @@ def test_few_excitations_are_simulated_in_their_subspace_and_many_as_a_statevect
         rbs(circuit, next(angles), j, j + 1)
         circuit.rzz(next(angles), j, j + 1)
     assert simulator(CircuitTemplate("chain", circuit, (), w)).method == method
+
+
+@pytest.mark.parametrize("features", [5, 8])
+def test_weights_that_are_no_numbers_leave_the_gradients_of_other_groups_alone(features):
+    template = circuits.build("orthogonal_butterfly", features)
+    torch.manual_seed(0)
+    weights = torch.randn(3, template.num_weights, dtype=torch.float64)
+    cotangent = torch.randn(3, features, features, dtype=torch.float64)
+
+    def gradient(values):
+        values = values.clone().requires_grad_()
+        (linear_map(template, values) * cotangent).sum().backward()
+        return values.grad
+
+    broken = weights.clone()
+    broken[1, 0] = torch.nan
+    torch.testing.assert_close(gradient(broken)[[0, 2]], gradient(weights)[[0, 2]], rtol=0, atol=0)

@@ -28,16 +28,18 @@ int FN(givens_backward)(const Givens *p, const REAL *weights, const REAL *matrix
     REAL *own = workspace(0, sizeof(REAL) * 2 * all + sizeof(double) * p->weights);
     if (!own) return 1;
     double *sum = (double *)(own + 2 * all);
-    memset(own, 0, sizeof(REAL) * 2 * all);
     for (int64_t g = 0; g < groups; g++, weights += p->weights) {
         for (int i = 0; i < n; i++, matrix += n, cotangent += n) {
-            memcpy(own + (size_t)i * wide, matrix, sizeof(REAL) * n);
-            memcpy(own + all + (size_t)i * wide, cotangent, sizeof(REAL) * n);
+            REAL *row = own + (size_t)i * wide;
+            memcpy(row, matrix, sizeof(REAL) * n);
+            memcpy(row + all, cotangent, sizeof(REAL) * n);
+            memset(row + n, 0, sizeof(REAL) * (wide - n));
+            memset(row + all + n, 0, sizeof(REAL) * (wide - n));
         }
         for (int i = 0; i < p->weights; i++) sum[i] = 0;
         for (int k = p->angles.count - 1; k >= 0; k--) {
             double angle = FN(angle_of)(&p->angles, k, weights, 0, 0, weights);
-            REAL c = (REAL)cos(angle), s = (REAL)sin(angle), total = 0;
+            REAL c = (REAL)cos(angle), s = (REAL)sin(angle);
             REAL *a = own + (size_t)p->first[k] * wide, *b = own + (size_t)p->second[k] * wide;
             FN(vec) part[VECS] = {0};
             for (int j = 0; j < wide; j += CH, a += CH, b += CH)
@@ -49,9 +51,9 @@ int FN(givens_backward)(const Givens *p, const REAL *weights, const REAL *matrix
                     VEC(a + all, h) = c * gu + s * gv;
                     VEC(b + all, h) = c * gv - s * gu;
                 }
-            EACH total += ((REAL *)part)[j];
+            double total = FN(across)((REAL *)part);
             for (int t = p->angles.start[k]; t < p->angles.start[k + 1]; t++)
-                sum[p->angles.index[t]] += p->angles.factor[t] * (double)total;
+                sum[p->angles.index[t]] += p->angles.factor[t] * total;
         }
         for (int i = 0; i < p->weights; i++) grad_weights[g * p->weights + i] = (REAL)sum[i];
     }
