@@ -284,7 +284,8 @@ def generator_stage(options: Config, width: int, ordinary: int, steps: int) -> C
     if width % stage.model.heads:
         raise UserError(f"{name} {width}, which {stage.model.heads} heads do not divide (--generator-heads)")
     if stage.model.quantum_attention and width % stage.circuit.qubits:
-        raise UserError(f"{name} {width}, which groups of {stage.circuit.qubits} qubits do not divide (--qubits)")
+        flag = "--generator-qubits" if options.circuit.generator_qubits else "--qubits"
+        raise UserError(f"{name} {width}, which groups of {stage.circuit.qubits} qubits do not divide ({flag})")
     if stage.model.quantum_mlp and size % stage.mlp_qubits:
         raise UserError(f"--generator-mlp-ratio: a stage's MLP of {size} is not divisible by {stage.mlp_qubits} qubits")
     return stage

@@ -65,6 +65,7 @@ def test_each_side_is_quantum_or_classical(generator, discriminator):
         ({"generator_hidden": 24}, "generator_heads"),
         ({"generator_rk_blocks": "1,1,1"}, "generator_rk_blocks"),
         ({"generator_hidden": 32, "qubits": 3}, "qubits"),
+        ({"generator_hidden": 32, "generator_qubits": 3}, r"3 qubits do not divide \(generator_qubits\)"),
     ],
 )
 def test_sizes_that_do_not_fit_name_the_flag(options, flag):
