@@ -225,7 +225,7 @@ def affine_maps(jobs: Sequence[tuple[nn.Module, Tensor]]) -> dict[int, Tensor]:
     for k, (module, x) in enumerate(jobs):
         if isinstance(module, QuantumProjection) and isinstance(module.layer, QuantumLayer):
             key = id(x), id(module.layer.template), module.scale is None, module.bias is None
-            if module.input_scale is None and module.layer.groups == 1:
+            if module.input_scale is None:
                 alike.setdefault(key, []).append((k, module))
     found: dict[int, Tensor] = {}
     for members in alike.values():

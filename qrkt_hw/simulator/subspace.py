@@ -69,16 +69,26 @@ def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
 def affine_map(
     template: CircuitTemplate, x: Tensor, weights: Tensor, scale: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """``scale * circuits(x) + bias`` of a unary template: x ``(..., groups * features)``, or ``(..., features)`` for
-    all groups; scale and bias ``(groups * outputs,)``. Scaling the matrices costs less than scaling their products."""
+    """``scale * circuits(x) + bias`` of a unary template, ``(..., groups * outputs)``; scale and bias have that width.
+
+    x is ``(..., parts * features)``: part p is read by the groups p, p + parts, p + 2 parts, ..., in one product.
+    Scaling the matrices costs less than scaling their products.
+    """
     matrices = linear_map(template, weights)
     groups, outputs, features = matrices.shape
     matrices = (matrices if scale is None else matrices * scale.view(groups, outputs, 1)).to(x.dtype)
-    if x.shape[-1] == features:
+    parts = x.shape[-1] // features
+    if parts == 1:
         return F.linear(x, matrices.flatten(0, 1), bias)
-    rows = x.reshape(-1, groups, features).transpose(0, 1)
-    found = rows @ matrices.mT if bias is None else torch.baddbmm(bias.view(groups, 1, -1), rows, matrices.mT)
-    return found.transpose(0, 1).reshape(*x.shape[:-1], groups * outputs)
+    readers = groups // parts
+    rows = x.reshape(-1, parts, features).transpose(0, 1)
+    stacked = matrices.view(readers, parts, outputs, features).transpose(0, 1).flatten(1, 2).mT
+    if bias is None:
+        found = rows @ stacked
+    else:
+        found = torch.baddbmm(bias.view(readers, parts, outputs).transpose(0, 1).reshape(parts, 1, -1), rows, stacked)
+    found = found.unflatten(-1, (readers, outputs)).permute(1, 2, 0, 3)
+    return found.reshape(*x.shape[:-1], groups * outputs)
 
 
 def _angles(steps: Sequence[Diagonal | Givens | Matrix], template: CircuitTemplate, real: torch.dtype) -> Angles:
