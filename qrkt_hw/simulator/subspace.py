@@ -69,10 +69,11 @@ def linear_map(template: CircuitTemplate, weights: Tensor) -> Tensor:
 def affine_map(
     template: CircuitTemplate, x: Tensor, weights: Tensor, scale: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """``scale * circuits(x) + bias`` of a unary template, ``(..., groups * outputs)``; scale and bias have that width.
+    """``scale * circuits(x) + bias`` of a unary template, ``(..., groups * outputs)``, in one product.
 
-    x is ``(..., parts * features)``: part p is read by the groups p, p + parts, p + 2 parts, ..., in one product.
-    Scaling the matrices costs less than scaling their products.
+    x is ``(..., parts * features)``: part p is read by the groups p, p + parts, p + 2 parts, ...; weights are
+    ``(groups, weights)``, scale and bias ``(groups * outputs,)``. Scaling the matrices costs less than scaling
+    their products.
     """
     matrices = linear_map(template, weights)
     groups, outputs, features = matrices.shape
