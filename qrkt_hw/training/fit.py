@@ -228,11 +228,6 @@ def _check_training(there: ranks.Ranks, options: Config, data: Data, model: nn.M
     place, mixed = backend.stand_in or backend, options.training.precision != "32-true"
     if mixed and options.has_circuits and options.circuit.dtype == "complex128":
         raise UserError("--precision: bf16-mixed does not go with --dtype complex128; take --precision 32-true")
-    if mixed and isinstance(model, Gan) and options.gan.loss in TWICE and options.gan.penalty:
-        raise UserError(
-            f"--precision: the penalty of {options.gan.loss} differentiates twice, which bf16-mixed does not; take "
-            "--precision 32-true, or --loss hinge"
-        )
     if quantum_layers(model) and not place.differentiable:
         if mixed:
             raise UserError(f"--precision: circuits on {backend.name!r} take float64; take --precision 32-true")

@@ -106,6 +106,10 @@ class GanTask(Task):
     def _score(self, images: Tensor, labels: Tensor | None) -> Tensor:
         return of_class(self.discriminator(images), labels)
 
+    def _score_in_full_precision(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        """By the network itself: Fabric's wrapper of it would round what is differentiated twice to bfloat16."""
+        return of_class(self.model.discriminator(images), labels)
+
     def _portions(self, *tensors: Tensor | None) -> Iterator[list[Any]]:
         """The batch's tensors part by part, as ``--accumulate`` says."""
         count = next(len(t) for t in tensors if t is not None)
@@ -131,7 +135,7 @@ class GanTask(Task):
                 loss = discriminator_loss(o.loss, on_real, on_fake)
                 extra = loss.new_zeros(())
                 if penalised:
-                    extra = penalty(o, partial(self._score, labels=labels_), real_, fake_)
+                    extra = penalty(o, partial(self._score_in_full_precision, labels=labels_), real_, fake_)
                 yield part(loss + o.penalty_every * extra)
                 found = loss, extra, on_real.mean(), on_fake.mean()
                 measured.append(torch.stack([part(x.detach()) for x in found]))

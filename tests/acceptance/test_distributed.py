@@ -248,7 +248,6 @@ def test_a_rank_that_differs_ends_all_with_one_sentence(what, tmp_path):
         (["--accelerator", "cuda", "--devices", "64"], ["cuda"]),
         (["--precision", "bf16-mixed", "--dtype", "complex128"], ["--precision", "32-true"]),
         (["--precision", "bf16-mixed", "--backend", "fake_torino", "--shots", "9"], ["--precision", "fake_torino"]),
-        (["--precision", "bf16-mixed", "--model", "gan"], ["--precision", "twice", "--loss hinge"]),
     ],
 )
 def test_what_cannot_be_is_one_sentence(flags, words, tmp_path):

@@ -56,6 +56,15 @@ def test_a_step_in_parts_is_the_step(tmp_path):
         started(tmp_path / "drift", accumulate=2, loss="wgangp-eps")
 
 
+def test_in_mixed_precision_the_penalty_is_that_of_full_precision(tmp_path):
+    keys = {**NEW, "penalty_every": 8, "epochs": 1}  # the first step's alone
+    found = [started(tmp_path / to, precision=to, **keys) for to in ("32-true", "bf16-mixed")]
+    full, mixed = (next(csv.DictReader(run.metrics.open())) for run in found)
+    assert float(full["penalty"]) == float(mixed["penalty"]) > 0
+    assert full["discriminator_loss"] != mixed["discriminator_loss"]
+    assert float(mixed["discriminator_loss"]) == pytest.approx(float(full["discriminator_loss"]), rel=0.02)
+
+
 def test_stopped_and_resumed_a_conditional_gan_is_the_same_bit_for_bit(tmp_path, quick_classifier):
     keys = {**NEW, "accumulate": 2, "live_fid": 100, "samples_every": 1}
     whole = started(tmp_path / "whole", **keys)
