@@ -235,7 +235,7 @@ class QuantumLayer(TorchConnector):
                 "the number of features must be a positive multiple"
             )
         if dtype not in REAL:
-            raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype}")
+            raise ValueError(f"dtype must be torch.complex64 or torch.complex128, not {dtype!r}")
         # past the connector's constructor: it registers its parameter twice, under a private name too
         nn.Module.__init__(self)
         self.features = features

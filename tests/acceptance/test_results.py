@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from qrkt_hw.experiments.evaluation import classes_of, draw, gan_of, noise
 from qrkt_hw.experiments.loading import load
 from qrkt_hw.models.factory import count_parameters
+from qrkt_hw.plots.images import grid
+from qrkt_hw.runs import RunFolder
 from tests.command_line import qrkt
 
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/seed-*/config.yaml"))
+GANS = sorted((ROOT / "results").glob("qrkt-gan-*"))
 LIMITS = {
     "best-mnist": (0.975, 3520), "best-mnist-4-qubits": (0.975, 3520), "best-cifar10": (0.62, 20590),
     "best-imdb": (0.88, 243896), "best-cifar100": (0.4, 40000), "best-imagenet-10": (0.5, 25000),
@@ -70,6 +75,35 @@ def test_inference_of_a_kept_run_repeats_its_figure(run, tmp_path):
     assert done.returncode == 0, done.stderr
     stated = json.loads((run / "results.json").read_text())["test"]
     assert json.loads(done.stdout)["accuracy"] == pytest.approx(stated["accuracy"], abs=2e-4)
+
+
+@pytest.mark.parametrize("run", GANS, ids=lambda run: run.name)
+def test_a_kept_gan_draws_the_images_it_drew(run):
+    model = gan_of(RunFolder.open(run))
+    images = draw(model, noise(64, model.latent, 0), classes_of(model, 64))
+    with Image.open(run / "evaluation" / "samples.png") as kept:
+        difference = np.abs(np.asarray(grid(images, 8), int) - np.asarray(kept, int))
+    assert difference.max() <= 1  # other processors add in another order, which can round a pixel the other way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", GANS, ids=lambda run: run.name)
+def test_evaluation_of_a_kept_gan_repeats_its_figures(run, tmp_path):
+    (kept,) = (json.loads(path.read_text()) for path in (run / "evaluation").glob("*.json"))
+    where = []
+    if kept["protocol"]["dataset"] != "digits":
+        if DATA is None:
+            pytest.skip("needs the data sets; set QRKT_HW_DATA to their folder")
+        where = ["--data-dir", DATA]
+    shutil.copytree(run, tmp_path / "run")
+    how = ["--split", kept["protocol"]["split"], "--samples", kept["protocol"]["samples"]]
+    done = qrkt("evaluate", "run", *where, *map(str, how), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["metrics"] == pytest.approx(kept["metrics"], rel=0.01)
+    assert found["reference_classifier"]["confident"] == pytest.approx(
+        kept["reference_classifier"]["confident"], abs=0.005
+    )
 
 
 def test_the_page_shows_every_kept_group():
