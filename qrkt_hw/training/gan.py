@@ -34,7 +34,7 @@ from qrkt_hw.training.loop import Record, Task, groups
 MEASURED = ("generator_loss", "discriminator_loss", "penalty", "real_score", "fake_score")
 DRIFT = 1e-3
 # A saturated tanh passes no gradient, and a generator whose first images are all black would keep them so. What goes
-# into it beyond +-2, where it is 0.96, is penalised while the images of a batch have nearly no variance, which is 0.2
+# into it beyond +-2, where it is 0.96, is penalised while the images of a batch have nearly no variance, which is 0.25
 # and more in a data set. At all times the penalty raised the FID of digits.
 TANH_LIMIT, TANH_PENALTY, ALIKE = 2.0, 1.0, 0.01
 SHIFT, HOLE = 1 / 8, 1 / 2  # of a side: the longest translation, the cutout
@@ -153,7 +153,7 @@ class GanTask(Task):
                 images = self.model.generator.bound(raw)
                 loss = generator_loss(o.loss, self._score(diff_augment(images, o.diffaugment), labels_))
                 found.append(part(loss.detach()))
-                yield part(loss + tanh_penalty(raw) if self.model.generator.bounded else loss)
+                yield part(loss + tanh_penalty(raw, images) if self.model.generator.bounded else loss)
 
         for weight in self.discriminator.parameters:
             weight.requires_grad_(False)
@@ -276,9 +276,13 @@ def generator_loss(loss: str, fake: Tensor) -> Tensor:
     return F.softplus(-fake).mean() if loss == "nonsaturating-r1" else -fake.mean()
 
 
-def tanh_penalty(raw: Tensor) -> Tensor:
-    """Of images before the tanh: the mean square of what is beyond +-2 where all images are alike, else 0."""
-    alike = len(raw) > 1 and raw.detach().tanh().var(0, correction=0).mean() < ALIKE
+def tanh_penalty(raw: Tensor, images: Tensor) -> Tensor:
+    """The mean square of what is beyond +-2 before the tanh, where all images are alike, else 0; 0 for one image.
+
+    ``raw`` and ``images`` are ``(count, channels, size, size)``, before and after the tanh. A part of a batch, be it of
+    a rank or of ``--accumulate``, is judged by its own images.
+    """
+    alike = len(images) > 1 and images.detach().var(0, correction=0).mean() < ALIKE
     return alike * TANH_PENALTY * (raw.abs() - TANH_LIMIT).relu().square().mean()
 
 

@@ -22,7 +22,7 @@ from tests.command_line import qrkt
 pytestmark = pytest.mark.acceptance
 ROOT = Path(__file__).parents[2]
 RUNS = sorted(path.parent for path in (ROOT / "results").glob("*/seed-*/config.yaml"))
-GANS = sorted((ROOT / "results").glob("qrkt-gan-*"))
+GANS = [ROOT / "results" / name for name in ("qrkt-gan-digits", "qrkt-gan-mnist")]
 LIMITS = {
     "best-mnist": (0.975, 3520), "best-mnist-4-qubits": (0.975, 3520), "best-cifar10": (0.62, 20590),
     "best-imdb": (0.88, 243896), "best-cifar100": (0.4, 40000), "best-imagenet-10": (0.5, 25000),
@@ -81,7 +81,7 @@ def test_inference_of_a_kept_run_repeats_its_figure(run, tmp_path):
 def test_a_kept_gan_draws_the_images_it_drew(run):
     model = gan_of(RunFolder.open(run))
     images = draw(model, noise(64, model.latent, 0), classes_of(model, 64))
-    with Image.open(run / "evaluation" / "samples.png") as kept:
+    with Image.open(run / "samples.png") as kept:
         difference = np.abs(np.asarray(grid(images, 8), int) - np.asarray(kept, int))
     assert difference.max() <= 1  # other processors add in another order, which can round a pixel the other way
 
@@ -89,7 +89,7 @@ def test_a_kept_gan_draws_the_images_it_drew(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("run", GANS, ids=lambda run: run.name)
 def test_evaluation_of_a_kept_gan_repeats_its_figures(run, tmp_path):
-    (kept,) = (json.loads(path.read_text()) for path in (run / "evaluation").glob("*.json"))
+    kept = json.loads(min((run / "evaluation").glob("*.json")).read_text())  # the oldest; a user may have made others
     where = []
     if kept["protocol"]["dataset"] != "digits":
         if DATA is None:
