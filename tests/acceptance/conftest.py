@@ -7,6 +7,15 @@ import pytest
 from tests.ibm_service.process import Loopback
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skipped test fails where QRKT_HW_NO_SKIPS says that all it needs is there."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("QRKT_HW_NO_SKIPS"):
+        report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(scope="session")
 def loopback():
     """The IBM Quantum service on loopback, one process for all tests."""
