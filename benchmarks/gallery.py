@@ -61,7 +61,8 @@ def main() -> None:
         pen.text((4, top + LINE / 2), name, "black", font, anchor="lm")
         canvas.paste(one, (0, top + LINE))
         top += LINE + one.height
-    canvas.quantize(64).save(given.out, optimize=True)
+    # 64 colours are enough for greys, and would change an image in colour
+    (canvas.quantize(64) if data.shape.channels == 1 else canvas).save(given.out, optimize=True)
 
 
 if __name__ == "__main__":
