@@ -14,7 +14,7 @@ from qrkt_hw.ansatz import CircuitTemplate, by_angles, orthogonal, rbs, unary_an
 from qrkt_hw.compiler import lower
 from qrkt_hw.compiler.subspace import subspace
 from qrkt_hw.errors import UserError
-from qrkt_hw.simulator import simulator
+from qrkt_hw.simulator import native, simulator
 from qrkt_hw.simulator.subspace import linear_map
 
 LAYOUTS = ("orthogonal_brick", "orthogonal_butterfly", "orthogonal_pyramid")
@@ -217,3 +217,20 @@ def test_weights_that_are_no_numbers_leave_the_gradients_of_other_groups_alone(f
     broken = weights.clone()
     broken[1, 0] = torch.nan
     torch.testing.assert_close(gradient(broken)[[0, 2]], gradient(weights)[[0, 2]], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("features", "angles"), [(21, 12), (21, 60), (40, 150)])
+def test_rotations_of_any_pairs_are_the_same_by_kernel_and_by_torch(features, angles, monkeypatch):
+    """Of matrices some of whose rows are nearly empty, in more than one vector of columns."""
+    rng = np.random.default_rng(angles)
+    pairs = [tuple(map(int, rng.choice(features, 2, replace=False))) for _ in range(angles)]
+    template = orthogonal("random", features, [pairs], topology="any", reference="")
+    torch.manual_seed(0)
+    weights = torch.randn(2, angles, dtype=torch.float64).requires_grad_()
+    cotangent = torch.randn(2, features, features, dtype=torch.float64)
+    found = linear_map(template, weights)
+    (gradient,) = torch.autograd.grad(found, weights, cotangent)
+    monkeypatch.setattr(native, "serves", lambda *_: False)
+    expected = linear_map(template, weights)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, weights, cotangent)[0], rtol=0, atol=1e-12)

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from qrkt_hw.compiler.program import Affine
 
-VERSION = 8
+VERSION = 9
 _P, _I, _L = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
 # arguments after the plan
 _SIGNATURES: dict[str, list[Any]] = {

@@ -10,7 +10,7 @@ int FN(givens_forward)(const Givens *p, const REAL *weights, int64_t groups, REA
             double angle = FN(angle_of)(&p->angles, k, weights, 0, 0, weights);
             REAL c = (REAL)cos(angle), s = (REAL)sin(angle);
             REAL *restrict a = out + (size_t)p->first[k] * n, *restrict b = out + (size_t)p->second[k] * n;
-            for (int j = 0; j < n; j++) {
+            for (int j = p->low[k], high = p->high[k]; j < high; j++) {
                 REAL u = a[j], v = b[j];
                 a[j] = c * u - s * v;
                 b[j] = s * u + c * v;
@@ -40,9 +40,10 @@ int FN(givens_backward)(const Givens *p, const REAL *weights, const REAL *matrix
         for (int k = p->angles.count - 1; k >= 0; k--) {
             double angle = FN(angle_of)(&p->angles, k, weights, 0, 0, weights);
             REAL c = (REAL)cos(angle), s = (REAL)sin(angle);
-            REAL *a = own + (size_t)p->first[k] * wide, *b = own + (size_t)p->second[k] * wide;
+            int low = p->low[k] / CH * CH, high = p->high[k]; /* the cotangent's other columns are needed no more */
+            REAL *a = own + (size_t)p->first[k] * wide + low, *b = own + (size_t)p->second[k] * wide + low;
             FN(vec) part[VECS] = {0};
-            for (int j = 0; j < wide; j += CH, a += CH, b += CH)
+            for (int j = low; j < high; j += CH, a += CH, b += CH)
                 for (int h = 0; h < VECS; h++) {
                     FN(vec) u = VEC(a, h), v = VEC(b, h), gu = VEC(a + all, h), gv = VEC(b + all, h);
                     part[h] += gv * u - gu * v;

@@ -70,7 +70,8 @@ typedef struct {
 typedef struct {
     Angles angles;
     int32_t size, weights;
-    const int32_t *first, *second;
+    const int32_t *first, *second; /* rows */
+    const int32_t *low, *high;     /* outside these columns both rows are 0 before and after the rotation */
 } Givens;
 
 /* P psi [k] = (-i)^|x&z| (-1)^|z&k| psi[k^x] for P = i^|x&z| X^x Z^z; this is the part of (-i)^|x&z| that is not 0 */
@@ -216,7 +217,7 @@ static void next(Cosets *at) {
     at->base = ((at->base | at->pivots) + 1) & ~at->pivots;
 }
 
-int64_t qrkt_version(void) { return 8; }
+int64_t qrkt_version(void) { return 9; }
 
 /* Python's build tools ask for the name of a module; nothing imports this library */
 void *PyInit__kernels(void) { return NULL; }
