@@ -237,31 +237,25 @@ def test_rotations_of_any_pairs_are_the_same_by_kernel_and_by_torch(features, an
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_scaled_matrices_have_the_same_values_and_gradients_by_kernel_and_by_torch(parts, monkeypatch):
+def test_affine_maps_have_the_same_values_and_gradients_by_kernel_and_by_torch(parts, monkeypatch):
     template = circuits.build("orthogonal_butterfly", 6, 1)
     torch.manual_seed(1)
-    x, weights, scale, bias = (
-        torch.randn(shape, dtype=torch.float64).requires_grad_()
-        for shape in ((3, parts * 6), (2 * parts, template.num_weights), (2 * parts * 6,), (2 * parts * 6,))
-    )
+    shapes = (3, parts * 6), (2 * parts, template.num_weights), (2 * parts * 6,), (2 * parts * 6,)
+    given = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    cotangent = torch.randn(3, 2 * parts * 6, dtype=torch.float64)
 
     def evaluated(*values):
         return affine_map(template, *values)
 
-    given, cotangent = (x, weights, scale, bias), torch.randn(3, 2 * parts * 6, dtype=torch.float64)
+    def values_and_gradients(dtype):
+        arguments = [v.detach().to(dtype).requires_grad_() for v in given]
+        values = evaluated(*arguments)
+        return values, *torch.autograd.grad(values, arguments, cotangent.to(dtype))
+
     assert gradcheck(evaluated, given) and gradgradcheck(evaluated, given)
-    found = torch.func.vjp(evaluated, *given)
-    single = [v.detach().float().requires_grad_() for v in given]
-    rounded = evaluated(*single)
-    gradients = torch.autograd.grad(rounded, single, cotangent.float())
-    (alone,) = torch.autograd.grad(evaluated(x, weights.detach(), scale, bias), scale, cotangent)
+    double, single = values_and_gradients(torch.float64), values_and_gradients(torch.float32)
     monkeypatch.setattr(native, "serves", lambda *_: False)
-    expected = evaluated(*given)
-    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-13)
-    torch.testing.assert_close(rounded.double(), expected, rtol=0, atol=1e-5)
-    wanted = torch.autograd.grad(expected, given, cotangent)
-    torch.testing.assert_close(found[1](cotangent), wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(alone, wanted[2], rtol=0, atol=1e-12)
-    for one, other in zip(gradients, wanted, strict=True):
-        assert one.dtype == torch.float32
-        torch.testing.assert_close(one.double(), other, rtol=0, atol=1e-4)
+    for found, rounded, expected in zip(double, single, values_and_gradients(torch.float64), strict=True):
+        assert rounded.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(rounded.double(), expected, rtol=0, atol=1e-5)

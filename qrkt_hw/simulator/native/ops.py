@@ -118,7 +118,7 @@ class PropagatedKernel(_Kernel):
 def _columns(first: Sequence[int], second: Sequence[int]) -> tuple[list[int], list[int]]:
     """For each rotation of two rows of what was the identity: the columns, from and to, where a row can differ from 0.
 
-    A butterfly's rows fill up by and by, so that it costs ``n^2`` instead of ``n^2 log(n)``.
+    The rows of a butterfly's first layer fill up by and by: it costs ``n^2`` instead of ``n^2 log(n)``.
     """
     found = dict[int, tuple[int, int]]()
     ranges = list[tuple[int, int]]()
